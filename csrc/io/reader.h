@@ -1,0 +1,45 @@
+// Reader: how bytes of one file or buffer get into memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace tensorstream {
+
+/// Where a reader's bytes live.
+enum class Tier { kRam, kDisk };
+
+/// Random access to the bytes of one source. Thread-safe.
+class Reader {
+ public:
+  virtual ~Reader() = default;
+
+  /// What the reader reads, for messages: a path, or "memory of 'lm_head.weight'".
+  virtual const std::string& name() const noexcept = 0;
+  virtual Tier tier() const noexcept = 0;
+  virtual std::uint64_t size_bytes() const noexcept = 0;
+
+  /// Fills `out` from `offset_bytes`. Raises IoError (path, offset) when the bytes cannot be had: the end of the source, a fault, a source that is no longer the
+  /// one that was opened. `out` may then be partly written.
+  virtual void read(std::uint64_t offset_bytes, std::span<std::byte> out) = 0;
+};
+
+/// How a file is read.
+enum class FileBackend {
+  /// Through a mapping of the page cache; pages are let go once they are copied.
+  kMmap,
+  /// By pread into the target.
+  kPread,
+};
+
+/// A reader of the file at `path`. Raises IoError.
+std::unique_ptr<Reader> open_file_reader(const std::string& path, FileBackend backend);
+
+/// A reader of host memory that `owner` keeps alive. The bytes may change between reads, not during one.
+std::unique_ptr<Reader> create_memory_reader(std::string name, std::span<const std::byte> bytes,
+                                             std::shared_ptr<const void> owner);
+
+}  // namespace tensorstream

@@ -1,0 +1,66 @@
+// Budget: a number of bytes that reservations share. Refusal is an outcome, not an exception.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string_view>
+
+#include "base/mutex.h"
+
+namespace tensorstream {
+
+class Budget;
+
+/// Bytes taken from a Budget; gives them back when it goes. Move-only. Keeps its budget alive.
+class Reservation {
+ public:
+  Reservation() = default;
+  Reservation(Reservation&& other) noexcept;
+  Reservation& operator=(Reservation&& other) noexcept;
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+  ~Reservation();
+
+  std::uint64_t size_bytes() const noexcept { return size_bytes_; }
+  /// Gives the bytes back now.
+  void release() noexcept;
+
+ private:
+  friend class Budget;
+  Reservation(std::shared_ptr<Budget> budget, std::uint64_t size_bytes);
+
+  std::shared_ptr<Budget> budget_;  // shared by the budget's maker and every reservation
+  std::uint64_t size_bytes_ = 0;
+};
+
+/// A ceiling in bytes. Several engines may share one. Thread-safe.
+class Budget : public std::enable_shared_from_this<Budget> {
+ public:
+  static std::shared_ptr<Budget> create(std::uint64_t limit_bytes);
+
+  /// Takes `size_bytes`, or nothing where that would pass the limit.
+  [[nodiscard]] std::optional<Reservation> try_reserve(std::uint64_t size_bytes);
+  /// Takes `size_bytes` for `purpose`, or raises BudgetError with the numbers.
+  [[nodiscard]] Reservation reserve(std::uint64_t size_bytes, std::string_view purpose);
+
+  std::uint64_t limit_bytes() const;
+  std::uint64_t used_bytes() const;
+  /// The most that was ever reserved at once.
+  std::uint64_t peak_bytes() const;
+
+ private:
+  friend class Reservation;
+  explicit Budget(std::uint64_t limit_bytes) : limit_bytes_(limit_bytes) {}
+  void give_back(std::uint64_t size_bytes) noexcept;
+
+  // Constant after construction.
+  const std::uint64_t limit_bytes_;
+
+  // Guarded by mutex_.
+  mutable Mutex mutex_;
+  std::uint64_t used_bytes_ TS_GUARDED_BY(mutex_) = 0;
+  std::uint64_t peak_bytes_ TS_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace tensorstream

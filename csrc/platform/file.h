@@ -1,0 +1,54 @@
+// Files, read-only: an owned descriptor, whole reads, identity.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace tensorstream {
+
+/// What tells one state of a file from another: a file replaced, truncated or rewritten has a new identity.
+struct FileIdentity {
+  std::uint64_t device = 0;
+  std::uint64_t inode = 0;
+  std::uint64_t size_bytes = 0;
+  std::int64_t modified_ns = 0;
+
+  bool operator==(const FileIdentity&) const = default;
+};
+
+/// An open file. Move-only; closes itself. Reads are thread-safe.
+class File {
+ public:
+  /// Opens `path` for reading. Raises IoError; a folder is an IoError too.
+  static File open_for_reading(const std::string& path);
+
+  File(File&& other) noexcept;
+  File& operator=(File&& other) noexcept;
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  ~File();
+
+  const std::string& path() const noexcept { return path_; }
+  int descriptor() const noexcept { return descriptor_; }
+  /// The file as it was when it was opened.
+  const FileIdentity& identity() const noexcept { return identity_; }
+  std::uint64_t size_bytes() const noexcept { return identity_.size_bytes; }
+
+  /// Fills `out` from `offset_bytes`. Short reads and EINTR are retried; the file's end, or an error, is an IoError.
+  void read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) const;
+
+  /// Raises IoError where the file under the descriptor is no longer the one that was opened (truncated, rewritten).
+  void check_unchanged() const;
+
+ private:
+  File(std::string path, int descriptor, FileIdentity identity);
+  void close() noexcept;
+
+  std::string path_;
+  int descriptor_ = -1;
+  FileIdentity identity_;
+};
+
+}  // namespace tensorstream

@@ -1,0 +1,49 @@
+// Memory mappings: anonymous memory and file contents.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "platform/file.h"
+
+namespace tensorstream {
+
+/// What code may do with a range of memory.
+enum class Access { kNone, kReadWrite };
+
+/// An owned mapping of whole pages. Move-only; unmaps itself.
+class Mapping {
+ public:
+  /// `size_bytes` of zeroed memory, rounded up to pages, huge pages where the system gives them. Raises BudgetError when the system has none.
+  static Mapping anonymous(std::uint64_t size_bytes);
+  /// The whole of `file`, readable, shared with the page cache. Raises IoError. An empty file maps to an empty span.
+  static Mapping of_file(const File& file);
+
+  Mapping() = default;
+  Mapping(Mapping&& other) noexcept;
+  Mapping& operator=(Mapping&& other) noexcept;
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  ~Mapping();
+
+  std::byte* data() const noexcept { return data_; }
+  std::uint64_t size_bytes() const noexcept { return size_bytes_; }
+
+  /// Gives or takes the right to touch the pages that [offset_bytes, offset_bytes + size_bytes) covers. Raises Error.
+  void set_access(std::uint64_t offset_bytes, std::uint64_t size_bytes, Access access) const;
+  /// Lets go of the pages wholly inside the range: a file's stay in the page cache, anonymous ones are lost.
+  void release_pages(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
+
+ private:
+  Mapping(std::byte* data, std::uint64_t size_bytes) : data_(data), size_bytes_(size_bytes) {}
+  void unmap() noexcept;
+
+  std::byte* data_ = nullptr;
+  std::uint64_t size_bytes_ = 0;
+};
+
+/// Bytes of a page of this system.
+std::uint64_t page_size_bytes() noexcept;
+
+}  // namespace tensorstream

@@ -1,0 +1,107 @@
+// Engine: open -> plan -> acquire/release -> close. Layer: engine.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tensorstream/dtype.h"
+#include "tensorstream/grouping.h"
+#include "tensorstream/plan.h"
+#include "tensorstream/statistics.h"
+
+namespace tensorstream {
+
+class Budget;
+class Device;
+class Reader;
+class Stream;
+
+/// Bytes of one source: a piece of a file or of host memory.
+struct Extent {
+  /// Index into ModelSpec::sources.
+  std::uint32_t source = 0;
+  std::uint64_t offset_bytes = 0;
+  std::uint64_t size_bytes = 0;
+};
+
+/// One tensor's bytes: its extents one after the other.
+struct TensorSpec {
+  std::string name;
+  Dtype dtype = Dtype::kU8;
+  std::uint64_t size_bytes = 0;
+  std::vector<Extent> extents;
+};
+
+/// What an engine runs.
+struct ModelSpec {
+  std::vector<std::shared_ptr<Reader>> sources;
+  std::vector<TensorSpec> tensors;
+  std::vector<Group> groups;
+};
+
+/// When groups are loaded ahead of their use.
+enum class Prefetch {
+  /// Never: a group is loaded when it is acquired.
+  kNone,
+  /// The next group in the order.
+  kNext,
+  /// As many of the next groups as the arena has room for without taking what is needed sooner.
+  kAdaptive,
+};
+
+struct EngineOptions {
+  Prefetch prefetch = Prefetch::kAdaptive;
+  Rates rates;
+  /// Largest piece that one read or copy moves.
+  std::uint64_t piece_bytes = 16U << 20U;
+};
+
+/// Where one tensor of a group is while the group is leased or resident: `data` is device memory, valid from the moment the wait that acquire() enqueued is over
+/// until release(). The address never changes while the engine lives.
+struct TensorPlace {
+  TensorId tensor = 0;
+  std::byte* data = nullptr;
+  std::uint64_t size_bytes = 0;
+};
+
+/// Streams the weights of one model on one device. Thread-safe. The device outlives the engine; nothing is leased when it is destroyed.
+class Engine {
+ public:
+  /// Plans, allocates and loads the resident groups. Raises BudgetError, IoError, ConfigError.
+  static std::unique_ptr<Engine> open(Device& device, std::shared_ptr<Budget> budget, ModelSpec model,
+                                      const EngineOptions& options);
+  virtual ~Engine() = default;
+
+  virtual const Plan& plan() const noexcept = 0;
+  virtual const std::vector<Group>& groups() const noexcept = 0;
+  /// The places of a group's tensors, in the order of Group::tensors; empty for a group on demand.
+  virtual std::vector<TensorPlace> places(GroupId group) const = 0;
+
+  /// Takes a lease of a streamed or resident group: work that `stream` is given after this call sees the group's bytes. Blocks the caller only until the load is
+  /// enqueued (on a host device: done). Leases nest. Raises what the load raised (the engine stays usable), LeaseError for a group on demand, and BudgetError when
+  /// other leases hold its place of the arena.
+  virtual void acquire(GroupId group, Stream& stream) = 0;
+  /// Gives a lease back: once the work that `stream` holds now is done, the place may be reused. Raises LeaseError where the group is not leased.
+  virtual void release(GroupId group, Stream& stream) = 0;
+  /// Gives back every lease of every group, as after a forward that was abandoned, and forgets the order of that forward. Never throws.
+  virtual void release_all(Stream& stream) noexcept = 0;
+
+  /// The current true bytes of a tensor, whole, into host memory of exactly its size. Leases and places are left alone.
+  virtual void read_tensor(TensorId tensor, std::span<std::byte> out) = 0;
+  /// Rows of a tensor seen as (rows, row_bytes): `out` holds indices.size() rows, in their order. Raises ConfigError for an index outside the tensor.
+  virtual void read_rows(TensorId tensor, std::span<const std::int64_t> indices, std::uint64_t row_bytes,
+                         std::span<std::byte> out) = 0;
+  /// From now on the tensor's bytes are those at `bytes`, which `owner` keeps alive: a write by the user, owned by host RAM. The next lease of its group sees them, also
+  /// where the old ones were loaded already. Not for a leased group (LeaseError) nor a resident one (ConfigError: its bytes on the device are the truth).
+  virtual void replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
+                              std::shared_ptr<const void> owner) = 0;
+
+  virtual Statistics statistics() const = 0;
+};
+
+}  // namespace tensorstream

@@ -1,0 +1,72 @@
+// Plan: which group lives where, and what that predicts. Layer: scheduler.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace tensorstream {
+
+/// Index of a group in its model, in the order in which the model is expected to use them.
+using GroupId = std::uint32_t;
+
+/// Where a group lives.
+enum class Placement {
+  /// On the device for good.
+  kResident,
+  /// In its place of the arena while it is used; loaded at each use.
+  kStreamed,
+  /// Never whole on the device: rows or single tensors are read from the source at each use.
+  kOnDemand,
+};
+
+/// What the planner is free to do with a group.
+enum class Residency {
+  kAny,
+  /// Resident in every plan: tiny, used across other groups, or asked for by the user.
+  kRequired,
+  /// Read by rows: resident where there is room after everything else, on demand otherwise.
+  kByRows,
+};
+
+/// What the planner needs to know of a group.
+struct GroupFootprint {
+  std::string name;
+  /// Bytes it takes on the device, alignment included.
+  std::uint64_t size_bytes = 0;
+  Residency residency = Residency::kAny;
+};
+
+/// Rates for the model of time. Bytes a second, seconds.
+struct Rates {
+  double link_bytes_per_second = 5e9;
+  /// Compute time of the whole model for one pass, at batch 1.
+  double compute_seconds = 0;
+};
+
+struct GroupPlacement {
+  Placement placement = Placement::kStreamed;
+  /// Start of its place in the arena, for streamed groups.
+  std::uint64_t offset_bytes = 0;
+};
+
+struct Plan {
+  /// By GroupId.
+  std::vector<GroupPlacement> groups;
+  std::uint64_t budget_bytes = 0;
+  std::uint64_t resident_bytes = 0;
+  std::uint64_t arena_bytes = 0;
+  /// Bytes that one pass over all groups moves: the streamed ones.
+  std::uint64_t streamed_bytes = 0;
+  std::uint64_t on_demand_bytes = 0;
+  /// The smallest budget that works for these groups, and the smallest that streams nothing.
+  std::uint64_t smallest_budget_bytes = 0;
+  std::uint64_t everything_fits_bytes = 0;
+  /// Pairs of streamed groups that follow each other and share arena bytes: the second's load waits for the first's use.
+  std::uint32_t exposed_loads = 0;
+  /// Time of one pass in a steady state by the model of time, and what bounds it: "link", "compute" or "nothing streamed".
+  double predicted_seconds = 0;
+  std::string bound;
+};
+
+}  // namespace tensorstream

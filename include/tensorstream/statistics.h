@@ -1,0 +1,39 @@
+// What an engine did. Layer: engine.
+#pragma once
+
+#include <cstdint>
+
+namespace tensorstream {
+
+/// Counters of one engine since it was opened. Bytes and seconds.
+struct Statistics {
+  std::uint64_t budget_bytes = 0;
+  /// Device memory that the engine holds now, and the most it ever held.
+  std::uint64_t held_bytes = 0;
+  std::uint64_t peak_held_bytes = 0;
+  /// Weight bytes owned by host RAM (made at loading, or written by the user) and not by a file. Outside the budget on devices that are not the host.
+  std::uint64_t source_ram_bytes = 0;
+
+  std::uint64_t acquires = 0;
+  /// Acquires that found the group on the device.
+  std::uint64_t hits = 0;
+  /// Acquires that found its load under way.
+  std::uint64_t partial_hits = 0;
+  /// Acquires that had to start the load themselves.
+  std::uint64_t misses = 0;
+  /// Uses in another order than the learnt one.
+  std::uint64_t surprises = 0;
+  std::uint64_t loads = 0;
+  std::uint64_t streamed_bytes = 0;
+  std::uint64_t streamed_ram_bytes = 0;
+  std::uint64_t streamed_disk_bytes = 0;
+  /// Rows and whole tensors read outside any lease.
+  std::uint64_t on_demand_bytes = 0;
+  /// Time that loads took, first byte to last, and the time callers of acquire() were blocked.
+  double load_seconds = 0;
+  double stalled_seconds = 0;
+  /// Time since the first acquire.
+  double active_seconds = 0;
+};
+
+}  // namespace tensorstream
