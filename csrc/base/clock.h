@@ -14,6 +14,8 @@ inline double seconds_between(Clock::time_point start, Clock::time_point end) {
 }
 
 /// Seconds since `start`.
-inline double seconds_since(Clock::time_point start) { return seconds_between(start, Clock::now()); }
+inline double seconds_since(Clock::time_point start) {
+  return seconds_between(start, Clock::now());
+}
 
 }  // namespace tensorstream

@@ -14,7 +14,8 @@ struct DtypeRow {
 };
 
 constexpr std::array kDtypes = {
-#define TS_DTYPE_ROW(id, file_name, torch_name, bits) DtypeRow{Dtype::id, file_name, torch_name, bits},
+#define TS_DTYPE_ROW(id, file_name, torch_name, bits) \
+  DtypeRow{Dtype::id, file_name, torch_name, bits},
     TS_DTYPES(TS_DTYPE_ROW)
 #undef TS_DTYPE_ROW
 };

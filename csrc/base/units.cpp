@@ -17,13 +17,20 @@ struct Unit {
 
 constexpr double kKi = 1024.0;
 constexpr std::array kUnits = {
-    Unit{"", 1},          Unit{"b", 1},
-    Unit{"kib", kKi},     Unit{"mib", kKi * kKi},
-    Unit{"gib", kKi * kKi * kKi}, Unit{"tib", kKi * kKi * kKi * kKi},
-    Unit{"k", kKi},       Unit{"m", kKi * kKi},
-    Unit{"g", kKi * kKi * kKi}, Unit{"t", kKi * kKi * kKi * kKi},
-    Unit{"kb", 1e3},      Unit{"mb", 1e6},
-    Unit{"gb", 1e9},      Unit{"tb", 1e12},
+    Unit{"", 1},
+    Unit{"b", 1},
+    Unit{"kib", kKi},
+    Unit{"mib", kKi * kKi},
+    Unit{"gib", kKi * kKi * kKi},
+    Unit{"tib", kKi * kKi * kKi * kKi},
+    Unit{"k", kKi},
+    Unit{"m", kKi * kKi},
+    Unit{"g", kKi * kKi * kKi},
+    Unit{"t", kKi * kKi * kKi * kKi},
+    Unit{"kb", 1e3},
+    Unit{"mb", 1e6},
+    Unit{"gb", 1e9},
+    Unit{"tb", 1e12},
 };
 
 std::string_view trimmed(std::string_view text) {
@@ -45,7 +52,8 @@ std::string lower(std::string_view text) {
 
 }  // namespace
 
-std::uint64_t parse_size(std::string_view text, std::string_view option, std::uint64_t whole_bytes) {
+std::uint64_t parse_size(std::string_view text, std::string_view option,
+                         std::uint64_t whole_bytes) {
   const std::string_view body = trimmed(text);
   double number = 0;
   const auto [end, error] = std::from_chars(body.data(), body.data() + body.size(), number);

@@ -25,6 +25,9 @@ class Reader {
   /// Fills `out` from `offset_bytes`. Raises IoError (path, offset) when the bytes cannot be had: the end of the source, a fault, a source that is no longer the
   /// one that was opened. `out` may then be partly written.
   virtual void read(std::uint64_t offset_bytes, std::span<std::byte> out) = 0;
+
+  /// The bytes from `offset_bytes` on where they lie in RAM and stay valid while the reader lives, for asynchronous copies; null elsewhere.
+  virtual const std::byte* address(std::uint64_t offset_bytes) const noexcept;
 };
 
 /// How a file is read.

@@ -61,47 +61,68 @@ struct EngineOptions {
   std::uint64_t piece_bytes = 16U << 20U;
 };
 
-/// Where one tensor of a group is while the group is leased or resident: `data` is device memory, valid from the moment the wait that acquire() enqueued is over
-/// until release(). The address never changes while the engine lives.
+/// Where one tensor of a group is while the group is leased or resident: `data` is device memory,
+/// valid from the moment the wait that acquire() enqueued is over until release(). The address
+/// never changes while the engine lives. On a host device a resident tensor that a RAM source owns
+/// stays where it is.
 struct TensorPlace {
   TensorId tensor = 0;
   std::byte* data = nullptr;
   std::uint64_t size_bytes = 0;
 };
 
-/// Streams the weights of one model on one device. Thread-safe. The device outlives the engine; nothing is leased when it is destroyed.
+/// Streams the weights of one model on one device. Thread-safe. The device outlives the engine;
+/// nothing is leased when it is destroyed. Leases of one group that are held at the same time are
+/// used on one stream, or on streams that the caller has ordered.
 class Engine {
  public:
   /// Plans, allocates and loads the resident groups. Raises BudgetError, IoError, ConfigError.
-  static std::unique_ptr<Engine> open(Device& device, std::shared_ptr<Budget> budget, ModelSpec model,
-                                      const EngineOptions& options);
-  virtual ~Engine() = default;
+  Engine(Device& device, std::shared_ptr<Budget> budget, ModelSpec model,
+         const EngineOptions& options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
-  virtual const Plan& plan() const noexcept = 0;
-  virtual const std::vector<Group>& groups() const noexcept = 0;
+  const Plan& plan() const noexcept;
+  const std::vector<Group>& groups() const noexcept;
   /// The places of a group's tensors, in the order of Group::tensors; empty for a group on demand.
-  virtual std::vector<TensorPlace> places(GroupId group) const = 0;
+  std::vector<TensorPlace> places(GroupId group) const;
 
-  /// Takes a lease of a streamed or resident group: work that `stream` is given after this call sees the group's bytes. Blocks the caller only until the load is
-  /// enqueued (on a host device: done). Leases nest. Raises what the load raised (the engine stays usable), LeaseError for a group on demand, and BudgetError when
-  /// other leases hold its place of the arena.
-  virtual void acquire(GroupId group, Stream& stream) = 0;
-  /// Gives a lease back: once the work that `stream` holds now is done, the place may be reused. Raises LeaseError where the group is not leased.
-  virtual void release(GroupId group, Stream& stream) = 0;
-  /// Gives back every lease of every group, as after a forward that was abandoned, and forgets the order of that forward. Never throws.
-  virtual void release_all(Stream& stream) noexcept = 0;
+  /// Takes a lease of a streamed or resident group: work that `stream` is given after this call
+  /// sees the group's bytes. Blocks the caller only until the load is enqueued (done, where it can
+  /// fail). Leases nest. False, and no lease, where the group has no place to be now: it is on
+  /// demand, or leases of other groups hold its part of the arena; read its tensors one by one
+  /// then. Raises what the load raised (the engine stays usable).
+  [[nodiscard]] bool acquire(GroupId group, Stream& stream);
+  /// Gives a lease back: once the work that `stream` holds now is done, the place may be reused.
+  /// Raises LeaseError where the group is not leased.
+  void release(GroupId group, Stream& stream);
+  /// Gives back every lease of every group, as after a forward that was abandoned, and forgets the
+  /// order of that forward. Never throws.
+  void release_all(Stream& stream) noexcept;
 
-  /// The current true bytes of a tensor, whole, into host memory of exactly its size. Leases and places are left alone.
-  virtual void read_tensor(TensorId tensor, std::span<std::byte> out) = 0;
-  /// Rows of a tensor seen as (rows, row_bytes): `out` holds indices.size() rows, in their order. Raises ConfigError for an index outside the tensor.
-  virtual void read_rows(TensorId tensor, std::span<const std::int64_t> indices, std::uint64_t row_bytes,
-                         std::span<std::byte> out) = 0;
-  /// From now on the tensor's bytes are those at `bytes`, which `owner` keeps alive: a write by the user, owned by host RAM. The next lease of its group sees them, also
-  /// where the old ones were loaded already. Not for a leased group (LeaseError) nor a resident one (ConfigError: its bytes on the device are the truth).
-  virtual void replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
-                              std::shared_ptr<const void> owner) = 0;
+  /// The current true bytes of a tensor, whole, into host memory of exactly its size. Leases and
+  /// places are left alone.
+  void read_tensor(TensorId tensor, std::span<std::byte> out);
+  /// Rows of a tensor seen as (rows, row_bytes): `out` holds indices.size() rows, in their order.
+  /// Raises ConfigError for an index outside the tensor.
+  void read_rows(TensorId tensor, std::span<const std::int64_t> indices, std::uint64_t row_bytes,
+                 std::span<std::byte> out);
+  /// From now on the tensor's bytes are those at `bytes`, which `owner` keeps alive: a write by the
+  /// user, owned by host RAM. The next lease of its group sees them, also where the old ones were
+  /// loaded already. Not for a leased group (LeaseError) nor a resident one (ConfigError: its bytes
+  /// on the device are the truth).
+  void replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
+                      std::shared_ptr<const void> owner);
 
-  virtual Statistics statistics() const = 0;
+  Statistics statistics() const;
+
+ private:
+  class State;
+  std::unique_ptr<State> state_;
 };
+
+/// The plan that an Engine of this model would have, without opening one.
+Plan plan_model(const ModelSpec& model, std::uint64_t budget_bytes, const Rates& rates);
 
 }  // namespace tensorstream

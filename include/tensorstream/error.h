@@ -8,7 +8,8 @@
 
 namespace tensorstream {
 
-/// Base of every error of the library; what() says what failed, on which object, with the numbers, and what to do.
+/// Base of every error of the library; what() says what failed, on which object, with the numbers,
+/// and what to do.
 class Error : public std::runtime_error {
  public:
   explicit Error(const std::string& message,
@@ -46,7 +47,8 @@ class IoError : public Error {
 /// A file breaks its format. Python: also a ValueError.
 class FormatError : public Error {
  public:
-  /// `tensor` is empty where the fault is in the file as a whole; `rule` is the rule that was broken.
+  /// `tensor` is empty where the fault is in the file as a whole; `rule` is the rule that was
+  /// broken.
   FormatError(const std::string& path, const std::string& tensor, const std::string& rule,
               std::source_location where = std::source_location::current())
       : Error(tensor.empty() ? path + ": " + rule : path + ": tensor '" + tensor + "': " + rule,

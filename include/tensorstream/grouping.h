@@ -1,4 +1,5 @@
-// Grouping: which weights are loaded together, found by the structure of the module tree. Layer: scheduler.
+// Grouping: which weights are loaded together, found by the structure of the module tree. Layer:
+// scheduler.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,8 @@ struct TensorShape {
   std::uint64_t size_bytes = 0;
 };
 
-/// A module of the model. One used in several places is one node, under the first parent that has it.
+/// A module of the model. One used in several places is one node, under the first parent that has
+/// it.
 struct ModuleNode {
   /// Dotted name; empty for the root.
   std::string name;
@@ -29,7 +31,8 @@ struct ModuleNode {
   std::uint32_t type = 0;
   /// The node's parent; the root's is itself. A parent comes before its children.
   ModuleId parent = 0;
-  /// True for modules that only hold others and have no forward of their own worth hooking (ModuleList, ModuleDict).
+  /// True for modules that only hold others and have no forward of their own worth hooking
+  /// (ModuleList, ModuleDict).
   bool container = false;
   /// True for modules that look rows up in their one weight (Embedding).
   bool looks_up_rows = false;
@@ -67,14 +70,20 @@ struct GroupingOptions {
 
 /// Finds the groups of a model.
 ///
-/// - Descending from the root, a module is one group, with all tensors below it, unless it holds a container with at least two children of one type that have tensors
-///   (repeated blocks), or is larger than largest_group_bytes: then its children are looked at each by itself.
-/// - A tensor that such an opened module holds itself is needed during everything below it: a resident group of its own, or, where it is larger than
+/// - Descending from the root, a module is one group, with all tensors below it, unless it holds a
+/// container with at least two children of one type that have tensors
+///   (repeated blocks), or is larger than largest_group_bytes: then its children are looked at each
+///   by itself.
+/// - A tensor that such an opened module holds itself is needed during everything below it: a
+/// resident group of its own, or, where it is larger than
 ///   largest_group_bytes, a group that no module acquires (read on demand when it is touched).
-/// - A module that looks rows up is a group of its own, kByRows and hooked by no one, also inside a module that would else be one group, unless it is smaller than
+/// - A module that looks rows up is a group of its own, kByRows and hooked by no one, also inside a
+/// module that would else be one group, unless it is smaller than
 ///   smallest_streamed_bytes.
-/// - A tensor held by modules of several groups (a tie) is a group of its own; every module that needs it whole acquires it. If modules that look rows up are its only holders, it is kByRows.
-/// - A group smaller than smallest_streamed_bytes, or named in keep_resident, is kRequired and hooked by no one. A name in keep_resident that matches nothing is a
+/// - A tensor held by modules of several groups (a tie) is a group of its own; every module that
+/// needs it whole acquires it. If modules that look rows up are its only holders, it is kByRows.
+/// - A group smaller than smallest_streamed_bytes, or named in keep_resident, is kRequired and
+/// hooked by no one. A name in keep_resident that matches nothing is a
 ///   ConfigError that names the nearest one.
 Grouping group_modules(std::span<const ModuleNode> modules, std::span<const TensorShape> tensors,
                        const GroupingOptions& options);

@@ -62,9 +62,11 @@ struct Plan {
   /// The smallest budget that works for these groups, and the smallest that streams nothing.
   std::uint64_t smallest_budget_bytes = 0;
   std::uint64_t everything_fits_bytes = 0;
-  /// Pairs of streamed groups that follow each other and share arena bytes: the second's load waits for the first's use.
+  /// Pairs of streamed groups that follow each other and share arena bytes: the second's load waits
+  /// for the first's use.
   std::uint32_t exposed_loads = 0;
-  /// Time of one pass in a steady state by the model of time, and what bounds it: "link", "compute" or "nothing streamed".
+  /// Time of one pass in a steady state by the model of time, and what bounds it: "link", "compute"
+  /// or "nothing streamed".
   double predicted_seconds = 0;
   std::string bound;
 };

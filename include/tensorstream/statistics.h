@@ -11,7 +11,8 @@ struct Statistics {
   /// Device memory that the engine holds now, and the most it ever held.
   std::uint64_t held_bytes = 0;
   std::uint64_t peak_held_bytes = 0;
-  /// Weight bytes owned by host RAM (made at loading, or written by the user) and not by a file. Outside the budget on devices that are not the host.
+  /// Weight bytes owned by host RAM (made at loading, or written by the user) and not by a file.
+  /// Outside the budget on devices that are not the host.
   std::uint64_t source_ram_bytes = 0;
 
   std::uint64_t acquires = 0;

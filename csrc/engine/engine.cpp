@@ -1,0 +1,280 @@
+#include "tensorstream/engine.h"
+
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "base/units.h"
+#include "engine/group_layout.h"
+#include "engine/loader.h"
+#include "engine/source_table.h"
+#include "memory/pool.h"
+#include "scheduler/planner.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+std::vector<std::optional<GroupId>> group_of_tensors(const std::vector<Group>& groups,
+                                                     std::size_t tensor_count) {
+  std::vector<std::optional<GroupId>> result(tensor_count);
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    for (const TensorId tensor : groups[group].tensors) {
+      if (tensor >= tensor_count)
+        throw ConfigError("group '" + groups[group].name + "' names an unknown tensor");
+      if (result[tensor]) {
+        throw ConfigError("tensor " + std::to_string(tensor) + " is in two groups, '" +
+                          groups[*result[tensor]].name + "' and '" + groups[group].name + "'");
+      }
+      result[tensor] = group;
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+class Engine::State {
+ public:
+  State(Device& on, std::shared_ptr<Budget> budget, ModelSpec model, const EngineOptions& options)
+      : device(on),
+        pool(on, std::move(budget)),
+        groups(std::move(model.groups)),
+        group_of(group_of_tensors(groups, model.tensors.size())),
+        sources(std::move(model.sources), std::move(model.tensors)),
+        plan(make_plan(footprints(groups, sources.tensors()), pool.budget().limit_bytes(),
+                       options.rates)) {
+    for (const Group& group : groups) layouts.push_back(lay_out(group, sources.tensors()));
+    place_residents();
+    start_loader(options);
+    load_residents();
+  }
+
+  Placement placement(GroupId group) const { return plan.groups.at(group).placement; }
+
+  const TensorSpec& tensor(TensorId id) const {
+    if (id >= sources.tensors().size())
+      throw ConfigError("there is no tensor " + std::to_string(id));
+    return sources.tensors()[id];
+  }
+
+  /// Device bytes of a resident tensor; null for any other.
+  const std::byte* resident_bytes_of(TensorId id) const { return resident_places[id]; }
+
+  void read(TensorId id, std::uint64_t offset_bytes, std::span<std::byte> out) {
+    if (const std::byte* bytes = resident_bytes_of(id)) {
+      if (!out.empty()) std::memcpy(out.data(), bytes + offset_bytes, out.size());
+    } else {
+      sources.read(id, offset_bytes, out);
+    }
+  }
+
+  void note_use() {
+    const MutexLock lock(mutex);
+    if (!first_use) first_use = Clock::now();
+  }
+
+  // Constant after construction.
+  Device& device;
+  Pool pool;
+  const std::vector<Group> groups;
+  const std::vector<std::optional<GroupId>> group_of;  // by TensorId
+  SourceTable sources;
+  const Plan plan;
+  std::vector<GroupLayout> layouts;               // by GroupId
+  std::vector<const std::byte*> resident_places;  // by TensorId
+  Reservation in_place;                           // residents that stay where a RAM source has them
+  Block residents;
+  std::unique_ptr<Loader> loader;
+
+  // Guarded by mutex.
+  Mutex mutex;
+  std::optional<Clock::time_point> first_use TS_GUARDED_BY(mutex);
+  std::uint64_t resident_acquires TS_GUARDED_BY(mutex) = 0;
+  std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;
+
+ private:
+  void place_residents() {
+    resident_places.resize(sources.tensors().size());
+    std::uint64_t copied = 0;
+    std::uint64_t kept = 0;
+    for (GroupId group = 0; group < groups.size(); ++group) {
+      if (placement(group) != Placement::kResident) continue;
+      (stays_in_place(group) ? kept : copied) += layouts[group].size_bytes;
+    }
+    in_place = pool.budget().reserve(kept, "resident weights that are in RAM already");
+    residents = pool.allocate(copied, kGroupAlignment, "resident weights");
+    std::uint64_t offset = 0;
+    for (GroupId group = 0; group < groups.size(); ++group) {
+      if (placement(group) != Placement::kResident) continue;
+      const bool stays = stays_in_place(group);
+      for (std::size_t i = 0; i < groups[group].tensors.size(); ++i) {
+        const TensorId id = groups[group].tensors[i];
+        resident_places[id] = stays ? sources.address(id)
+                                    : residents.data() + offset + layouts[group].offsets_bytes[i];
+      }
+      if (!stays) offset += layouts[group].size_bytes;
+    }
+  }
+
+  bool stays_in_place(GroupId group) const {
+    if (!device.host_accessible()) return false;
+    for (const TensorId id : groups[group].tensors) {
+      if (sources.address(id) == nullptr) return false;
+    }
+    return true;
+  }
+
+  void load_residents() {
+    if (residents.size_bytes() == 0) return;
+    device.caller_stream().set_access(residents.data(), residents.size_bytes(), Access::kReadWrite);
+    for (GroupId group = 0; group < groups.size(); ++group) {
+      if (placement(group) != Placement::kResident || stays_in_place(group)) continue;
+      for (const TensorId id : groups[group].tensors) {
+        auto* target = const_cast<std::byte*>(resident_places[id]);
+        sources.read(id, 0, {target, tensor(id).size_bytes});
+      }
+    }
+  }
+
+  void start_loader(const EngineOptions& options) {
+    std::vector<StreamedGroup> streamed;
+    for (GroupId group = 0; group < groups.size(); ++group) {
+      if (placement(group) != Placement::kStreamed) continue;
+      streamed.push_back(
+          {group, groups[group].tensors, layouts[group], plan.groups[group].offset_bytes});
+    }
+    if (streamed.empty()) return;
+    Block arena = pool.allocate(plan.arena_bytes, kGroupAlignment, "the arena of streamed weights");
+    loader = std::make_unique<Loader>(device, sources, std::move(arena), groups.size(),
+                                      std::move(streamed), options);
+  }
+};
+
+Engine::Engine(Device& device, std::shared_ptr<Budget> budget, ModelSpec model,
+               const EngineOptions& options)
+    : state_(std::make_unique<State>(device, std::move(budget), std::move(model), options)) {}
+
+Engine::~Engine() = default;
+
+const Plan& Engine::plan() const noexcept { return state_->plan; }
+const std::vector<Group>& Engine::groups() const noexcept { return state_->groups; }
+
+std::vector<TensorPlace> Engine::places(GroupId group) const {
+  const State& state = *state_;
+  std::vector<TensorPlace> result;
+  const Placement placement = state.placement(group);
+  if (placement == Placement::kOnDemand) return result;
+  for (std::size_t i = 0; i < state.groups[group].tensors.size(); ++i) {
+    const TensorId id = state.groups[group].tensors[i];
+    std::byte* const data =
+        placement == Placement::kResident
+            ? const_cast<std::byte*>(state.resident_bytes_of(id))
+            : state.loader->place(group) + state.layouts[group].offsets_bytes[i];
+    result.push_back({id, data, state.tensor(id).size_bytes});
+  }
+  return result;
+}
+
+bool Engine::acquire(GroupId group, Stream& stream) {
+  State& state = *state_;
+  state.note_use();
+  switch (state.placement(group)) {
+    case Placement::kResident: {
+      const MutexLock lock(state.mutex);
+      ++state.resident_acquires;
+      return true;
+    }
+    case Placement::kStreamed:
+      return state.loader->acquire(group, stream);
+    case Placement::kOnDemand:
+      return false;
+  }
+  return false;
+}
+
+void Engine::release(GroupId group, Stream& stream) {
+  if (state_->placement(group) == Placement::kStreamed) state_->loader->release(group, stream);
+}
+
+void Engine::release_all(Stream& stream) noexcept {
+  if (state_->loader) state_->loader->release_all(stream);
+}
+
+void Engine::read_tensor(TensorId tensor, std::span<std::byte> out) {
+  State& state = *state_;
+  const TensorSpec& spec = state.tensor(tensor);
+  if (out.size() != spec.size_bytes) {
+    throw ConfigError("tensor '" + spec.name + "' has " + std::to_string(spec.size_bytes) +
+                      " bytes; " + std::to_string(out.size()) + " were asked for");
+  }
+  state.read(tensor, 0, out);
+  const MutexLock lock(state.mutex);
+  state.on_demand_bytes += out.size();
+}
+
+void Engine::read_rows(TensorId tensor, std::span<const std::int64_t> indices,
+                       std::uint64_t row_bytes, std::span<std::byte> out) {
+  State& state = *state_;
+  const TensorSpec& spec = state.tensor(tensor);
+  const auto wanted = checked_mul(indices.size(), row_bytes);
+  if (row_bytes == 0 || spec.size_bytes % row_bytes != 0 || !wanted || out.size() != *wanted) {
+    throw ConfigError(std::to_string(indices.size()) + " rows of " + std::to_string(row_bytes) +
+                      " bytes of tensor '" + spec.name + "' (" + std::to_string(spec.size_bytes) +
+                      " bytes) do not fit " + std::to_string(out.size()) + " bytes");
+  }
+  const std::uint64_t rows = spec.size_bytes / row_bytes;
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    if (indices[i] < 0 || static_cast<std::uint64_t>(indices[i]) >= rows) {
+      throw ConfigError("row " + std::to_string(indices[i]) + " of tensor '" + spec.name +
+                        "' is asked for; it has " + std::to_string(rows));
+    }
+    state.read(tensor, static_cast<std::uint64_t>(indices[i]) * row_bytes,
+               out.subspan(i * row_bytes, row_bytes));
+  }
+  const MutexLock lock(state.mutex);
+  state.on_demand_bytes += out.size();
+}
+
+void Engine::replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
+                            std::shared_ptr<const void> owner) {
+  State& state = *state_;
+  const TensorSpec& spec = state.tensor(tensor);
+  const std::optional<GroupId> group = state.group_of[tensor];
+  if (state.resident_bytes_of(tensor) != nullptr) {
+    throw ConfigError("tensor '" + spec.name + "' is resident: write to it in its place");
+  }
+  const auto replace = [&] {
+    state.sources.replace(
+        tensor, create_memory_reader("memory of '" + spec.name + "'", bytes, std::move(owner)));
+  };
+  if (group && state.placement(*group) == Placement::kStreamed) {
+    state.loader->change(*group, replace);
+  } else {
+    replace();
+  }
+}
+
+Statistics Engine::statistics() const {
+  State& state = *state_;
+  Statistics result;
+  result.budget_bytes = state.pool.budget().limit_bytes();
+  result.held_bytes = state.plan.resident_bytes + state.plan.arena_bytes;
+  result.peak_held_bytes = state.pool.budget().peak_bytes();
+  result.source_ram_bytes = state.sources.ram_bytes();
+  if (state.loader) state.loader->add_to(result);
+  const MutexLock lock(state.mutex);
+  result.acquires += state.resident_acquires;
+  result.hits += state.resident_acquires;
+  result.on_demand_bytes = state.on_demand_bytes;
+  if (state.first_use) result.active_seconds = seconds_since(*state.first_use);
+  return result;
+}
+
+Plan plan_model(const ModelSpec& model, std::uint64_t budget_bytes, const Rates& rates) {
+  return make_plan(footprints(model.groups, model.tensors), budget_bytes, rates);
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,325 @@
+#include "engine/loader.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+// Loads that the copy stream holds at once: one that runs and one that follows it without a gap.
+// More would only delay a load that is asked for out of turn.
+constexpr std::uint32_t kLoadsInFlight = 2;
+// How far ahead the order is asked.
+constexpr std::size_t kLookAhead = 64;
+
+std::vector<GroupId> ids_of(const std::vector<StreamedGroup>& groups) {
+  std::vector<GroupId> ids;
+  ids.reserve(groups.size());
+  for (const StreamedGroup& group : groups) ids.push_back(group.id);
+  return ids;
+}
+
+}  // namespace
+
+Loader::Loader(Device& device, const SourceTable& sources, Block arena, std::size_t group_count,
+               std::vector<StreamedGroup> groups, const EngineOptions& options)
+    : device_(device),
+      sources_(sources),
+      options_(options),
+      arena_(std::move(arena)),
+      slots_(group_count),
+      streamed_(ids_of(groups)),
+      order_(streamed_),
+      copy_stream_(device.create_stream()) {
+  for (StreamedGroup& group : groups) {
+    auto slot = std::make_unique<Slot>();
+    slot->loaded = device_.create_event();
+    slot->last_use = device_.create_event();
+    const GroupId id = group.id;
+    slot->group = std::move(group);
+    slots_.at(id) = std::move(slot);
+  }
+  thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
+}
+
+Loader::~Loader() {
+  thread_.request_stop();
+  {
+    const MutexLock lock(mutex_);
+    work_.notify_all();
+  }
+  thread_.join();
+  // Callbacks of loads under way use this object, and copies write into the arena.
+  copy_stream_->synchronize();
+}
+
+bool Loader::acquire(GroupId group, Stream& stream) {
+  Slot& slot = slot_of(group);
+  MutexLock lock(mutex_);
+  if (slot.leases == 0 && leased_overlap(slot)) return false;
+  count_acquire(slot);
+  if (slot.content == Content::kEmpty || slot.content == Content::kFailed) {
+    slot.content = Content::kQueued;
+    demanded_.push_back(group);
+  }
+  const bool first = slot.leases++ == 0;  // from here on nothing evicts it
+  const Stream* const last_stream = slot.last_stream;
+  dirty_ = true;
+  work_.notify_one();
+  const Clock::time_point start = Clock::now();
+  wait_until_usable(slot, lock);
+
+  lock.unlock();              // a host's wait below blocks, and loads need the lock to finish
+  stream.wait(*slot.loaded);  // guard: wait-for-copy
+  if (last_stream != nullptr && last_stream != &stream) stream.wait(*slot.last_use);
+  if (first) stream.set_access(place(group), slot.group.layout.size_bytes, Access::kReadWrite);
+  lock.lock();
+  counted_.stalled_seconds += seconds_since(start);
+  return true;
+}
+
+void Loader::wait_until_usable(Slot& slot, MutexLock& lock) {
+  while (!usable(slot)) {
+    if (slot.content == Content::kFailed) {
+      --slot.leases;
+      std::rethrow_exception(slot.error);
+    }
+    changed_.wait(lock);
+  }
+}
+
+bool Loader::usable(const Slot& slot) const {
+  return slot.content == Content::kReady ||
+         (slot.content == Content::kIssued && !slot.load->can_fail);
+}
+
+void Loader::count_acquire(const Slot& slot) {
+  ++counted_.acquires;
+  if (slot.leases == 0) order_.observe(slot.group.id);  // guard: order-check
+  switch (slot.content) {
+    case Content::kReady:
+      ++counted_.hits;
+      break;
+    case Content::kQueued:
+    case Content::kIssued:
+      ++counted_.partial_hits;
+      break;
+    case Content::kEmpty:
+    case Content::kFailed:
+      ++counted_.misses;
+      break;
+  }
+}
+
+void Loader::release(GroupId group, Stream& stream) {
+  Slot& slot = slot_of(group);
+  const MutexLock lock(mutex_);
+  if (slot.leases == 0) {  // guard: lease-check
+    throw LeaseError("group '" + std::to_string(group) + "' is released but not leased");
+  }  // end guard
+  if (slot.leases == 1)
+    stream.set_access(place(group), slot.group.layout.size_bytes, Access::kNone);
+  stream.record(*slot.last_use);
+  slot.last_stream = &stream;
+  --slot.leases;
+  dirty_ = true;
+  work_.notify_one();
+}
+
+void Loader::release_all(Stream& stream) noexcept {
+  try {
+    const MutexLock lock(mutex_);
+    for (const GroupId group : streamed_) {
+      Slot& slot = slot_of(group);
+      if (slot.leases == 0) continue;
+      stream.set_access(place(group), slot.group.layout.size_bytes, Access::kNone);
+      stream.record(*slot.last_use);
+      slot.last_stream = &stream;
+      slot.leases = 0;
+    }
+    order_.restart();
+    dirty_ = true;
+    work_.notify_one();
+  } catch (const std::exception& error) {
+    log(LogLevel::kError, std::string("giving back all leases failed: ") + error.what());
+  }
+}
+
+void Loader::change(GroupId group, const std::function<void()>& change) {
+  Slot& slot = slot_of(group);
+  const MutexLock lock(mutex_);
+  if (slot.leases != 0) {
+    throw LeaseError("a weight of group " + std::to_string(group) +
+                     " cannot be replaced while the group is in use");
+  }
+  change();
+  if (slot.content == Content::kIssued || slot.content == Content::kReady) {
+    slot.content = Content::kEmpty;  // a load under way goes on and is not looked at
+    slot.load = nullptr;
+  }
+}
+
+std::byte* Loader::place(GroupId group) const {
+  return arena_.data() + slot_of(group).group.offset_bytes;
+}
+
+void Loader::add_to(Statistics& statistics) const {
+  const MutexLock lock(mutex_);
+  statistics.acquires += counted_.acquires;
+  statistics.hits += counted_.hits;
+  statistics.partial_hits += counted_.partial_hits;
+  statistics.misses += counted_.misses;
+  statistics.surprises += order_.surprises();
+  statistics.loads += counted_.loads;
+  statistics.streamed_bytes += counted_.streamed_bytes;
+  statistics.streamed_ram_bytes += counted_.streamed_ram_bytes;
+  statistics.streamed_disk_bytes += counted_.streamed_disk_bytes;
+  statistics.load_seconds += counted_.load_seconds;
+  statistics.stalled_seconds += counted_.stalled_seconds;
+}
+
+void Loader::run(const std::stop_token& stop) {
+  MutexLock lock(mutex_);
+  while (!stop.stop_requested()) {
+    const std::optional<GroupId> group = next_load();
+    if (!group) {
+      dirty_ = false;
+      while (!dirty_ && !stop.stop_requested()) work_.wait(lock);
+      continue;
+    }
+    try {
+      issue(*group);
+    } catch (...) {  // whoever asks for the group gets it
+      Slot& slot = slot_of(*group);
+      slot.content = Content::kFailed;
+      slot.error = std::current_exception();
+    }
+    changed_.notify_all();
+  }
+}
+
+std::optional<GroupId> Loader::next_load() {
+  while (!demanded_.empty()) {
+    const GroupId group = demanded_.front();
+    demanded_.pop_front();
+    if (slot_of(group).content == Content::kQueued) return group;
+  }
+  if (options_.prefetch == Prefetch::kNone || in_flight_ >= kLoadsInFlight) return std::nullopt;
+  const std::size_t ahead =
+      options_.prefetch == Prefetch::kNext ? 1 : std::min(kLookAhead, streamed_.size());
+  std::vector<const Slot*> sooner;
+  for (const GroupId group : order_.upcoming(ahead)) {
+    const Slot& slot = slot_of(group);
+    if (slot.content == Content::kEmpty) {
+      const auto needed = [&](const Slot* other) { return overlap(slot, *other); };
+      if (leased_overlap(slot) || std::any_of(sooner.begin(), sooner.end(), needed))
+        return std::nullopt;
+      return group;
+    }
+    if (slot.content == Content::kFailed) return std::nullopt;  // tried again when it is asked for
+    sooner.push_back(&slot);
+  }
+  return std::nullopt;
+}
+
+bool Loader::overlap(const Slot& a, const Slot& b) {
+  return a.group.offset_bytes < b.group.offset_bytes + b.group.layout.size_bytes &&
+         b.group.offset_bytes < a.group.offset_bytes + a.group.layout.size_bytes;
+}
+
+bool Loader::leased_overlap(const Slot& slot) const {
+  return std::any_of(streamed_.begin(), streamed_.end(), [&](GroupId group) {
+    const Slot& other = slot_of(group);
+    return &other != &slot && other.leases != 0 && overlap(slot, other);
+  });
+}
+
+void Loader::issue(GroupId group) {
+  Slot& slot = slot_of(group);
+  auto load = std::make_shared<Load>();
+  load->group = group;
+  evict_overlapping(slot);
+  copy_stream_->wait(*slot.last_use);
+  std::byte* const data = place(group);
+  copy_stream_->set_access(data, slot.group.layout.size_bytes, Access::kReadWrite);
+  copy_stream_->poison(data, slot.group.layout.size_bytes);
+  copy_stream_->run([load] { load->started = Clock::now(); });
+  enqueue_pieces(slot, load);
+  copy_stream_->set_access(data, slot.group.layout.size_bytes, Access::kNone);
+  copy_stream_->record(*slot.loaded);
+  slot.load = load;
+  slot.content = Content::kIssued;
+  ++in_flight_;
+  copy_stream_->run([this, load] { finish(load); });
+}
+
+void Loader::evict_overlapping(const Slot& slot) {
+  for (const GroupId group : streamed_) {
+    Slot& other = slot_of(group);
+    if (&other == &slot || !overlap(slot, other)) continue;
+    copy_stream_->wait(*other.last_use);  // guard: wait-for-last-reader
+    if (other.content == Content::kEmpty || other.content == Content::kQueued) continue;
+    copy_stream_->poison(place(group), other.group.layout.size_bytes);
+    if (other.content != Content::kFailed) {
+      other.content = Content::kEmpty;
+      other.load = nullptr;
+    }
+  }
+}
+
+void Loader::enqueue_pieces(const Slot& slot, const std::shared_ptr<Load>& load) {
+  std::byte* const base = place(slot.group.id);
+  for (std::size_t i = 0; i < slot.group.tensors.size(); ++i) {
+    std::byte* target = base + slot.group.layout.offsets_bytes[i];
+    for (const BoundExtent& extent : sources_.extents(slot.group.tensors[i])) {
+      load->extents.push_back(extent);
+      (extent.reader->tier() == Tier::kRam ? load->ram_bytes : load->disk_bytes) +=
+          extent.size_bytes;
+      for (std::uint64_t done = 0; done < extent.size_bytes; done += options_.piece_bytes) {
+        const std::uint64_t size = std::min(options_.piece_bytes, extent.size_bytes - done);
+        const std::uint64_t offset = extent.offset_bytes + done;
+        if (const std::byte* source = extent.reader->address(offset)) {
+          copy_stream_->copy_to_device(target, source, size);
+        } else {
+          load->can_fail = true;
+          copy_stream_->run([load, reader = extent.reader.get(), offset, target, size] {
+            if (load->error) return;
+            try {
+              reader->read(offset, {target, size});
+            } catch (...) {  // acquire() raises it
+              load->error = std::current_exception();
+            }
+          });
+        }
+        target += size;
+      }
+    }
+  }
+}
+
+void Loader::finish(const std::shared_ptr<Load>& load) {
+  const MutexLock lock(mutex_);
+  Slot& slot = slot_of(load->group);
+  --in_flight_;
+  ++counted_.loads;
+  counted_.load_seconds += seconds_since(load->started);
+  if (!load->error) {
+    counted_.streamed_ram_bytes += load->ram_bytes;
+    counted_.streamed_disk_bytes += load->disk_bytes;
+    counted_.streamed_bytes += load->ram_bytes + load->disk_bytes;
+  }
+  if (slot.load == load) {
+    slot.content = load->error ? Content::kFailed : Content::kReady;
+    slot.error = load->error;
+  }
+  dirty_ = true;
+  work_.notify_one();
+  changed_.notify_all();
+}
+
+Loader::Slot& Loader::slot_of(GroupId group) const { return *slots_.at(group); }
+
+}  // namespace tensorstream

@@ -1,0 +1,120 @@
+// Loader: brings streamed groups into the arena, on its own thread, ahead of their use.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <thread>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "device/device.h"
+#include "engine/group_layout.h"
+#include "engine/source_table.h"
+#include "memory/pool.h"
+#include "scheduler/order.h"
+#include "tensorstream/engine.h"
+
+namespace tensorstream {
+
+/// A group that the loader streams.
+struct StreamedGroup {
+  GroupId id = 0;
+  std::vector<TensorId> tensors;
+  GroupLayout layout;
+  std::uint64_t offset_bytes = 0;  // of its place in the arena
+};
+
+/// Owns the arena, what is in it, and who leases it. Thread-safe. The device and the source table
+/// outlive it.
+class Loader {
+ public:
+  /// `group_count` is the model's; `groups` are the streamed ones in their planned order.
+  Loader(Device& device, const SourceTable& sources, Block arena, std::size_t group_count,
+         std::vector<StreamedGroup> groups, const EngineOptions& options);
+  ~Loader();
+  Loader(const Loader&) = delete;
+  Loader& operator=(const Loader&) = delete;
+
+  /// As Engine::acquire, for streamed groups.
+  bool acquire(GroupId group, Stream& stream);
+  void release(GroupId group, Stream& stream);
+  void release_all(Stream& stream) noexcept;
+  /// Runs `change`, after which what the arena holds of `group` is out of date. Raises LeaseError
+  /// while the group is leased.
+  void change(GroupId group, const std::function<void()>& change);
+  /// Start of the group's place.
+  std::byte* place(GroupId group) const;
+
+  /// Adds what the loader counted.
+  void add_to(Statistics& statistics) const;
+
+ private:
+  enum class Content { kEmpty, kQueued, kIssued, kReady, kFailed };
+
+  /// One load under way, shared by the loader and the stream's callbacks.
+  struct Load {
+    GroupId group = 0;
+    bool can_fail = false;             // some piece is read, not copied
+    std::vector<BoundExtent> extents;  // keeps the readers alive
+    std::uint64_t ram_bytes = 0;
+    std::uint64_t disk_bytes = 0;
+    Clock::time_point started;
+    std::exception_ptr error;  // written and read in the copy stream's order
+  };
+
+  struct Slot {
+    StreamedGroup group;
+    std::unique_ptr<Event> loaded;
+    std::unique_ptr<Event> last_use;
+    const Stream* last_stream = nullptr;  // compared, never used
+    Content content = Content::kEmpty;
+    std::uint32_t leases = 0;
+    std::shared_ptr<Load> load;  // the one that `content` speaks of
+    std::exception_ptr error;
+  };
+
+  void run(const std::stop_token& stop);
+  std::optional<GroupId> next_load() TS_REQUIRES(mutex_);
+  void issue(GroupId group) TS_REQUIRES(mutex_);
+  void evict_overlapping(const Slot& slot) TS_REQUIRES(mutex_);
+  void enqueue_pieces(const Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
+  void finish(const std::shared_ptr<Load>& load) TS_EXCLUDES(mutex_);
+  bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
+  bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
+  void wait_until_usable(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
+  void count_acquire(const Slot& slot) TS_REQUIRES(mutex_);
+  static bool overlap(const Slot& a, const Slot& b);
+  Slot& slot_of(GroupId group) const;
+
+  // Constant after construction.
+  Device& device_;
+  const SourceTable& sources_;
+  const EngineOptions options_;
+  Block arena_;
+  std::vector<std::unique_ptr<Slot>> slots_;  // by GroupId; null for groups that are not streamed.
+                                              // What the slots hold is guarded by mutex_.
+  std::vector<GroupId> streamed_;
+
+  // Guarded by mutex_.
+  mutable Mutex mutex_;
+  OrderTable order_ TS_GUARDED_BY(mutex_);
+  std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
+  std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;
+  bool dirty_ TS_GUARDED_BY(mutex_) = true;
+  Statistics counted_ TS_GUARDED_BY(mutex_);
+
+  // Own synchronisation.
+  ConditionVariable work_;
+  ConditionVariable changed_;
+  std::unique_ptr<Stream> copy_stream_;
+  std::jthread thread_;  // last: it uses all of the above
+};
+
+}  // namespace tensorstream

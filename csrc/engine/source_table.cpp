@@ -1,0 +1,101 @@
+#include "engine/source_table.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/units.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+std::vector<BoundExtent> bind_extents(const TensorSpec& tensor,
+                                      const std::vector<std::shared_ptr<Reader>>& sources) {
+  std::vector<BoundExtent> result;
+  std::uint64_t total = 0;
+  for (const Extent& extent : tensor.extents) {
+    if (extent.source >= sources.size()) {
+      throw ConfigError("tensor '" + tensor.name + "' names source " +
+                        std::to_string(extent.source) + " of " + std::to_string(sources.size()));
+    }
+    const std::shared_ptr<Reader>& reader = sources[extent.source];
+    const auto end = checked_add(extent.offset_bytes, extent.size_bytes);
+    if (!end || *end > reader->size_bytes()) {
+      throw ConfigError("tensor '" + tensor.name + "' wants " + std::to_string(extent.size_bytes) +
+                        " bytes at offset " + std::to_string(extent.offset_bytes) + " of '" +
+                        reader->name() + "', which has " + std::to_string(reader->size_bytes()));
+    }
+    total += extent.size_bytes;
+    result.push_back({reader, extent.offset_bytes, extent.size_bytes});
+  }
+  if (total != tensor.size_bytes) {
+    throw ConfigError("the extents of tensor '" + tensor.name + "' hold " + std::to_string(total) +
+                      " bytes, not its " + std::to_string(tensor.size_bytes));
+  }
+  return result;
+}
+
+}  // namespace
+
+SourceTable::SourceTable(std::vector<std::shared_ptr<Reader>> sources,
+                         std::vector<TensorSpec> tensors)
+    : tensors_(std::move(tensors)) {
+  const MutexLock lock(mutex_);
+  bound_.reserve(tensors_.size());
+  for (const TensorSpec& tensor : tensors_) bound_.push_back(bind_extents(tensor, sources));
+}
+
+std::vector<BoundExtent> SourceTable::extents(TensorId tensor) const {
+  const MutexLock lock(mutex_);
+  return bound_.at(tensor);
+}
+
+const std::byte* SourceTable::address(TensorId tensor) const {
+  const MutexLock lock(mutex_);
+  const std::vector<BoundExtent>& pieces = bound_.at(tensor);
+  return pieces.size() == 1 ? pieces[0].reader->address(pieces[0].offset_bytes) : nullptr;
+}
+
+void SourceTable::read(TensorId tensor, std::uint64_t offset_bytes,
+                       std::span<std::byte> out) const {
+  std::uint64_t skip = offset_bytes;
+  for (const BoundExtent& piece : extents(tensor)) {
+    if (out.empty()) return;
+    if (skip >= piece.size_bytes) {
+      skip -= piece.size_bytes;
+      continue;
+    }
+    const std::uint64_t size = std::min<std::uint64_t>(piece.size_bytes - skip, out.size());
+    piece.reader->read(piece.offset_bytes + skip, out.first(size));
+    out = out.subspan(size);
+    skip = 0;
+  }
+  if (!out.empty()) {
+    throw ConfigError("a read of tensor '" + tensors_.at(tensor).name + "' passes its end by " +
+                      std::to_string(out.size()) + " bytes");
+  }
+}
+
+void SourceTable::replace(TensorId tensor, std::shared_ptr<Reader> reader) {
+  const std::uint64_t size = reader->size_bytes();
+  if (size != tensors_.at(tensor).size_bytes) {
+    throw ConfigError("new bytes for tensor '" + tensors_.at(tensor).name + "' are " +
+                      std::to_string(size) + ", not its " +
+                      std::to_string(tensors_.at(tensor).size_bytes));
+  }
+  const MutexLock lock(mutex_);
+  bound_.at(tensor) = {BoundExtent{std::move(reader), 0, size}};
+}
+
+std::uint64_t SourceTable::ram_bytes() const {
+  const MutexLock lock(mutex_);
+  std::uint64_t total = 0;
+  for (const std::vector<BoundExtent>& pieces : bound_) {
+    for (const BoundExtent& piece : pieces) {
+      if (piece.reader->tier() == Tier::kRam) total += piece.size_bytes;
+    }
+  }
+  return total;
+}
+
+}  // namespace tensorstream
