@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <system_error>
 
 #include "platform/file.h"
 
@@ -12,12 +13,18 @@ namespace tensorstream {
 /// What code may do with a range of memory.
 enum class Access { kNone, kReadWrite };
 
+/// Whether anonymous memory may come in huge pages. Memory whose access rights change by the page
+/// is better without.
+enum class HugePages { kNever, kWhereGiven };
+
 /// An owned mapping of whole pages. Move-only; unmaps itself.
 class Mapping {
  public:
-  /// `size_bytes` of zeroed memory, rounded up to pages, huge pages where the system gives them. Raises BudgetError when the system has none.
-  static Mapping anonymous(std::uint64_t size_bytes);
-  /// The whole of `file`, readable, shared with the page cache. Raises IoError. An empty file maps to an empty span.
+  /// `size_bytes` of zeroed memory, rounded up to pages, huge pages where the system gives them.
+  /// Raises BudgetError when the system has none.
+  static Mapping anonymous(std::uint64_t size_bytes, HugePages huge_pages = HugePages::kWhereGiven);
+  /// The whole of `file`, readable, shared with the page cache; size_bytes() is the file's. Raises
+  /// IoError. An empty file maps to an empty span.
   static Mapping of_file(const File& file);
 
   Mapping() = default;
@@ -30,9 +37,17 @@ class Mapping {
   std::byte* data() const noexcept { return data_; }
   std::uint64_t size_bytes() const noexcept { return size_bytes_; }
 
-  /// Gives or takes the right to touch the pages that [offset_bytes, offset_bytes + size_bytes) covers. Raises Error.
+  /// Gives or takes the right to touch the pages that [offset_bytes, offset_bytes + size_bytes)
+  /// covers. Raises Error.
   void set_access(std::uint64_t offset_bytes, std::uint64_t size_bytes, Access access) const;
-  /// Lets go of the pages wholly inside the range: a file's stay in the page cache, anonymous ones are lost.
+  /// Makes the pages of the range present, so that touching them does not fault: the error where
+  /// they cannot be read (a truncated file, a bad disk), and none on systems that only take this as
+  /// a hint (Linux before 5.14).
+  std::error_code populate(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
+  /// Starts to read the pages of the range into the page cache, and does not wait for them. A hint.
+  void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
+  /// Lets go of the pages wholly inside the range: a file's stay in the page cache, anonymous ones
+  /// are lost.
   void release_pages(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
 
  private:

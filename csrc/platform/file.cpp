@@ -1,0 +1,133 @@
+#include "platform/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <system_error>
+#include <utility>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "platform/retry.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+std::string error_text(int error_number) { return std::generic_category().message(error_number); }
+
+std::string read_text(const std::string& path, std::uint64_t offset_bytes,
+                      std::uint64_t size_bytes) {
+  return "read of " + format_size(size_bytes) + " at offset " + std::to_string(offset_bytes) +
+         " of '" + path + "' failed: ";
+}
+
+FileIdentity identity_of(const struct stat& status) {
+  constexpr std::int64_t kNanoseconds = 1'000'000'000;
+  return {.device = status.st_dev,
+          .inode = status.st_ino,
+          .size_bytes = static_cast<std::uint64_t>(status.st_size),
+          .modified_ns = status.st_mtim.tv_sec * kNanoseconds + status.st_mtim.tv_nsec};
+}
+
+}  // namespace
+
+File File::open_for_reading(const std::string& path) {
+  // O_NONBLOCK: opening a FIFO would wait for a writer; regular files ignore it.
+  const int descriptor =
+      retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
+  if (descriptor < 0) {
+    const int error = errno;
+    throw IoError("cannot open '" + path + "' for reading: " + error_text(error), path, 0, error);
+  }
+  File file(path, descriptor, {});
+  struct stat status{};
+  if (::fstat(descriptor, &status) != 0) {
+    const int error = errno;
+    throw IoError("cannot examine '" + path + "': " + error_text(error), path, 0, error);
+  }
+  if (!S_ISREG(status.st_mode)) {
+    const int error = S_ISDIR(status.st_mode) ? EISDIR : EINVAL;
+    const char* kind = S_ISDIR(status.st_mode) ? "a folder" : "not a regular file";
+    throw IoError("cannot read '" + path + "': it is " + kind + "; give the path of a file", path,
+                  0, error);
+  }
+  file.identity_ = identity_of(status);
+  return file;
+}
+
+File::File(std::string path, int descriptor, FileIdentity identity)
+    : path_(std::move(path)), descriptor_(descriptor), identity_(identity) {}
+
+File::File(File&& other) noexcept
+    : path_(std::move(other.path_)),
+      descriptor_(std::exchange(other.descriptor_, -1)),
+      identity_(other.identity_) {}
+
+File& File::operator=(File&& other) noexcept {
+  if (this == &other) return *this;
+  close();
+  path_ = std::move(other.path_);
+  descriptor_ = std::exchange(other.descriptor_, -1);
+  identity_ = other.identity_;
+  return *this;
+}
+
+File::~File() { close(); }
+
+void File::close() noexcept {
+  if (descriptor_ < 0) return;
+  // Linux frees the descriptor even where close is interrupted: a retry could close another's.
+  if (::close(std::exchange(descriptor_, -1)) == 0) return;
+  std::array<char, 64> message{};
+  std::snprintf(message.data(), message.size(), "close of a file failed: errno %d", errno);
+  log(LogLevel::kWarning, message.data());
+}
+
+void File::read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) const {
+  const auto end = checked_add(offset_bytes, out.size());
+  if (!end || *end > size_bytes()) {
+    throw IoError(read_text(path_, offset_bytes, out.size()) + "the file has " +
+                      std::to_string(size_bytes()) + " bytes",
+                  path_, offset_bytes, 0);
+  }
+  const ReadOutcome outcome = read_fully(
+      [&](std::uint64_t done, std::span<std::byte> rest) {
+        return ::pread(descriptor_, rest.data(), rest.size(),
+                       static_cast<off_t>(offset_bytes + done));
+      },
+      out);
+  if (outcome.read_bytes == out.size()) return;
+  const std::string why = outcome.error_number != 0
+                              ? error_text(outcome.error_number)
+                              : "the file ended after " + std::to_string(outcome.read_bytes) +
+                                    " of " + std::to_string(out.size()) +
+                                    " bytes; it was truncated since it was opened";
+  throw IoError(read_text(path_, offset_bytes, out.size()) + why, path_,
+                offset_bytes + outcome.read_bytes, outcome.error_number);
+}
+
+void File::check_unchanged() const {
+  struct stat status{};
+  if (::fstat(descriptor_, &status) != 0) {
+    const int error = errno;
+    throw IoError("cannot examine '" + path_ + "': " + error_text(error), path_, 0, error);
+  }
+  const FileIdentity now = identity_of(status);
+  if (now == identity_) return;
+  const std::string what =
+      now.size_bytes != identity_.size_bytes
+          ? "it had " + std::to_string(identity_.size_bytes) + " bytes and has " +
+                std::to_string(now.size_bytes)
+          : "it was written " +
+                std::to_string(static_cast<double>(now.modified_ns - identity_.modified_ns) / 1e9) +
+                " s after the state that was opened";
+  throw IoError("'" + path_ + "' changed since it was opened: " + what + "; open the model again",
+                path_, 0, 0);
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,160 @@
+#include "platform/mapping.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <string>
+#include <utility>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+constexpr std::uint64_t kHugePageBytes = 2_MiB;
+
+void log_failed(const char* call, std::uint64_t size_bytes, int error_number) noexcept {
+  std::array<char, 128> message{};
+  std::snprintf(message.data(), message.size(), "%s of %llu bytes failed: errno %d", call,
+                static_cast<unsigned long long>(size_bytes), error_number);
+  log(LogLevel::kWarning, message.data());
+}
+
+constexpr std::uint64_t align_down(std::uint64_t value, std::uint64_t alignment) {
+  return value & ~(alignment - 1);
+}
+
+struct PageRange {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+};
+
+/// The pages that a range touches, clipped to a mapping of `mapped_bytes`.
+PageRange covering_pages(std::uint64_t offset_bytes, std::uint64_t size_bytes,
+                         std::uint64_t mapped_bytes) {
+  const std::uint64_t begin = std::min(offset_bytes, mapped_bytes);
+  const std::uint64_t end = begin + std::min(size_bytes, mapped_bytes - begin);
+  if (begin == end) return {};
+  return {align_down(begin, page_size_bytes()), align_up(end, page_size_bytes())};
+}
+
+}  // namespace
+
+std::uint64_t page_size_bytes() noexcept {
+  static const auto size = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  return size;
+}
+
+Mapping Mapping::anonymous(std::uint64_t size_bytes, HugePages huge_pages) {
+  if (size_bytes == 0) return {};
+  const auto padded = checked_add(size_bytes, page_size_bytes() - 1);
+  const std::uint64_t rounded = padded ? align_down(*padded, page_size_bytes()) : 0;
+  void* const data = rounded == 0 ? MAP_FAILED
+                                  : ::mmap(nullptr, rounded, PROT_READ | PROT_WRITE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) {
+    throw BudgetError("host memory: the system has no " + format_size(size_bytes) +
+                          " for a mapping; free memory or lower the budget",
+                      size_bytes, 0);
+  }
+  Mapping mapping(static_cast<std::byte*>(data), rounded);
+  const int advice = huge_pages == HugePages::kNever ? MADV_NOHUGEPAGE : MADV_HUGEPAGE;
+  // EINVAL: a kernel built without huge pages, where there is nothing to choose.
+  if (rounded >= kHugePageBytes && ::madvise(data, rounded, advice) != 0 && errno != EINVAL) {
+    log_failed("madvise for huge pages", rounded, errno);
+  }
+  return mapping;
+}
+
+Mapping Mapping::of_file(const File& file) {
+  if (file.size_bytes() == 0) return {};
+  void* const data =
+      ::mmap(nullptr, file.size_bytes(), PROT_READ, MAP_SHARED, file.descriptor(), 0);
+  if (data == MAP_FAILED) {
+    const int error = errno;
+    throw IoError("mapping of " + format_size(file.size_bytes()) + " of '" + file.path() +
+                      "' failed: " + std::generic_category().message(error),
+                  file.path(), 0, error);
+  }
+  return {static_cast<std::byte*>(data), file.size_bytes()};
+}
+
+Mapping::Mapping(Mapping&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+
+Mapping& Mapping::operator=(Mapping&& other) noexcept {
+  if (this == &other) return *this;
+  unmap();
+  data_ = std::exchange(other.data_, nullptr);
+  size_bytes_ = std::exchange(other.size_bytes_, 0);
+  return *this;
+}
+
+Mapping::~Mapping() { unmap(); }
+
+void Mapping::unmap() noexcept {
+  if (data_ == nullptr) return;
+  if (::munmap(data_, size_bytes_) != 0) log_failed("munmap", size_bytes_, errno);
+  data_ = nullptr;
+  size_bytes_ = 0;
+}
+
+void Mapping::set_access(std::uint64_t offset_bytes, std::uint64_t size_bytes,
+                         Access access) const {
+  const auto end = checked_add(offset_bytes, size_bytes);
+  if (!end || *end > size_bytes_) {
+    throw Error("access rights of " + std::to_string(size_bytes) + " bytes at offset " +
+                std::to_string(offset_bytes) + ": the mapping has " + std::to_string(size_bytes_));
+  }
+  const PageRange pages = covering_pages(offset_bytes, size_bytes, size_bytes_);
+  if (pages.begin == pages.end) return;
+  const int protection = access == Access::kNone ? PROT_NONE : PROT_READ | PROT_WRITE;
+  if (::mprotect(data_ + pages.begin, pages.end - pages.begin, protection) == 0) return;
+  const int error = errno;
+  throw Error("mprotect of " + format_size(size_bytes) + " at offset " +
+              std::to_string(offset_bytes) + " failed: " + std::generic_category().message(error) +
+              (error == ENOMEM ? "; raise vm.max_map_count" : ""));
+}
+
+std::error_code Mapping::populate(std::uint64_t offset_bytes,
+                                  std::uint64_t size_bytes) const noexcept {
+  const PageRange pages = covering_pages(offset_bytes, size_bytes, size_bytes_);
+  if (pages.begin == pages.end) return {};
+  while (::madvise(data_ + pages.begin, pages.end - pages.begin, MADV_POPULATE_READ) != 0) {
+    if (errno == EINTR || errno == EAGAIN) continue;
+    if (errno == EINVAL) break;  // Linux before 5.14
+    return {errno, std::generic_category()};
+  }
+  return {};
+}
+
+void Mapping::prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept {
+  const PageRange pages = covering_pages(offset_bytes, size_bytes, size_bytes_);
+  if (pages.begin == pages.end) return;
+  const std::uint64_t covered = pages.end - pages.begin;
+  if (::madvise(data_ + pages.begin, covered, MADV_WILLNEED) != 0) {
+    log_failed("madvise to prefetch", covered, errno);
+  }
+}
+
+void Mapping::release_pages(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept {
+  if (offset_bytes >= size_bytes_) return;
+  const std::uint64_t last = offset_bytes + std::min(size_bytes, size_bytes_ - offset_bytes);
+  const std::uint64_t begin = align_up(offset_bytes, page_size_bytes());
+  // The page in which a file's mapping ends belongs to nobody else.
+  const std::uint64_t end =
+      last == size_bytes_ ? align_up(last, page_size_bytes()) : align_down(last, page_size_bytes());
+  if (begin >= end) return;
+  if (::madvise(data_ + begin, end - begin, MADV_DONTNEED) != 0) {
+    log_failed("madvise to release pages", end - begin, errno);
+  }
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,41 @@
+// The one place where interrupted calls and short reads are retried.
+#pragma once
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace tensorstream {
+
+/// Calls `call`, which fails like a system call (below 0, errno), until it is no longer
+/// interrupted.
+template <typename Call>
+auto retry_interrupted(const Call& call) {
+  auto result = call();
+  while (result < 0 && errno == EINTR) result = call();
+  return result;
+}
+
+/// How far a read came.
+struct ReadOutcome {
+  std::uint64_t read_bytes = 0;
+  /// The errno of the call that failed; 0 where the data ended, or all was read.
+  int error_number = 0;
+};
+
+/// Fills `out` by `read_some(done_bytes, rest)`, which reads like pread, until `out` is full, the
+/// data ends or a call fails.
+template <typename ReadSome>
+ReadOutcome read_fully(const ReadSome& read_some, std::span<std::byte> out) {
+  std::uint64_t done = 0;
+  while (done < out.size()) {
+    const auto count = retry_interrupted([&] { return read_some(done, out.subspan(done)); });
+    if (count < 0) return {done, errno};
+    if (count == 0) break;
+    done += static_cast<std::uint64_t>(count);
+  }
+  return {done, 0};
+}
+
+}  // namespace tensorstream
