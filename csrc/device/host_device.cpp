@@ -1,0 +1,48 @@
+#include "device/host_device.h"
+
+#include <atomic>
+#include <string>
+
+#include "device/host_event.h"
+#include "device/host_memory.h"
+#include "device/host_stream.h"
+#include "platform/process_memory.h"
+
+namespace tensorstream {
+namespace {
+
+class HostDevice final : public Device {
+ public:
+  explicit HostDevice(const HostDeviceOptions& options)
+      : options_(options), memory_(options.checking), caller_stream_(memory_, options.checking) {}
+
+  std::string name() const override { return "cpu"; }
+  std::uint64_t total_bytes() const override { return usable_ram_bytes(); }
+  bool host_accessible() const noexcept override { return true; }
+
+  std::unique_ptr<DeviceMemory> allocate(std::uint64_t size_bytes) override {
+    return memory_.allocate(size_bytes);
+  }
+  std::unique_ptr<Stream> create_stream() override {
+    return std::make_unique<QueueStream>(memory_, options_, options_.seed + streams_made_++);
+  }
+  Stream& caller_stream() override { return caller_stream_; }
+  std::unique_ptr<Event> create_event() override { return std::make_unique<HostEvent>(); }
+
+ private:
+  // Constant after construction.
+  const HostDeviceOptions options_;
+
+  // Own synchronisation.
+  HostMemory memory_;
+  CallerStream caller_stream_;
+  std::atomic<std::uint64_t> streams_made_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> create_host_device(const HostDeviceOptions& options) {
+  return std::make_unique<HostDevice>(options);
+}
+
+}  // namespace tensorstream
