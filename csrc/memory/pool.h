@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string_view>
 
 #include "device/device.h"
 #include "memory/budget.h"
@@ -13,6 +14,12 @@ namespace tensorstream {
 class Block {
  public:
   Block() = default;
+  Block(Block&& other) noexcept = default;
+  Block& operator=(Block&& other) noexcept;
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  ~Block() = default;
+
   std::byte* data() const noexcept { return memory_ ? memory_->data() : nullptr; }
   std::uint64_t size_bytes() const noexcept { return memory_ ? memory_->size_bytes() : 0; }
 

@@ -1,0 +1,80 @@
+#include "memory/budget.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "base/units.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+
+Reservation::Reservation(std::shared_ptr<Budget> budget, std::uint64_t size_bytes)
+    : budget_(std::move(budget)), size_bytes_(size_bytes) {}
+
+Reservation::Reservation(Reservation&& other) noexcept
+    : budget_(std::move(other.budget_)), size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+
+Reservation& Reservation::operator=(Reservation&& other) noexcept {
+  if (this == &other) return *this;
+  release();
+  budget_ = std::move(other.budget_);
+  size_bytes_ = std::exchange(other.size_bytes_, 0);
+  return *this;
+}
+
+Reservation::~Reservation() { release(); }
+
+void Reservation::release() noexcept {
+  if (budget_ == nullptr) return;
+  budget_->give_back(std::exchange(size_bytes_, 0));
+  budget_.reset();
+}
+
+std::shared_ptr<Budget> Budget::create(std::uint64_t limit_bytes) {
+  // make_shared needs a public constructor; only this function sees the one it is given.
+  struct Constructible : Budget {
+    explicit Constructible(std::uint64_t limit) : Budget(limit) {}
+  };
+  return std::make_shared<Constructible>(limit_bytes);
+}
+
+std::optional<Reservation> Budget::try_reserve(std::uint64_t size_bytes) {
+  auto self = shared_from_this();
+  const MutexLock lock(mutex_);
+  if (size_bytes > limit_bytes_ - used_bytes_) return std::nullopt;
+  used_bytes_ += size_bytes;
+  peak_bytes_ = std::max(peak_bytes_, used_bytes_);
+  return Reservation(std::move(self), size_bytes);
+}
+
+Reservation Budget::reserve(std::uint64_t size_bytes, std::string_view purpose) {
+  if (auto reservation = try_reserve(size_bytes)) return *std::move(reservation);
+  const std::uint64_t used = used_bytes();
+  const std::uint64_t needed =
+      checked_add(used, size_bytes).value_or(std::numeric_limits<std::uint64_t>::max());
+  throw BudgetError("budget: " + std::string(purpose) + " needs " + format_size(size_bytes) + ", " +
+                        format_size(limit_bytes_ - used) + " of " + format_size(limit_bytes_) +
+                        " are free; raise the budget to at least " + format_size(needed),
+                    needed, limit_bytes_);
+}
+
+std::uint64_t Budget::limit_bytes() const { return limit_bytes_; }
+
+std::uint64_t Budget::used_bytes() const {
+  const MutexLock lock(mutex_);
+  return used_bytes_;
+}
+
+std::uint64_t Budget::peak_bytes() const {
+  const MutexLock lock(mutex_);
+  return peak_bytes_;
+}
+
+void Budget::give_back(std::uint64_t size_bytes) noexcept {
+  const MutexLock lock(mutex_);
+  used_bytes_ -= size_bytes;
+}
+
+}  // namespace tensorstream
