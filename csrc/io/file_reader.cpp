@@ -85,9 +85,15 @@ class MmapReader final : public Reader {
       mapping_.prefetch(offset_bytes + next,
                         std::min<std::uint64_t>(kWindowBytes, out.size() - next));
       copy(offset_bytes + done, out.subspan(done, size));
-      mapping_.release_pages(offset_bytes + done, size);
+      release_around(offset_bytes + done, size);
       done = next;
     }
+  }
+
+  /// Also the pages around, which the kernel mapped unasked and no later window may reach.
+  void release_around(std::uint64_t offset_bytes, std::uint64_t size_bytes) const {
+    const std::uint64_t before = std::min(offset_bytes, kFaultAroundBytes);
+    mapping_.release_pages(offset_bytes - before, before + size_bytes + kFaultAroundBytes);
   }
 
   /// Letting go of pages costs a system call and a refault: small reads do it together.

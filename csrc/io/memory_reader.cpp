@@ -29,6 +29,10 @@ class MemoryReader final : public Reader {
     if (!out.empty()) std::memcpy(out.data(), bytes_.data() + offset_bytes, out.size());
   }
 
+  const std::byte* address(std::uint64_t offset_bytes) const noexcept override {
+    return offset_bytes < bytes_.size() ? bytes_.data() + offset_bytes : nullptr;
+  }
+
  private:
   const std::string name_;
   const std::span<const std::byte> bytes_;
