@@ -1,6 +1,6 @@
 """Checks that every path, make target and CMake preset that the documents name exists.
 
-Looked at are code spans, fenced blocks and links of README.md, ARCHITECTURE.md, CONTRIBUTING.md and docs/.
+Looked at are the code spans, fenced blocks and links of the documents at the root and in docs/.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Documents:
         self.targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
         presets = json.loads((root / "CMakePresets.json").read_text(encoding="utf-8"))
         self.presets = {preset["name"] for preset in presets["configurePresets"]}
-        # Not the folders that git ignores: those may be deep, and no document names what is in them.
+        # Not the folders that git ignores: they are deep, and no document names what is in them.
         self.tops = {p.name for p in root.iterdir() if p.name not in (".git", *GENERATED)}
 
     def paths(self) -> list[Path]:
@@ -58,7 +58,7 @@ class Documents:
         return any(any((self.root / top).rglob(pattern)) for top in self.tops)
 
     def looks_like_path(self, name: str) -> bool:
-        top = name.split("/")[0]
+        top = name.split("/", maxsplit=1)[0]
         if top in GENERATED or name.startswith("*"):
             return False
         return ("/" in name and top in self.tops) or name.endswith(SOURCE_SUFFIXES)

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 
 TOKEN = re.compile(
-    r"""//[^\n]* | /\*.*?\*/ | R"([^()\\ ]*)\(.*?\)\1" | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])+' """,
+    r"""//[^\n]* | /\*.*?\*/ | R"([^()\\ ]*)\(.*?\)\1"
+      | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])+' """,
     re.DOTALL | re.VERBOSE,
 )
 DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n\\]|\\.|\\\n)*", re.MULTILINE)
@@ -65,7 +66,7 @@ def functions_of(text: str) -> Iterator[tuple[str, int, int]]:
         if not all(open_scopes):
             continue
         if match.group() == "}" and inside_function:
-            # The braces of an initialiser or of a default argument: the head goes on until the function's body.
+            # The braces of an initialiser or a default argument: the head goes on to the body.
             if re.match(r"\s*[,{)]", source[match.end() :]):
                 continue
             yield from declared(source, head_start, match.start())

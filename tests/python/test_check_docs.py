@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-import check_docs  # noqa: E402
+import check_docs
 
 
 @pytest.fixture

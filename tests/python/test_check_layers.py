@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-import check_layers  # noqa: E402
-import cxx_functions  # noqa: E402
+import check_layers
+import cxx_functions
 
 CLEAN = {
     "include/tensorstream/error.h": "// Errors. Layer: base.\n",
-    "include/tensorstream/engine.h": '// Engine.\n// Layer: engine.\n#include "tensorstream/error.h"\n',
+    "include/tensorstream/engine.h": (
+        '// Engine.\n// Layer: engine.\n#include "tensorstream/error.h"\n'
+    ),
     "csrc/base/units.h": "// Sizes.\n",
     "csrc/device/device.h": '// Devices.\n#include "base/units.h"\n',
     "csrc/memory/pool.cpp": '#include <vector>\n\n#include "device/device.h"\n',
