@@ -1,6 +1,7 @@
 // The order in which groups are used: learnt from the acquires, asked for the next ones.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <unordered_map>
@@ -10,26 +11,35 @@
 
 namespace tensorstream {
 
-/// A successor table. What follows is looked up by the last two groups used, then by the last one, then by the planned cyclic order. Not thread-safe.
+/// A successor table. What follows is looked up by the last two groups used, then by the last one,
+/// then by the planned cyclic order. Not thread-safe.
 class OrderTable {
  public:
-  /// `cycle` is the planned order of use; until something else is observed, each group is followed by the next and the last by the first.
+  /// `cycle` is the planned order of use; until something else is observed, each group is followed
+  /// by the next and the last by the first.
   explicit OrderTable(std::vector<GroupId> cycle);
 
-  /// Takes note that `group` is used now. False where something else was expected: a surprise. The table has learnt it then.
-  /// The first call, and a group used again while it is the last one used, are never surprises.
+  /// Takes note that `group` is used now. False where something else was expected: a surprise. The
+  /// table has learnt it then. The first call, and a group used again while it is the last one
+  /// used, are never surprises.
   bool observe(GroupId group);
 
-  /// The next `count` groups expected after the last one observed (from the cycle's start before the first), nearest first, repeats included.
+  /// The next `count` groups expected after the last one observed (from the cycle's start before
+  /// the first), nearest first, repeats included.
   std::vector<GroupId> upcoming(std::size_t count) const;
 
-  /// Forgets what came before, but not what was learnt: the next observe() is not a surprise. For a forward that was abandoned.
+  /// Forgets what came before, but not what was learnt: the next observe() is not a surprise. For a
+  /// forward that was abandoned.
   void restart();
 
   std::uint64_t surprises() const noexcept { return surprises_; }
+  /// Pairs of groups whose successor is learnt: at most 64 for each group, then all pairs are
+  /// forgotten.
+  std::size_t learnt_pairs() const noexcept { return after_two_.size(); }
 
  private:
   std::optional<GroupId> successor(std::optional<GroupId> before_last, GroupId last) const;
+  void learn(GroupId group);
 
   std::vector<GroupId> cycle_;
   std::unordered_map<GroupId, GroupId> planned_;

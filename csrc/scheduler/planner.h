@@ -1,4 +1,5 @@
-// The planner: residents spread among the streamed groups, an arena with fixed offsets, everything within the budget. Pure: no device, no files, no clock.
+// The planner: residents spread among the streamed groups, an arena with fixed offsets, everything
+// within the budget. Pure: no device, no files, no clock.
 #pragma once
 
 #include <cstdint>
@@ -10,16 +11,21 @@ namespace tensorstream {
 
 /// Plans `groups`, given in the order of use, for `budget_bytes` of device memory.
 ///
-/// - kRequired groups are resident. Of the kAny groups as many bytes as possible are resident, spread evenly among the streamed ones, so that link and compute stay
+/// - kRequired groups are resident. Of the kAny groups as many bytes as possible are resident,
+/// spread evenly among the streamed ones, so that link and compute stay
 ///   busy; kByRows groups become resident only when all others are.
-/// - The streamed groups share one arena. Each has a fixed offset, a multiple of kGroupAlignment. Groups that follow each other in the cyclic order (the last is
-///   followed by the first) share no bytes where the budget allows it, for any sizes and for odd numbers of groups too; where it does not, loads are exposed and
-///   counted in exposed_loads.
-/// - resident_bytes + arena_bytes <= budget_bytes, always. Among the plans that fit, the one with the least predicted time.
+/// - The streamed groups share one arena. Each has a fixed offset, a multiple of kGroupAlignment.
+/// Groups that follow each other in the cyclic order (the last is
+///   followed by the first) share no bytes where the budget allows it, for any sizes and for odd
+///   numbers of groups too; where it does not, loads are exposed and counted in exposed_loads.
+/// - resident_bytes + arena_bytes <= budget_bytes, always. Among the plans that fit, the one with
+/// the least predicted time.
 /// - Deterministic: the same input gives the same plan.
 ///
-/// Raises BudgetError, naming the group that does not fit, its size, the budget and the smallest budget that works, where not even synchronous loading fits.
-Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_bytes, const Rates& rates);
+/// Raises BudgetError, naming the group that does not fit, its size, the budget and the smallest
+/// budget that works, where not even synchronous loading fits.
+Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_bytes,
+               const Rates& rates);
 
 /// The smallest budget that make_plan accepts: required residents and the largest streamed group.
 std::uint64_t smallest_budget_bytes(std::span<const GroupFootprint> groups);

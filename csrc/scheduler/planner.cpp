@@ -1,0 +1,216 @@
+#include "scheduler/planner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "base/units.h"
+#include "scheduler/pass_time.h"
+#include "scheduler/streaming_search.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+std::uint64_t placed_bytes(const GroupFootprint& group) {
+  const std::uint64_t largest = std::numeric_limits<std::uint64_t>::max() - kGroupAlignment;
+  if (group.size_bytes > largest) {
+    throw ConfigError("group '" + group.name + "' has an impossible size of " +
+                      std::to_string(group.size_bytes) + " bytes; check how it was computed");
+  }
+  return align_up(group.size_bytes, kGroupAlignment);
+}
+
+std::uint64_t sum(std::uint64_t a, std::uint64_t b) {
+  const std::optional<std::uint64_t> total = checked_add(a, b);
+  if (total) return *total;
+  throw ConfigError("the groups' sizes add up to more than 2^64 bytes (" + std::to_string(a) +
+                    " + " + std::to_string(b) + "); check how they were computed");
+}
+
+// What the budget has to hold, by what the planner may do with it.
+struct Needs {
+  std::uint64_t required = 0;
+  std::uint64_t any = 0;
+  std::uint64_t by_rows = 0;
+  std::uint64_t largest_any = 0;
+  // The group of largest_any bytes; the number of groups where there is none.
+  std::size_t largest_any_group = 0;
+};
+
+Needs needs_of(std::span<const GroupFootprint> groups) {
+  Needs needs;
+  needs.largest_any_group = groups.size();
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const std::uint64_t bytes = placed_bytes(groups[i]);
+    switch (groups[i].residency) {
+      case Residency::kRequired:
+        needs.required = sum(needs.required, bytes);
+        break;
+      case Residency::kByRows:
+        needs.by_rows = sum(needs.by_rows, bytes);
+        break;
+      case Residency::kAny:
+        needs.any = sum(needs.any, bytes);
+        if (needs.largest_any_group < groups.size() && bytes <= needs.largest_any) break;
+        needs.largest_any = bytes;
+        needs.largest_any_group = i;
+        break;
+    }
+  }
+  return needs;
+}
+
+std::string exact_size(std::uint64_t bytes) {
+  return format_size(bytes) + " (" + std::to_string(bytes) + " bytes)";
+}
+
+[[noreturn]] void refuse(std::span<const GroupFootprint> groups, const Needs& needs,
+                         std::uint64_t budget_bytes) {
+  std::size_t culprit = needs.largest_any_group;
+  std::uint64_t beside = needs.required;
+  if (needs.required > budget_bytes) {
+    beside = 0;
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      if (groups[i].residency != Residency::kRequired) continue;
+      culprit = i;
+      if (beside + placed_bytes(groups[i]) > budget_bytes) break;
+      beside += placed_bytes(groups[i]);
+    }
+  }
+  const std::uint64_t smallest = sum(needs.required, needs.largest_any);
+  throw BudgetError(
+      "group '" + groups[culprit].name + "' of " + exact_size(placed_bytes(groups[culprit])) +
+          " does not fit beside " + exact_size(beside) + " of residents in the budget of " +
+          exact_size(budget_bytes) + "; the smallest budget that works for this model is " +
+          exact_size(smallest) + ": raise the budget, split large modules or keep fewer resident",
+      smallest, budget_bytes);
+}
+
+void check_rates(const Rates& rates) {
+  if (!std::isfinite(rates.link_bytes_per_second) || rates.link_bytes_per_second <= 0) {
+    throw ConfigError("Rates::link_bytes_per_second is " +
+                      std::to_string(rates.link_bytes_per_second) +
+                      "; give a rate above 0 bytes a second");
+  }
+  if (!std::isfinite(rates.compute_seconds) || rates.compute_seconds < 0) {
+    throw ConfigError("Rates::compute_seconds is " + std::to_string(rates.compute_seconds) +
+                      "; give 0 where it is not known, or a time in seconds");
+  }
+}
+
+// Rows are read at each use anyway: whole tables only have what all others leave, the largest
+// first.
+void place_by_rows(std::span<const GroupFootprint> groups, std::uint64_t left_bytes, Plan& plan) {
+  std::vector<std::size_t> tables;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].residency == Residency::kByRows) tables.push_back(i);
+  }
+  std::stable_sort(tables.begin(), tables.end(), [&](std::size_t a, std::size_t b) {
+    return groups[a].size_bytes > groups[b].size_bytes;
+  });
+  for (const std::size_t i : tables) {
+    const std::uint64_t bytes = placed_bytes(groups[i]);
+    if (bytes <= left_bytes) {
+      left_bytes -= bytes;
+      plan.groups[i].placement = Placement::kResident;
+      plan.resident_bytes += bytes;
+    } else {
+      plan.groups[i].placement = Placement::kOnDemand;
+      plan.on_demand_bytes += groups[i].size_bytes;
+    }
+  }
+}
+
+void place_streamed(std::span<const GroupFootprint> groups, std::uint64_t room_bytes,
+                    const Rates& rates, Plan& plan) {
+  std::vector<UsedGroup> used;
+  for (const GroupFootprint& group : groups) {
+    if (group.residency == Residency::kByRows) continue;
+    used.push_back({placed_bytes(group), group.residency == Residency::kAny});
+  }
+  const StreamingChoice choice = StreamingSearch(std::move(used), room_bytes, rates).best();
+  std::size_t candidate = 0;
+  std::size_t place = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].residency != Residency::kAny) continue;
+    if (choice.resident[candidate++]) {
+      plan.groups[i].placement = Placement::kResident;
+      continue;
+    }
+    plan.groups[i].placement = Placement::kStreamed;
+    plan.groups[i].offset_bytes = choice.layout.offsets[place++];
+    plan.streamed_bytes += groups[i].size_bytes;
+  }
+  plan.resident_bytes += choice.resident_bytes;
+  plan.arena_bytes = choice.layout.arena_bytes;
+  plan.exposed_loads = choice.layout.exposed_pairs;
+}
+
+void predict(std::span<const GroupFootprint> groups, const Rates& rates, Plan& plan) {
+  if (plan.streamed_bytes == 0) {
+    plan.predicted_seconds = rates.compute_seconds;
+    plan.bound = "nothing streamed";
+    return;
+  }
+  std::vector<std::uint64_t> sizes;
+  std::vector<std::uint64_t> offsets;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (plan.groups[i].placement != Placement::kStreamed) continue;
+    sizes.push_back(placed_bytes(groups[i]));
+    offsets.push_back(plan.groups[i].offset_bytes);
+  }
+  const std::vector<std::uint32_t> distances = sharing_distances(sizes, offsets);
+  std::vector<PassStep> steps;
+  std::size_t place = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].residency == Residency::kByRows) continue;
+    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
+    steps.push_back({groups[i].size_bytes, streamed, streamed ? distances[place++] : 0});
+  }
+  plan.predicted_seconds = pass_seconds(steps, rates);
+  const double link_seconds =
+      static_cast<double>(plan.streamed_bytes) / rates.link_bytes_per_second;
+  plan.bound = link_seconds >= rates.compute_seconds ? "link" : "compute";
+}
+
+}  // namespace
+
+Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_bytes,
+               const Rates& rates) {
+  check_rates(rates);
+  const Needs needs = needs_of(groups);
+  Plan plan;
+  plan.groups.assign(groups.size(), GroupPlacement{Placement::kResident, 0});
+  plan.budget_bytes = budget_bytes;
+  plan.smallest_budget_bytes = sum(needs.required, needs.largest_any);
+  plan.everything_fits_bytes = sum(sum(needs.required, needs.any), needs.by_rows);
+  if (budget_bytes < plan.smallest_budget_bytes) refuse(groups, needs, budget_bytes);
+  plan.resident_bytes = needs.required;
+  const std::uint64_t room_bytes = budget_bytes - needs.required;
+  const bool all_resident = needs.any <= room_bytes;
+  if (all_resident) {
+    plan.resident_bytes += needs.any;
+  } else {
+    place_streamed(groups, room_bytes, rates, plan);
+  }
+  place_by_rows(groups, all_resident ? room_bytes - needs.any : 0, plan);
+  predict(groups, rates, plan);
+  return plan;
+}
+
+std::uint64_t smallest_budget_bytes(std::span<const GroupFootprint> groups) {
+  const Needs needs = needs_of(groups);
+  return sum(needs.required, needs.largest_any);
+}
+
+std::uint64_t everything_fits_bytes(std::span<const GroupFootprint> groups) {
+  const Needs needs = needs_of(groups);
+  return sum(sum(needs.required, needs.any), needs.by_rows);
+}
+
+}  // namespace tensorstream

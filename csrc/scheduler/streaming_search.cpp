@@ -1,0 +1,213 @@
+#include "scheduler/streaming_search.h"
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+#include <utility>
+
+#include "scheduler/residents.h"
+
+namespace tensorstream {
+namespace {
+
+// Share of its cost that a choice has to save before it may expose more loads than another.
+constexpr double kExposureGain = 0.25;
+// Compute time of a group at batch 1 over its time on the link, where nothing is known: between a
+// laptop's CPU and a large GPU.
+constexpr double kAssumedComputeShare = 1.0 / 16;
+// Costs that differ by less are equal: they come from sums in different orders.
+constexpr double kCostTolerance = 1e-9;
+// What a load costs beside its bytes: a request, an event, a wait.
+constexpr double kLoadOverheadSeconds = 1e-4;
+// A group is small only beside much larger ones.
+constexpr std::uint64_t kSmallDivisor = 16;
+// Places of the largest groups that an arena is tried with, and how often the bytes it left unused
+// are given to residents.
+constexpr std::size_t kMostPlaces = 4;
+constexpr int kRefinements = 2;
+constexpr std::uint32_t kFurthestWindow = 3;
+// Bounds the work for thousands of groups of unlike sizes; hundreds are tried completely.
+constexpr int kMostFillTrials = 256;
+
+}  // namespace
+
+StreamingSearch::StreamingSearch(std::vector<UsedGroup> groups, std::uint64_t room_bytes,
+                                 const Rates& rates)
+    : groups_(std::move(groups)), room_bytes_(room_bytes), expected_(rates), balanced_(rates) {
+  double all_bytes = 0;
+  for (const UsedGroup& group : groups_) {
+    all_bytes += static_cast<double>(group.size_bytes);
+    if (group.may_stream) sizes_.push_back(group.size_bytes);
+  }
+  const double all_link_seconds = all_bytes / rates.link_bytes_per_second;
+  if (!(rates.compute_seconds > 0)) {
+    expected_.compute_seconds = kAssumedComputeShare * all_link_seconds;
+  }
+  balanced_.compute_seconds = std::max(rates.compute_seconds, all_link_seconds);
+  descending_ = sizes_;
+  std::sort(descending_.begin(), descending_.end(), std::greater<>());
+}
+
+StreamingChoice StreamingSearch::best() {
+  for (const std::size_t index : largest_indices()) consider_arenas(index);
+  auto chosen = best_by_exposed_.begin();
+  for (auto it = best_by_exposed_.begin(); it != best_by_exposed_.end(); ++it) {
+    if (better(it->second, chosen->second)) chosen = it;
+  }
+  StreamingChoice choice = std::move(chosen->second);
+  fill(choice);
+  return choice;
+}
+
+// Which groups to try as the largest streamed one, in descending order: the first of each size,
+// further and further apart.
+std::vector<std::size_t> StreamingSearch::largest_indices() const {
+  std::vector<std::size_t> firsts;
+  for (std::size_t i = 0; i < descending_.size() && descending_[i] > 0; ++i) {
+    if (i == 0 || descending_[i] != descending_[i - 1]) firsts.push_back(i);
+  }
+  std::vector<std::size_t> indices;
+  for (std::size_t i = 0; i < firsts.size(); i = 2 * i + 1) indices.push_back(firsts[i]);
+  return indices;
+}
+
+// Tries arenas with places for the largest groups from `largest_index` of the descending order on;
+// the groups before it are resident.
+void StreamingSearch::consider_arenas(std::size_t largest_index) {
+  std::uint64_t forced = 0;
+  for (std::size_t i = 0; i < largest_index; ++i) {
+    forced += descending_[i];
+    if (forced > room_bytes_) return;
+  }
+  const std::uint64_t room = room_bytes_ - forced;
+  if (descending_[largest_index] > room) return;
+  ResidentChoice wanted;
+  wanted.largest_streamed = descending_[largest_index];
+  wanted.small_bytes = small_bytes(wanted.largest_streamed);
+  std::uint64_t arena = 0;
+  const std::size_t end = std::min(descending_.size(), largest_index + kMostPlaces);
+  for (std::size_t i = largest_index; i < end && arena < room; ++i) {
+    arena = std::min(room, arena + descending_[i]);
+    std::uint64_t tried = arena;
+    for (int refinement = 0; refinement <= kRefinements; ++refinement) {
+      wanted.capacity = room_bytes_ - tried;
+      StreamingChoice choice = evaluate(choose_residents(sizes_, wanted));
+      const std::uint64_t used = choice.layout.arena_bytes;
+      keep(std::move(choice));
+      // Less than the largest group would leave no room for a group that the next choice may
+      // stream.
+      const std::uint64_t next = std::max(used, wanted.largest_streamed);
+      if (next >= tried) break;
+      tried = next;
+    }
+  }
+}
+
+StreamingChoice StreamingSearch::evaluate(std::vector<bool> resident) const {
+  StreamingChoice choice;
+  choice.resident = std::move(resident);
+  std::vector<std::uint64_t> streamed;
+  std::vector<std::uint64_t> gaps;
+  std::uint64_t leading_gap = 0;
+  std::size_t candidate = 0;
+  for (const UsedGroup& group : groups_) {
+    const bool stays = !group.may_stream || choice.resident[candidate];
+    if (group.may_stream) ++candidate;
+    if (!stays) {
+      choice.streamed_bytes += group.size_bytes;
+      streamed.push_back(group.size_bytes);
+      gaps.push_back(0);
+      continue;
+    }
+    if (group.may_stream) choice.resident_bytes += group.size_bytes;
+    (gaps.empty() ? leading_gap : gaps.back()) += group.size_bytes;
+  }
+  if (!gaps.empty()) gaps.back() += leading_gap;
+  const std::uint64_t capacity = room_bytes_ - choice.resident_bytes;
+  choice.layout = two_ended_layout(streamed, capacity, gaps);
+  choice.cost = cost_of(choice, streamed);
+  for (std::uint32_t distance = 2; distance <= kFurthestWindow; ++distance) {
+    std::optional<ArenaLayout> layout = windowed_layout(streamed, capacity, distance);
+    if (!layout) break;
+    StreamingChoice deeper = choice;
+    deeper.layout = std::move(*layout);
+    deeper.cost = cost_of(deeper, streamed);
+    if (better(deeper, choice)) choice = std::move(deeper);
+  }
+  return choice;
+}
+
+double StreamingSearch::cost_of(const StreamingChoice& choice,
+                                std::span<const std::uint64_t> streamed) const {
+  const std::vector<std::uint32_t> distances = sharing_distances(streamed, choice.layout.offsets);
+  std::vector<PassStep> steps;
+  steps.reserve(groups_.size());
+  std::size_t candidate = 0;
+  std::size_t place = 0;
+  for (const UsedGroup& group : groups_) {
+    PassStep step;
+    step.size_bytes = group.size_bytes;
+    step.streamed = group.may_stream && !choice.resident[candidate];
+    if (group.may_stream) ++candidate;
+    if (step.streamed) step.sharing_distance = distances[place++];
+    steps.push_back(step);
+  }
+  return pass_seconds(steps, expected_) * pass_seconds(steps, balanced_);
+}
+
+bool StreamingSearch::better(const StreamingChoice& a, const StreamingChoice& b) const {
+  if (a.layout.exposed_pairs > b.layout.exposed_pairs) {
+    return a.cost < b.cost * (1 - kExposureGain);
+  }
+  if (a.layout.exposed_pairs < b.layout.exposed_pairs) {
+    return b.cost >= a.cost * (1 - kExposureGain);
+  }
+  if (a.cost < b.cost * (1 - kCostTolerance)) return true;
+  if (b.cost < a.cost * (1 - kCostTolerance)) return false;
+  if (a.streamed_bytes != b.streamed_bytes) return a.streamed_bytes < b.streamed_bytes;
+  return a.layout.arena_bytes < b.layout.arena_bytes;
+}
+
+void StreamingSearch::keep(StreamingChoice choice) {
+  const std::uint32_t exposed = choice.layout.exposed_pairs;
+  const auto kept = best_by_exposed_.find(exposed);
+  if (kept == best_by_exposed_.end()) {
+    best_by_exposed_.emplace(exposed, std::move(choice));
+  } else if (better(choice, kept->second)) {
+    kept->second = std::move(choice);
+  }
+}
+
+// Makes further groups resident while bytes are left and the plan gets better by it.
+void StreamingSearch::fill(StreamingChoice& choice) const {
+  int trials = 0;
+  bool changed = true;
+  while (changed) {
+    changed = false;
+    const std::uint64_t left = room_bytes_ - choice.resident_bytes - choice.layout.arena_bytes;
+    std::vector<std::size_t> fitting;
+    for (std::size_t i = 0; i < sizes_.size(); ++i) {
+      if (!choice.resident[i] && sizes_[i] <= left) fitting.push_back(i);
+    }
+    std::stable_sort(fitting.begin(), fitting.end(),
+                     [&](std::size_t a, std::size_t b) { return sizes_[a] > sizes_[b]; });
+    for (const std::size_t i : fitting) {
+      if (++trials > kMostFillTrials) return;
+      std::vector<bool> resident = choice.resident;
+      resident[i] = true;
+      StreamingChoice filled = evaluate(std::move(resident));
+      if (!better(filled, choice)) continue;
+      choice = std::move(filled);
+      changed = true;
+      break;
+    }
+  }
+}
+
+std::uint64_t StreamingSearch::small_bytes(std::uint64_t largest_streamed) const {
+  const double cheap = kLoadOverheadSeconds * expected_.link_bytes_per_second;
+  const std::uint64_t relative = largest_streamed / kSmallDivisor;
+  return cheap < static_cast<double>(relative) ? static_cast<std::uint64_t>(cheap) : relative;
+}
+
+}  // namespace tensorstream
