@@ -1,0 +1,137 @@
+#include "platform/mapping.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "base/units.h"
+#include "platform/temporary_folder.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+TEST(Mapping, AnonymousMemoryIsZeroedWritableAndWholePages) {
+  const Mapping mapping = Mapping::anonymous(page_size_bytes() + 1);
+  EXPECT_EQ(mapping.size_bytes(), 2 * page_size_bytes());
+  EXPECT_TRUE(std::all_of(mapping.data(), mapping.data() + mapping.size_bytes(),
+                          [](std::byte b) { return b == std::byte{0}; }));
+  std::memset(mapping.data(), 0x5A, mapping.size_bytes());
+  EXPECT_EQ(mapping.data()[mapping.size_bytes() - 1], std::byte{0x5A});
+}
+
+TEST(Mapping, HugePagesMayBeAskedForOrNot) {
+  for (const HugePages huge_pages : {HugePages::kNever, HugePages::kWhereGiven}) {
+    const Mapping mapping = Mapping::anonymous(5_MiB, huge_pages);
+    mapping.data()[5_MiB - 1] = std::byte{1};
+    EXPECT_EQ(mapping.size_bytes(), 5_MiB);
+  }
+}
+
+TEST(Mapping, NothingIsAnEmptyMapping) {
+  EXPECT_EQ(Mapping::anonymous(0).data(), nullptr);
+  EXPECT_EQ(Mapping().size_bytes(), 0U);
+}
+
+TEST(Mapping, MoreMemoryThanThereCanBeIsABudgetError) {
+  EXPECT_THROW(Mapping::anonymous(1ULL << 62U), BudgetError);
+  EXPECT_THROW(Mapping::anonymous(~0ULL), BudgetError);
+  try {
+    Mapping::anonymous(1ULL << 62U);
+  } catch (const BudgetError& error) {
+    EXPECT_EQ(error.needed_bytes(), 1ULL << 62U);
+  }
+}
+
+TEST(Mapping, OfAFileIsItsBytes) {
+  const TemporaryFolder folder;
+  const auto bytes = patterned_bytes(10'001);
+  const Mapping mapping = Mapping::of_file(File::open_for_reading(folder.write("a.bin", bytes)));
+  ASSERT_EQ(mapping.size_bytes(), bytes.size());
+  EXPECT_EQ(std::memcmp(mapping.data(), bytes.data(), bytes.size()), 0);
+}
+
+TEST(Mapping, OfAnEmptyFileIsEmpty) {
+  const TemporaryFolder folder;
+  const Mapping mapping = Mapping::of_file(File::open_for_reading(folder.write_text("a.bin", "")));
+  EXPECT_EQ(mapping.size_bytes(), 0U);
+  EXPECT_EQ(mapping.populate(0, 0), std::error_code());
+}
+
+TEST(Mapping, MovesKeepTheMemory) {
+  Mapping first = Mapping::anonymous(10);
+  std::byte* const data = first.data();
+  data[3] = std::byte{7};
+  Mapping second = std::move(first);
+  EXPECT_EQ(second.data(), data);
+  Mapping third = Mapping::anonymous(10);
+  third = std::move(second);
+  EXPECT_EQ(third.data(), data);
+  EXPECT_EQ(third.data()[3], std::byte{7});
+}
+
+TEST(Mapping, AccessOutsideTheMappingIsRefused) {
+  const Mapping mapping = Mapping::anonymous(page_size_bytes());
+  EXPECT_THROW(mapping.set_access(1, page_size_bytes(), Access::kNone), Error);
+  EXPECT_THROW(mapping.set_access(~0ULL, 2, Access::kNone), Error);
+  EXPECT_NO_THROW(mapping.set_access(page_size_bytes(), 0, Access::kNone));
+  mapping.data()[0] = std::byte{1};
+}
+
+TEST(Mapping, AccessGivenBackShowsTheBytesAsTheyWere) {
+  const Mapping mapping = Mapping::anonymous(2 * page_size_bytes());
+  mapping.data()[5] = std::byte{9};
+  mapping.set_access(0, 10, Access::kNone);
+  mapping.data()[page_size_bytes()] = std::byte{1};
+  mapping.set_access(0, 10, Access::kReadWrite);
+  EXPECT_EQ(mapping.data()[5], std::byte{9});
+}
+
+TEST(MappingDeathTest, PagesWithoutAccessFault) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const Mapping mapping = Mapping::anonymous(2 * page_size_bytes());
+  mapping.set_access(page_size_bytes() - 1, 1, Access::kNone);
+  const volatile std::byte* const data = mapping.data();
+  EXPECT_TRUE(data[page_size_bytes()] == std::byte{0});
+  EXPECT_DEATH(static_cast<void>(data[0]), "");
+}
+
+TEST(Mapping, ReleaseTakesPagesWhollyInsideAlone) {
+  const std::uint64_t page = page_size_bytes();
+  const Mapping mapping = Mapping::anonymous(4 * page, HugePages::kNever);
+  std::memset(mapping.data(), 1, mapping.size_bytes());
+  mapping.release_pages(1, 3 * page - 2);
+  EXPECT_EQ(mapping.data()[0], std::byte{1});
+  EXPECT_EQ(mapping.data()[page], std::byte{0});
+  EXPECT_EQ(mapping.data()[2 * page - 1], std::byte{0});
+  EXPECT_EQ(mapping.data()[2 * page], std::byte{1});
+  mapping.release_pages(3 * page, ~0ULL);
+  EXPECT_EQ(mapping.data()[2 * page], std::byte{1});
+  EXPECT_EQ(mapping.data()[3 * page], std::byte{0});
+  mapping.release_pages(5 * page, 1);
+}
+
+TEST(Mapping, ReleasedPagesOfAFileComeBack) {
+  const TemporaryFolder folder;
+  const auto bytes = patterned_bytes(3 * page_size_bytes() + 5);
+  const Mapping mapping = Mapping::of_file(File::open_for_reading(folder.write("a.bin", bytes)));
+  EXPECT_EQ(mapping.populate(0, mapping.size_bytes()), std::error_code());
+  mapping.prefetch(0, mapping.size_bytes());
+  mapping.release_pages(0, mapping.size_bytes());
+  EXPECT_EQ(std::memcmp(mapping.data(), bytes.data(), bytes.size()), 0);
+}
+
+TEST(Mapping, PopulateTellsOfPagesBehindATruncation) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("a.bin", patterned_bytes(4 * page_size_bytes()));
+  const Mapping mapping = Mapping::of_file(File::open_for_reading(path));
+  std::filesystem::resize_file(path, page_size_bytes());
+  EXPECT_EQ(mapping.populate(0, page_size_bytes()), std::error_code());
+  EXPECT_EQ(mapping.populate(page_size_bytes(), 1), std::errc::bad_address);
+}
+
+}  // namespace
+}  // namespace tensorstream

@@ -1,0 +1,103 @@
+#include "platform/retry.h"
+
+#include <gtest/gtest.h>
+#include <sys/types.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+namespace tensorstream {
+namespace {
+
+/// A source that gives `largest` bytes at a time and is interrupted before every second call.
+class HaltingSource {
+ public:
+  HaltingSource(std::size_t size, std::size_t largest) : left_(size), largest_(largest) {}
+
+  ssize_t read(std::span<std::byte> out) {
+    if (++calls_ % 2 == 1) {
+      errno = EINTR;
+      return -1;
+    }
+    const std::size_t count = std::min({out.size(), left_, largest_});
+    std::fill_n(out.begin(), count, static_cast<std::byte>(calls_));
+    left_ -= count;
+    return static_cast<ssize_t>(count);
+  }
+
+ private:
+  std::size_t left_;
+  std::size_t largest_;
+  int calls_ = 0;
+};
+
+TEST(RetryInterrupted, CallsAgainOnInterruptsAlone) {
+  int calls = 0;
+  EXPECT_EQ(retry_interrupted([&] {
+              errno = EINTR;
+              return ++calls < 4 ? -1 : 42;
+            }),
+            42);
+  EXPECT_EQ(calls, 4);
+  calls = 0;
+  EXPECT_EQ(retry_interrupted([&] {
+              errno = EIO;
+              ++calls;
+              return -1;
+            }),
+            -1);
+  EXPECT_EQ(calls, 1);
+}
+
+TEST(ReadFully, GoesOnAfterShortAndInterruptedReads) {
+  HaltingSource source(10, 4);
+  std::vector<std::byte> out(10);
+  std::vector<std::uint64_t> offsets;
+  const ReadOutcome outcome = read_fully(
+      [&](std::uint64_t done, std::span<std::byte> rest) {
+        offsets.push_back(done);
+        return source.read(rest);
+      },
+      out);
+  EXPECT_EQ(outcome.read_bytes, 10U);
+  EXPECT_EQ(outcome.error_number, 0);
+  EXPECT_EQ(offsets, (std::vector<std::uint64_t>{0, 0, 4, 4, 8, 8}));
+  const std::array<int, 10> expected = {2, 2, 2, 2, 4, 4, 4, 4, 6, 6};
+  for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(int(out[i]), expected[i]) << i;
+}
+
+TEST(ReadFully, StopsAtTheEnd) {
+  HaltingSource source(7, 4);
+  std::vector<std::byte> out(10);
+  const auto outcome =
+      read_fully([&](std::uint64_t, std::span<std::byte> rest) { return source.read(rest); }, out);
+  EXPECT_EQ(outcome.read_bytes, 7U);
+  EXPECT_EQ(outcome.error_number, 0);
+}
+
+TEST(ReadFully, TellsTheErrorAndHowFarItCame) {
+  std::vector<std::byte> out(10);
+  const auto outcome = read_fully(
+      [&](std::uint64_t done, std::span<std::byte>) -> ssize_t {
+        if (done == 0) return 3;
+        errno = EIO;
+        return -1;
+      },
+      out);
+  EXPECT_EQ(outcome.read_bytes, 3U);
+  EXPECT_EQ(outcome.error_number, EIO);
+}
+
+TEST(ReadFully, NothingToReadIsNoCall) {
+  const auto outcome = read_fully(
+      [](std::uint64_t, std::span<std::byte>) -> ssize_t {
+        ADD_FAILURE() << "called";
+        return 0;
+      },
+      {});
+  EXPECT_EQ(outcome.read_bytes, 0U);
+}
+
+}  // namespace
+}  // namespace tensorstream
