@@ -32,7 +32,7 @@ class Reader {
 
 /// How a file is read.
 enum class FileBackend {
-  /// Through a mapping of the page cache; pages are let go once they are copied.
+  /// Through a mapping of the page cache, for reads of 1 MiB and more; pages are let go once they are copied.
   kMmap,
   /// By pread into the target.
   kPread,

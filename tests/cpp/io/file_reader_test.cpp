@@ -1,0 +1,146 @@
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <fstream>
+#include <memory>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/units.h"
+#include "io/reader.h"
+#include "platform/memory_map.h"
+#include "platform/temporary_folder.h"
+#include "platform/text_file.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+using ::testing::HasSubstr;
+
+class FileReader : public ::testing::TestWithParam<FileBackend> {
+ protected:
+  const TemporaryFolder folder_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Backends, FileReader,
+                         ::testing::Values(FileBackend::kMmap, FileBackend::kPread),
+                         [](const auto& instance) {
+                           return instance.param == FileBackend::kMmap ? "Mmap" : "Pread";
+                         });
+
+TEST_P(FileReader, WhatIsNoFileIsAnIoError) {
+  try {
+    open_file_reader(folder_.path("absent"), GetParam());
+    FAIL() << "no error";
+  } catch (const IoError& error) {
+    EXPECT_EQ(error.error_number(), ENOENT);
+  }
+  EXPECT_THROW(open_file_reader(folder_.path(""), GetParam()), IoError);
+}
+
+TEST_P(FileReader, ATruncatedFileIsAnIoErrorAlsoWhereBytesAreLeft) {
+  for (const std::uint64_t size : {std::uint64_t{5000}, 2_MiB}) {
+    const std::string path = folder_.write("a.bin", patterned_bytes(3_MiB));
+    const auto reader = open_file_reader(path, GetParam());
+    std::vector<std::byte> out(size);
+    EXPECT_NO_THROW(reader->read(0, out));
+    std::filesystem::resize_file(path, 2_MiB + 100);
+    for (const std::uint64_t offset : {std::uint64_t{0}, 3_MiB - size}) {
+      try {
+        reader->read(offset, out);
+        ADD_FAILURE() << "no error at " << offset;
+      } catch (const IoError& error) {
+        EXPECT_EQ(error.path(), path);
+        EXPECT_EQ(error.error_number(), 0);
+      }
+    }
+  }
+}
+
+TEST_P(FileReader, ARewrittenFileIsAnIoError) {
+  const std::string path = folder_.write("a.bin", patterned_bytes(2_MiB));
+  const auto reader = open_file_reader(path, GetParam());
+  const timespec times[2] = {{.tv_sec = 1, .tv_nsec = 0}, {.tv_sec = 1, .tv_nsec = 1}};
+  ASSERT_EQ(::utimensat(AT_FDCWD, path.c_str(), times, 0), 0);
+  std::vector<std::byte> out(1_MiB);
+  for (const std::size_t size : {std::size_t{10}, out.size()}) {
+    try {
+      reader->read(0, std::span(out).first(size));
+      ADD_FAILURE() << "no error";
+    } catch (const IoError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("changed since it was opened"));
+    }
+  }
+}
+
+TEST_P(FileReader, AFileRemovedByNameIsReadOn) {
+  const auto bytes = patterned_bytes(2_MiB);
+  const std::string path = folder_.write("a.bin", bytes);
+  const auto reader = open_file_reader(path, GetParam());
+  std::filesystem::remove(path);
+  std::vector<std::byte> out(bytes.size());
+  reader->read(0, out);
+  EXPECT_EQ(out, bytes);
+}
+
+/// Resident bytes of this process's mappings of the file at `path`.
+std::uint64_t mapped_resident_bytes(const std::string& path) {
+  std::ifstream lines("/proc/self/smaps");
+  std::uint64_t sum = 0;
+  bool inside = false;
+  for (std::string line; std::getline(lines, line);) {
+    if (const auto area = parse_memory_area(line)) inside = area->path == path;
+    if (inside) sum += number_after(line, "Rss:").value_or(0) * 1_KiB;
+  }
+  return sum;
+}
+
+/// The mmap reader's pages; other tests say that it reads them.
+class MmapReaderPages : public ::testing::Test {
+ protected:
+  static constexpr std::uint64_t kSize = 40_MiB;
+  const TemporaryFolder folder_;
+  const std::string path_ = folder_.write("a.bin", patterned_bytes(kSize));
+  const std::unique_ptr<Reader> reader_ = open_file_reader(path_, FileBackend::kMmap);
+  std::vector<std::byte> out_ = std::vector<std::byte>(kSize);
+};
+
+TEST_F(MmapReaderPages, ALargeReadLeavesNoneAndMapsFewAtATime) {
+  std::atomic<std::uint64_t> most = 0;
+  {
+    const std::jthread watcher([&](const std::stop_token& stop) {
+      while (!stop.stop_requested()) {
+        most = std::max<std::uint64_t>(most, mapped_resident_bytes(path_));
+      }
+    });
+    for (int i = 0; i < 5; ++i) reader_->read(0, out_);
+  }
+  EXPECT_LE(most, 12_MiB);  // a window, and a huge page on either side
+  EXPECT_EQ(mapped_resident_bytes(path_), 0U);
+}
+
+TEST_F(MmapReaderPages, LargeReadsAtOddPlacesLeaveNone) {
+  for (std::uint64_t offset = 100; offset + 1_MiB + 333 < kSize; offset += 1_MiB + 5000) {
+    reader_->read(offset, std::span(out_).first(1_MiB + 333));
+    EXPECT_EQ(mapped_resident_bytes(path_), 0U);
+  }
+}
+
+TEST_F(MmapReaderPages, SmallReadsMapNone) {
+  for (const std::uint64_t size : {std::uint64_t{1}, 512_KiB, 1_MiB - 1}) {
+    reader_->read(3, std::span(out_).first(size));
+    EXPECT_EQ(mapped_resident_bytes(path_), 0U);
+  }
+}
+
+}  // namespace
+}  // namespace tensorstream
