@@ -22,19 +22,24 @@ struct CheckpointTensor {
 /// The tensors of one checkpoint. Immutable once open; thread-safe.
 class Checkpoint {
  public:
-  /// Opens `path`: a .safetensors file, a .safetensors.index.json file, or a folder that holds one of `model.safetensors.index.json`, `model.safetensors`,
-  /// a single *.index.json or a single *.safetensors (a diffusers folder names them otherwise). Every header is checked, and the index against the headers.
-  /// Raises IoError, FormatError, or UnsupportedError for a folder that holds other formats (naming what it holds) and for files packed by a newer TensorStream.
+  /// Opens `path`: a .safetensors file, a .safetensors.index.json file, or a folder that holds one
+  /// of `model.safetensors.index.json`, `model.safetensors`, a single *.index.json or a single
+  /// *.safetensors (a diffusers folder names them otherwise). Every header is checked, and the
+  /// index against the headers. Raises IoError, FormatError, or UnsupportedError for a folder that
+  /// holds other formats (naming what it holds) and for files packed by a newer TensorStream.
   static Checkpoint open(const std::string& path);
 
   const std::vector<std::string>& files() const noexcept { return files_; }
   /// By name.
-  const std::map<std::string, CheckpointTensor, std::less<>>& tensors() const noexcept { return tensors_; }
+  const std::map<std::string, CheckpointTensor, std::less<>>& tensors() const noexcept {
+    return tensors_;
+  }
   /// Sum of the tensors' sizes.
   std::uint64_t size_bytes() const noexcept { return size_bytes_; }
 
  private:
   void add_file(const std::string& path);
+  void add_shards(const std::string& index_path);
 
   std::vector<std::string> files_;
   std::map<std::string, CheckpointTensor, std::less<>> tensors_;
@@ -46,12 +51,15 @@ struct WantedTensor {
   /// Every name the model has for it: several where it is tied.
   std::vector<std::string> names;
   Dtype dtype = Dtype::kU8;
+  /// As torch gives it: the last dimension of a float4_e2m1fn_x2 counts pairs, and is doubled in
+  /// files.
   std::vector<std::uint64_t> shape;
 };
 
-/// For each of `wanted`, the tensor of `checkpoint` that holds it. Names are tried as they are, then with the one prefix ("model.", "bert.", ...) added or removed
-/// that makes the most of them match; a tied tensor is found under any of its names. Raises ConfigError naming the first few tensors that are missing, of another
-/// shape or of another type, with both sides.
+/// For each of `wanted`, the tensor of `checkpoint` that holds it. Names are tried as they are,
+/// then with the one prefix ("model.", "bert.", ...) added or removed that makes the most of them
+/// match; a tied tensor is found under any of its names. Raises ConfigError naming the first few
+/// tensors that are missing, of another shape or of another type, with both sides.
 std::vector<const CheckpointTensor*> match_tensors(const Checkpoint& checkpoint,
                                                    std::span<const WantedTensor> wanted);
 

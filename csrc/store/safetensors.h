@@ -1,4 +1,5 @@
-// The header of a safetensors file. The reader trusts nothing: FORMAT.md lists the rules that a file must keep.
+// The header of a safetensors file. The reader trusts nothing: FORMAT.md lists the rules that a
+// file must keep.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,8 @@
 
 namespace tensorstream {
 
-/// One tensor of a file: C-contiguous little-endian elements at [offset_bytes, offset_bytes + size_bytes) of the file.
+/// One tensor of a file: C-contiguous little-endian elements at [offset_bytes, offset_bytes +
+/// size_bytes) of the file.
 struct StoredTensor {
   std::string name;
   Dtype dtype = Dtype::kU8;
@@ -26,7 +28,8 @@ struct SafetensorsHeader {
   std::map<std::string, std::string> metadata;
 };
 
-/// Reads and checks the header of the file at `path`. Raises IoError where it cannot be read and FormatError (file, tensor, rule) where it breaks a rule.
+/// Reads and checks the header of the file at `path`. Raises IoError where it cannot be read and
+/// FormatError (file, tensor, rule) where it breaks a rule.
 SafetensorsHeader read_safetensors_header(const std::string& path);
 
 }  // namespace tensorstream

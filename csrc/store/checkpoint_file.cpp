@@ -1,0 +1,140 @@
+#include "store/checkpoint_file.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+#include "store/shown_text.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kUsualIndex = "model.safetensors.index.json";
+constexpr std::string_view kUsualSingle = "model.safetensors";
+constexpr std::array<std::string_view, 11> kOtherFormats = {
+    ".bin", ".bin.index.json", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack",
+    ".npz", ".onnx",           ".pt",   ".pth"};
+constexpr std::size_t kListedOthers = 5;
+constexpr std::string_view kHowToConvert =
+    "convert it to safetensors: load it where it can be loaded, then save_pretrained of "
+    "transformers or safetensors.torch.save_file";
+
+bool is_other_format(std::string_view name) {
+  return std::any_of(kOtherFormats.begin(), kOtherFormats.end(),
+                     [&](std::string_view ending) { return name.ends_with(ending); });
+}
+
+bool is_index(std::string_view name) {
+  return name.ends_with(".index.json") && !name.ends_with(".bin.index.json") &&
+         !name.ends_with(".h5.index.json") && !name.ends_with(".msgpack.index.json");
+}
+
+std::string quoted_list(std::span<const std::string> names) {
+  std::string text;
+  for (const std::string& name : names) {
+    if (!text.empty()) text += ", ";
+    text += "'" + shown(name) + "'";
+  }
+  return text;
+}
+
+[[noreturn]] void raise_io(const std::string& path, const std::error_code& error) {
+  throw IoError("cannot examine the checkpoint '" + path + "': " + error.message(), path, 0,
+                error.value());
+}
+
+/// The names of the folder's files, sorted; hidden files and folders are left out.
+std::vector<std::string> file_names(const std::string& folder) {
+  std::error_code error;
+  std::vector<std::string> names;
+  fs::directory_iterator entry(folder, error);
+  while (!error && entry != fs::directory_iterator()) {
+    const std::string name = entry->path().filename().string();
+    // A link to a file that is gone counts: opening it names what is missing.
+    std::error_code ignored;
+    if (!name.starts_with('.') && !entry->is_directory(ignored)) names.push_back(name);
+    entry.increment(error);
+  }
+  if (error) raise_io(folder, error);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+[[noreturn]] void raise_nothing_found(const std::string& folder,
+                                      const std::vector<std::string>& names) {
+  std::vector<std::string> others;
+  std::copy_if(names.begin(), names.end(), std::back_inserter(others), is_other_format);
+  if (others.empty()) {
+    throw ConfigError("no model in '" + folder +
+                      "': it holds no .safetensors file; give the folder that does");
+  }
+  const std::size_t listed = std::min(others.size(), kListedOthers);
+  std::string holds = quoted_list(std::span(others).first(listed));
+  if (listed < others.size()) {
+    holds += " and " + std::to_string(others.size() - listed) + " more";
+  }
+  throw UnsupportedError("'" + folder + "' holds no safetensors but " + holds + "; " +
+                         std::string(kHowToConvert));
+}
+
+/// The only one of `candidates`, which is not empty; several are refused by name.
+CheckpointFile only_one(const std::string& folder, const std::vector<std::string>& candidates) {
+  if (candidates.size() > 1) {
+    throw ConfigError("'" + folder + "' holds several checkpoints: " + quoted_list(candidates) +
+                      "; give the path of one of these files");
+  }
+  const std::string& name = candidates.front();
+  return {.path = (fs::path(folder) / name).string(),
+          .kind = is_index(name) ? CheckpointKind::kIndex : CheckpointKind::kSingle};
+}
+
+CheckpointFile find_in_folder(const std::string& folder) {
+  const std::vector<std::string> names = file_names(folder);
+  std::vector<std::string> usual;
+  std::vector<std::string> indexes;
+  std::vector<std::string> singles;
+  for (const std::string& name : names) {
+    if (name == kUsualIndex || name == kUsualSingle) usual.push_back(name);
+    if (is_index(name)) indexes.push_back(name);
+    if (name.ends_with(".safetensors")) singles.push_back(name);
+  }
+  for (const auto* candidates : {&usual, &indexes, &singles}) {
+    if (!candidates->empty()) return only_one(folder, *candidates);
+  }
+  raise_nothing_found(folder, names);
+}
+
+}  // namespace
+
+CheckpointFile find_checkpoint_file(const std::string& path) {
+  // The system would see the path up to the NUL, which is another one.
+  if (path.find('\0') != std::string::npos) {
+    throw ConfigError("the checkpoint's path '" + shown(path) + "' holds a NUL character");
+  }
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (status.type() == fs::file_type::not_found) {
+    throw IoError("there is no checkpoint at '" + path +
+                      "': no such file or folder; give a .safetensors file, its index or a folder",
+                  path, 0, ENOENT);
+  }
+  if (error) raise_io(path, error);
+  if (status.type() == fs::file_type::directory) return find_in_folder(path);
+  if (is_other_format(path)) {
+    throw UnsupportedError("'" + path + "' is no safetensors file; " + std::string(kHowToConvert));
+  }
+  // Whatever else the file is called, its header is checked: caches name files by their hash.
+  return {.path = path,
+          .kind = path.ends_with(".json") ? CheckpointKind::kIndex : CheckpointKind::kSingle};
+}
+
+}  // namespace tensorstream
