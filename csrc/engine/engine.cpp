@@ -1,5 +1,6 @@
 #include "tensorstream/engine.h"
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -44,7 +45,8 @@ class Engine::State {
         groups(std::move(model.groups)),
         group_of(group_of_tensors(groups, model.tensors.size())),
         sources(std::move(model.sources), std::move(model.tensors)),
-        plan(make_plan(footprints(groups, sources.tensors()), pool.budget().limit_bytes(),
+        fixed(pool.budget().reserve(options.fixed_bytes, "buffers and weights that stay in place")),
+        plan(make_plan(footprints(groups, sources.tensors()), pool.budget().free_bytes(),
                        options.rates)) {
     for (const Group& group : groups) layouts.push_back(lay_out(group, sources.tensors()));
     place_residents();
@@ -82,6 +84,7 @@ class Engine::State {
   const std::vector<Group> groups;
   const std::vector<std::optional<GroupId>> group_of;  // by TensorId
   SourceTable sources;
+  const Reservation fixed;
   const Plan plan;
   std::vector<GroupLayout> layouts;               // by GroupId
   std::vector<const std::byte*> resident_places;  // by TensorId
@@ -238,6 +241,23 @@ void Engine::read_rows(TensorId tensor, std::span<const std::int64_t> indices,
   state.on_demand_bytes += out.size();
 }
 
+bool Engine::tensor_equals(TensorId tensor, std::span<const std::byte> bytes) {
+  State& state = *state_;
+  const TensorSpec& spec = state.tensor(tensor);
+  if (bytes.size() != spec.size_bytes) {
+    throw ConfigError("tensor '" + spec.name + "' has " + std::to_string(spec.size_bytes) +
+                      " bytes; it is compared with " + std::to_string(bytes.size()));
+  }
+  std::vector<std::byte> piece(std::min<std::uint64_t>(bytes.size(), 1_MiB));
+  for (std::uint64_t done = 0; done < bytes.size(); done += piece.size()) {
+    const std::span<std::byte> part =
+        std::span(piece).first(std::min<std::uint64_t>(piece.size(), bytes.size() - done));
+    state.read(tensor, done, part);
+    if (std::memcmp(part.data(), bytes.data() + done, part.size()) != 0) return false;
+  }
+  return true;
+}
+
 void Engine::replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
                             std::shared_ptr<const void> owner) {
   State& state = *state_;
@@ -261,7 +281,7 @@ Statistics Engine::statistics() const {
   State& state = *state_;
   Statistics result;
   result.budget_bytes = state.pool.budget().limit_bytes();
-  result.held_bytes = state.plan.resident_bytes + state.plan.arena_bytes;
+  result.held_bytes = state.fixed.size_bytes() + state.plan.resident_bytes + state.plan.arena_bytes;
   result.peak_held_bytes = state.pool.budget().peak_bytes();
   result.source_ram_bytes = state.sources.ram_bytes();
   if (state.loader) state.loader->add_to(result);
@@ -271,10 +291,6 @@ Statistics Engine::statistics() const {
   result.on_demand_bytes = state.on_demand_bytes;
   if (state.first_use) result.active_seconds = seconds_since(*state.first_use);
   return result;
-}
-
-Plan plan_model(const ModelSpec& model, std::uint64_t budget_bytes, const Rates& rates) {
-  return make_plan(footprints(model.groups, model.tensors), budget_bytes, rates);
 }
 
 }  // namespace tensorstream

@@ -62,6 +62,11 @@ Reservation Budget::reserve(std::uint64_t size_bytes, std::string_view purpose) 
 
 std::uint64_t Budget::limit_bytes() const { return limit_bytes_; }
 
+std::uint64_t Budget::free_bytes() const {
+  const MutexLock lock(mutex_);
+  return limit_bytes_ - used_bytes_;
+}
+
 std::uint64_t Budget::used_bytes() const {
   const MutexLock lock(mutex_);
   return used_bytes_;

@@ -46,6 +46,8 @@ class Budget : public std::enable_shared_from_this<Budget> {
 
   std::uint64_t limit_bytes() const;
   std::uint64_t used_bytes() const;
+  /// What is left of the limit.
+  std::uint64_t free_bytes() const;
   /// The most that was ever reserved at once.
   std::uint64_t peak_bytes() const;
 

@@ -57,6 +57,8 @@ enum class Prefetch {
 struct EngineOptions {
   Prefetch prefetch = Prefetch::kAdaptive;
   Rates rates;
+  /// Bytes that the model keeps on the device besides its groups (buffers): charged to the budget.
+  std::uint64_t fixed_bytes = 0;
   /// Largest piece that one read or copy moves.
   std::uint64_t piece_bytes = 16U << 20U;
 };
@@ -108,6 +110,9 @@ class Engine {
   /// Raises ConfigError for an index outside the tensor.
   void read_rows(TensorId tensor, std::span<const std::int64_t> indices, std::uint64_t row_bytes,
                  std::span<std::byte> out);
+  /// Whether `bytes` equal the tensor's current true bytes. Raises ConfigError where the sizes
+  /// differ.
+  bool tensor_equals(TensorId tensor, std::span<const std::byte> bytes);
   /// From now on the tensor's bytes are those at `bytes`, which `owner` keeps alive: a write by the
   /// user, owned by host RAM. The next lease of its group sees them, also where the old ones were
   /// loaded already. Not for a leased group (LeaseError) nor a resident one (ConfigError: its bytes
@@ -121,8 +126,5 @@ class Engine {
   class State;
   std::unique_ptr<State> state_;
 };
-
-/// The plan that an Engine of this model would have, without opening one.
-Plan plan_model(const ModelSpec& model, std::uint64_t budget_bytes, const Rates& rates);
 
 }  // namespace tensorstream

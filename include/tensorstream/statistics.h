@@ -35,6 +35,15 @@ struct Statistics {
   double stalled_seconds = 0;
   /// Time since the first acquire.
   double active_seconds = 0;
+
+  /// The rate at which loads moved bytes while they ran; 0 before the first.
+  double streamed_bytes_per_second() const noexcept {
+    return load_seconds > 0 ? static_cast<double>(streamed_bytes) / load_seconds : 0;
+  }
+  /// The share of the time since the first acquire that callers were blocked.
+  double stalled_share() const noexcept {
+    return active_seconds > 0 ? stalled_seconds / active_seconds : 0;
+  }
 };
 
 }  // namespace tensorstream

@@ -1,0 +1,26 @@
+// What the parts of the extension share.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tensorstream {
+
+namespace nb = nanobind;
+
+/// Memory that Python gives by address: `data_ptr()` of a tensor or the like. The caller keeps it
+/// alive.
+template <typename Byte = std::byte>
+Byte* at_address(std::uintptr_t address) {
+  return reinterpret_cast<Byte*>(address);  // NOLINT(performance-no-int-to-ptr)
+}
+
+void init_errors(nb::module_& module);
+void init_system(nb::module_& module);
+void init_store(nb::module_& module);
+void init_planning(nb::module_& module);
+void init_engine(nb::module_& module);
+
+}  // namespace tensorstream

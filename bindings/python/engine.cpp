@@ -1,0 +1,210 @@
+// The engine: sources, device, leases, reads.
+#include "tensorstream/engine.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+#include "device/host_device.h"
+#include "engine/model_plan.h"
+#include "io/reader.h"
+#include "memory/budget.h"
+
+namespace tensorstream {
+namespace {
+
+using namespace nb::literals;
+using ByteArray = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig>;
+
+/// Keeps a Python object alive for threads that do not hold the GIL.
+std::shared_ptr<const void> keep_alive(const nb::object& owner) {
+  PyObject* const kept = owner.inc_ref().ptr();
+  return {kept, [](const void* object) {
+            if (!nb::is_alive()) return;
+            const nb::gil_scoped_acquire gil;
+            Py_DECREF(const_cast<PyObject*>(static_cast<const PyObject*>(object)));
+          }};
+}
+
+/// An engine with the device and budget that it needs alive.
+class BoundEngine {
+ public:
+  BoundEngine(std::shared_ptr<Device> device, std::shared_ptr<Budget> budget, const ModelTree& tree,
+              const Grouping& grouping, std::vector<std::shared_ptr<Reader>> sources,
+              EngineOptions options)
+      : device_(std::move(device)) {
+    options.fixed_bytes = tree.fixed_bytes;
+    ModelSpec model{std::move(sources), tree.tensors, grouping.groups};
+    engine_ = std::make_unique<Engine>(*device_, std::move(budget), std::move(model), options);
+  }
+
+  /// Streams end and readers go without the GIL: what they hold of Python takes it for itself.
+  ~BoundEngine() {
+    const nb::gil_scoped_release unlocked;
+    engine_.reset();
+  }
+  BoundEngine(const BoundEngine&) = delete;
+  BoundEngine& operator=(const BoundEngine&) = delete;
+
+  Engine& engine() { return *engine_; }
+  Stream& stream() { return device_->caller_stream(); }
+
+ private:
+  std::shared_ptr<Device> device_;  // shared by the engines on it
+  std::unique_ptr<Engine> engine_;
+};
+
+/// The device memory of each tensor of a group, as arrays that keep the engine alive.
+std::vector<ByteArray> places(const nb::object& self, GroupId group) {
+  std::vector<ByteArray> result;
+  for (const TensorPlace& place : nb::cast<BoundEngine&>(self).engine().places(group)) {
+    result.emplace_back(place.data, std::initializer_list<std::size_t>{place.size_bytes}, self);
+  }
+  return result;
+}
+
+void init_statistics(nb::module_& module) {
+  nb::class_<Statistics>(module, "Statistics")
+      .def_ro("budget_bytes", &Statistics::budget_bytes)
+      .def_ro("held_bytes", &Statistics::held_bytes)
+      .def_ro("peak_held_bytes", &Statistics::peak_held_bytes)
+      .def_ro("source_ram_bytes", &Statistics::source_ram_bytes)
+      .def_ro("acquires", &Statistics::acquires)
+      .def_ro("hits", &Statistics::hits)
+      .def_ro("partial_hits", &Statistics::partial_hits)
+      .def_ro("misses", &Statistics::misses)
+      .def_ro("surprises", &Statistics::surprises)
+      .def_ro("loads", &Statistics::loads)
+      .def_ro("streamed_bytes", &Statistics::streamed_bytes)
+      .def_ro("streamed_ram_bytes", &Statistics::streamed_ram_bytes)
+      .def_ro("streamed_disk_bytes", &Statistics::streamed_disk_bytes)
+      .def_ro("on_demand_bytes", &Statistics::on_demand_bytes)
+      .def_ro("load_seconds", &Statistics::load_seconds)
+      .def_ro("stalled_seconds", &Statistics::stalled_seconds)
+      .def_ro("active_seconds", &Statistics::active_seconds)
+      .def_prop_ro("streamed_bytes_per_second", &Statistics::streamed_bytes_per_second)
+      .def_prop_ro("stalled_share", &Statistics::stalled_share);
+}
+
+}  // namespace
+
+void init_engine(nb::module_& module) {
+  nb::class_<Device>(module, "Device")
+      .def_prop_ro("name", &Device::name)
+      .def_prop_ro("total_bytes", &Device::total_bytes);
+  nb::enum_<Checking>(module, "Checking").value("OFF", Checking::kOff).value("ON", Checking::kOn);
+  module.def(
+      "host_device",
+      [](Checking checking, std::uint64_t seed) {
+        return std::shared_ptr<Device>(create_host_device({checking, seed}));
+      },
+      "checking"_a, "seed"_a, "The host as a device.");
+
+  nb::class_<Budget>(module, "Budget")
+      .def_prop_ro("limit_bytes", &Budget::limit_bytes)
+      .def_prop_ro("used_bytes", &Budget::used_bytes)
+      .def_prop_ro("peak_bytes", &Budget::peak_bytes);
+  module.def("create_budget", &Budget::create, "limit_bytes"_a, "A ceiling that engines share.");
+
+  nb::enum_<FileBackend>(module, "FileBackend")
+      .value("MMAP", FileBackend::kMmap)
+      .value("PREAD", FileBackend::kPread);
+  nb::class_<Reader>(module, "Reader")
+      .def_prop_ro("name", &Reader::name)
+      .def_prop_ro("size_bytes", &Reader::size_bytes);
+  module.def(
+      "open_file_reader",
+      [](const std::string& path, FileBackend backend) {
+        return std::shared_ptr<Reader>(open_file_reader(path, backend));
+      },
+      "path"_a, "backend"_a, "A source that is a file.");
+  module.def(
+      "create_memory_reader",
+      [](std::string name, std::uintptr_t address, std::uint64_t size_bytes,
+         const nb::object& owner) {
+        return std::shared_ptr<Reader>(create_memory_reader(
+            std::move(name), {at_address<const std::byte>(address), size_bytes},
+            keep_alive(owner)));
+      },
+      "name"_a, "address"_a, "size_bytes"_a, "owner"_a,
+      "A source that is memory which `owner` keeps alive.");
+
+  nb::enum_<Prefetch>(module, "Prefetch")
+      .value("NONE", Prefetch::kNone)
+      .value("NEXT", Prefetch::kNext)
+      .value("ADAPTIVE", Prefetch::kAdaptive);
+  nb::class_<EngineOptions>(module, "EngineOptions")
+      .def(nb::init<>())
+      .def_rw("prefetch", &EngineOptions::prefetch);
+  init_statistics(module);
+
+  using Release = nb::call_guard<nb::gil_scoped_release>;
+  nb::class_<BoundEngine>(module, "Engine")
+      .def(nb::init<std::shared_ptr<Device>, std::shared_ptr<Budget>, const ModelTree&,
+                    const Grouping&, std::vector<std::shared_ptr<Reader>>, EngineOptions>(),
+           "device"_a, "budget"_a, "tree"_a, "grouping"_a, "sources"_a, "options"_a, Release())
+      .def(
+          "places", [](const nb::object& self, GroupId group) { return places(self, group); },
+          "group"_a,
+          "One uint8 array a tensor of a group: its device memory, valid while the group is leased "
+          "or resident.")
+      .def(
+          "acquire",
+          [](BoundEngine& self, GroupId group) {
+            return self.engine().acquire(group, self.stream());
+          },
+          "group"_a, Release(), "Takes a lease; False where the group has no place to be now.")
+      .def(
+          "release",
+          [](BoundEngine& self, GroupId group) { self.engine().release(group, self.stream()); },
+          "group"_a, Release())
+      .def(
+          "release_all", [](BoundEngine& self) { self.engine().release_all(self.stream()); },
+          Release())
+      .def(
+          "read_tensor",
+          [](BoundEngine& self, TensorId tensor, std::uintptr_t address, std::uint64_t size_bytes) {
+            self.engine().read_tensor(tensor, {at_address(address), size_bytes});
+          },
+          "tensor"_a, "address"_a, "size_bytes"_a, Release(),
+          "Writes a tensor's true bytes to host memory.")
+      .def(
+          "read_rows",
+          [](BoundEngine& self, TensorId tensor, std::uintptr_t indices, std::uint64_t count,
+             std::uint64_t row_bytes, std::uintptr_t address) {
+            self.engine().read_rows(tensor, {at_address<const std::int64_t>(indices), count},
+                                    row_bytes, {at_address(address), count * row_bytes});
+          },
+          "tensor"_a, "indices"_a, "count"_a, "row_bytes"_a, "address"_a, Release(),
+          "Writes rows of a tensor, given as int64 indices by address, to host memory.")
+      .def(
+          "holds",
+          [](BoundEngine& self, TensorId tensor, std::uintptr_t address, std::uint64_t size_bytes) {
+            return self.engine().tensor_equals(tensor,
+                                               {at_address<const std::byte>(address), size_bytes});
+          },
+          "tensor"_a, "address"_a, "size_bytes"_a, Release(),
+          "Whether host memory equals a tensor's true bytes.")
+      .def(
+          "replace_tensor",
+          [](BoundEngine& self, TensorId tensor, std::uintptr_t address, std::uint64_t size_bytes,
+             const nb::object& owner) {
+            auto kept = keep_alive(owner);
+            const nb::gil_scoped_release unlocked;
+            self.engine().replace_tensor(tensor, {at_address<const std::byte>(address), size_bytes},
+                                         std::move(kept));
+          },
+          "tensor"_a, "address"_a, "size_bytes"_a, "owner"_a, "Makes host memory a tensor's bytes.")
+      .def_prop_ro("plan", [](BoundEngine& self) { return self.engine().plan(); })
+      .def("statistics", [](BoundEngine& self) { return self.engine().statistics(); }, Release());
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,15 @@
+// The extension module tensorstream._native.
+#include "bindings.h"
+
+NB_MODULE(_native, module) {
+  module.doc() = "TensorStream's engine.";
+  // Models that live until the process ends are no leak; tests that end theirs turn this on.
+  nanobind::set_leak_warnings(false);
+  module.def("set_leak_warnings", &nanobind::set_leak_warnings, nanobind::arg("on"),
+             "Whether objects alive at the interpreter's end are reported.");
+  tensorstream::init_errors(module);
+  tensorstream::init_system(module);
+  tensorstream::init_store(module);
+  tensorstream::init_planning(module);
+  tensorstream::init_engine(module);
+}

@@ -1,0 +1,138 @@
+// The module tree, groups and plans.
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+#include "engine/model_plan.h"
+#include "platform/process_memory.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+using namespace nb::literals;
+
+ModuleId add_module(ModelTree& tree, std::string name, std::uint32_t type, ModuleId parent,
+                    bool container, bool looks_up_rows) {
+  ModuleNode node;
+  node.name = std::move(name);
+  node.type = type;
+  node.parent = parent;
+  node.container = container;
+  node.looks_up_rows = looks_up_rows;
+  tree.modules.push_back(std::move(node));
+  return static_cast<ModuleId>(tree.modules.size() - 1);
+}
+
+TensorId add_tensor(ModelTree& tree, std::string name, const std::string& torch_name,
+                    std::uint64_t size_bytes) {
+  const auto dtype = dtype_from_torch_name(torch_name);
+  if (!dtype) throw UnsupportedError("element type '" + torch_name + "' cannot be streamed");
+  tree.tensors.push_back({std::move(name), *dtype, size_bytes, {}});
+  return static_cast<TensorId>(tree.tensors.size() - 1);
+}
+
+}  // namespace
+
+void init_planning(nb::module_& module) {
+  module.attr("LARGEST_BUDGET_BYTES") = kLargestBudgetBytes;
+  module.def(
+      "default_budget_bytes", [] { return default_budget_bytes(available_ram_bytes()); },
+      "The budget where none is given: what is available less 1 GiB.");
+  module.def(
+      "is_dense",
+      [](const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& strides) {
+        return is_dense(shape, strides);
+      },
+      "shape"_a, "strides"_a, "Whether elements fill their bytes exactly once.");
+  nb::enum_<Placement>(module, "Placement")
+      .value("RESIDENT", Placement::kResident)
+      .value("STREAMED", Placement::kStreamed)
+      .value("ON_DEMAND", Placement::kOnDemand);
+  nb::class_<Group>(module, "Group")
+      .def_ro("name", &Group::name)
+      .def_ro("tensors", &Group::tensors);
+  nb::class_<HookedModule>(module, "HookedModule")
+      .def_ro("module", &HookedModule::module)
+      .def_ro("groups", &HookedModule::groups);
+  nb::class_<Grouping>(module, "Grouping")
+      .def_ro("groups", &Grouping::groups)
+      .def_ro("hooks", &Grouping::hooks);
+  nb::class_<Plan>(module, "Plan")
+      .def_prop_ro("placements",
+                   [](const Plan& self) {
+                     std::vector<Placement> placements;
+                     for (const GroupPlacement& group : self.groups)
+                       placements.push_back(group.placement);
+                     return placements;
+                   })
+      .def_ro("budget_bytes", &Plan::budget_bytes)
+      .def_ro("resident_bytes", &Plan::resident_bytes)
+      .def_ro("arena_bytes", &Plan::arena_bytes)
+      .def_ro("streamed_bytes", &Plan::streamed_bytes)
+      .def_ro("on_demand_bytes", &Plan::on_demand_bytes)
+      .def_ro("smallest_budget_bytes", &Plan::smallest_budget_bytes)
+      .def_ro("everything_fits_bytes", &Plan::everything_fits_bytes)
+      .def_ro("exposed_loads", &Plan::exposed_loads)
+      .def_ro("predicted_seconds", &Plan::predicted_seconds)
+      .def_ro("bound", &Plan::bound);
+  nb::class_<ModelPlan>(module, "ModelPlan")
+      .def_ro("grouping", &ModelPlan::grouping)
+      .def_ro("plan", &ModelPlan::plan);
+  nb::class_<ModelTree>(module, "ModelTree")
+      .def(nb::init<>())
+      .def("add_module", &add_module, "name"_a, "type"_a, "parent"_a, "container"_a,
+           "looks_up_rows"_a,
+           "Adds a module, parents first; the first is the root. Returns its id.")
+      .def("add_tensor", &add_tensor, "name"_a, "dtype"_a, "size_bytes"_a,
+           "Adds a tensor. Returns its id.")
+      .def(
+          "hold",
+          [](ModelTree& self, ModuleId id, TensorId tensor) {
+            self.modules.at(id).tensors.push_back(tensor);
+          },
+          "module"_a, "tensor"_a, "Says that a module holds a tensor itself.")
+      .def(
+          "add_extent",
+          [](ModelTree& self, TensorId tensor, std::uint32_t source, std::uint64_t offset_bytes,
+             std::uint64_t size_bytes) {
+            self.tensors.at(tensor).extents.push_back({source, offset_bytes, size_bytes});
+          },
+          "tensor"_a, "source"_a, "offset_bytes"_a, "size_bytes"_a,
+          "Appends a piece of a source to a tensor's bytes.")
+      .def(
+          "keep_resident",
+          [](ModelTree& self, std::string name) { self.keep_resident.push_back(std::move(name)); },
+          "name"_a, "Keeps a module or tensor resident in every plan.")
+      .def(
+          "add_fixed_bytes",
+          [](ModelTree& self, std::uint64_t size_bytes) { self.fixed_bytes += size_bytes; },
+          "size_bytes"_a, "Bytes that stay on the device whatever the plan.")
+      .def("size_bytes", &ModelTree::size_bytes, "tensors"_a, "Bytes of some tensors.")
+      .def(
+          "dtypes",
+          [](const ModelTree& self, const std::vector<TensorId>& tensors) {
+            std::vector<std::string> names;
+            for (const TensorId tensor : tensors) {
+              names.emplace_back(dtype_torch_name(self.tensors.at(tensor).dtype));
+            }
+            return names;
+          },
+          "tensors"_a, "Element types of some tensors, as torch names them.")
+      .def_prop_ro("weights_bytes", &ModelTree::weights_bytes)
+      .def_ro("fixed_bytes", &ModelTree::fixed_bytes)
+      .def("group", &group_model, "The model's groups by structure alone.")
+      .def(
+          "plan",
+          [](const ModelTree& self, std::uint64_t budget_bytes) {
+            return plan_model(self, budget_bytes, {});
+          },
+          "budget_bytes"_a, "Groups and plans the model for a budget.");
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,70 @@
+// Checkpoints.
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+#include <vector>
+
+#include "bindings.h"
+#include "store/checkpoint.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+using namespace nb::literals;
+
+Dtype dtype_of(const std::string& torch_name) {
+  const auto dtype = dtype_from_torch_name(torch_name);
+  if (!dtype)
+    throw UnsupportedError("element type '" + torch_name +
+                           "' is not one that safetensors files hold");
+  return *dtype;
+}
+
+WantedTensor wanted(std::vector<std::string> names, const std::string& torch_name,
+                    std::vector<std::uint64_t> shape) {
+  return {std::move(names), dtype_of(torch_name), std::move(shape)};
+}
+
+}  // namespace
+
+void init_store(nb::module_& module) {
+  nb::class_<CheckpointTensor>(module, "CheckpointTensor")
+      .def_prop_ro("name", [](const CheckpointTensor& self) { return self.stored.name; })
+      .def_prop_ro("dtype",
+                   [](const CheckpointTensor& self) {
+                     return std::string(dtype_torch_name(self.stored.dtype));
+                   })
+      .def_prop_ro("shape", [](const CheckpointTensor& self) { return self.stored.shape; })
+      .def_prop_ro("offset_bytes",
+                   [](const CheckpointTensor& self) { return self.stored.offset_bytes; })
+      .def_prop_ro("size_bytes",
+                   [](const CheckpointTensor& self) { return self.stored.size_bytes; })
+      .def_ro("file", &CheckpointTensor::file);
+  nb::class_<WantedTensor>(module, "WantedTensor");
+  module.def("wanted_tensor", &wanted, "names"_a, "dtype"_a, "shape"_a,
+             "What a model says of one of its tensors.");
+  nb::class_<Checkpoint>(module, "Checkpoint")
+      .def_static("open", &Checkpoint::open, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
+                  "Opens and checks a safetensors file, index or folder.")
+      .def_prop_ro("files", &Checkpoint::files)
+      .def_prop_ro("size_bytes", &Checkpoint::size_bytes)
+      .def_prop_ro("tensors",
+                   [](const Checkpoint& self) {
+                     std::vector<CheckpointTensor> tensors;
+                     for (const auto& [name, tensor] : self.tensors()) tensors.push_back(tensor);
+                     return tensors;
+                   })
+      .def(
+          "match",
+          [](const Checkpoint& self, const std::vector<WantedTensor>& tensors) {
+            std::vector<CheckpointTensor> found;
+            for (const CheckpointTensor* tensor : match_tensors(self, tensors))
+              found.push_back(*tensor);
+            return found;
+          },
+          "wanted"_a, "The checkpoint's tensor for each wanted one, prefixes and ties resolved.");
+}
+
+}  // namespace tensorstream

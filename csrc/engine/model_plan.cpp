@@ -1,0 +1,138 @@
+#include "engine/model_plan.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include "base/units.h"
+#include "engine/group_layout.h"
+#include "scheduler/planner.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+constexpr std::uint64_t kUnlimited = std::numeric_limits<std::uint64_t>::max();
+
+/// One way to cut a model into groups.
+struct Cut {
+  std::uint64_t largest_group_bytes;
+  std::uint64_t smallest_streamed_bytes;
+};
+
+Grouping group_with(const ModelTree& tree, const Cut& cut) {
+  std::vector<TensorShape> shapes;
+  shapes.reserve(tree.tensors.size());
+  for (const TensorSpec& tensor : tree.tensors) shapes.push_back({tensor.name, tensor.size_bytes});
+  GroupingOptions options;
+  options.largest_group_bytes = cut.largest_group_bytes;
+  options.smallest_streamed_bytes = cut.smallest_streamed_bytes;
+  options.keep_resident = tree.keep_resident;
+  return group_modules(tree.modules, shapes, options);
+}
+
+// A load costs some microseconds whatever its size, so tiny groups are streamed only where nothing
+// else fits.
+constexpr Cut kBlocks = {kUnlimited, 256_KiB};
+constexpr Cut kLeaves = {0, 16_KiB};
+
+/// From whole blocks down to single leaves. The first and the last do not depend on the budget: the
+/// smallest budget is one of theirs.
+std::array<Cut, 5> cuts_for(std::uint64_t budget_bytes) {
+  return {kBlocks, Cut{budget_bytes / 3, 256_KiB}, Cut{budget_bytes / 6, 64_KiB},
+          Cut{budget_bytes / 24, 16_KiB}, kLeaves};
+}
+
+void add_fixed(Plan& plan, const ModelTree& tree, std::uint64_t budget_bytes,
+               std::uint64_t smallest_bytes) {
+  plan.budget_bytes = budget_bytes;
+  plan.resident_bytes += tree.fixed_bytes;
+  plan.everything_fits_bytes += tree.fixed_bytes;
+  plan.smallest_budget_bytes = smallest_bytes + tree.fixed_bytes;
+}
+
+[[noreturn]] void raise_too_small(const ModelTree& tree, std::uint64_t budget_bytes,
+                                  std::uint64_t smallest_bytes,
+                                  const std::vector<GroupFootprint>& finest) {
+  const GroupFootprint* largest = nullptr;
+  for (const GroupFootprint& group : finest) {
+    if (group.residency != Residency::kAny) continue;
+    if (largest == nullptr || group.size_bytes > largest->size_bytes) largest = &group;
+  }
+  const std::uint64_t needed = smallest_bytes + tree.fixed_bytes;
+  const std::uint64_t largest_bytes = largest == nullptr ? 0 : largest->size_bytes;
+  throw BudgetError("budget of " + format_size(budget_bytes) + " (" + std::to_string(budget_bytes) +
+                        " bytes) is too small: the largest group, '" +
+                        (largest == nullptr ? std::string("none") : largest->name) + "', takes " +
+                        format_size(largest_bytes) + " and what stays resident " +
+                        format_size(needed - largest_bytes) +
+                        "; the smallest budget that works is " + std::to_string(needed) +
+                        " bytes (" + format_size(needed) + ")",
+                    needed, budget_bytes);
+}
+
+}  // namespace
+
+bool is_dense(std::span<const std::int64_t> shape, std::span<const std::int64_t> strides) {
+  std::vector<std::pair<std::int64_t, std::int64_t>> dimensions;  // stride, extent
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] == 0) return true;
+    if (shape[i] != 1) dimensions.emplace_back(strides[i], shape[i]);
+  }
+  std::sort(dimensions.begin(), dimensions.end());
+  std::int64_t expected = 1;
+  for (const auto& [stride, extent] : dimensions) {
+    if (stride != expected) return false;
+    expected *= extent;
+  }
+  return true;
+}
+
+std::uint64_t ModelTree::weights_bytes() const {
+  std::uint64_t total = 0;
+  for (const TensorSpec& tensor : tensors) total += tensor.size_bytes;
+  return total;
+}
+
+std::uint64_t ModelTree::size_bytes(const std::vector<TensorId>& ids) const {
+  std::uint64_t total = 0;
+  for (const TensorId id : ids) total += tensors.at(id).size_bytes;
+  return total;
+}
+
+std::uint64_t default_budget_bytes(std::uint64_t available_bytes) {
+  return available_bytes < 2_GiB ? available_bytes / 2 : available_bytes - 1_GiB;
+}
+
+Grouping group_model(const ModelTree& tree) { return group_with(tree, kBlocks); }
+
+ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates) {
+  const std::uint64_t free_bytes =
+      budget_bytes > tree.fixed_bytes ? budget_bytes - tree.fixed_bytes : 0;
+  std::optional<ModelPlan> best;
+  for (const Cut& cut : cuts_for(free_bytes)) {
+    if (best && best->plan.exposed_loads == 0) break;
+    Grouping grouping = group_with(tree, cut);
+    const std::vector<GroupFootprint> groups = footprints(grouping.groups, tree.tensors);
+    if (budget_bytes < tree.fixed_bytes || smallest_budget_bytes(groups) > free_bytes) continue;
+    Plan plan = make_plan(groups, free_bytes, rates);
+    if (!best || plan.predicted_seconds < best->plan.predicted_seconds) {
+      best = ModelPlan{std::move(grouping), std::move(plan)};
+    }
+  }
+  const std::vector<GroupFootprint> blocks =
+      footprints(group_with(tree, kBlocks).groups, tree.tensors);
+  const std::vector<GroupFootprint> leaves =
+      footprints(group_with(tree, kLeaves).groups, tree.tensors);
+  const bool leaves_need_less = smallest_budget_bytes(leaves) <= smallest_budget_bytes(blocks);
+  const std::vector<GroupFootprint>& finest = leaves_need_less ? leaves : blocks;
+  const std::uint64_t smallest = smallest_budget_bytes(finest);
+  if (!best) raise_too_small(tree, budget_bytes, smallest, finest);
+  best->plan.everything_fits_bytes = everything_fits_bytes(blocks);
+  add_fixed(best->plan, tree, budget_bytes, smallest);
+  return std::move(*best);
+}
+
+}  // namespace tensorstream

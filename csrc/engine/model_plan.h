@@ -1,0 +1,53 @@
+// From a module tree and a budget to groups and a plan: as coarse as the budget allows, as fine as
+// it asks for.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tensorstream/engine.h"
+
+namespace tensorstream {
+
+/// What a model is made of, as the walk over its modules found it.
+struct ModelTree {
+  std::vector<ModuleNode> modules;
+  std::vector<TensorSpec> tensors;
+  /// Bytes that stay on the device whatever the plan: buffers, and parameters that cannot be
+  /// streamed.
+  std::uint64_t fixed_bytes = 0;
+  std::vector<std::string> keep_resident;
+
+  std::uint64_t weights_bytes() const;
+  /// Bytes of some tensors. Raises std::out_of_range for one that there is not.
+  std::uint64_t size_bytes(const std::vector<TensorId>& ids) const;
+};
+
+/// A budget that holds any model.
+inline constexpr std::uint64_t kLargestBudgetBytes = std::uint64_t{1} << 60U;
+
+/// The budget where the user gives none: `available_bytes` less 1 GiB for everything else, and half
+/// of it where there is less than 2 GiB.
+std::uint64_t default_budget_bytes(std::uint64_t available_bytes);
+
+struct ModelPlan {
+  Grouping grouping;
+  Plan plan;
+};
+
+/// True where a tensor's elements fill its bytes exactly once: no gaps, no overlap, whatever the
+/// order of its dimensions. `shape` and `strides` are as long as each other, in elements.
+bool is_dense(std::span<const std::int64_t> shape, std::span<const std::int64_t> strides);
+
+/// Groups and plans `tree` for `budget_bytes`. Groups are whole blocks where two of them fit beside
+/// what is resident, parts of blocks where not. The plan's bytes include fixed_bytes. Raises
+/// BudgetError, naming the group that does not fit, its size, the budget and the smallest budget
+/// that works, and ConfigError for names in keep_resident that match nothing.
+ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates);
+
+/// The structure alone: groups of whole blocks, whatever their size.
+Grouping group_model(const ModelTree& tree);
+
+}  // namespace tensorstream

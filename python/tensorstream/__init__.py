@@ -1,0 +1,41 @@
+"""Runs PyTorch models larger than memory, unchanged and bit-identical, by streaming their weights."""
+
+from tensorstream import log as _log
+from tensorstream.api import analyze, estimate_memory, offload, plan, restore, stats
+from tensorstream.config import Config
+from tensorstream.exceptions import (
+    BudgetError,
+    ConfigError,
+    FormatError,
+    IoError,
+    LeaseError,
+    TensorStreamError,
+    UnsupportedError,
+)
+from tensorstream.loading import from_pretrained
+from tensorstream.report import GroupInfo, MemoryEstimate, ModelAnalysis, Plan, Stats
+
+__all__ = [
+    "BudgetError",
+    "Config",
+    "ConfigError",
+    "FormatError",
+    "GroupInfo",
+    "IoError",
+    "LeaseError",
+    "MemoryEstimate",
+    "ModelAnalysis",
+    "Plan",
+    "Stats",
+    "TensorStreamError",
+    "UnsupportedError",
+    "analyze",
+    "estimate_memory",
+    "from_pretrained",
+    "offload",
+    "plan",
+    "restore",
+    "stats",
+]
+
+_log.connect()

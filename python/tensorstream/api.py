@@ -1,0 +1,134 @@
+"""The functions that users call."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, TypeVar
+
+from torch import nn
+
+from tensorstream import _native, report
+from tensorstream.config import Config, make_config
+from tensorstream.exceptions import BudgetError, ConfigError
+from tensorstream.orchestrator import Orchestrator, orchestrator_of
+from tensorstream.walk import walk
+
+logger = logging.getLogger("tensorstream")
+
+Model = TypeVar("Model", bound=nn.Module)
+PathLike = str | os.PathLike[str]
+
+
+def offload(
+    model: Model,
+    config: Config | None = None,
+    *,
+    checkpoint: PathLike | None = None,
+    **options: Any,
+) -> Model:
+    """Streams the weights of `model` at each use, under a budget. Outputs stay bit for bit the same.
+
+    The model is changed in place: same object, same classes, same parameters. Weights that lie in
+    memory unmodified as mapped from a file (as transformers and safetensors load them) are streamed
+    from that file; others from the RAM they are in.
+
+    Args:
+        model: Any module whose parameters are on the CPU, or on the meta device with `checkpoint`.
+        config: Options as one value.
+        checkpoint: A safetensors file, index or folder that holds the weights of `model`. Weights in
+            memory must equal it byte for byte, and are let go.
+        **options: The fields of Config by name.
+
+    Returns:
+        `model`.
+
+    Raises:
+        BudgetError: The budget is smaller than the smallest that works, which the message names.
+        ConfigError: An option is unknown or unusable, the model is offloaded already, or the
+            checkpoint does not match it.
+        FormatError: A file of the checkpoint breaks its format.
+        IoError: A file cannot be read.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"offload() takes a torch.nn.Module, not a {type(model).__name__}")
+    path = None if checkpoint is None else os.fspath(checkpoint)
+    Orchestrator(model, make_config(config, options), path, ram_counts=False)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Makes an offloaded model a plain one again: every parameter in RAM of its own, no hooks.
+
+    Raises:
+        BudgetError: The weights do not fit the RAM that is available; the model stays offloaded.
+        ConfigError: The model is not offloaded.
+    """
+    orchestrator = orchestrator_of(model)
+    needed = orchestrator.streamed_from_disk_bytes()
+    available = _native.available_ram_bytes()
+    if needed > available:
+        error = BudgetError(
+            f"restoring the model takes {report.size(needed)} of RAM, and {report.size(available)} "
+            "are available; it stays offloaded"
+        )
+        error.needed_bytes, error.budget_bytes = needed, available
+        raise error
+    orchestrator.restore(model)
+    logger.info("restored: all weights are in RAM, on the CPU")
+    return model
+
+
+def analyze(model_or_path: nn.Module | PathLike) -> report.ModelAnalysis:
+    """What a model is made of: groups, sizes, types, ties. Nothing is loaded or changed."""
+    found = walk(_as_model(model_or_path))
+    grouping = found.tree.group()
+    return report.ModelAnalysis(
+        groups=report.group_infos(found.tree, grouping),
+        weights_bytes=found.tree.weights_bytes,
+        fixed_bytes=found.tree.fixed_bytes,
+        ties=tuple(tuple(weight.names) for weight in found.weights if len(weight.names) > 1),
+        left=found.left,
+    )
+
+
+def estimate_memory(model_or_path: nn.Module | PathLike) -> report.MemoryEstimate:
+    """What budgets mean for a model: the smallest that works, and from where on all fits."""
+    found = walk(_as_model(model_or_path))
+    planned = found.tree.plan(_native.LARGEST_BUDGET_BYTES).plan
+    return report.MemoryEstimate(
+        weights_bytes=found.tree.weights_bytes,
+        smallest_budget_bytes=planned.smallest_budget_bytes,
+        everything_fits_bytes=planned.everything_fits_bytes,
+    )
+
+
+def plan(
+    model_or_path: nn.Module | PathLike, config: Config | None = None, **options: Any
+) -> report.Plan:
+    """What would live where under a budget, before anything runs.
+
+    Raises:
+        BudgetError: The budget is smaller than the smallest that works.
+    """
+    chosen = make_config(config, options)
+    found = walk(_as_model(model_or_path), chosen.keep_resident)
+    return report.make_plan(found.tree, found.tree.plan(chosen.budget_bytes()))
+
+
+def stats(model: nn.Module) -> report.Stats:
+    """What the engine did for an offloaded model so far.
+
+    Raises:
+        ConfigError: The model is not offloaded.
+    """
+    orchestrator = orchestrator_of(model)
+    return report.make_stats(orchestrator.engine.statistics(), orchestrator.backend)
+
+
+def _as_model(model_or_path: nn.Module | PathLike) -> nn.Module:
+    if isinstance(model_or_path, nn.Module):
+        return model_or_path
+    from tensorstream.loading import model_without_weights
+
+    return model_without_weights(os.fspath(model_or_path))

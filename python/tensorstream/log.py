@@ -1,0 +1,20 @@
+"""The engine's messages in Python's logging."""
+
+from __future__ import annotations
+
+import logging
+
+from tensorstream import _native
+
+_LEVELS = {
+    _native.LogLevel.DEBUG: logging.DEBUG,
+    _native.LogLevel.INFO: logging.INFO,
+    _native.LogLevel.WARNING: logging.WARNING,
+    _native.LogLevel.ERROR: logging.ERROR,
+}
+
+
+def connect() -> None:
+    """Sends the engine's messages to the logger "tensorstream"."""
+    logger = logging.getLogger("tensorstream")
+    _native.set_log_sink(lambda level, message: logger.log(_LEVELS[level], "%s", message))

@@ -1,0 +1,353 @@
+"""Attaches the engine to a model: hooks that lease groups, parameters that are lent and parked."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import weakref
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import increment_version
+from torch.utils import _pytree as pytree
+
+from tensorstream import _native
+from tensorstream.config import BACKENDS, PREFETCH, Config
+from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.proxy import Loans, Weight, storage_users
+from tensorstream.session import Session
+from tensorstream.sources import (
+    Sources,
+    check_equal,
+    find_sources,
+    materialize_forms,
+    sources_in_checkpoint,
+)
+from tensorstream.walk import FoundWeight, Walk, walk
+
+logger = logging.getLogger("tensorstream")
+
+# Which orchestrator runs which model: lets `stats(model)` find it without a mark on the model.
+_orchestrators: weakref.WeakKeyDictionary[nn.Module, Orchestrator] = weakref.WeakKeyDictionary()
+
+
+def orchestrator_of(model: nn.Module) -> Orchestrator:
+    """The orchestrator of an offloaded model.
+
+    Raises:
+        ConfigError: The model is not offloaded.
+    """
+    found = _orchestrators.get(model) if isinstance(model, nn.Module) else None
+    if found is None:
+        raise ConfigError(
+            f"this {type(model).__name__} is not offloaded; call tensorstream.offload(model) first"
+        )
+    return found
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether `model` itself was given to offload()."""
+    return model in _orchestrators
+
+
+class _Lent:
+    """One streamed group: its weights and their views on the arena."""
+
+    def __init__(self, group: int, weights: list[Weight], places: Iterable[Any]) -> None:
+        self.group = group
+        self.weights = weights
+        self.views = [
+            weight.view_of(torch.from_dlpack(place))
+            for weight, place in zip(weights, places, strict=True)
+        ]
+        self.storages = [view.untyped_storage() for view in self.views]
+        self.versions = [0] * len(weights)
+        self.depth = 0
+        # Holders of the views' storages when nobody else has one: counted while parked.
+        self.users = [storage_users(view) for view in self.views]
+
+    def lend(self) -> None:
+        for index, (weight, view) in enumerate(zip(self.weights, self.views, strict=True)):
+            weight.lend(view)
+            self.versions[index] = weight.parameter._version
+
+    def park(self) -> list[int]:
+        """Parks the weights; the positions of those that were written to while they were lent."""
+        written = [
+            index
+            for index, weight in enumerate(self.weights)
+            if weight.parameter._version != self.versions[index]
+        ]
+        for weight in self.weights:
+            if torch.is_grad_enabled():
+                # A graph that saved the weight must not be run backward over other bytes.
+                increment_version(weight.parameter)
+            weight.park()
+        return written
+
+    def escaped(self) -> list[int]:
+        """Positions of weights of whose bytes in the arena somebody still holds a view."""
+        return [
+            index
+            for index, view in enumerate(self.views)
+            if storage_users(view) > self.users[index]
+        ]
+
+
+class _Hook:
+    """A hook of ours on a module. A copy of the module gets one that does nothing."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _no_hook
+
+    def __reduce__(self) -> str:
+        return "_no_hook"
+
+
+def _no_hook(*_: Any) -> None:
+    """Stands for a hook of ours on a copy of an offloaded model, which is a plain model."""
+
+
+class _Unit:
+    """A hooked module: leases its groups for the time of its forward."""
+
+    def __init__(self, orchestrator: Orchestrator, groups: list[_Lent]) -> None:
+        self._orchestrator = orchestrator
+        self._groups = groups
+        self._running: list[tuple[FrameType, list[_Lent]]] = []
+
+    def attach(self, module: nn.Module) -> list[Any]:
+        return [
+            module.register_forward_pre_hook(_Hook(self.before), prepend=True),
+            module.register_forward_hook(_Hook(self.after), always_call=True),
+        ]
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        frame = sys._getframe(2)
+        self._orchestrator.session.enter(frame)
+        held: list[_Lent] = []
+        self._running.append((frame, held))
+        for lent in self._groups:
+            if self._orchestrator.take(lent):
+                held.append(lent)
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if not self._running:
+            return None
+        frame, held = self._running.pop()
+        result = output
+        try:
+            for lent in reversed(held):
+                result = self._orchestrator.give_back(lent, result)
+        finally:
+            self._orchestrator.session.leave(frame)
+        return None if result is output else result
+
+    def forget(self) -> None:
+        """Drops what an abandoned forward left."""
+        self._running.clear()
+
+
+class Orchestrator:
+    """Runs one model on the engine. Made by `offload`, ended by `restore`."""
+
+    def __init__(
+        self, model: nn.Module, config: Config, checkpoint: str | None, ram_counts: bool
+    ) -> None:
+        """Plans, opens the engine, parks and hooks. Nothing of `model` is changed where that fails."""
+        if is_offloaded(model):
+            raise ConfigError(
+                "this model is offloaded already; call tensorstream.restore(model) first"
+            )
+        self.config = config
+        found = walk(model, config.keep_resident)
+        backend = BACKENDS[config.backend]
+        if checkpoint is None:
+            sources = find_sources(found, backend)
+        else:
+            sources = sources_in_checkpoint(found, checkpoint, backend)
+        if ram_counts:
+            for tensor in sources.in_ram:
+                found.tree.keep_resident(found.weights[tensor].names[0])
+        planned = found.tree.plan(config.budget_bytes())
+        self.plan: _native.Plan = planned.plan
+        self.grouping: _native.Grouping = planned.grouping
+        self.budget = _native.create_budget(config.budget_bytes())
+        self.engine = self._open(found, sources)
+        if checkpoint is not None:
+            check_equal(found, self.engine)
+            materialize_forms(found, found.modules)
+        self.loans = Loans()
+        self.session = Session(self._reclaim)
+        self.names = [weight.names for weight in found.weights]
+        self._resident: list[FoundWeight] = []
+        self._weights: dict[int, Weight] = {}
+        self._lent: dict[int, _Lent] = {}
+        self._units: list[_Unit] = []
+        self._handles: list[Any] = []
+        self._attach(model, found, sources)
+        _orchestrators[model] = self
+        self._warn_of_no_gain(sources)
+
+    def _open(self, found: Walk, sources: Sources) -> _native.Engine:
+        options = _native.EngineOptions()
+        options.prefetch = PREFETCH[self.config.prefetch]
+        checking = _native.Checking.ON if self.config.self_check else _native.Checking.OFF
+        device = _native.host_device(checking, 0)
+        return _native.Engine(
+            device, self.budget, found.tree, self.grouping, sources.readers, options
+        )
+
+    def _attach(self, model: nn.Module, found: Walk, sources: Sources) -> None:
+        for group, placement in enumerate(self.plan.placements):
+            members = [found.weights[tensor] for tensor in self.grouping.groups[group].tensors]
+            if placement == _native.Placement.RESIDENT:
+                self._settle_residents(group, members)
+            else:
+                weights = [
+                    self._make_weight(member, sources.in_ram.get(member.tensor))
+                    for member in members
+                ]
+                if placement == _native.Placement.STREAMED:
+                    self._lent[group] = _Lent(group, weights, self.engine.places(group))
+                for weight in weights:
+                    weight.park()
+        if not self._weights:
+            return
+        root = _Unit(self, [])
+        self._units.append(root)
+        self._handles += root.attach(model)
+        for hook in self.grouping.hooks:
+            groups = [self._lent[group] for group in hook.groups if group in self._lent]
+            if groups:
+                unit = _Unit(self, groups)
+                self._units.append(unit)
+                self._handles += unit.attach(found.modules[hook.module])
+
+    def _settle_residents(self, group: int, members: list[FoundWeight]) -> None:
+        """Puts resident parameters on the engine's memory, unless that is where they are."""
+        for member, place in zip(members, self.engine.places(group), strict=True):
+            parameter = member.parameter
+            view = torch.from_dlpack(place).view(parameter.dtype)
+            if view.data_ptr() != parameter.data_ptr():
+                parameter.data = view.as_strided(member.form.shape, member.form.stride())
+                self._resident.append(member)
+
+    def _make_weight(self, member: FoundWeight, in_ram: torch.Tensor | None) -> Weight:
+        parameter = member.parameter
+        weight = Weight(
+            parameter, member.names, member.tensor, member.form, self.engine, self.loans
+        )
+        if in_ram is not None:
+            weight.own(in_ram)
+        parameter._tensorstream_weight = weight  # type: ignore[attr-defined]
+        self._weights[member.tensor] = weight
+        return weight
+
+    def _warn_of_no_gain(self, sources: Sources) -> None:
+        if sources.in_ram and self._weights and self.config.torch_device.type == "cpu":
+            logger.warning(
+                "%d weights are in RAM already: streaming them to the CPU saves no memory. Save the "
+                "model and load it with tensorstream.from_pretrained to stream it from disk",
+                len(sources.in_ram),
+            )
+
+    def take(self, lent: _Lent) -> bool:
+        """Leases a group and lends its weights. False where it has no place now: they stay parked."""
+        if lent.depth == 0:
+            with self.loans.lock:
+                for weight in lent.weights:
+                    weight.settle()
+            if not self.engine.acquire(lent.group):
+                return False
+            lent.lend()
+        lent.depth += 1
+        return True
+
+    def give_back(self, lent: _Lent, output: Any) -> Any:
+        """Parks a group's weights and gives the lease back; `output` without views of the arena."""
+        lent.depth -= 1
+        if lent.depth > 0:
+            return output
+        written = lent.park()
+        owned = [(lent.weights[index], lent.views[index].clone()) for index in written]
+        escaped = lent.escaped()
+        if escaped:
+            output = _without_views(output, [lent.storages[index] for index in escaped])
+        self.engine.release(lent.group)
+        for weight, value in owned:
+            weight.adopt(value)
+        if escaped and not torch.is_grad_enabled() and output is not None:
+            self._check_escapes(lent)
+        return output
+
+    def _check_escapes(self, lent: _Lent) -> None:
+        still = lent.escaped()
+        if still:
+            name = lent.weights[still[0]].name
+            raise UnsupportedError(
+                f"a view of the streamed weight '{name}' was kept beyond its module's forward, and its "
+                f"bytes will be replaced; keep it on the device: keep_resident=('{name}',)"
+            )
+
+    def _reclaim(self) -> None:
+        """Gives back what a forward held that will never run its post-hooks."""
+        for unit in self._units:
+            unit.forget()
+        for lent in self._lent.values():
+            if lent.depth:
+                lent.depth = 0
+                lent.park()
+        self.engine.release_all()
+
+    @property
+    def backend(self) -> str:
+        """How files are read, and why."""
+        asked = "asked for" if self.config.backend != "auto" else "chosen: the files are local"
+        return f"mmap ({asked})"
+
+    def streamed_from_disk_bytes(self) -> int:
+        """Bytes of weights that only files hold now."""
+        return self.engine.plan.streamed_bytes + self.engine.plan.on_demand_bytes
+
+    def restore(self, model: nn.Module) -> None:
+        """Gives every parameter memory of its own, takes the hooks off, ends the engine."""
+        self._reclaim()
+        for weight in self._weights.values():
+            with self.loans.lock:
+                value = weight.truth()
+            weight.lend(value)
+            del weight.parameter._tensorstream_weight  # type: ignore[attr-defined]
+        for member in self._resident:
+            member.parameter.data = member.parameter.data.clone()
+        for handle in self._handles:
+            handle.remove()
+        del _orchestrators[model]
+
+
+def _without_views(output: Any, storages: list[torch.UntypedStorage]) -> Any:
+    """`output` with clones in place of tensors that lie in `storages`; containers keep their types."""
+    addresses = {storage.data_ptr() for storage in storages}
+
+    def own(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.untyped_storage().data_ptr() in addresses:
+            return leaf.clone()
+        return leaf
+
+    if isinstance(output, dict):
+        for key, value in output.items():
+            output[key] = _without_views(value, storages)
+        return output
+    if isinstance(output, list):
+        output[:] = [_without_views(value, storages) for value in output]
+        return output
+    return pytree.tree_map(own, output)

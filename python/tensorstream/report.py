@@ -1,0 +1,201 @@
+"""What TensorStream shows: plans, analyses and statistics as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tensorstream import _native
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupInfo:
+    """One group: weights that are loaded and released together.
+
+    Attributes:
+        name: The module, or the tensor, that the group is.
+        size_bytes: Bytes of its weights.
+        dtypes: The element types of its weights.
+        placement: "resident", "streamed" or "on demand"; empty before a plan.
+    """
+
+    name: str
+    size_bytes: int
+    dtypes: tuple[str, ...]
+    placement: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelAnalysis:
+    """What a model is made of.
+
+    Attributes:
+        groups: By structure: repeated blocks, large leaves.
+        weights_bytes: All parameters, tied ones once.
+        fixed_bytes: Buffers, and parameters that cannot be streamed.
+        ties: Sets of names that are one tensor.
+        left: Parameters that cannot be streamed, with the reason.
+    """
+
+    groups: tuple[GroupInfo, ...]
+    weights_bytes: int
+    fixed_bytes: int
+    ties: tuple[tuple[str, ...], ...]
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        rows = [f"{group.name or '(model)'}: {size(group.size_bytes)}" for group in self.groups]
+        head = f"{size(self.weights_bytes)} of weights in {len(rows)} groups"
+        return "\n".join([head, *rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """What budgets mean for a model, in bytes. Activations and caches come on top.
+
+    Attributes:
+        weights_bytes: All parameters.
+        smallest_budget_bytes: The smallest budget that works; loading is synchronous there.
+        everything_fits_bytes: From this budget on nothing is streamed.
+    """
+
+    weights_bytes: int
+    smallest_budget_bytes: int
+    everything_fits_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{size(self.weights_bytes)} of weights; smallest budget "
+            f"{size(self.smallest_budget_bytes)}; nothing is streamed from "
+            f"{size(self.everything_fits_bytes)} on"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which group lives where, and what that predicts. Sizes in bytes, times in seconds.
+
+    Attributes:
+        groups: In the order of use, with their placements.
+        budget_bytes: What the plan was made for.
+        resident_bytes: On the device for good, buffers included.
+        arena_bytes: Memory that streamed groups compute in.
+        streamed_bytes: Moved in each pass over the model.
+        on_demand_bytes: Tables of which rows are read.
+        smallest_budget_bytes: The smallest budget that works.
+        everything_fits_bytes: From this budget on nothing is streamed.
+        exposed_loads: Loads of one pass that cannot overlap with the use before them.
+        predicted_seconds: Time of one pass at batch 1, by the model of time.
+        bound: What bounds it: "link", "compute" or "nothing streamed".
+    """
+
+    groups: tuple[GroupInfo, ...]
+    budget_bytes: int
+    resident_bytes: int
+    arena_bytes: int
+    streamed_bytes: int
+    on_demand_bytes: int
+    smallest_budget_bytes: int
+    everything_fits_bytes: int
+    exposed_loads: int
+    predicted_seconds: float
+    bound: str
+
+    def __str__(self) -> str:
+        counts = {kind: 0 for kind in PLACEMENTS.values()}
+        for group in self.groups:
+            counts[group.placement] += 1
+        shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        return (
+            f"budget {size(self.budget_bytes)}: {shown} groups; {size(self.resident_bytes)} resident, "
+            f"{size(self.arena_bytes)} arena; {size(self.streamed_bytes)} streamed a pass"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """What the engine did for one model since it was offloaded. Bytes and seconds.
+
+    Attributes:
+        backend: How files are read, and why.
+        budget_bytes: The ceiling.
+        held_bytes: What the engine holds of it now.
+        peak_held_bytes: The most it ever held.
+        source_ram_bytes: Weights that host RAM owns: made while loading, or written by the user.
+        acquires: Leases of streamed groups.
+        hits: Leases that found their group on the device.
+        partial_hits: Leases that found its load under way.
+        misses: Leases that had to start the load.
+        surprises: Uses in another order than the learnt one.
+        loads: Groups loaded.
+        streamed_bytes: Bytes loaded, from RAM and from disk.
+        streamed_ram_bytes: Of these, from RAM.
+        streamed_disk_bytes: Of these, from files.
+        on_demand_bytes: Rows, and tensors read between uses.
+        streamed_bytes_per_second: The rate of loads while they ran.
+        load_seconds: Time that loads took.
+        stalled_seconds: Time that forwards waited for loads.
+        stalled_share: That, as a share of the time since the first lease.
+    """
+
+    backend: str
+    budget_bytes: int
+    held_bytes: int
+    peak_held_bytes: int
+    source_ram_bytes: int
+    acquires: int
+    hits: int
+    partial_hits: int
+    misses: int
+    surprises: int
+    loads: int
+    streamed_bytes: int
+    streamed_ram_bytes: int
+    streamed_disk_bytes: int
+    on_demand_bytes: int
+    streamed_bytes_per_second: float
+    load_seconds: float
+    stalled_seconds: float
+    stalled_share: float
+
+
+PLACEMENTS = {
+    _native.Placement.RESIDENT: "resident",
+    _native.Placement.STREAMED: "streamed",
+    _native.Placement.ON_DEMAND: "on demand",
+}
+
+
+def size(size_bytes: int) -> str:
+    """A size as text for people."""
+    return str(_native.format_size(size_bytes))
+
+
+def group_infos(
+    tree: _native.ModelTree,
+    grouping: _native.Grouping,
+    placements: list[_native.Placement] | None = None,
+) -> tuple[GroupInfo, ...]:
+    """The groups of a model, with their placements where a plan gave them."""
+    return tuple(
+        GroupInfo(
+            group.name,
+            tree.size_bytes(group.tensors),
+            tuple(sorted(set(tree.dtypes(group.tensors)))),
+            PLACEMENTS[placements[index]] if placements is not None else "",
+        )
+        for index, group in enumerate(grouping.groups)
+    )
+
+
+def make_plan(tree: _native.ModelTree, planned: _native.ModelPlan) -> Plan:
+    """A plan as plain values."""
+    native = planned.plan
+    groups = group_infos(tree, planned.grouping, native.placements)
+    numbers = [field.name for field in dataclasses.fields(Plan) if field.name != "groups"]
+    return Plan(groups, **{name: getattr(native, name) for name in numbers})
+
+
+def make_stats(statistics: _native.Statistics, backend: str) -> Stats:
+    """Statistics as plain values."""
+    names = [field.name for field in dataclasses.fields(Stats) if field.name != "backend"]
+    return Stats(backend, **{name: getattr(statistics, name) for name in names})

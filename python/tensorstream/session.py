@@ -1,0 +1,64 @@
+"""One forward at a time: who runs a model now, and whether that forward is still alive."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+# How often a thread that waits for a model looks whether the forward it waits for was abandoned: a thread
+# that ends inside a forward (Ctrl-C skips post-hooks) wakes nobody.
+_ABANDONED_CHECK_SECONDS = 0.05
+
+
+class Session:
+    """The right to run a model. Threads wait for each other; one thread may enter again.
+
+    A forward is known by the frame that calls its hooks: when that frame is on no stack any more, the
+    forward is over, whether its post-hooks ran or not.
+    """
+
+    def __init__(self, reclaim: Callable[[], None]) -> None:
+        """`reclaim` gives back everything that an abandoned forward held."""
+        self._reclaim = reclaim
+        self._changed = threading.Condition()
+        self._owner: int | None = None
+        self._frames: list[FrameType] = []
+
+    def enter(self, frame: FrameType) -> None:
+        """Waits until no other thread runs the model, and takes it for the forward that `frame` runs."""
+        me = threading.get_ident()
+        with self._changed:
+            while self._owner not in (None, me) and not self._end_if_abandoned():
+                self._changed.wait(_ABANDONED_CHECK_SECONDS)
+            if self._owner == me:
+                self._end_if_abandoned()
+            self._owner = me
+            self._frames.append(frame)
+
+    def leave(self, frame: FrameType) -> bool:
+        """Ends the forward that entered with `frame`. False where it was given up before."""
+        with self._changed:
+            if self._owner != threading.get_ident() or frame not in self._frames:
+                return False
+            while self._frames.pop() is not frame:
+                pass
+            if not self._frames:
+                self._owner = None
+                self._changed.notify_all()
+            return True
+
+    def _end_if_abandoned(self) -> bool:
+        """Gives the session up where its outermost forward is on no stack; True where it was."""
+        assert self._owner is not None
+        running: FrameType | None = sys._current_frames().get(self._owner)
+        while running is not None and running is not self._frames[0]:
+            running = running.f_back
+        if running is not None:
+            return False
+        self._reclaim()
+        self._frames.clear()
+        self._owner = None
+        self._changed.notify_all()
+        return True

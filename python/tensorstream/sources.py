@@ -1,0 +1,137 @@
+"""Where the bytes of a model's weights are: in files as they stand, or in RAM."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from tensorstream import _native
+from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.walk import FoundWeight, Walk
+
+
+@dataclasses.dataclass
+class Sources:
+    """Readers for the engine, and which weights RAM owns.
+
+    Attributes:
+        readers: By the source ids that the tree's extents name.
+        in_ram: The values that host RAM owns, by the tree's tensor ids.
+    """
+
+    readers: list[_native.Reader] = dataclasses.field(default_factory=list)
+    in_ram: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+
+
+class _Files:
+    """Readers of files, one a path."""
+
+    def __init__(self, sources: Sources, backend: _native.FileBackend) -> None:
+        self._sources = sources
+        self._backend = backend
+        self._ids: dict[str, int] = {}
+
+    def source(self, path: str) -> int:
+        if path not in self._ids:
+            self._ids[path] = len(self._sources.readers)
+            self._sources.readers.append(_native.open_file_reader(path, self._backend))
+        return self._ids[path]
+
+
+def find_sources(found: Walk, backend: _native.FileBackend) -> Sources:
+    """Finds the bytes of every weight where they are now and binds them in the tree.
+
+    Memory that is an unmodified part of a file (as safetensors and transformers map it) has that file
+    as its source; other memory becomes the source itself, kept alive by the engine.
+    """
+    sources = Sources()
+    files = _Files(sources, backend)
+    for weight in found.weights:
+        parameter = weight.parameter
+        if parameter.device.type == "meta":
+            raise ConfigError(
+                f"'{weight.names[0]}' is on the meta device and has no bytes; give checkpoint=, the "
+                "safetensors file or folder that has them"
+            )
+        address, size_bytes = parameter.data_ptr(), parameter.nbytes
+        backing = _native.find_file_backing(address, size_bytes)
+        if backing is not None:
+            source = files.source(backing.path)
+            found.tree.add_extent(weight.tensor, source, backing.offset_bytes, size_bytes)
+        else:
+            value = parameter.detach()
+            found.tree.add_extent(weight.tensor, len(sources.readers), 0, size_bytes)
+            reader = _native.create_memory_reader(
+                f"memory of '{weight.names[0]}'", address, size_bytes, value
+            )
+            sources.readers.append(reader)
+            sources.in_ram[weight.tensor] = value
+    return sources
+
+
+def sources_in_checkpoint(found: Walk, path: str, backend: _native.FileBackend) -> Sources:
+    """Binds every weight to the tensor of the checkpoint at `path` that holds it.
+
+    Raises:
+        ConfigError: The checkpoint does not match the model.
+        FormatError: A file breaks its format.
+    """
+    checkpoint = _native.Checkpoint.open(path)
+    wanted = [
+        _native.wanted_tensor(
+            weight.names,
+            str(weight.parameter.dtype).removeprefix("torch."),
+            list(weight.parameter.shape),
+        )
+        for weight in found.weights
+    ]
+    sources = Sources()
+    files = _Files(sources, backend)
+    for weight, stored in zip(found.weights, checkpoint.match(wanted), strict=True):
+        if not weight.parameter.is_contiguous():
+            raise UnsupportedError(
+                f"'{weight.names[0]}' is not contiguous; a checkpoint's tensors are"
+            )
+        source = files.source(checkpoint.files[stored.file])
+        found.tree.add_extent(weight.tensor, source, stored.offset_bytes, stored.size_bytes)
+    return sources
+
+
+def check_equal(found: Walk, engine: _native.Engine) -> None:
+    """Raises ConfigError where a weight's bytes in memory are not those of its source."""
+    for weight in found.weights:
+        parameter = weight.parameter
+        if parameter.device.type == "meta":
+            continue
+        if not engine.holds(weight.tensor, parameter.data_ptr(), parameter.nbytes):
+            raise ConfigError(
+                f"'{weight.names[0]}' of the model differs from the checkpoint's; offload the model "
+                "without checkpoint=, or load it from that checkpoint"
+            )
+
+
+def materialize_forms(found: Walk, modules: list[torch.nn.Module]) -> None:
+    """Puts parameters that take no memory in place of those on the meta device.
+
+    Raises:
+        ConfigError: A buffer is on the meta device, and no checkpoint tells its value.
+    """
+    for module in modules:
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.device.type == "meta":
+                raise ConfigError(
+                    f"buffer '{name}' of {type(module).__name__} is on the meta device and has no "
+                    "value; build the model's buffers on the CPU, or use tensorstream.from_pretrained"
+                )
+    made: dict[int, torch.nn.Parameter] = {}
+    for weight in found.weights:
+        old = weight.parameter
+        if old.device.type != "meta":
+            continue
+        value = torch.empty((), dtype=old.dtype).expand(old.shape)  # lent or parked next
+        made[id(old)] = weight.parameter = torch.nn.Parameter(value, old.requires_grad)
+    for module in modules:
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and id(parameter) in made:
+                module._parameters[name] = made[id(parameter)]

@@ -1,0 +1,167 @@
+"""The walk over a model: its modules, its weights, and where their bytes are."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tensorstream import _native
+from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.proxy import ParkedParameter
+
+logger = logging.getLogger("tensorstream")
+
+
+@dataclasses.dataclass
+class FoundWeight:
+    """A parameter that can be streamed.
+
+    Attributes:
+        parameter: The model's object.
+        names: Every dotted name that it has in the model; several where it is tied.
+        tensor: Its id in the tree.
+        form: Its shape, strides and type, without memory.
+    """
+
+    parameter: nn.Parameter
+    names: list[str]
+    tensor: int
+    form: torch.Tensor
+
+
+@dataclasses.dataclass
+class Walk:
+    """What a model is made of.
+
+    Attributes:
+        tree: The modules and weights, for the engine.
+        modules: The modules by their id in the tree.
+        weights: The weights by their id in the tree.
+        left: Names of parameters that cannot be streamed, with the reason.
+    """
+
+    tree: _native.ModelTree
+    modules: list[nn.Module]
+    weights: list[FoundWeight]
+    left: dict[str, str]
+
+
+def walk(model: nn.Module, keep_resident: Sequence[str] = ()) -> Walk:
+    """Walks `model`, without touching it."""
+    names = _names_of_parameters(model)
+    found = Walk(_native.ModelTree(), [], [], {})
+    by_parameter = _add_weights(found, model, names)
+    _add_modules(found, model, by_parameter)
+    seen: set[int] = set()
+    for buffer in model.buffers():
+        key = buffer.data_ptr() or id(buffer)
+        if key not in seen:
+            seen.add(key)
+            found.tree.add_fixed_bytes(buffer.nbytes)
+    for name in keep_resident:
+        found.tree.keep_resident(name)
+    if found.left:
+        shown = "; ".join(f"'{name}' ({why})" for name, why in list(found.left.items())[:3])
+        logger.warning("%d parameters stay resident as they are: %s", len(found.left), shown)
+    return found
+
+
+def _names_of_parameters(model: nn.Module) -> dict[int, list[str]]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def _add_weights(found: Walk, model: nn.Module, names: dict[int, list[str]]) -> dict[int, int]:
+    """Adds the parameters of `model` to the tree; their tensor ids by the parameters' identity."""
+    by_parameter: dict[int, int] = {}
+    shared = _overlapping(model)
+    for parameter in model.parameters():
+        name = names[id(parameter)][0]
+        if isinstance(parameter, ParkedParameter):
+            raise ConfigError(
+                f"'{name}' is offloaded already; call tensorstream.restore() on that model first"
+            )
+        reason = _reason_to_leave(parameter, shared)
+        if reason is None:
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            try:
+                tensor = found.tree.add_tensor(name, dtype, parameter.nbytes)
+            except UnsupportedError as error:
+                reason = str(error)
+            else:
+                by_parameter[id(parameter)] = tensor
+                form = torch.empty_strided(
+                    parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta"
+                )
+                found.weights.append(FoundWeight(parameter, names[id(parameter)], tensor, form))
+        if reason is not None:
+            found.left[name] = reason
+            found.tree.add_fixed_bytes(parameter.nbytes)
+    return by_parameter
+
+
+def _reason_to_leave(parameter: nn.Parameter, shared: set[int]) -> str | None:
+    """Why a parameter cannot be streamed; None where it can."""
+    if type(parameter) is not nn.Parameter:
+        return f"it is a {type(parameter).__name__}"
+    if type(parameter.data) is not torch.Tensor:
+        return f"its data is a {type(parameter.data).__name__}"
+    if parameter.layout is not torch.strided:
+        return f"its layout is {parameter.layout}"
+    if parameter.device.type not in ("cpu", "meta"):
+        return f"it is on {parameter.device}"
+    if parameter.numel() == 0:
+        return "it is empty"
+    if not _native.is_dense(list(parameter.shape), list(parameter.stride())):
+        return "its elements are not dense"
+    if id(parameter) in shared:
+        return "it shares memory with another parameter"
+    return None
+
+
+def _overlapping(model: nn.Module) -> set[int]:
+    """Identities of distinct parameters whose bytes overlap those of another."""
+    spans = sorted(
+        (p.data_ptr(), p.nbytes, id(p))
+        for p in model.parameters()
+        if type(p) is nn.Parameter
+        and p.layout is torch.strided
+        and p.device.type == "cpu"
+        and p.numel() > 0
+    )
+    overlapping: set[int] = set()
+    for (start, size, one), (next_start, _, other) in zip(spans, spans[1:], strict=False):
+        if next_start < start + size:
+            overlapping.update((one, other))
+    return overlapping
+
+
+def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) -> None:
+    types: dict[type, int] = {}
+    ids: dict[int, int] = {}
+
+    def visit(module: nn.Module, name: str, parent: int) -> None:
+        if id(module) in ids:
+            return
+        node = found.tree.add_module(
+            name,
+            types.setdefault(type(module), len(types)),
+            parent,
+            isinstance(module, nn.ModuleList | nn.ModuleDict),
+            isinstance(module, nn.Embedding) and module.max_norm is None,
+        )
+        ids[id(module)] = node
+        found.modules.append(module)
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in by_parameter:
+                found.tree.hold(node, by_parameter[id(parameter)])
+        for child_name, child in module.named_children():
+            visit(child, f"{name}.{child_name}" if name else child_name, node)
+
+    visit(model, "", 0)
