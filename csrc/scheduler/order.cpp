@@ -27,7 +27,7 @@ bool OrderTable::observe(GroupId group) {
   if (last_) {
     const std::optional<GroupId> next = successor(before_last_, *last_);
     expected = !next || *next == group;
-    learn(group);
+    learn(group);  // guard: order-check
   }
   before_last_ = last_;
   last_ = group;

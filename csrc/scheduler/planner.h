@@ -12,18 +12,20 @@ namespace tensorstream {
 /// Plans `groups`, given in the order of use, for `budget_bytes` of device memory.
 ///
 /// - kRequired groups are resident. Of the kAny groups as many bytes as possible are resident,
-/// spread evenly among the streamed ones, so that link and compute stay
-///   busy; kByRows groups become resident only when all others are.
+///   spread evenly among the streamed ones, so that link and compute stay busy; kByRows groups
+///   become resident only when all others are.
 /// - The streamed groups share one arena. Each has a fixed offset, a multiple of kGroupAlignment.
-/// Groups that follow each other in the cyclic order (the last is
-///   followed by the first) share no bytes where the budget allows it, for any sizes and for odd
-///   numbers of groups too; where it does not, loads are exposed and counted in exposed_loads.
+///   Groups that follow each other in the cyclic order (the last is followed by the first) share
+///   no bytes where the budget allows it, for any sizes and for odd numbers of groups too. Where it
+///   does not, or where sharing leaves room for so many more residents that it saves a quarter
+///   (StreamingSearch says of what), loads are exposed and counted in exposed_loads.
 /// - resident_bytes + arena_bytes <= budget_bytes, always. Among the plans that fit, the one with
-/// the least predicted time.
+///   the least predicted time. Every group counts as a multiple of kGroupAlignment.
 /// - Deterministic: the same input gives the same plan.
 ///
 /// Raises BudgetError, naming the group that does not fit, its size, the budget and the smallest
-/// budget that works, where not even synchronous loading fits.
+/// budget that works, where not even synchronous loading fits; ConfigError for rates that are not
+/// positive numbers (a compute time of 0 means that it is not known).
 Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_bytes,
                const Rates& rates);
 

@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <numeric>
+#include <utility>
 
 namespace tensorstream {
 namespace {
+
+// A little less, so that a sum of fractions that should be a half counts as one.
+constexpr double kHalf = 0.5 - 1e-9;
 
 // A set of residents that grows within a capacity.
 class ResidentSet {
@@ -32,7 +36,7 @@ class ResidentSet {
       if (resident_[i]) continue;
       const auto bytes = static_cast<double>(sizes_[i]);
       owed += share * bytes;
-      if (owed < bytes / 2 || !fits(i)) continue;
+      if (owed < bytes * kHalf || !fits(i)) continue;
       owed -= bytes;
       take(i);
     }

@@ -26,8 +26,8 @@ constexpr std::uint64_t kSmallDivisor = 16;
 constexpr std::size_t kMostPlaces = 4;
 constexpr int kRefinements = 2;
 constexpr std::uint32_t kFurthestWindow = 3;
-// Bounds the work for thousands of groups of unlike sizes; hundreds are tried completely.
-constexpr int kMostFillTrials = 256;
+// Bounds the work for thousands of groups of unlike sizes; tens are tried completely.
+constexpr int kMostFillTrials = 64;
 
 }  // namespace
 

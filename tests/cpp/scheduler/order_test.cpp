@@ -1,0 +1,168 @@
+#include "scheduler/order.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <random>
+#include <vector>
+
+namespace tensorstream {
+namespace {
+
+using Ids = std::vector<GroupId>;
+
+// Observes `passes` times `order`; how many of the uses were surprises.
+int surprises_of(OrderTable& table, const Ids& order, int passes = 1) {
+  int surprises = 0;
+  for (int pass = 0; pass < passes; ++pass) {
+    for (const GroupId group : order) surprises += table.observe(group) ? 0 : 1;
+  }
+  return surprises;
+}
+
+TEST(OrderTable, FollowsThePlannedCycleFromItsStart) {
+  const OrderTable table({4, 2, 7});
+  EXPECT_EQ(table.upcoming(5), (Ids{4, 2, 7, 4, 2}));
+  EXPECT_EQ(table.upcoming(0), Ids{});
+}
+
+TEST(OrderTable, ThePlannedOrderIsNoSurprise) {
+  OrderTable table({0, 1, 2, 3, 4});
+  EXPECT_EQ(surprises_of(table, {0, 1, 2, 3, 4}, 3), 0);
+  EXPECT_EQ(table.upcoming(3), (Ids{0, 1, 2}));
+  EXPECT_EQ(table.surprises(), 0U);
+}
+
+TEST(OrderTable, TheFirstUseIsNoSurpriseWhereverItIs) {
+  OrderTable table({0, 1, 2});
+  EXPECT_TRUE(table.observe(2));
+  EXPECT_TRUE(table.observe(0));
+}
+
+TEST(OrderTable, LearnsASurpriseAtOnce) {
+  OrderTable table({0, 1, 2, 3});
+  EXPECT_EQ(surprises_of(table, {0, 1, 3}), 1);
+  EXPECT_EQ(surprises_of(table, {0, 1, 3}, 4), 0);
+  EXPECT_EQ(table.upcoming(4), (Ids{0, 1, 3, 0}));
+  EXPECT_EQ(table.surprises(), 1U);
+}
+
+TEST(OrderTable, ReversedOrderSurprisesOnceForEachStep) {
+  OrderTable table({0, 1, 2, 3});
+  EXPECT_EQ(surprises_of(table, {3, 2, 1, 0}), 3);
+  // The way back to the start of the reversed order is the last thing to learn.
+  EXPECT_EQ(surprises_of(table, {3, 2, 1, 0}), 1);
+  EXPECT_EQ(surprises_of(table, {3, 2, 1, 0}, 3), 0);
+}
+
+TEST(OrderTable, EncoderOnceThenDecoderLoops) {
+  OrderTable table({0, 1, 2, 3});
+  EXPECT_EQ(surprises_of(table, {0, 1}), 0);
+  EXPECT_EQ(surprises_of(table, {2, 3}, 10), 1);
+  EXPECT_EQ(table.upcoming(4), (Ids{2, 3, 2, 3}));
+  // Leaving the loop for the next prompt is one surprise, entering it again another.
+  EXPECT_EQ(surprises_of(table, {0, 1}), 1);
+  EXPECT_EQ(surprises_of(table, {2, 3}, 10), 1);
+}
+
+TEST(OrderTable, ALayerUsedTwiceIsToldApartByWhatCameBefore) {
+  OrderTable table({0, 1, 2});
+  EXPECT_EQ(surprises_of(table, {0, 1, 0, 2}), 2);
+  EXPECT_EQ(surprises_of(table, {0, 1, 0, 2}), 1);
+  EXPECT_EQ(surprises_of(table, {0, 1, 0, 2}, 5), 0);
+  EXPECT_EQ(table.upcoming(8), (Ids{0, 1, 0, 2, 0, 1, 0, 2}));
+}
+
+TEST(OrderTable, PathsThroughASharedGroupAreToldApart) {
+  OrderTable table({0, 1, 2, 3, 4});
+  EXPECT_EQ(surprises_of(table, {0, 2, 3, 1, 2, 4}), 3);
+  EXPECT_EQ(surprises_of(table, {0, 2, 3, 1, 2, 4}, 5), 0);
+  table.observe(0);
+  EXPECT_EQ(table.upcoming(6), (Ids{2, 3, 1, 2, 4, 0}));
+}
+
+TEST(OrderTable, AlternatingPathsCostOneSurpriseEach) {
+  OrderTable table({0, 1, 2, 3});
+  EXPECT_EQ(surprises_of(table, {0, 1, 2}), 0);
+  EXPECT_EQ(surprises_of(table, {0, 1, 3}), 2);
+  EXPECT_EQ(surprises_of(table, {0, 1, 2, 0, 1, 3}, 3), 6);
+}
+
+TEST(OrderTable, AGroupUsedManyTimesInARowChangesNothing) {
+  OrderTable table({0, 1, 2});
+  EXPECT_EQ(surprises_of(table, {0, 1, 1, 1, 1, 2}, 3), 0);
+  table.observe(0);
+  table.observe(0);
+  EXPECT_EQ(table.upcoming(2), (Ids{1, 2}));
+}
+
+TEST(OrderTable, OneGroupFollowsItself) {
+  OrderTable table({9});
+  EXPECT_EQ(surprises_of(table, {9, 9, 9}), 0);
+  EXPECT_EQ(table.upcoming(3), (Ids{9, 9, 9}));
+}
+
+TEST(OrderTable, GroupsOutsideTheCycleAreLearnt) {
+  OrderTable table({0, 1});
+  table.observe(0);
+  EXPECT_FALSE(table.observe(5));
+  EXPECT_EQ(table.upcoming(2), Ids{}) << "nothing is known of what follows an unplanned group";
+  EXPECT_TRUE(table.observe(1));
+  EXPECT_EQ(surprises_of(table, {0, 5, 1}, 3), 0);
+  EXPECT_EQ(table.upcoming(3), (Ids{0, 5, 1}));
+}
+
+TEST(OrderTable, AnEmptyCycleExpectsNothing) {
+  OrderTable table({});
+  EXPECT_EQ(table.upcoming(3), Ids{});
+  EXPECT_EQ(surprises_of(table, {1, 2, 1}), 0);
+  EXPECT_EQ(table.upcoming(3), (Ids{2, 1, 2}));
+}
+
+TEST(OrderTable, RestartForgetsThePlaceButNotTheOrder) {
+  OrderTable table({0, 1, 2, 3});
+  EXPECT_EQ(surprises_of(table, {0, 2, 0, 2}), 2);
+  table.restart();
+  EXPECT_EQ(table.upcoming(3), (Ids{0, 2, 0}));
+  EXPECT_TRUE(table.observe(3)) << "after a restart any group may come first";
+  table.restart();
+  EXPECT_TRUE(table.observe(0));
+  EXPECT_TRUE(table.observe(2));
+  EXPECT_EQ(table.surprises(), 2U);
+}
+
+TEST(OrderTable, RestartDoesNotLearnTheStepAcrossIt) {
+  OrderTable table({0, 1, 2, 3});
+  table.observe(0);
+  table.restart();
+  table.observe(2);
+  table.restart();
+  table.observe(0);
+  EXPECT_EQ(table.upcoming(3), (Ids{1, 2, 3}));
+}
+
+TEST(OrderTable, MemoryIsBoundedOverRandomOrders) {
+  constexpr GroupId kGroups = 100;
+  Ids cycle;
+  for (GroupId group = 0; group < kGroups; ++group) cycle.push_back(group);
+  OrderTable table(cycle);
+  std::mt19937 random(7);
+  std::size_t most = 0;
+  bool dropped = false;
+  std::size_t before = 0;
+  for (int use = 0; use < 60'000; ++use) {
+    table.observe(static_cast<GroupId>(random() % kGroups));
+    most = std::max(most, table.learnt_pairs());
+    dropped = dropped || table.learnt_pairs() < before;
+    before = table.learnt_pairs();
+  }
+  EXPECT_EQ(most, 64U * kGroups);
+  EXPECT_TRUE(dropped);
+  // What is dropped is learnt again.
+  surprises_of(table, cycle, 3);
+  EXPECT_EQ(surprises_of(table, cycle, 3), 0);
+}
+
+}  // namespace
+}  // namespace tensorstream
