@@ -98,7 +98,7 @@ tidy: setup  ## Build with clang's thread-safety analysis and run clang-tidy
 	@cmake --preset tidy --log-level=WARNING
 	@cmake --build --preset tidy
 	@echo "==> clang-tidy on csrc"
-	@run-clang-tidy-16 -quiet -p build/tidy -j 2 "$(CURDIR)/csrc/.*\.cpp" >build/tidy/report.txt 2>&1 \
+	@run-clang-tidy-16 -quiet -p build/tidy -j $$(nproc) "$(CURDIR)/csrc/.*\.cpp" >build/tidy/report.txt 2>&1 \
 	  || { grep -A 3 -E '(error|warning): ' build/tidy/report.txt; exit 1; }
 
 .PHONY: format
