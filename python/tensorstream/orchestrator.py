@@ -66,8 +66,8 @@ class _Lent:
         self.storages = [view.untyped_storage() for view in self.views]
         self.versions = [0] * len(weights)
         self.depth = 0
-        # Holders of the views' storages when nobody else has one: counted while parked.
-        self.users = [storage_users(view) for view in self.views]
+        # Holders of the views' storages when nobody else has one.
+        self.users = [storage_users(storage) for storage in self.storages]
 
     def lend(self) -> None:
         for index, (weight, view) in enumerate(zip(self.weights, self.views, strict=True)):
@@ -81,10 +81,11 @@ class _Lent:
             for index, weight in enumerate(self.weights)
             if weight.parameter._version != self.versions[index]
         ]
-        for weight in self.weights:
-            if torch.is_grad_enabled():
-                # A graph that saved the weight must not be run backward over other bytes.
+        if torch.is_grad_enabled():
+            # A graph that saved the weights must not be run backward over other bytes.
+            for weight in self.weights:
                 increment_version(weight.parameter)
+        for weight in self.weights:
             weight.park()
         return written
 
@@ -92,8 +93,8 @@ class _Lent:
         """Positions of weights of whose bytes in the arena somebody still holds a view."""
         return [
             index
-            for index, view in enumerate(self.views)
-            if storage_users(view) > self.users[index]
+            for index, storage in enumerate(self.storages)
+            if storage_users(storage) > self.users[index]
         ]
 
 
@@ -264,9 +265,10 @@ class Orchestrator:
     def take(self, lent: _Lent) -> bool:
         """Leases a group and lends its weights. False where it has no place now: they stay parked."""
         if lent.depth == 0:
-            with self.loans.lock:
-                for weight in lent.weights:
-                    weight.settle()
+            if self.loans:
+                with self.loans.lock:
+                    for weight in lent.weights:
+                        weight.settle()
             if not self.engine.acquire(lent.group):
                 return False
             lent.lend()

@@ -26,12 +26,14 @@ from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
 
 
-def storage_users(tensor: torch.Tensor) -> int:
-    """How many tensors and other holders the storage of `tensor` has."""
-    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
+def storage_users(storage: torch.UntypedStorage) -> int:
+    """How many tensors and other holders `storage` has, itself included."""
+    users: int = torch._C._storage_Use_Count(storage._cdata)
+    return users
 
 
-_SOLE_USER = storage_users(torch.empty(1))
+_ALONE = torch.empty(1)
+_SOLE_USER = storage_users(_ALONE.untyped_storage())
 
 
 class Loans:
@@ -40,6 +42,9 @@ class Loans:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._weights: set[Weight] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._weights)
 
     def add(self, weight: Weight) -> None:
         self._weights.add(weight)
@@ -147,7 +152,7 @@ class Weight:
         """Takes note of what an operation did with `value`, which truth() gave at `version`."""
         if value._version != version:
             self.adopt(value)
-        if storage_users(value) > _SOLE_USER:
+        if storage_users(value.untyped_storage()) > _SOLE_USER:
             self._loan, self._loan_version = value, value._version
             self._loans.add(self)
 
@@ -161,13 +166,13 @@ class Weight:
         elif not self.engine.holds(self.tensor, loan.data_ptr(), self.size_bytes):
             self.adopt(loan)  # written past torch, through NumPy or a pointer
         self._loan_version = loan._version
-        if storage_users(loan) == _SOLE_USER:
+        if storage_users(loan.untyped_storage()) == _SOLE_USER:
             self._loan = None
             self._loans.discard(self)
 
     def settle_if_returned(self) -> None:
         """settle(), where nobody holds the loan any more."""
-        if self._loan is not None and storage_users(self._loan) == _SOLE_USER:
+        if self._loan is not None and storage_users(self._loan.untyped_storage()) == _SOLE_USER:
             self.settle()
 
     def adopt(self, value: torch.Tensor) -> None:
@@ -202,7 +207,7 @@ class Weight:
         self._loan = None
         self._loans.discard(self)
         self.adopt(kept)
-        if storage_users(kept) > _SOLE_USER:
+        if storage_users(kept.untyped_storage()) > _SOLE_USER:
             self._loan, self._loan_version = kept, kept._version
             self._loans.add(self)
 
