@@ -94,9 +94,7 @@ void init_statistics(nb::module_& module) {
       .def_prop_ro("stalled_share", &Statistics::stalled_share);
 }
 
-}  // namespace
-
-void init_engine(nb::module_& module) {
+void init_device(nb::module_& module) {
   nb::class_<Device>(module, "Device")
       .def_prop_ro("name", &Device::name)
       .def_prop_ro("total_bytes", &Device::total_bytes);
@@ -113,7 +111,9 @@ void init_engine(nb::module_& module) {
       .def_prop_ro("used_bytes", &Budget::used_bytes)
       .def_prop_ro("peak_bytes", &Budget::peak_bytes);
   module.def("create_budget", &Budget::create, "limit_bytes"_a, "A ceiling that engines share.");
+}
 
+void init_readers(nb::module_& module) {
   nb::enum_<FileBackend>(module, "FileBackend")
       .value("MMAP", FileBackend::kMmap)
       .value("PREAD", FileBackend::kPread);
@@ -136,7 +136,9 @@ void init_engine(nb::module_& module) {
       },
       "name"_a, "address"_a, "size_bytes"_a, "owner"_a,
       "A source that is memory which `owner` keeps alive.");
+}
 
+void init_options(nb::module_& module) {
   nb::enum_<Prefetch>(module, "Prefetch")
       .value("NONE", Prefetch::kNone)
       .value("NEXT", Prefetch::kNext)
@@ -144,10 +146,12 @@ void init_engine(nb::module_& module) {
   nb::class_<EngineOptions>(module, "EngineOptions")
       .def(nb::init<>())
       .def_rw("prefetch", &EngineOptions::prefetch);
-  init_statistics(module);
+}
 
-  using Release = nb::call_guard<nb::gil_scoped_release>;
-  nb::class_<BoundEngine>(module, "Engine")
+using Release = nb::call_guard<nb::gil_scoped_release>;
+
+void init_leases(nb::class_<BoundEngine>& engine) {
+  engine
       .def(nb::init<std::shared_ptr<Device>, std::shared_ptr<Budget>, const ModelTree&,
                     const Grouping&, std::vector<std::shared_ptr<Reader>>, EngineOptions>(),
            "device"_a, "budget"_a, "tree"_a, "grouping"_a, "sources"_a, "options"_a, Release())
@@ -168,7 +172,11 @@ void init_engine(nb::module_& module) {
           "group"_a, Release())
       .def(
           "release_all", [](BoundEngine& self) { self.engine().release_all(self.stream()); },
-          Release())
+          Release());
+}
+
+void init_bytes(nb::class_<BoundEngine>& engine) {
+  engine
       .def(
           "read_tensor",
           [](BoundEngine& self, TensorId tensor, std::uintptr_t address, std::uint64_t size_bytes) {
@@ -205,6 +213,18 @@ void init_engine(nb::module_& module) {
           "tensor"_a, "address"_a, "size_bytes"_a, "owner"_a, "Makes host memory a tensor's bytes.")
       .def_prop_ro("plan", [](BoundEngine& self) { return self.engine().plan(); })
       .def("statistics", [](BoundEngine& self) { return self.engine().statistics(); }, Release());
+}
+
+}  // namespace
+
+void init_engine(nb::module_& module) {
+  init_device(module);
+  init_readers(module);
+  init_options(module);
+  init_statistics(module);
+  nb::class_<BoundEngine> engine(module, "Engine");
+  init_leases(engine);
+  init_bytes(engine);
 }
 
 }  // namespace tensorstream

@@ -37,9 +37,7 @@ TensorId add_tensor(ModelTree& tree, std::string name, const std::string& torch_
   return static_cast<TensorId>(tree.tensors.size() - 1);
 }
 
-}  // namespace
-
-void init_planning(nb::module_& module) {
+void init_sizes(nb::module_& module) {
   module.attr("LARGEST_BUDGET_BYTES") = kLargestBudgetBytes;
   module.def(
       "default_budget_bytes", [] { return default_budget_bytes(available_ram_bytes()); },
@@ -50,6 +48,9 @@ void init_planning(nb::module_& module) {
         return is_dense(shape, strides);
       },
       "shape"_a, "strides"_a, "Whether elements fill their bytes exactly once.");
+}
+
+void init_plan(nb::module_& module) {
   nb::enum_<Placement>(module, "Placement")
       .value("RESIDENT", Placement::kResident)
       .value("STREAMED", Placement::kStreamed)
@@ -84,6 +85,9 @@ void init_planning(nb::module_& module) {
   nb::class_<ModelPlan>(module, "ModelPlan")
       .def_ro("grouping", &ModelPlan::grouping)
       .def_ro("plan", &ModelPlan::plan);
+}
+
+void init_tree(nb::module_& module) {
   nb::class_<ModelTree>(module, "ModelTree")
       .def(nb::init<>())
       .def("add_module", &add_module, "name"_a, "type"_a, "parent"_a, "container"_a,
@@ -133,6 +137,14 @@ void init_planning(nb::module_& module) {
             return plan_model(self, budget_bytes, {});
           },
           "budget_bytes"_a, "Groups and plans the model for a budget.");
+}
+
+}  // namespace
+
+void init_planning(nb::module_& module) {
+  init_sizes(module);
+  init_plan(module);
+  init_tree(module);
 }
 
 }  // namespace tensorstream

@@ -36,7 +36,7 @@ Grouping group_with(const ModelTree& tree, const Cut& cut) {
 // A load costs some microseconds whatever its size, so tiny groups are streamed only where nothing
 // else fits.
 constexpr Cut kBlocks = {kUnlimited, 256_KiB};
-constexpr Cut kLeaves = {0, 16_KiB};
+constexpr Cut kLeaves = {1, 16_KiB};
 
 /// From whole blocks down to single leaves. The first and the last do not depend on the budget: the
 /// smallest budget is one of theirs.
