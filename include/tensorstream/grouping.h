@@ -60,7 +60,8 @@ struct Grouping {
 };
 
 struct GroupingOptions {
-  /// Modules with more bytes than this are split into their children where they have any.
+  /// Modules with more bytes than this are split into their children where they have any with
+  /// tensors; 0: no limit.
   std::uint64_t largest_group_bytes = 0;
   /// Groups with fewer bytes than this are not worth a load: they are resident.
   std::uint64_t smallest_streamed_bytes = 0;
@@ -70,21 +71,24 @@ struct GroupingOptions {
 
 /// Finds the groups of a model.
 ///
-/// - Descending from the root, a module is one group, with all tensors below it, unless it holds a
-/// container with at least two children of one type that have tensors
-///   (repeated blocks), or is larger than largest_group_bytes: then its children are looked at each
-///   by itself.
+/// - Descending from the root, a module is one group, with all tensors below it, unless it is a
+///   container, holds repeated blocks, or is larger than largest_group_bytes: then its children are
+///   looked at each by itself. Repeated blocks are at least two children of one type that have
+///   tensors: of a container; of a list with a forward (Sequential: children named by number) if
+///   they have children themselves; and, outside any repeated block, of any module if they have.
 /// - A tensor that such an opened module holds itself is needed during everything below it: a
-/// resident group of its own, or, where it is larger than
-///   largest_group_bytes, a group that no module acquires (read on demand when it is touched).
+///   resident group of its own, or, where it is larger than largest_group_bytes, a group that no
+///   module acquires (read on demand when it is touched) unless a whole group below shares it.
 /// - A module that looks rows up is a group of its own, kByRows and hooked by no one, also inside a
-/// module that would else be one group, unless it is smaller than
-///   smallest_streamed_bytes.
-/// - A tensor held by modules of several groups (a tie) is a group of its own; every module that
-/// needs it whole acquires it. If modules that look rows up are its only holders, it is kByRows.
+///   module that would else be one group, unless it is smaller than smallest_streamed_bytes.
+/// - A tensor held by modules of several groups (a tie) is a group of its own, at the first module
+///   that acquires it; every module that needs it whole does. If modules that look rows up are its
+///   only holders, it is kByRows.
 /// - A group smaller than smallest_streamed_bytes, or named in keep_resident, is kRequired and
-/// hooked by no one. A name in keep_resident that matches nothing is a
-///   ConfigError that names the nearest one.
+///   hooked by no one; where only a part of a group is named, that part is split off. A name in
+///   keep_resident that matches nothing is a ConfigError that names the nearest one.
+/// - Groups carry the dotted name of their module, of their tensor where that is all of a group, or
+///   "(model)".
 Grouping group_modules(std::span<const ModuleNode> modules, std::span<const TensorShape> tensors,
                        const GroupingOptions& options);
 

@@ -75,6 +75,14 @@ TEST(Grouping, ALeafAboveTheLimitStaysWhole) {
   EXPECT_EQ(describe_hooks(model, grouping).back(), "head: head");
 }
 
+TEST(Grouping, ChildrenWithoutTensorsDoNotRepeat) {
+  ModelBuilder model;
+  model.linear(model.module(0, "first", "Block"), "up", 20'000);
+  model.module(model.module(0, "second", "Block"), "activation", "GELU");
+  model.linear(0, "head", 20'000);
+  EXPECT_THAT(describe(model.group(options())), ElementsAre("(model)"));
+}
+
 TEST(Grouping, ContainersAreNeverHooked) {
   ModelBuilder model = two_blocks();
   const ModuleId heads = model.module(0, "heads", "ModuleDict");

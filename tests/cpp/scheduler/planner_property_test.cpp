@@ -168,7 +168,7 @@ bool same(const Plan& a, const Plan& b) {
 
 TEST(PlannerProperties, HoldForRandomGroupsAndBudgets) {
   std::mt19937 random(2024);
-  for (int round = 0; round < 4000; ++round) {
+  for (int round = 0; round < 2000; ++round) {
     SCOPED_TRACE("round " + std::to_string(round));
     const Case made = random_case(random);
     const Plan plan = make_plan(made.groups, made.budget, made.rates);
@@ -214,7 +214,7 @@ TEST(PlannerProperties, EverythingFitsAndOnePageLessDoesNot) {
 // an even number of streamed groups, and a place beside each.
 TEST(PlannerProperties, MoreBudgetStreamsNoMoreThanTwoGroupsMore) {
   std::mt19937 random(8);
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < 150; ++round) {
     const Case made = random_case(random);
     const std::uint64_t smallest = smallest_budget_bytes(made.groups);
     const std::uint64_t all = everything_fits_bytes(made.groups);
