@@ -81,14 +81,15 @@ def model_without_weights(path: str) -> nn.Module:
 
     config = AutoConfig.from_pretrained(path)
     loader = _class_for(path, {})
+    make = loader.from_config if hasattr(loader, "from_config") else loader._from_config
     with torch.device("meta"):
-        model = loader(config) if not hasattr(loader, "from_config") else loader.from_config(config)
+        model: nn.Module = make(config)  # under the config's type; buffers may choose another
     dtype = getattr(config, "dtype", None)
     if isinstance(dtype, torch.dtype):
-        model = model.to(dtype)
-    model.eval()
-    made: nn.Module = model
-    return made
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return model.eval()
 
 
 _OPTIONS = tuple(Config.__dataclass_fields__)
