@@ -22,11 +22,12 @@ struct CheckpointTensor {
 /// The tensors of one checkpoint. Immutable once open; thread-safe.
 class Checkpoint {
  public:
-  /// Opens `path`: a .safetensors file, a .safetensors.index.json file, or a folder that holds one
-  /// of `model.safetensors.index.json`, `model.safetensors`, a single *.index.json or a single
-  /// *.safetensors (a diffusers folder names them otherwise). Every header is checked, and the
-  /// index against the headers. Raises IoError, FormatError, or UnsupportedError for a folder that
-  /// holds other formats (naming what it holds) and for files packed by a newer TensorStream.
+  /// Opens `path`: a .safetensors file, an index (.json) of several, or a folder that holds one of
+  /// `model.safetensors.index.json` and `model.safetensors`, else a single *.index.json, else a
+  /// single *.safetensors (a diffusers folder names them otherwise). Every header is checked, and
+  /// the index against the headers. Raises IoError; FormatError; ConfigError for a folder that
+  /// holds several candidates (naming all) or no model; UnsupportedError for a folder that holds
+  /// other formats (naming what it holds) and for files packed by a newer TensorStream.
   static Checkpoint open(const std::string& path);
 
   const std::vector<std::string>& files() const noexcept { return files_; }
@@ -56,10 +57,13 @@ struct WantedTensor {
   std::vector<std::uint64_t> shape;
 };
 
-/// For each of `wanted`, the tensor of `checkpoint` that holds it. Names are tried as they are,
-/// then with the one prefix ("model.", "bert.", ...) added or removed that makes the most of them
-/// match; a tied tensor is found under any of its names. Raises ConfigError naming the first few
-/// tensors that are missing, of another shape or of another type, with both sides.
+/// For each of `wanted`, the tensor of `checkpoint` that holds it, valid as long as `checkpoint`
+/// is. Names are tried as they are, then with the one prefix of up to four parts ("model.",
+/// "bert.",
+/// ...) added or removed that makes the most of them match; a tied tensor is found under any of its
+/// names, the first that is there. Raises ConfigError naming the first few tensors that are
+/// missing, of another shape or of another type, with both sides, and where two prefixes would do
+/// equally well with different weights.
 std::vector<const CheckpointTensor*> match_tensors(const Checkpoint& checkpoint,
                                                    std::span<const WantedTensor> wanted);
 

@@ -212,6 +212,7 @@ TEST(CheckpointOpen, APathThatCannotBeExaminedIsAnIoError) {
   EXPECT_EQ(errno_of_opening(folder.path("file/below")), ENOENT);
   EXPECT_EQ(errno_of_opening(""), ENOENT);
   EXPECT_EQ(errno_of_opening(folder.path(std::string(300, 'x'))), ENAMETOOLONG);
+  EXPECT_EQ(errno_of_opening(folder.path(std::string(300, 'x') + ".bin")), ENAMETOOLONG);
 }
 
 TEST(CheckpointOpen, APathWithANulIsNotReadUpToIt) {

@@ -74,6 +74,8 @@ std::vector<BrokenHeader> broken_framing() {
       {"LengthZero", length_bytes(0) + "{}", "", "header length", "0"},
       {"LengthOverLimit", length_bytes(100'000'001) + "{}", "", "header length", "over the limit"},
       {"LengthOfAllBits", length_bytes(~0ULL) + "{}", "", "header length", "over the limit"},
+      {"LengthInUpperHalf", length_bytes((1ULL << 32U) + 2) + "{}", "", "header length",
+       "4294967298 bytes are over the limit"},
       {"LengthAtLimitBeyondFile", length_bytes(100'000'000) + "{}", "", "header length",
        "do not fit in the file's 10"},
       {"LengthOneOverFile", length_bytes(3) + "{}", "", "header length", "3 bytes do not fit"},

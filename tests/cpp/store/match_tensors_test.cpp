@@ -138,6 +138,21 @@ TEST(MatchTensors, ATensorTakenByItsNameIsNotTakenAgainByAPrefix) {
               ThrowsMessage<ConfigError>(HasSubstr("1 missing: 'w'")));
 }
 
+TEST(MatchTensors, ATensorTakenByItsNameSpeaksForNoPrefix) {
+  EXPECT_THAT(matched(checkpoint_of({"p.a", "q.a"}), {{"p.a"}, {"a"}}), ElementsAre("p.a", "q.a"));
+  EXPECT_THAT(matched(checkpoint_of({"a", "y.a"}), {{"a"}, {"x.y.a"}}), ElementsAre("a", "y.a"));
+}
+
+TEST(MatchTensors, ATiedTensorCountsOnceForAPrefix) {
+  const Checkpoint checkpoint = checkpoint_of({"p.t1", "p.t2", "q.t1", "q.u"});
+  EXPECT_THAT(matched(checkpoint, {{"t1", "t2"}, {"u"}}), ElementsAre("q.t1", "q.u"));
+}
+
+TEST(MatchTensors, WhereNoPrefixIsEnoughTheMissingTensorsAreNamed) {
+  EXPECT_THAT([] { matched(checkpoint_of({"p.a", "q.a"}), {{"a"}, {"zzz"}}); },
+              ThrowsMessage<ConfigError>(HasSubstr("1 missing: 'zzz'")));
+}
+
 TEST(MatchTensors, OnlyOnePrefixIsUsed) {
   const Checkpoint checkpoint = checkpoint_of({"x.a", "x.b", "y.c"});
   EXPECT_THAT(

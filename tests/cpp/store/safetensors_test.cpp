@@ -107,9 +107,9 @@ TEST(SafetensorsHeader, TakesScalarsAndEmptyTensors) {
       read(safetensors_bytes(R"({"scalar":{"dtype":"F64","shape":[],"data_offsets":[0,8]},)"
                              R"("last":{"dtype":"F32","shape":[0,9223372036854775807],)"
                              R"("data_offsets":[8,8]},)"
-                             R"("first":{"dtype":"F4","shape":[3,0],"data_offsets":[0,0]}})",
+                             R"("zeroth":{"dtype":"F4","shape":[3,0],"data_offsets":[0,0]}})",
                              8));
-  ASSERT_THAT(names(header), ElementsAre("first", "scalar", "last"));
+  ASSERT_THAT(names(header), ElementsAre("zeroth", "scalar", "last"));
   EXPECT_THAT(header.tensors[1].shape, IsEmpty());
   EXPECT_EQ(header.tensors[1].size_bytes, 8U);
   EXPECT_EQ(header.tensors[2].size_bytes, 0U);
