@@ -84,11 +84,31 @@ class Grouper {
   // A container's forward never runs, so nothing could acquire its group.
   bool must_open(ModuleId module) const {
     if (tree_.node(module).container || tree_.holds_repeated_blocks(module)) return true;
-    if (options_.largest_group_bytes == 0) return false;
     const std::vector<ModuleId>& children = tree_.children(module);
     const bool parts = std::any_of(children.begin(), children.end(),
                                    [&](ModuleId child) { return tree_.has_tensors(child); });
-    return parts && unit_bytes(module) > options_.largest_group_bytes;
+    if (!parts) return false;
+    if (ties_a_part_to_others(module)) return true;
+    return options_.largest_group_bytes != 0 && unit_bytes(module) > options_.largest_group_bytes;
+  }
+
+  // A tied tensor is a group of its own. A unit that needed it besides its own group would hold two
+  // places of the arena at once, so the part that holds it becomes the unit.
+  bool ties_a_part_to_others(ModuleId module) const {
+    const std::vector<ModuleId> subtree = tree_.subtree(module);
+    const auto inside = [&](ModuleId holder) {
+      return std::binary_search(subtree.begin(), subtree.end(), holder);
+    };
+    for (const ModuleId below : subtree) {
+      if (below == module || stands_for_rows(below)) continue;
+      for (const TensorId tensor : tree_.node(below).tensors) {
+        if (tensors_[tensor].size_bytes < options_.smallest_streamed_bytes) continue;
+        const std::vector<ModuleId>& holders = tree_.holders(tensor);
+        const bool held_here = std::count(holders.begin(), holders.end(), module) != 0;
+        if (!held_here && !std::all_of(holders.begin(), holders.end(), inside)) return true;
+      }
+    }
+    return false;
   }
 
   // Bytes of the group that `module` would be: without row tables and tensors that others hold too.

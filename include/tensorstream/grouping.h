@@ -83,7 +83,8 @@ struct GroupingOptions {
 ///   module that would else be one group, unless it is smaller than smallest_streamed_bytes.
 /// - A tensor held by modules of several groups (a tie) is a group of its own, at the first module
 ///   that acquires it; every module that needs it whole does. If modules that look rows up are its
-///   only holders, it is kByRows.
+///   only holders, it is kByRows. A module is also split where a part of it holds such a tensor of
+///   at least smallest_streamed_bytes, so that a unit seldom needs two places of the arena at once.
 /// - A group smaller than smallest_streamed_bytes, or named in keep_resident, is kRequired and
 ///   hooked by no one; where only a part of a group is named, that part is split off. A name in
 ///   keep_resident that matches nothing is a ConfigError that names the nearest one.

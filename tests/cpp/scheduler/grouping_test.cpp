@@ -121,6 +121,21 @@ TEST(Grouping, ATieOfTwoBlocksIsAcquiredByBoth) {
                                                            "blocks.1: blocks.0.shared blocks.1"));
 }
 
+// As the heads of masked language models: a transform, and a decoder tied to the table of words.
+TEST(Grouping, APartTiedToOthersIsAUnitOfItsOwn) {
+  ModelBuilder model = two_blocks();
+  const ModuleId table = model.leaf(0, "table", "Embedding", 50'000);
+  const ModuleId head = model.module(0, "head", "Head");
+  model.linear(head, "transform", 20'000);
+  model.tie(model.module(head, "decoder", "Linear"), model.weight(table));
+  const Grouping grouping = model.group(options());
+  EXPECT_THAT(describe(grouping),
+              ElementsAre("blocks.0", "blocks.1", "head.transform", "table.weight"));
+  EXPECT_THAT(describe_hooks(model, grouping),
+              ElementsAre("blocks.0: blocks.0", "blocks.1: blocks.1",
+                          "head.transform: head.transform", "head.decoder: table.weight"));
+}
+
 TEST(Grouping, ATieWithinABlockIsNone) {
   ModelBuilder model = two_blocks();
   model.tie(4, model.weight(3));
