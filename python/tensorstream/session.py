@@ -52,7 +52,10 @@ class Session:
     def _end_if_abandoned(self) -> bool:
         """Gives the session up where its outermost forward is on no stack; True where it was."""
         assert self._owner is not None
-        running: FrameType | None = sys._current_frames().get(self._owner)
+        mine = self._owner == threading.get_ident()
+        running: FrameType | None = (
+            sys._getframe() if mine else sys._current_frames().get(self._owner)
+        )
         while running is not None and running is not self._frames[0]:
             running = running.f_back
         if running is not None:
