@@ -17,6 +17,8 @@ export HF_HUB_OFFLINE := 1
 NATIVE_SOURCES := $(shell find csrc include bindings -type f) CMakeLists.txt pyproject.toml
 CXX_FILES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' | sort)
 SHELL_FILES := .ci/run $(wildcard scripts/*.sh)
+# Of hundreds of tests only what is not a pass is shown, and the summary.
+UNLESS_PASSED := | { grep -v -E '^ +Start +[0-9]+:|^ *[0-9]+/[0-9]+ Test .* Passed ' || true; }
 TSAN_PROGRAMS := device memory scheduler engine
 
 .PHONY: help
@@ -51,7 +53,7 @@ test-cpp: setup  ## Build and run the C++ tests
 	@echo "==> building and running the C++ tests (preset dev)"
 	@cmake --preset dev --log-level=WARNING
 	@cmake --build --preset dev
-	@ctest --preset dev
+	@ctest --preset dev $(UNLESS_PASSED)
 
 .PHONY: test-python
 test-python: build  ## Run the Python tests
@@ -70,14 +72,14 @@ asan: setup  ## Run the C++ tests under the address and undefined-behaviour sani
 	@echo "==> building and running the C++ tests (preset asan)"
 	@cmake --preset asan --log-level=WARNING
 	@cmake --build --preset asan
-	@ctest --preset asan
+	@ctest --preset asan $(UNLESS_PASSED)
 
 .PHONY: tsan
 tsan: setup  ## Run the threaded layers' C++ tests under the thread sanitizer
 	@echo "==> building and running the tests of $(TSAN_PROGRAMS) (preset tsan)"
 	@cmake --preset tsan --log-level=WARNING
 	@scripts/run_without_aslr.sh cmake --build --preset tsan --target $(TSAN_PROGRAMS:%=%_tests)
-	@scripts/run_without_aslr.sh ctest --preset tsan
+	@scripts/run_without_aslr.sh ctest --preset tsan $(UNLESS_PASSED)
 
 .PHONY: lint
 lint: build  ## Check format, Python, types, spelling and shell scripts

@@ -8,10 +8,10 @@ A guard is a statement without which the engine would be silently wrong. It is m
     ...
     // end guard
 
-In Python the marks are the same after '#'. Several marks of one name are one guard, taken out
-together. scripts/guards.json lists every guard with its file and the test that proves it: a
-pattern for ctest that begins with the layer and a dot, or a pytest node; "repeat" is how often
-a test that depends on timing may run until it fails.
+In Python the marks are the same after '#'. Marks of one name in one file are one guard, taken out
+together; a name in two files is two guards. scripts/guards.json lists every guard with its file
+and the test that proves it: a pattern for ctest that begins with the layer and a dot, or a pytest
+node; "repeat" is how often a test that depends on timing may run until it fails.
 
 Usage: check_guards.py [NAME...]
 """
