@@ -110,8 +110,12 @@ class _Hook:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _no_hook
 
-    def __reduce__(self) -> str:
-        return "_no_hook"
+    def __reduce__(self) -> Any:
+        return _make_no_hook, ()
+
+
+def _make_no_hook() -> Any:
+    return _no_hook
 
 
 def _no_hook(*_: Any) -> None:
@@ -268,7 +272,7 @@ class Orchestrator:
             if self.loans:
                 with self.loans.lock:
                     for weight in lent.weights:
-                        weight.settle()
+                        weight.end_pointing()
             if not self.engine.acquire(lent.group):
                 return False
             lent.lend()

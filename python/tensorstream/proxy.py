@@ -8,7 +8,7 @@ arena.
 
 A true value that an operation keeps hold of (a view, `detach()`, a NumPy array) is a *loan*: it is
 compared with the source before the weight is used again, and becomes the weight's source when it
-was written to.
+was written to. A raw address is a loan until the weight is used next.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class Weight:
         self._poison = _poison(form)
         self._loan: torch.Tensor | None = None
         self._loan_version = 0
+        self._pointed_at: torch.Tensor | None = None
         self._owned: torch.Tensor | None = None
 
     @property
@@ -134,7 +135,7 @@ class Weight:
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows of a 2-dimensional weight: indices (...) int, result (..., columns)."""
-        self.settle()
+        self.end_pointing()
         flat = indices.to(torch.int64).contiguous()
         with torch.no_grad():
             columns = self.form.shape[1]
@@ -155,6 +156,15 @@ class Weight:
         if storage_users(value.untyped_storage()) > _SOLE_USER:
             self._loan, self._loan_version = value, value._version
             self._loans.add(self)
+
+    def point_at(self, value: torch.Tensor) -> None:
+        """Keeps `value`, which truth() gave, for an address in it: nobody else may hold it."""
+        self._pointed_at = value.detach()
+
+    def end_pointing(self) -> None:
+        """Settles the loan before the weight is used: addresses given out are void from now on."""
+        self._pointed_at = None
+        self.settle()
 
     def settle(self) -> None:
         """Makes what was written to a loan the weight's bytes, and ends a loan nobody holds."""
@@ -403,8 +413,25 @@ def _embedding(
     return rows
 
 
+def _addressed(func: Callable[..., Any]) -> Callable[..., Any]:
+    """`func`, which gives an address of a weight's bytes; the bytes stay there until its next use."""
+
+    def call(parameter: ParkedParameter) -> Any:
+        weight = weight_of(parameter)
+        with weight._loans.lock, torch.no_grad():
+            weight._loans.sweep()
+            value = weight.truth()
+            weight.point_at(value)
+            weight.after_use(value, value._version)
+        return func(value)
+
+    return call
+
+
 _HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.Tensor.data.__get__: _get_data,  # type: ignore[attr-defined]
     torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     F.embedding: _embedding,
+    torch.Tensor.data_ptr: _addressed(torch.Tensor.data_ptr),
+    torch.Tensor.untyped_storage: _addressed(torch.Tensor.untyped_storage),
 }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +93,8 @@ def save(model: Any, folder: Path, shard: str = "1MB") -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_gradients_left_on() -> Iterator[None]:
-    """Each test starts with torch's default modes and leaves no model behind."""
-    assert torch.is_grad_enabled()
+def default_modes() -> Iterator[None]:
+    """Each test starts with torch's default modes and leaves them."""
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     yield
-    assert torch.is_grad_enabled()
-    gc.collect()
-
-
-@pytest.fixture
-def plain_run() -> Callable[..., Any]:
-    """Calls a model without gradients."""
-
-    def run(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            return model(*args, **kwargs)
-
-    return run
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
