@@ -35,6 +35,28 @@ std::vector<std::optional<GroupId>> group_of_tensors(const std::vector<Group>& g
   return result;
 }
 
+/// Takes the bytes that are neither group nor arena. Raises BudgetError where the groups' smallest
+/// plan does not fit beside them and what the budget's other users hold.
+Reservation reserve_fixed(Budget& budget, std::uint64_t fixed_bytes,
+                          std::span<const GroupFootprint> groups) {
+  const std::uint64_t others = budget.used_bytes();
+  const std::uint64_t smallest = smallest_budget_bytes(groups);
+  const auto beside = checked_add(others, fixed_bytes);
+  const auto needed = beside ? checked_add(*beside, smallest) : std::nullopt;
+  if (!needed) throw ConfigError("the model's sizes add up to more than 2^64 bytes");
+  if (*beside != 0 && *needed > budget.limit_bytes()) {
+    throw BudgetError(
+        "budget of " + format_size(budget.limit_bytes()) + " (" +
+            std::to_string(budget.limit_bytes()) +
+            " bytes) is too small: the model's groups need at least " + std::to_string(smallest) +
+            " bytes beside " + std::to_string(fixed_bytes) + " of buffers and " +
+            std::to_string(others) + " that others hold; the smallest budget that works is " +
+            std::to_string(*needed) + " bytes (" + format_size(*needed) + ")",
+        *needed, budget.limit_bytes());
+  }
+  return budget.reserve(fixed_bytes, "buffers and weights that stay in place");
+}
+
 }  // namespace
 
 class Engine::State {
@@ -45,9 +67,13 @@ class Engine::State {
         groups(std::move(model.groups)),
         group_of(group_of_tensors(groups, model.tensors.size())),
         sources(std::move(model.sources), std::move(model.tensors)),
-        fixed(pool.budget().reserve(options.fixed_bytes, "buffers and weights that stay in place")),
+        fixed(reserve_fixed(pool.budget(), options.fixed_bytes,
+                            footprints(groups, sources.tensors()))),
         plan(make_plan(footprints(groups, sources.tensors()), pool.budget().free_bytes(),
-                       options.rates)) {
+                       options.rates)),
+        resident_leases(groups.size()) {
+    if (options.piece_bytes == 0)
+      throw ConfigError("EngineOptions::piece_bytes is 0; give the bytes that one read may move");
     for (const Group& group : groups) layouts.push_back(lay_out(group, sources.tensors()));
     place_residents();
     start_loader(options);
@@ -95,6 +121,7 @@ class Engine::State {
   // Guarded by mutex.
   Mutex mutex;
   std::optional<Clock::time_point> first_use TS_GUARDED_BY(mutex);
+  std::vector<std::uint32_t> resident_leases TS_GUARDED_BY(mutex);  // by GroupId
   std::uint64_t resident_acquires TS_GUARDED_BY(mutex) = 0;
   std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;
 
@@ -188,6 +215,7 @@ bool Engine::acquire(GroupId group, Stream& stream) {
     case Placement::kResident: {
       const MutexLock lock(state.mutex);
       ++state.resident_acquires;
+      ++state.resident_leases[group];
       return true;
     }
     case Placement::kStreamed:
@@ -199,11 +227,20 @@ bool Engine::acquire(GroupId group, Stream& stream) {
 }
 
 void Engine::release(GroupId group, Stream& stream) {
-  if (state_->placement(group) == Placement::kStreamed) state_->loader->release(group, stream);
+  State& state = *state_;
+  if (state.placement(group) == Placement::kStreamed) return state.loader->release(group, stream);
+  const MutexLock lock(state.mutex);
+  if (state.resident_leases[group] == 0) {
+    throw LeaseError("group '" + state.groups[group].name + "' is released but not leased");
+  }
+  --state.resident_leases[group];
 }
 
 void Engine::release_all(Stream& stream) noexcept {
-  if (state_->loader) state_->loader->release_all(stream);
+  State& state = *state_;
+  if (state.loader) state.loader->release_all(stream);
+  const MutexLock lock(state.mutex);
+  std::fill(state.resident_leases.begin(), state.resident_leases.end(), 0U);
 }
 
 void Engine::read_tensor(TensorId tensor, std::span<std::byte> out) {

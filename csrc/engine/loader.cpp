@@ -52,8 +52,10 @@ Loader::~Loader() {
     work_.notify_all();
   }
   thread_.join();
-  // Callbacks of loads under way use this object, and copies write into the arena.
+  // Callbacks of loads under way use this object, copies write into the arena, and work that was
+  // enqueued before a release still reads from it.
   copy_stream_->synchronize();
+  for (const GroupId group : streamed_) slot_of(group).last_use->synchronize();
 }
 
 bool Loader::acquire(GroupId group, Stream& stream) {
@@ -67,15 +69,22 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   }
   const bool first = slot.leases++ == 0;  // from here on nothing evicts it
   const Stream* const last_stream = slot.last_stream;
-  dirty_ = true;
-  work_.notify_one();
+  wake_if_needed();
   const Clock::time_point start = Clock::now();
   wait_until_usable(slot, lock);
 
-  lock.unlock();              // a host's wait below blocks, and loads need the lock to finish
-  stream.wait(*slot.loaded);  // guard: wait-for-copy
-  if (last_stream != nullptr && last_stream != &stream) stream.wait(*slot.last_use);
-  if (first) stream.set_access(place(group), slot.group.layout.size_bytes, Access::kReadWrite);
+  lock.unlock();  // a host's wait below blocks, and loads need the lock to finish
+  try {
+    stream.wait(*slot.loaded);  // guard: wait-for-copy
+    if (last_stream != nullptr && last_stream != &stream) {
+      stream.wait(*slot.last_use);  // guard: wait-between-streams
+    }
+    if (first) stream.set_access(place(group), slot.group.layout.size_bytes, Access::kReadWrite);
+  } catch (...) {  // the caller has no lease to give back
+    lock.lock();
+    --slot.leases;
+    throw;
+  }
   lock.lock();
   counted_.stalled_seconds += seconds_since(start);
   return true;
@@ -125,8 +134,7 @@ void Loader::release(GroupId group, Stream& stream) {
   stream.record(*slot.last_use);
   slot.last_stream = &stream;
   --slot.leases;
-  dirty_ = true;
-  work_.notify_one();
+  wake_if_needed();
 }
 
 void Loader::release_all(Stream& stream) noexcept {
@@ -141,8 +149,7 @@ void Loader::release_all(Stream& stream) noexcept {
       slot.leases = 0;
     }
     order_.restart();
-    dirty_ = true;
-    work_.notify_one();
+    wake_if_needed();
   } catch (const std::exception& error) {
     log(LogLevel::kError, std::string("giving back all leases failed: ") + error.what());
   }
@@ -184,7 +191,8 @@ void Loader::add_to(Statistics& statistics) const {
 void Loader::run(const std::stop_token& stop) {
   MutexLock lock(mutex_);
   while (!stop.stop_requested()) {
-    const std::optional<GroupId> group = next_load();
+    std::optional<GroupId> group = next_demanded();
+    if (!group) group = next_prefetch();
     if (!group) {
       dirty_ = false;
       while (!dirty_ && !stop.stop_requested()) work_.wait(lock);
@@ -201,12 +209,23 @@ void Loader::run(const std::stop_token& stop) {
   }
 }
 
-std::optional<GroupId> Loader::next_load() {
+std::optional<GroupId> Loader::next_demanded() {
   while (!demanded_.empty()) {
     const GroupId group = demanded_.front();
     demanded_.pop_front();
     if (slot_of(group).content == Content::kQueued) return group;
   }
+  return std::nullopt;
+}
+
+// To look costs less than to wake a thread that finds nothing to do.
+void Loader::wake_if_needed() {
+  if (demanded_.empty() && !next_prefetch()) return;
+  dirty_ = true;
+  work_.notify_one();
+}
+
+std::optional<GroupId> Loader::next_prefetch() const {
   if (options_.prefetch == Prefetch::kNone || in_flight_ >= kLoadsInFlight) return std::nullopt;
   const std::size_t ahead =
       options_.prefetch == Prefetch::kNext ? 1 : std::min(kLookAhead, streamed_.size());
@@ -315,8 +334,7 @@ void Loader::finish(const std::shared_ptr<Load>& load) {
     slot.content = load->error ? Content::kFailed : Content::kReady;
     slot.error = load->error;
   }
-  dirty_ = true;
-  work_.notify_one();
+  wake_if_needed();
   changed_.notify_all();
 }
 

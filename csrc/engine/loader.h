@@ -81,7 +81,9 @@ class Loader {
   };
 
   void run(const std::stop_token& stop);
-  std::optional<GroupId> next_load() TS_REQUIRES(mutex_);
+  std::optional<GroupId> next_demanded() TS_REQUIRES(mutex_);
+  std::optional<GroupId> next_prefetch() const TS_REQUIRES(mutex_);
+  void wake_if_needed() TS_REQUIRES(mutex_);
   void issue(GroupId group) TS_REQUIRES(mutex_);
   void evict_overlapping(const Slot& slot) TS_REQUIRES(mutex_);
   void enqueue_pieces(const Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
