@@ -124,6 +124,7 @@ TEST_F(CheckedDevice, RangesOutsideAllocationsAreRefused) {
   for (Stream* target : {stream.get(), &caller_}) {
     EXPECT_THROW(target->set_access(memory->data(), page_ + 1, Access::kReadWrite), LeaseError);
     EXPECT_THROW(target->set_access(memory->data() + 1, ~0ULL, Access::kReadWrite), LeaseError);
+    EXPECT_THROW(target->set_access(memory->data() + 1, page_, Access::kReadWrite), LeaseError);
     EXPECT_THROW(target->set_access(memory->data() - 1, 1, Access::kReadWrite), LeaseError);
     EXPECT_THROW(target->poison(&elsewhere, 1), LeaseError);
     EXPECT_NO_THROW(target->set_access(memory->data() + page_, 0, Access::kNone));

@@ -104,17 +104,35 @@ std::uint64_t mapped_resident_bytes(const std::string& path) {
   return sum;
 }
 
-/// The mmap reader's pages; other tests say that it reads them.
-class MmapReaderPages : public ::testing::Test {
+/// The mmap reader's pages; other tests say that it reads them. The parameter is the size of the
+/// writes that made the file: large ones may give the page cache huge pages, which the kernel maps
+/// and lets go whole, and small ones single pages.
+class MmapReaderPages : public ::testing::TestWithParam<std::uint64_t> {
  protected:
+  MmapReaderPages() {
+    const auto bytes = patterned_bytes(kSize);
+    std::ofstream file(path_, std::ios::binary);
+    for (std::uint64_t done = 0; done < kSize; done += GetParam()) {
+      file.write(reinterpret_cast<const char*>(bytes.data() + done),
+                 static_cast<std::streamsize>(GetParam()));
+      file.flush();
+    }
+    EXPECT_TRUE(file.good());
+    file.close();
+    reader_ = open_file_reader(path_, FileBackend::kMmap);
+  }
+
   static constexpr std::uint64_t kSize = 40_MiB;
   const TemporaryFolder folder_;
-  const std::string path_ = folder_.write("a.bin", patterned_bytes(kSize));
-  const std::unique_ptr<Reader> reader_ = open_file_reader(path_, FileBackend::kMmap);
+  const std::string path_ = folder_.path("a.bin");
+  std::unique_ptr<Reader> reader_;
   std::vector<std::byte> out_ = std::vector<std::byte>(kSize);
 };
 
-TEST_F(MmapReaderPages, ALargeReadLeavesNoneAndMapsFewAtATime) {
+INSTANTIATE_TEST_SUITE_P(WriteSizes, MmapReaderPages, ::testing::Values(4_KiB, 40_MiB),
+                         [](const auto& instance) { return std::to_string(instance.param); });
+
+TEST_P(MmapReaderPages, ALargeReadLeavesNoneAndMapsFewAtATime) {
   std::atomic<std::uint64_t> most = 0;
   {
     const std::jthread watcher([&](const std::stop_token& stop) {
@@ -128,14 +146,14 @@ TEST_F(MmapReaderPages, ALargeReadLeavesNoneAndMapsFewAtATime) {
   EXPECT_EQ(mapped_resident_bytes(path_), 0U);
 }
 
-TEST_F(MmapReaderPages, LargeReadsAtOddPlacesLeaveNone) {
+TEST_P(MmapReaderPages, LargeReadsAtOddPlacesLeaveNone) {
   for (std::uint64_t offset = 100; offset + 1_MiB + 333 < kSize; offset += 1_MiB + 5000) {
     reader_->read(offset, std::span(out_).first(1_MiB + 333));
     EXPECT_EQ(mapped_resident_bytes(path_), 0U);
   }
 }
 
-TEST_F(MmapReaderPages, SmallReadsMapNone) {
+TEST_P(MmapReaderPages, SmallReadsMapNone) {
   for (const std::uint64_t size : {std::uint64_t{1}, 512_KiB, 1_MiB - 1}) {
     reader_->read(3, std::span(out_).first(size));
     EXPECT_EQ(mapped_resident_bytes(path_), 0U);

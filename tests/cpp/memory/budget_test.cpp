@@ -28,6 +28,7 @@ TEST(Budget, CountsUpToItsLimitAndNotBeyond) {
   EXPECT_EQ(first->size_bytes(), 60U);
   EXPECT_FALSE(budget->try_reserve(41));
   EXPECT_EQ(budget->used_bytes(), 60U);
+  EXPECT_EQ(budget->free_bytes(), 40U);
   const auto second = budget->try_reserve(40);
   ASSERT_TRUE(second);
   EXPECT_EQ(budget->used_bytes(), 100U);
