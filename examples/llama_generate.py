@@ -185,7 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     Shape.add_options(parser)
     parser.add_argument("--budget", default="400MB", help="ram_budget of the streamed model")
-    parser.add_argument("--new-tokens", type=int, default=12)
+    parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="of checkpoints")
     parser.add_argument("--cold", action="store_true", help="stream with a cold page cache")
     parser.add_argument("--run", choices=("plain", "streamed"), help="used by the program itself")
