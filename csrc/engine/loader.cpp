@@ -55,13 +55,15 @@ Loader::~Loader() {
   // Callbacks of loads under way use this object, copies write into the arena, and work that was
   // enqueued before a release still reads from it.
   copy_stream_->synchronize();
-  for (const GroupId group : streamed_) slot_of(group).last_use->synchronize();
+  for (const GroupId group : streamed_) {
+    slot_of(group).last_use->synchronize();  // guard: wait-before-freeing
+  }
 }
 
 bool Loader::acquire(GroupId group, Stream& stream) {
   Slot& slot = slot_of(group);
   MutexLock lock(mutex_);
-  if (slot.leases == 0 && leased_overlap(slot)) return false;
+  if (slot.leases == 0 && leased_overlap(slot)) return false;  // guard: leased-overlap
   count_acquire(slot);
   if (slot.content == Content::kEmpty || slot.content == Content::kFailed) {
     slot.content = Content::kQueued;
@@ -128,9 +130,10 @@ void Loader::release(GroupId group, Stream& stream) {
   const MutexLock lock(mutex_);
   if (slot.leases == 0) {  // guard: lease-check
     throw LeaseError("group '" + std::to_string(group) + "' is released but not leased");
-  }  // end guard
-  if (slot.leases == 1)
+  }
+  if (slot.leases == 1) {  // guard: access-rights
     stream.set_access(place(group), slot.group.layout.size_bytes, Access::kNone);
+  }
   stream.record(*slot.last_use);
   slot.last_stream = &stream;
   --slot.leases;
@@ -143,7 +146,8 @@ void Loader::release_all(Stream& stream) noexcept {
     for (const GroupId group : streamed_) {
       Slot& slot = slot_of(group);
       if (slot.leases == 0) continue;
-      stream.set_access(place(group), slot.group.layout.size_bytes, Access::kNone);
+      const std::uint64_t size_bytes = slot.group.layout.size_bytes;
+      stream.set_access(place(group), size_bytes, Access::kNone);  // guard: access-rights
       stream.record(*slot.last_use);
       slot.last_stream = &stream;
       slot.leases = 0;
@@ -158,12 +162,12 @@ void Loader::release_all(Stream& stream) noexcept {
 void Loader::change(GroupId group, const std::function<void()>& change) {
   Slot& slot = slot_of(group);
   const MutexLock lock(mutex_);
-  if (slot.leases != 0) {
+  if (slot.leases != 0) {  // guard: replaced-while-leased
     throw LeaseError("a weight of group " + std::to_string(group) +
                      " cannot be replaced while the group is in use");
   }
   change();
-  if (slot.content == Content::kIssued || slot.content == Content::kReady) {
+  if (on_device(slot)) {             // guard: replaced-bytes
     slot.content = Content::kEmpty;  // a load under way goes on and is not looked at
     slot.load = nullptr;
   }
@@ -234,8 +238,9 @@ std::optional<GroupId> Loader::next_prefetch() const {
     const Slot& slot = slot_of(group);
     if (slot.content == Content::kEmpty) {
       const auto needed = [&](const Slot* other) { return overlap(slot, *other); };
-      if (leased_overlap(slot) || std::any_of(sooner.begin(), sooner.end(), needed))
-        return std::nullopt;
+      if (leased_overlap(slot)) return std::nullopt;  // guard: prefetch-over-lease
+      const bool in_the_way = std::any_of(sooner.begin(), sooner.end(), needed);
+      if (in_the_way) return std::nullopt;  // guard: needed-sooner
       return group;
     }
     if (slot.content == Content::kFailed) return std::nullopt;  // tried again when it is asked for
@@ -261,7 +266,7 @@ void Loader::issue(GroupId group) {
   auto load = std::make_shared<Load>();
   load->group = group;
   evict_overlapping(slot);
-  copy_stream_->wait(*slot.last_use);
+  copy_stream_->wait(*slot.last_use);  // guard: wait-for-own-reader
   std::byte* const data = place(group);
   copy_stream_->set_access(data, slot.group.layout.size_bytes, Access::kReadWrite);
   copy_stream_->poison(data, slot.group.layout.size_bytes);
@@ -280,9 +285,8 @@ void Loader::evict_overlapping(const Slot& slot) {
     Slot& other = slot_of(group);
     if (&other == &slot || !overlap(slot, other)) continue;
     copy_stream_->wait(*other.last_use);  // guard: wait-for-last-reader
-    if (other.content == Content::kEmpty || other.content == Content::kQueued) continue;
-    copy_stream_->poison(place(group), other.group.layout.size_bytes);
-    if (other.content != Content::kFailed) {
+    if (on_device(other)) {               // guard: eviction
+      copy_stream_->poison(place(group), other.group.layout.size_bytes);
       other.content = Content::kEmpty;
       other.load = nullptr;
     }
@@ -303,7 +307,7 @@ void Loader::enqueue_pieces(const Slot& slot, const std::shared_ptr<Load>& load)
         if (const std::byte* source = extent.reader->address(offset)) {
           copy_stream_->copy_to_device(target, source, size);
         } else {
-          load->can_fail = true;
+          load->can_fail = true;  // guard: wait-for-reads
           copy_stream_->run([load, reader = extent.reader.get(), offset, target, size] {
             if (load->error) return;
             try {
@@ -330,12 +334,20 @@ void Loader::finish(const std::shared_ptr<Load>& load) {
     counted_.streamed_disk_bytes += load->disk_bytes;
     counted_.streamed_bytes += load->ram_bytes + load->disk_bytes;
   }
-  if (slot.load == load) {
-    slot.content = load->error ? Content::kFailed : Content::kReady;
-    slot.error = load->error;
-  }
+  settle(slot, *load);
   wake_if_needed();
   changed_.notify_all();
+}
+
+void Loader::settle(Slot& slot, const Load& load) {
+  if (slot.load.get() != &load) return;  // guard: superseded-load
+  slot.content = Content::kReady;
+  if (load.error) slot.content = Content::kFailed;  // guard: load-failed
+  slot.error = load.error;
+}
+
+bool Loader::on_device(const Slot& slot) {
+  return slot.content == Content::kIssued || slot.content == Content::kReady;
 }
 
 Loader::Slot& Loader::slot_of(GroupId group) const { return *slots_.at(group); }

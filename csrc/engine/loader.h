@@ -88,6 +88,8 @@ class Loader {
   void evict_overlapping(const Slot& slot) TS_REQUIRES(mutex_);
   void enqueue_pieces(const Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
   void finish(const std::shared_ptr<Load>& load) TS_EXCLUDES(mutex_);
+  static void settle(Slot& slot, const Load& load);
+  static bool on_device(const Slot& slot);
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
   bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
   void wait_until_usable(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);

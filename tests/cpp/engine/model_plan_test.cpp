@@ -1,0 +1,232 @@
+#include "engine/model_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "base/units.h"
+#include "engine/group_layout.h"
+#include "scheduler/model_builder.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+using ::testing::HasSubstr;
+
+ModelTree tree_of(const ModelBuilder& model) {
+  ModelTree tree;
+  tree.modules = model.modules();
+  for (const TensorShape& tensor : model.tensors()) {
+    tree.tensors.push_back({tensor.name, Dtype::kBf16, tensor.size_bytes, {}});
+  }
+  return tree;
+}
+
+/// A Llama of 12 layers: 24 MiB of attention and 72 MiB of MLP each, a table of 250 MiB.
+ModelTree llama() {
+  ModelBuilder model;
+  const ModuleId inner = model.module(0, "model", "LlamaModel");
+  model.leaf(inner, "embed_tokens", "Embedding", 250_MiB);
+  const ModuleId layers = model.module(inner, "layers", "ModuleList");
+  for (int i = 0; i < 12; ++i) {
+    const ModuleId layer = model.module(layers, std::to_string(i), "LlamaDecoderLayer");
+    const ModuleId attention = model.module(layer, "self_attn", "LlamaAttention");
+    for (const char* name : {"q_proj", "o_proj"}) model.linear(attention, name, 8_MiB);
+    for (const char* name : {"k_proj", "v_proj"}) model.linear(attention, name, 4_MiB);
+    const ModuleId mlp = model.module(layer, "mlp", "LlamaMLP");
+    for (const char* name : {"gate_proj", "up_proj", "down_proj"}) model.linear(mlp, name, 24_MiB);
+    model.leaf(layer, "input_layernorm", "LlamaRMSNorm", 4_KiB);
+    model.leaf(layer, "post_attention_layernorm", "LlamaRMSNorm", 4_KiB);
+  }
+  model.leaf(inner, "norm", "LlamaRMSNorm", 4_KiB);
+  model.linear(0, "lm_head", 60_MiB);
+  return tree_of(model);
+}
+
+std::uint64_t largest_streamed(const ModelPlan& model, const ModelTree& tree) {
+  std::uint64_t largest = 0;
+  const auto sizes = footprints(model.grouping.groups, tree.tensors);
+  for (GroupId group = 0; group < sizes.size(); ++group) {
+    if (model.plan.groups[group].placement == Placement::kStreamed) {
+      largest = std::max(largest, sizes[group].size_bytes);
+    }
+  }
+  return largest;
+}
+
+BudgetError refusal(const ModelTree& tree, std::uint64_t budget_bytes) {
+  try {
+    static_cast<void>(plan_model(tree, budget_bytes, Rates{}));
+  } catch (const BudgetError& error) {
+    return error;
+  }
+  throw std::logic_error("a budget of " + std::to_string(budget_bytes) + " works");
+}
+
+/// The smallest budget that is named works, and one byte less does not.
+void expect_smallest_is_exact(const ModelTree& tree) {
+  const std::uint64_t smallest =
+      plan_model(tree, kLargestBudgetBytes, Rates{}).plan.smallest_budget_bytes;
+  const ModelPlan planned = plan_model(tree, smallest, Rates{});
+  EXPECT_LE(planned.plan.resident_bytes + planned.plan.arena_bytes, smallest);
+  EXPECT_EQ(planned.plan.smallest_budget_bytes, smallest);
+  const BudgetError error = refusal(tree, smallest - 1);
+  EXPECT_EQ(error.needed_bytes(), smallest);
+  EXPECT_EQ(error.budget_bytes(), smallest - 1);
+  EXPECT_EQ(refusal(tree, 0).needed_bytes(), smallest);
+  EXPECT_THAT(error.what(), HasSubstr(std::to_string(smallest)));
+}
+
+TEST(ModelPlan, CutsFinerAsTheBudgetShrinks) {
+  const ModelTree tree = llama();
+  const std::uint64_t block = 96_MiB;
+  const ModelPlan whole = plan_model(tree, 4_GiB, Rates{});
+  EXPECT_EQ(whole.plan.streamed_bytes, 0U);
+  const ModelPlan blocks = plan_model(tree, 600_MiB, Rates{});
+  EXPECT_GE(largest_streamed(blocks, tree), block);
+  EXPECT_EQ(blocks.plan.exposed_loads, 0U);
+  const ModelPlan parts = plan_model(tree, 150_MiB, Rates{});
+  EXPECT_LT(largest_streamed(parts, tree), block);
+  EXPECT_GT(parts.grouping.groups.size(), blocks.grouping.groups.size());
+  std::size_t groups = 0;
+  for (const std::uint64_t budget : {600_MiB, 250_MiB, 150_MiB, 100_MiB, 61_MiB}) {
+    const ModelPlan planned = plan_model(tree, budget, Rates{});
+    EXPECT_LE(planned.plan.resident_bytes + planned.plan.arena_bytes, budget);
+    EXPECT_GE(planned.grouping.groups.size(), groups) << budget;
+    groups = planned.grouping.groups.size();
+  }
+}
+
+TEST(ModelPlan, BlocksStayWholeWhereTwoOfThemFit) {
+  const ModelTree tree = llama();
+  const ModelPlan planned = plan_model(tree, 300_MiB, Rates{});
+  EXPECT_EQ(planned.plan.exposed_loads, 0U);
+  const auto structure = group_model(tree);
+  ASSERT_EQ(planned.grouping.groups.size(), structure.groups.size());
+  for (std::size_t i = 0; i < structure.groups.size(); ++i) {
+    EXPECT_EQ(planned.grouping.groups[i].name, structure.groups[i].name);
+    EXPECT_EQ(planned.grouping.groups[i].tensors, structure.groups[i].tensors);
+  }
+}
+
+TEST(ModelPlan, EveryBudgetFromTheSmallestWorks) {
+  const ModelTree tree = llama();
+  const ModelPlan largest = plan_model(tree, kLargestBudgetBytes, Rates{});
+  const std::uint64_t smallest = largest.plan.smallest_budget_bytes;
+  const std::uint64_t step = (largest.plan.everything_fits_bytes - smallest) / 40;
+  for (std::uint64_t i = 0; i <= 41; ++i) {
+    const std::uint64_t budget = smallest + i * step;
+    const ModelPlan planned = plan_model(tree, budget, Rates{});
+    EXPECT_LE(planned.plan.resident_bytes + planned.plan.arena_bytes, budget);
+    EXPECT_EQ(planned.plan.budget_bytes, budget);
+    EXPECT_EQ(planned.plan.smallest_budget_bytes, smallest);
+  }
+}
+
+TEST(ModelPlan, EverythingFitsExactlyFromTheBudgetNamed) {
+  const ModelTree tree = llama();
+  const std::uint64_t all = plan_model(tree, 1_GiB, Rates{}).plan.everything_fits_bytes;
+  const Plan fits = plan_model(tree, all, Rates{}).plan;
+  EXPECT_EQ(fits.streamed_bytes + fits.on_demand_bytes, 0U);
+  const Plan less = plan_model(tree, all - 1, Rates{}).plan;
+  EXPECT_GT(less.streamed_bytes + less.on_demand_bytes, 0U);
+}
+
+TEST(ModelPlan, TheSmallestBudgetIsExact) {
+  expect_smallest_is_exact(llama());
+  ModelTree with_buffers = llama();
+  with_buffers.fixed_bytes = 12'345;
+  expect_smallest_is_exact(with_buffers);
+  ModelTree with_kept = llama();
+  with_kept.keep_resident = {"model.layers.3", "lm_head"};
+  expect_smallest_is_exact(with_kept);
+}
+
+TEST(ModelPlan, TheSmallestBudgetOfABlockOfTinyPartsIsExact) {
+  ModelBuilder model;
+  const ModuleId blocks = model.module(0, "blocks", "ModuleList");
+  for (int i = 0; i < 3; ++i) {
+    const ModuleId block = model.module(blocks, std::to_string(i), "Block");
+    for (int part = 0; part < 400; ++part) model.linear(block, std::to_string(part), 1_KiB);
+  }
+  expect_smallest_is_exact(tree_of(model));
+}
+
+TEST(ModelPlan, FixedBytesAreCounted) {
+  const ModelTree plain = llama();
+  ModelTree tree = plain;
+  tree.fixed_bytes = 100_MiB;
+  const Plan without = plan_model(plain, 300_MiB, Rates{}).plan;
+  const Plan with = plan_model(tree, 400_MiB, Rates{}).plan;
+  EXPECT_EQ(with.budget_bytes, 400_MiB);
+  EXPECT_EQ(with.resident_bytes, without.resident_bytes + 100_MiB);
+  EXPECT_EQ(with.arena_bytes, without.arena_bytes);
+  EXPECT_EQ(with.smallest_budget_bytes, without.smallest_budget_bytes + 100_MiB);
+  EXPECT_EQ(with.everything_fits_bytes, without.everything_fits_bytes + 100_MiB);
+  EXPECT_EQ(refusal(tree, 99_MiB).needed_bytes(), with.smallest_budget_bytes);
+}
+
+TEST(ModelPlan, KeptGroupsAreResident) {
+  ModelTree tree = llama();
+  tree.keep_resident = {"model.layers.3"};
+  for (const std::uint64_t budget : {200_MiB, 400_MiB}) {
+    const ModelPlan planned = plan_model(tree, budget, Rates{});
+    const auto& groups = planned.grouping.groups;
+    int kept = 0;
+    for (GroupId group = 0; group < groups.size(); ++group) {
+      if (groups[group].name.rfind("model.layers.3", 0) != 0) continue;
+      EXPECT_EQ(planned.plan.groups[group].placement, Placement::kResident);
+      ++kept;
+    }
+    EXPECT_GT(kept, 0);
+  }
+  tree.keep_resident = {"model.layer.3"};
+  EXPECT_THROW(static_cast<void>(plan_model(tree, 1_GiB, Rates{})), ConfigError);
+}
+
+TEST(ModelPlan, TheErrorNamesTheLargestGroupAndItsSize) {
+  const BudgetError error = refusal(llama(), 1_MiB);
+  EXPECT_THAT(error.what(), HasSubstr("'lm_head'"));
+  EXPECT_THAT(error.what(), HasSubstr("60.0 MiB"));
+  EXPECT_THAT(error.what(), HasSubstr("1048576 bytes"));
+}
+
+TEST(ModelPlan, WeightsAreSummed) {
+  const ModelTree tree = llama();
+  EXPECT_EQ(tree.weights_bytes(), 250_MiB + 12 * (96_MiB + 8_KiB) + 4_KiB + 60_MiB);
+  EXPECT_EQ(tree.size_bytes({0, 1}), 258_MiB);
+  EXPECT_THROW(static_cast<void>(tree.size_bytes({9999})), std::out_of_range);
+}
+
+TEST(ModelPlan, TheDefaultBudgetLeavesOneGibibyteOrHalf) {
+  EXPECT_EQ(default_budget_bytes(10_GiB), 9_GiB);
+  EXPECT_EQ(default_budget_bytes(2_GiB), 1_GiB);
+  EXPECT_EQ(default_budget_bytes(2_GiB - 2), 1_GiB - 1);
+  EXPECT_EQ(default_budget_bytes(0), 0U);
+}
+
+bool dense(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& strides) {
+  return is_dense(shape, strides);
+}
+
+TEST(IsDense, SaysWhetherElementsFillTheirBytesOnce) {
+  EXPECT_TRUE(dense({}, {}));
+  EXPECT_TRUE(dense({3, 4}, {4, 1}));
+  EXPECT_TRUE(dense({3, 4}, {1, 3}));
+  EXPECT_TRUE(dense({2, 3, 4}, {4, 8, 1}));
+  EXPECT_TRUE(dense({1, 4}, {99, 1}));
+  EXPECT_TRUE(dense({0, 4}, {7, 7}));
+  EXPECT_FALSE(dense({3, 4}, {5, 1}));
+  EXPECT_FALSE(dense({3, 4}, {0, 1}));
+  EXPECT_FALSE(dense({4}, {2}));
+  EXPECT_FALSE(dense({2, 2}, {1, 1}));
+}
+
+}  // namespace
+}  // namespace tensorstream

@@ -1,0 +1,172 @@
+// A model of random bytes, and the truth about them.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/units.h"
+#include "engine/group_layout.h"
+#include "io/reader.h"
+#include "platform/temporary_folder.h"
+#include "scheduler/planner.h"
+#include "tensorstream/engine.h"
+
+namespace tensorstream {
+
+using Bytes = std::vector<std::byte>;
+
+inline Bytes random_bytes(std::uint64_t size, std::mt19937_64& random) {
+  Bytes bytes(size);
+  for (std::byte& byte : bytes) byte = static_cast<std::byte>(random() & 0xFFU);
+  return bytes;
+}
+
+inline std::shared_ptr<Reader> memory_reader(const std::string& name,
+                                             const std::shared_ptr<const Bytes>& bytes) {
+  return create_memory_reader(name, *bytes, bytes);
+}
+
+/// Tensors of random bytes in groups. Tensors are numbered in the order in which they are added.
+class TestModel {
+ public:
+  explicit TestModel(std::uint64_t seed = 1) : random_(seed) {}
+
+  GroupId add_group(const std::vector<std::uint64_t>& tensor_sizes,
+                    Residency residency = Residency::kAny) {
+    Group group{"block." + std::to_string(groups_.size()), {}, residency};
+    for (const std::uint64_t size : tensor_sizes) {
+      const auto id = static_cast<TensorId>(bytes_.size());
+      bytes_.push_back(std::make_shared<const Bytes>(random_bytes(size, random_)));
+      names_.push_back(group.name + "." + std::to_string(group.tensors.size()));
+      group.tensors.push_back(id);
+    }
+    groups_.push_back(std::move(group));
+    return static_cast<GroupId>(groups_.size() - 1);
+  }
+
+  std::size_t group_count() const { return groups_.size(); }
+  const std::vector<Group>& groups() const { return groups_; }
+  std::size_t tensor_count() const { return bytes_.size(); }
+  const std::string& name(TensorId tensor) const { return names_.at(tensor); }
+  /// What the tensor holds now; checks that are queued keep what it held then.
+  std::shared_ptr<const Bytes> bytes(TensorId tensor) const { return bytes_.at(tensor); }
+  std::uint64_t size_bytes(GroupId group) const {
+    std::uint64_t size = 0;
+    for (const TensorId tensor : groups_.at(group).tensors) size += bytes_.at(tensor)->size();
+    return size;
+  }
+
+  /// Gives the tensor new random bytes; the engine learns of them by replace_tensor().
+  std::shared_ptr<const Bytes> change(TensorId tensor) {
+    auto& bytes = bytes_.at(tensor);
+    bytes = std::make_shared<const Bytes>(random_bytes(bytes->size(), random_));
+    return bytes;
+  }
+
+  /// Every tensor in host memory: source i is tensor i.
+  ModelSpec in_memory() const {
+    ModelSpec model = without_sources();
+    for (TensorId id = 0; id < bytes_.size(); ++id) {
+      model.sources.push_back(memory_reader("memory of '" + names_[id] + "'", bytes_[id]));
+      model.tensors[id].extents = {{id, 0, bytes_[id]->size()}};
+    }
+    return model;
+  }
+
+  /// Every tensor in a file of its own: source i is tensor i.
+  ModelSpec in_files(const TemporaryFolder& folder) const {
+    ModelSpec model = without_sources();
+    for (TensorId id = 0; id < bytes_.size(); ++id) {
+      const std::string path = folder.write("tensor_" + std::to_string(id), *bytes_[id]);
+      model.sources.push_back(open_file_reader(path, FileBackend::kPread));
+      model.tensors[id].extents = {{id, 0, bytes_[id]->size()}};
+    }
+    return model;
+  }
+
+  /// Every tensor cut into pieces that lie at odd offsets of two files, one read by pread and one
+  /// through a mapping, and of one buffer in memory.
+  ModelSpec in_pieces(const TemporaryFolder& folder) {
+    ModelSpec model = without_sources();
+    std::vector<Bytes> contents(3, Bytes(7));
+    for (TensorId id = 0; id < bytes_.size(); ++id) {
+      for (std::uint64_t done = 0; done < bytes_[id]->size();) {
+        const std::uint64_t left = bytes_[id]->size() - done;
+        const std::uint64_t size = std::min<std::uint64_t>(left, 1 + random_() % 3000);
+        const auto source = static_cast<std::uint32_t>(random_() % contents.size());
+        Bytes& content = contents[source];
+        model.tensors[id].extents.push_back({source, content.size(), size});
+        const auto begin = bytes_[id]->begin() + static_cast<std::ptrdiff_t>(done);
+        content.insert(content.end(), begin, begin + static_cast<std::ptrdiff_t>(size));
+        content.resize(content.size() + random_() % 5);
+        done += size;
+      }
+    }
+    model.sources = {
+        open_file_reader(folder.write("pieces_0", contents[0]), FileBackend::kPread),
+        open_file_reader(folder.write("pieces_1", contents[1]), FileBackend::kMmap),
+        memory_reader("a buffer", std::make_shared<const Bytes>(std::move(contents[2])))};
+    return model;
+  }
+
+ private:
+  ModelSpec without_sources() const {
+    ModelSpec model;
+    model.groups = groups_;
+    for (TensorId id = 0; id < bytes_.size(); ++id) {
+      model.tensors.push_back({names_[id], Dtype::kU8, bytes_[id]->size(), {}});
+    }
+    return model;
+  }
+
+  std::mt19937_64 random_;
+  std::vector<Group> groups_;
+  std::vector<std::string> names_;
+  std::vector<std::shared_ptr<const Bytes>> bytes_;  // shared with readers and queued checks
+};
+
+/// A model of `count` groups, each of one tensor of `size_bytes`.
+inline TestModel equal_model(std::size_t count, std::uint64_t size_bytes, std::uint64_t seed = 1) {
+  TestModel model(seed);
+  for (std::size_t i = 0; i < count; ++i) model.add_group({size_bytes});
+  return model;
+}
+
+/// A model of `count` groups of one to four tensors of unlike odd sizes.
+inline TestModel uneven_model(std::size_t count, std::uint64_t seed) {
+  TestModel model(seed);
+  std::mt19937_64 random(seed);
+  for (std::size_t i = 0; i < count; ++i) {
+    std::vector<std::uint64_t> sizes(1 + random() % 4);
+    for (std::uint64_t& size : sizes) size = 1 + random() % 9000;
+    model.add_group(sizes);
+  }
+  return model;
+}
+
+inline std::uint64_t smallest_budget_of(const ModelSpec& model) {
+  return smallest_budget_bytes(footprints(model.groups, model.tensors));
+}
+
+inline std::uint64_t everything_of(const ModelSpec& model) {
+  return everything_fits_bytes(footprints(model.groups, model.tensors));
+}
+
+/// `count` budgets from the smallest that works to the one that holds everything.
+inline std::vector<std::uint64_t> budgets_of(const ModelSpec& model, std::uint64_t count) {
+  const std::uint64_t smallest = smallest_budget_of(model);
+  const std::uint64_t spread = everything_of(model) - smallest;
+  std::vector<std::uint64_t> budgets;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    budgets.push_back(smallest + spread * i / (count - 1));
+  }
+  return budgets;
+}
+
+}  // namespace tensorstream
