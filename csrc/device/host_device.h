@@ -11,7 +11,8 @@ namespace tensorstream {
 /// How HostDevice treats its users.
 enum class Checking {
   kOff,
-  /// Access rights are real (mprotect), poison() writes 0xFF, streams are delayed at random: a racing or stale access faults or shows.
+  /// Access rights are real (mprotect), poison() writes 0xFF, streams are delayed at random: a
+  /// racing or stale access faults or shows.
   kOn,
 };
 

@@ -22,17 +22,20 @@ class Reader {
   virtual Tier tier() const noexcept = 0;
   virtual std::uint64_t size_bytes() const noexcept = 0;
 
-  /// Fills `out` from `offset_bytes`. Raises IoError (path, offset) when the bytes cannot be had: the end of the source, a fault, a source that is no longer the
-  /// one that was opened. `out` may then be partly written.
+  /// Fills `out` from `offset_bytes`. Raises IoError (path, offset) when the bytes cannot be had:
+  /// the end of the source, a fault, a source that is no longer the one that was opened. `out` may
+  /// then be partly written.
   virtual void read(std::uint64_t offset_bytes, std::span<std::byte> out) = 0;
 
-  /// The bytes from `offset_bytes` on where they lie in RAM and stay valid while the reader lives, for asynchronous copies; null elsewhere.
+  /// The bytes from `offset_bytes` on where they lie in RAM and stay valid while the reader lives,
+  /// for asynchronous copies; null elsewhere.
   virtual const std::byte* address(std::uint64_t offset_bytes) const noexcept;
 };
 
 /// How a file is read.
 enum class FileBackend {
-  /// Through a mapping of the page cache, for reads of 1 MiB and more; pages are let go once they are copied.
+  /// Through a mapping of the page cache, for reads of 1 MiB and more; pages are let go once they
+  /// are copied.
   kMmap,
   /// By pread into the target.
   kPread,
@@ -41,7 +44,8 @@ enum class FileBackend {
 /// A reader of the file at `path`. Raises IoError.
 std::unique_ptr<Reader> open_file_reader(const std::string& path, FileBackend backend);
 
-/// A reader of host memory that `owner` keeps alive. The bytes may change between reads, not during one.
+/// A reader of host memory that `owner` keeps alive. The bytes may change between reads, not during
+/// one.
 std::unique_ptr<Reader> create_memory_reader(std::string name, std::span<const std::byte> bytes,
                                              std::shared_ptr<const void> owner);
 

@@ -30,13 +30,16 @@ class Block {
   std::unique_ptr<DeviceMemory> memory_;
 };
 
-/// Hands out blocks of one device under one budget. Thread-safe. The device outlives the pool and its blocks.
+/// Hands out blocks of one device under one budget. Thread-safe. The device outlives the pool and
+/// its blocks.
 class Pool {
  public:
   Pool(Device& device, std::shared_ptr<Budget> budget);
 
-  /// A block of `size_bytes`, rounded up to `alignment` (a power of two up to kGroupAlignment), at a multiple of it. Size 0 gives an empty block.
-  /// Raises BudgetError where the budget or the device has no room and ConfigError for an alignment that cannot be had; nothing is charged then.
+  /// A block of `size_bytes`, rounded up to `alignment` (a power of two up to kGroupAlignment), at
+  /// a multiple of it. Size 0 gives an empty block. Raises BudgetError where the budget or the
+  /// device has no room and ConfigError for an alignment that cannot be had; nothing is charged
+  /// then.
   Block allocate(std::uint64_t size_bytes, std::uint64_t alignment, std::string_view purpose);
 
   Device& device() const noexcept { return device_; }

@@ -8,7 +8,8 @@
 
 namespace tensorstream {
 
-/// What tells one state of a file from another: a file replaced, truncated or rewritten has a new identity.
+/// What tells one state of a file from another: a file replaced, truncated or rewritten has a new
+/// identity.
 struct FileIdentity {
   std::uint64_t device = 0;
   std::uint64_t inode = 0;
@@ -36,10 +37,12 @@ class File {
   const FileIdentity& identity() const noexcept { return identity_; }
   std::uint64_t size_bytes() const noexcept { return identity_.size_bytes; }
 
-  /// Fills `out` from `offset_bytes`. Short reads and EINTR are retried; the file's end, or an error, is an IoError.
+  /// Fills `out` from `offset_bytes`. Short reads and EINTR are retried; the file's end, or an
+  /// error, is an IoError.
   void read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) const;
 
-  /// Raises IoError where the file under the descriptor is no longer the one that was opened (truncated, rewritten).
+  /// Raises IoError where the file under the descriptor is no longer the one that was opened
+  /// (truncated, rewritten).
   void check_unchanged() const;
 
  private:

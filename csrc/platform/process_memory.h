@@ -14,21 +14,25 @@ struct FileBacking {
   std::uint64_t offset_bytes = 0;
 };
 
-/// Finds the file whose mapped, never modified bytes are [address, address + size_bytes). Nothing for any other memory: anonymous, spanning two
-/// mappings, a deleted file, or with a page that was written (a private copy), as /proc/self/maps and /proc/self/pagemap tell.
+/// Finds the file whose mapped, never modified bytes are [address, address + size_bytes). Nothing
+/// for any other memory: anonymous, spanning two mappings, a deleted file, or with a page that was
+/// written (a private copy), as /proc/self/maps and /proc/self/pagemap tell.
 std::optional<FileBacking> find_file_backing(const void* address, std::uint64_t size_bytes);
 
-/// Resident bytes of this process now and at its highest, file pages included (VmRSS and VmHWM); nothing where /proc does not say.
+/// Resident bytes of this process now and at its highest, file pages included (VmRSS and VmHWM);
+/// nothing where /proc does not say.
 struct ResidentSize {
   std::uint64_t now_bytes = 0;
   std::uint64_t peak_bytes = 0;
 };
 std::optional<ResidentSize> resident_size();
 
-/// RAM that this process may use: the machine's, or its cgroup's limit (v1 and v2, the tightest of the ancestors) where that is smaller.
+/// RAM that this process may use: the machine's, or its cgroup's limit (v1 and v2, the tightest of
+/// the ancestors) where that is smaller.
 std::uint64_t usable_ram_bytes();
 
-/// RAM that is free for this process now: MemAvailable, or what is left of the cgroup's limit where that is smaller.
+/// RAM that is free for this process now: MemAvailable, or what is left of the cgroup's limit where
+/// that is smaller.
 std::uint64_t available_ram_bytes();
 
 }  // namespace tensorstream
