@@ -1,5 +1,5 @@
-# Question: what does one use of a streamed block cost in Python and hooks when its weights are on the device already,
-# and what does parking a parameter and lending it again cost?
+# Question: what does one use of a streamed block cost in Python and hooks when its weights are on
+# the device already, and what does parking a parameter and lending it again cost?
 """Times a block of 9 parameters whose group is loaded, offloaded against plain, in one process."""
 
 from __future__ import annotations

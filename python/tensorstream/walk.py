@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Sequence
 
@@ -136,7 +137,7 @@ def _overlapping(model: nn.Module) -> set[int]:
         and p.numel() > 0
     )
     overlapping: set[int] = set()
-    for (start, size, one), (next_start, _, other) in zip(spans, spans[1:], strict=False):
+    for (start, size, one), (next_start, _, other) in itertools.pairwise(spans):
         if next_start < start + size:
             overlapping.update((one, other))
     return overlapping

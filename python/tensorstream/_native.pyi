@@ -1,0 +1,377 @@
+"""TensorStream's engine."""
+
+from collections.abc import Callable, Sequence
+import enum
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+
+def set_leak_warnings(on: bool) -> None:
+    """Whether objects alive at the interpreter's end are reported."""
+
+def parse_size(text: str, option: str, whole_bytes: int) -> int:
+    """
+    Bytes of a size given as text; `whole_bytes` is what a percentage is of.
+    """
+
+def format_size(size_bytes: int) -> str:
+    """A size as text for people."""
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """
+    ' (did you mean ...?)' with the nearest of some names, or an empty text.
+    """
+
+class FileBacking:
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def offset_bytes(self) -> int: ...
+
+def find_file_backing(address: int, size_bytes: int) -> FileBacking | None:
+    """The file whose unmodified bytes lie at an address, or None."""
+
+class ResidentSize:
+    @property
+    def now_bytes(self) -> int: ...
+
+    @property
+    def peak_bytes(self) -> int: ...
+
+def resident_size() -> ResidentSize | None:
+    """Resident bytes of this process now and at its peak, or None."""
+
+def usable_ram_bytes() -> int:
+    """RAM of the machine, or of the cgroup where that is less."""
+
+def available_ram_bytes() -> int:
+    """RAM that is free for this process now."""
+
+class LogLevel(enum.IntEnum):
+    DEBUG = 0
+
+    INFO = 1
+
+    WARNING = 2
+
+    ERROR = 3
+
+def set_log_sink(sink: Callable) -> None:
+    """Hands the engine's messages to sink(level, message)."""
+
+class CheckpointTensor:
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> list[int]: ...
+
+    @property
+    def offset_bytes(self) -> int: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def file(self) -> int: ...
+
+class WantedTensor:
+    pass
+
+def wanted_tensor(names: Sequence[str], dtype: str, shape: Sequence[int]) -> WantedTensor:
+    """What a model says of one of its tensors."""
+
+class Checkpoint:
+    @staticmethod
+    def open(path: str) -> Checkpoint:
+        """Opens and checks a safetensors file, index or folder."""
+
+    @property
+    def files(self) -> list[str]: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def tensors(self) -> list[CheckpointTensor]: ...
+
+    def match(self, wanted: Sequence[WantedTensor]) -> list[CheckpointTensor]:
+        """
+        The checkpoint's tensor for each wanted one, prefixes and ties resolved.
+        """
+
+LARGEST_BUDGET_BYTES: int = 1152921504606846976
+
+def default_budget_bytes() -> int:
+    """The budget where none is given: what is available less 1 GiB."""
+
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether elements fill their bytes exactly once."""
+
+class Placement(enum.Enum):
+    RESIDENT = 0
+
+    STREAMED = 1
+
+    ON_DEMAND = 2
+
+class Group:
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tensors(self) -> list[int]: ...
+
+class HookedModule:
+    @property
+    def module(self) -> int: ...
+
+    @property
+    def groups(self) -> list[int]: ...
+
+class Grouping:
+    @property
+    def groups(self) -> list[Group]: ...
+
+    @property
+    def hooks(self) -> list[HookedModule]: ...
+
+class Plan:
+    @property
+    def placements(self) -> list[Placement]: ...
+
+    @property
+    def budget_bytes(self) -> int: ...
+
+    @property
+    def resident_bytes(self) -> int: ...
+
+    @property
+    def arena_bytes(self) -> int: ...
+
+    @property
+    def streamed_bytes(self) -> int: ...
+
+    @property
+    def on_demand_bytes(self) -> int: ...
+
+    @property
+    def smallest_budget_bytes(self) -> int: ...
+
+    @property
+    def everything_fits_bytes(self) -> int: ...
+
+    @property
+    def exposed_loads(self) -> int: ...
+
+    @property
+    def predicted_seconds(self) -> float: ...
+
+    @property
+    def bound(self) -> str: ...
+
+class ModelPlan:
+    @property
+    def grouping(self) -> Grouping: ...
+
+    @property
+    def plan(self) -> Plan: ...
+
+class ModelTree:
+    def __init__(self) -> None: ...
+
+    def add_module(self, name: str, type: int, parent: int, container: bool, looks_up_rows: bool) -> int:
+        """Adds a module, parents first; the first is the root. Returns its id."""
+
+    def add_tensor(self, name: str, dtype: str, size_bytes: int) -> int:
+        """Adds a tensor. Returns its id."""
+
+    def hold(self, module: int, tensor: int) -> None:
+        """Says that a module holds a tensor itself."""
+
+    def add_extent(self, tensor: int, source: int, offset_bytes: int, size_bytes: int) -> None:
+        """Appends a piece of a source to a tensor's bytes."""
+
+    def keep_resident(self, name: str) -> None:
+        """Keeps a module or tensor resident in every plan."""
+
+    def add_fixed_bytes(self, size_bytes: int) -> None:
+        """Bytes that stay on the device whatever the plan."""
+
+    def size_bytes(self, tensors: Sequence[int]) -> int:
+        """Bytes of some tensors."""
+
+    def dtypes(self, tensors: Sequence[int]) -> list[str]:
+        """Element types of some tensors, as torch names them."""
+
+    @property
+    def weights_bytes(self) -> int: ...
+
+    @property
+    def fixed_bytes(self) -> int: ...
+
+    def group(self) -> Grouping:
+        """The model's groups by structure alone."""
+
+    def plan(self, budget_bytes: int) -> ModelPlan:
+        """Groups and plans the model for a budget."""
+
+class Device:
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def total_bytes(self) -> int: ...
+
+class Checking(enum.Enum):
+    OFF = 0
+
+    ON = 1
+
+def host_device(checking: Checking, seed: int) -> Device:
+    """The host as a device."""
+
+class Budget:
+    @property
+    def limit_bytes(self) -> int: ...
+
+    @property
+    def used_bytes(self) -> int: ...
+
+    @property
+    def peak_bytes(self) -> int: ...
+
+def create_budget(limit_bytes: int) -> Budget:
+    """A ceiling that engines share."""
+
+class FileBackend(enum.Enum):
+    MMAP = 0
+
+    PREAD = 1
+
+class Reader:
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+def open_file_reader(path: str, backend: FileBackend) -> Reader:
+    """A source that is a file."""
+
+def create_memory_reader(name: str, address: int, size_bytes: int, owner: object) -> Reader:
+    """A source that is memory which `owner` keeps alive."""
+
+class Prefetch(enum.Enum):
+    NONE = 0
+
+    NEXT = 1
+
+    ADAPTIVE = 2
+
+class EngineOptions:
+    def __init__(self) -> None: ...
+
+    @property
+    def prefetch(self) -> Prefetch: ...
+
+    @prefetch.setter
+    def prefetch(self, arg: Prefetch, /) -> None: ...
+
+class Statistics:
+    @property
+    def budget_bytes(self) -> int: ...
+
+    @property
+    def held_bytes(self) -> int: ...
+
+    @property
+    def peak_held_bytes(self) -> int: ...
+
+    @property
+    def source_ram_bytes(self) -> int: ...
+
+    @property
+    def acquires(self) -> int: ...
+
+    @property
+    def hits(self) -> int: ...
+
+    @property
+    def partial_hits(self) -> int: ...
+
+    @property
+    def misses(self) -> int: ...
+
+    @property
+    def surprises(self) -> int: ...
+
+    @property
+    def loads(self) -> int: ...
+
+    @property
+    def streamed_bytes(self) -> int: ...
+
+    @property
+    def streamed_ram_bytes(self) -> int: ...
+
+    @property
+    def streamed_disk_bytes(self) -> int: ...
+
+    @property
+    def on_demand_bytes(self) -> int: ...
+
+    @property
+    def load_seconds(self) -> float: ...
+
+    @property
+    def stalled_seconds(self) -> float: ...
+
+    @property
+    def active_seconds(self) -> float: ...
+
+    @property
+    def streamed_bytes_per_second(self) -> float: ...
+
+    @property
+    def stalled_share(self) -> float: ...
+
+class Engine:
+    def __init__(self, device: Device, budget: Budget, tree: ModelTree, grouping: Grouping, sources: Sequence[Reader], options: EngineOptions) -> None: ...
+
+    def places(self, group: int) -> list[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C')]]:
+        """
+        One uint8 array a tensor of a group: its device memory, valid while the group is leased or resident.
+        """
+
+    def acquire(self, group: int) -> bool:
+        """Takes a lease; False where the group has no place to be now."""
+
+    def release(self, group: int) -> None: ...
+
+    def release_all(self) -> None: ...
+
+    def read_tensor(self, tensor: int, address: int, size_bytes: int) -> None:
+        """Writes a tensor's true bytes to host memory."""
+
+    def read_rows(self, tensor: int, indices: int, count: int, row_bytes: int, address: int) -> None:
+        """
+        Writes rows of a tensor, given as int64 indices by address, to host memory.
+        """
+
+    def holds(self, tensor: int, address: int, size_bytes: int) -> bool:
+        """Whether host memory equals a tensor's true bytes."""
+
+    def replace_tensor(self, tensor: int, address: int, size_bytes: int, owner: object) -> None:
+        """Makes host memory a tensor's bytes."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    def statistics(self) -> Statistics: ...
