@@ -74,13 +74,16 @@ class _Lent:
             weight.lend(view)
             self.versions[index] = weight.parameter._version
 
-    def park(self) -> list[int]:
-        """Parks the weights; the positions of those that were written to while they were lent."""
-        written = [
-            index
-            for index, weight in enumerate(self.weights)
-            if weight.parameter._version != self.versions[index]
-        ]
+    def park(self) -> list[tuple[Weight, torch.Tensor]]:
+        """Parks the weights; those that were written to while they were lent, with their bytes."""
+        with torch.inference_mode(False), torch.no_grad():
+            written = [
+                (weight, view.clone())
+                for weight, view, version in zip(
+                    self.weights, self.views, self.versions, strict=True
+                )
+                if weight.parameter._version != version
+            ]
         if torch.is_grad_enabled():
             # A graph that saved the weights must not be run backward over other bytes.
             for weight in self.weights:
@@ -218,14 +221,11 @@ class Orchestrator:
             if placement == _native.Placement.RESIDENT:
                 self._settle_residents(group, members)
             else:
-                weights = [
-                    self._make_weight(member, sources.in_ram.get(member.tensor))
-                    for member in members
-                ]
+                weights = [self._make_weight(member) for member in members]
                 if placement == _native.Placement.STREAMED:
                     self._lent[group] = _Lent(group, weights, self.engine.places(group))
                 for weight in weights:
-                    weight.park()
+                    weight.take_over(sources.in_ram.get(weight.tensor))
         if not self._weights:
             return
         root = _Unit(self, [])
@@ -247,13 +247,11 @@ class Orchestrator:
                 parameter.data = view.as_strided(member.form.shape, member.form.stride())
                 self._resident.append(member)
 
-    def _make_weight(self, member: FoundWeight, in_ram: torch.Tensor | None) -> Weight:
+    def _make_weight(self, member: FoundWeight) -> Weight:
         parameter = member.parameter
         weight = Weight(
             parameter, member.names, member.tensor, member.form, self.engine, self.loans
         )
-        if in_ram is not None:
-            weight.own(in_ram)
         parameter._tensorstream_weight = weight  # type: ignore[attr-defined]
         self._weights[member.tensor] = weight
         return weight
@@ -285,12 +283,11 @@ class Orchestrator:
         if lent.depth > 0:
             return output
         written = lent.park()
-        owned = [(lent.weights[index], lent.views[index].clone()) for index in written]
         escaped = lent.escaped()
         if escaped:
             output = _without_views(output, [lent.storages[index] for index in escaped])
         self.engine.release(lent.group)
-        for weight, value in owned:
+        for weight, value in written:
             weight.adopt(value)
         if escaped and not torch.is_grad_enabled() and output is not None:
             self._check_escapes(lent)
@@ -309,11 +306,14 @@ class Orchestrator:
         """Gives back what a forward held that will never run its post-hooks."""
         for unit in self._units:
             unit.forget()
+        written = []
         for lent in self._lent.values():
             if lent.depth:
                 lent.depth = 0
-                lent.park()
+                written += lent.park()
         self.engine.release_all()
+        for weight, value in written:
+            weight.adopt(value)
 
     @property
     def backend(self) -> str:
@@ -331,7 +331,7 @@ class Orchestrator:
         for weight in self._weights.values():
             with self.loans.lock:
                 value = weight.truth()
-            weight.lend(value)
+            weight.free(value)
             del weight.parameter._tensorstream_weight  # type: ignore[attr-defined]
         for member in self._resident:
             member.parameter.data = member.parameter.data.clone()

@@ -3,8 +3,8 @@
 A streamed parameter is *parked* while nobody leases its group. The Parameter object stays; its class
 is `ParkedParameter`, whose `__torch_function__` runs every operation on the weight's true value and
 keeps what was written. Its bare storage is one poisoned element, so that a read which slips past
-gives NaN, not a stale number. While the group is leased the object is a plain Parameter on the
-arena.
+gives NaN, not a stale number. While the group is leased the object is a `LentParameter`: a plain
+one on the arena, but that writes through its `data` show in its version, by which they are kept.
 
 A true value that an operation keeps hold of (a view, `detach()`, a NumPy array) is a *loan*: it is
 compared with the source before the weight is used again, and becomes the weight's source when it
@@ -94,19 +94,31 @@ class Weight:
     def name(self) -> str:
         return self.names[0]
 
-    def own(self, value: torch.Tensor) -> None:
-        """Says that `value` is the weight's source already."""
-        self._owned = value
+    def take_over(self, in_ram: torch.Tensor | None) -> None:
+        """Parks a plain parameter; `in_ram` is its value where that is the weight's source already.
+
+        Whoever holds the parameter's memory keeps an alias of the weight.
+        """
+        value = self.parameter.detach() if in_ram is None else in_ram
+        self._owned = in_ram
+        self.park()
+        self._watch(value)
 
     def park(self) -> None:
         """Takes the bytes away from the parameter."""
+        self.parameter.__class__ = nn.Parameter
         self.parameter.data = self._poison
         self.parameter.__class__ = ParkedParameter
 
     def lend(self, view: torch.Tensor) -> None:
-        """Makes the parameter a plain one on `view`."""
+        """Puts the parameter on `view` for the time of a lease."""
+        self.free(view)
+        self.parameter.__class__ = LentParameter
+
+    def free(self, value: torch.Tensor) -> None:
+        """Makes the parameter a plain one on `value`."""
         self.parameter.__class__ = nn.Parameter
-        self.parameter.data = view
+        self.parameter.data = value
 
     def view_of(self, place: torch.Tensor) -> torch.Tensor:
         """The weight on a place: uint8 (size_bytes,) on the device, seen with its type, shape, strides."""
@@ -153,6 +165,10 @@ class Weight:
         """Takes note of what an operation did with `value`, which truth() gave at `version`."""
         if value._version != version:
             self.adopt(value)
+        self._watch(value)
+
+    def _watch(self, value: torch.Tensor) -> None:
+        """Makes `value` a loan where somebody else holds its memory."""
         if storage_users(value.untyped_storage()) > _SOLE_USER:
             self._loan, self._loan_version = value, value._version
             self._loans.add(self)
@@ -199,17 +215,12 @@ class Weight:
         if value is self.parameter:
             return
         if isinstance(value, ParkedParameter):
-            value = weight_of(value).truth()
+            value = value.data
         loan = self._loan
         if loan is not None and value.data_ptr() == loan.data_ptr():
             return  # what was borrowed is put back: writes to it are seen by settle()
+        self.check_form(value)
         form = self.form
-        if value.shape != form.shape or value.dtype != form.dtype or value.device != self._poison.device:
-            raise UnsupportedError(
-                f"'{self.name}' is streamed as {tuple(form.shape)} {form.dtype} on "
-                f"{self._poison.device}; it cannot become {tuple(value.shape)} {value.dtype} on "
-                f"{value.device}. Call tensorstream.restore(model) first, or load the model that way"
-            )
         with torch.inference_mode(False), torch.no_grad():
             kept = value.detach()
             if kept.stride() != form.stride() or kept.is_inference():
@@ -217,9 +228,17 @@ class Weight:
         self._loan = None
         self._loans.discard(self)
         self.adopt(kept)
-        if storage_users(kept.untyped_storage()) > _SOLE_USER:
-            self._loan, self._loan_version = kept, kept._version
-            self._loans.add(self)
+        self._watch(kept)
+
+    def check_form(self, value: torch.Tensor) -> None:
+        """Raises UnsupportedError where `value` cannot be the weight's."""
+        form, device = self.form, self._poison.device
+        if value.shape != form.shape or value.dtype != form.dtype or value.device != device:
+            raise UnsupportedError(
+                f"'{self.name}' is streamed as {tuple(form.shape)} {form.dtype} on {device}; it cannot "
+                f"become {tuple(value.shape)} {value.dtype} on {value.device}. Call "
+                "tensorstream.restore(model) first, or load the model that way"
+            )
 
 
 def weight_of(parameter: torch.Tensor) -> Weight:
@@ -240,7 +259,7 @@ class _Fetch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return value.detach()
+        return value.view_as(value)  # a view, which autograd lets nobody write to in its mode
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -267,6 +286,26 @@ class _Rows(torch.autograd.Function):
             grads[0], indices, count, padding_idx, scale
         )
         return grad, None, None, None, None
+
+
+class LentParameter(nn.Parameter):
+    """A parameter on the arena. Torch hides writes through `data` from the version; this shows them."""
+
+    @property
+    def data(self) -> torch.Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        weight_of(self).check_form(value)
+        with torch.no_grad():
+            self.copy_(value.clone())  # it may be a view of what it replaces
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        if id(self) not in memo:
+            memo[id(self)] = nn.Parameter(self.detach().clone(), self.requires_grad)
+        copied: nn.Parameter = memo[id(self)]
+        return copied
 
 
 class ParkedParameter(nn.Parameter):
@@ -336,7 +375,7 @@ _ON_THE_OBJECT = frozenset(
 )
 # Answered by the weight's form: the object's own strides are those of the poison.
 _ON_THE_FORM = frozenset("stride is_contiguous storage_offset dim_order".split())
-_REFUSED = frozenset("set_ resize_ resize_as_".split())
+_REFUSED = frozenset("set_ resize_ resize_as_ share_memory_".split())
 
 
 def _on_the_truth(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -380,7 +419,7 @@ def _get_data(parameter: ParkedParameter) -> torch.Tensor:
 
 def _set_data(parameter: torch.Tensor, value: torch.Tensor) -> None:
     if not isinstance(parameter, ParkedParameter):  # a plain tensor is given a parked one's value
-        parameter.data = weight_of(value).truth()
+        parameter.data = value.data
         return
     with weight_of(parameter)._loans.lock:
         weight_of(parameter).assign(value)
@@ -428,9 +467,18 @@ def _addressed(func: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _can_take(parameter: torch.Tensor, value: torch.Tensor) -> bool:
+    """Asked by Module.to() and its like before they put `value` in the place of a parameter."""
+    if isinstance(parameter, ParkedParameter):
+        weight_of(parameter).check_form(value)
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch._has_compatible_shallow_copy_type(parameter, value)
+
+
 _HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.Tensor.data.__get__: _get_data,  # type: ignore[attr-defined]
     torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
+    torch._has_compatible_shallow_copy_type: _can_take,
     F.embedding: _embedding,
     torch.Tensor.data_ptr: _addressed(torch.Tensor.data_ptr),
     torch.Tensor.untyped_storage: _addressed(torch.Tensor.untyped_storage),

@@ -8,7 +8,7 @@ import torch
 
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
-from tensorstream.walk import FoundWeight, Walk
+from tensorstream.walk import Walk
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ from torch import nn
 import tensorstream as ts
 from conftest import assert_same, hooks_of, save
 from model_shapes import SHAPES, Shape
+from tensorstream.orchestrator import orchestrator_of
 
 STEPS = 12
 NEW_TOKENS = 3
@@ -103,6 +104,7 @@ def test_checkpoint_is_bit_identical_at_every_budget(
     for step, plan in enumerate(plans_for(path)):
         model = ts.from_pretrained(path, ram_budget=plan.budget_bytes, self_check=step % 2 == 0)
         assert type(model) is model_class
+        assert not orchestrator_of(model).loans, "nobody else holds what was loaded"
         expected.check(model, plan, with_tokens=step % 3 == 0)
         stats = ts.stats(model)
         assert stats.streamed_ram_bytes == 0, "a checkpoint as it stands needs no copy in RAM"
