@@ -38,11 +38,56 @@ Grouping group_with(const ModelTree& tree, const Cut& cut) {
 constexpr Cut kBlocks = {kUnlimited, 256_KiB};
 constexpr Cut kLeaves = {1, 16_KiB};
 
-/// From whole blocks down to single leaves. The first and the last do not depend on the budget: the
-/// smallest budget is one of theirs.
+/// From whole blocks down to single leaves, as the budget asks for.
 std::array<Cut, 5> cuts_for(std::uint64_t budget_bytes) {
   return {kBlocks, Cut{budget_bytes / 3, 256_KiB}, Cut{budget_bytes / 6, 64_KiB},
           Cut{budget_bytes / 24, 16_KiB}, kLeaves};
+}
+
+/// A cut, its groups and the least that they need.
+struct CutGroups {
+  Cut cut;
+  std::vector<GroupFootprint> groups;
+  std::uint64_t smallest_bytes = 0;
+};
+
+/// The limit that splits the largest groups of `grouping`, made by `cut`, and nothing else; nothing
+/// where they have no parts.
+std::optional<std::uint64_t> next_limit(const ModelTree& tree, const Grouping& grouping,
+                                        const CutGroups& made) {
+  std::uint64_t largest_place = 0;
+  std::uint64_t largest_within = 0;
+  bool largest_splits = false;
+  for (std::size_t i = 0; i < grouping.groups.size(); ++i) {
+    if (grouping.groups[i].residency != Residency::kAny) continue;
+    const std::uint64_t bytes = tree.size_bytes(grouping.groups[i].tensors);
+    const bool within = bytes <= made.cut.largest_group_bytes;
+    if (within) largest_within = std::max(largest_within, bytes);
+    if (made.groups[i].size_bytes < largest_place) continue;
+    largest_splits = within && (largest_splits || made.groups[i].size_bytes > largest_place);
+    largest_place = made.groups[i].size_bytes;
+  }
+  if (!largest_splits || largest_within < 2) return std::nullopt;
+  return largest_within - 1;
+}
+
+/// The cut that needs least of a budget. Splitting lowers what the largest group needs and raises
+/// what is too small to stream, so neither whole blocks nor leaves are it in every model.
+CutGroups smallest_cut(const ModelTree& tree) {
+  std::optional<CutGroups> best;
+  std::optional<std::uint64_t> limit = kUnlimited;
+  while (limit) {
+    const Cut cut = {*limit, kLeaves.smallest_streamed_bytes};
+    const Grouping grouping = group_with(tree, cut);
+    CutGroups made = {cut, footprints(grouping.groups, tree.tensors), 0};
+    made.smallest_bytes = smallest_budget_bytes(made.groups);
+    limit = next_limit(tree, grouping, made);
+    if (!limit && cut.largest_group_bytes != kLeaves.largest_group_bytes) {
+      limit = kLeaves.largest_group_bytes;
+    }
+    if (!best || made.smallest_bytes < best->smallest_bytes) best = std::move(made);
+  }
+  return std::move(*best);
 }
 
 void add_fixed(Plan& plan, const ModelTree& tree, std::uint64_t budget_bytes,
@@ -54,14 +99,13 @@ void add_fixed(Plan& plan, const ModelTree& tree, std::uint64_t budget_bytes,
 }
 
 [[noreturn]] void raise_too_small(const ModelTree& tree, std::uint64_t budget_bytes,
-                                  std::uint64_t smallest_bytes,
-                                  const std::vector<GroupFootprint>& finest) {
+                                  const CutGroups& smallest) {
   const GroupFootprint* largest = nullptr;
-  for (const GroupFootprint& group : finest) {
+  for (const GroupFootprint& group : smallest.groups) {
     if (group.residency != Residency::kAny) continue;
     if (largest == nullptr || group.size_bytes > largest->size_bytes) largest = &group;
   }
-  const std::uint64_t needed = smallest_bytes + tree.fixed_bytes;
+  const std::uint64_t needed = smallest.smallest_bytes + tree.fixed_bytes;
   const std::uint64_t largest_bytes = largest == nullptr ? 0 : largest->size_bytes;
   throw BudgetError("budget of " + format_size(budget_bytes) + " (" + std::to_string(budget_bytes) +
                         " bytes) is too small: the largest group, '" +
@@ -111,27 +155,27 @@ Grouping group_model(const ModelTree& tree) { return group_with(tree, kBlocks); 
 ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates) {
   const std::uint64_t free_bytes =
       budget_bytes > tree.fixed_bytes ? budget_bytes - tree.fixed_bytes : 0;
+  const CutGroups smallest = smallest_cut(tree);
+  if (budget_bytes < tree.fixed_bytes || free_bytes < smallest.smallest_bytes) {
+    raise_too_small(tree, budget_bytes, smallest);
+  }
   std::optional<ModelPlan> best;
-  for (const Cut& cut : cuts_for(free_bytes)) {
-    if (best && best->plan.exposed_loads == 0) break;
+  const auto consider = [&](const Cut& cut) {
+    if (best && best->plan.exposed_loads == 0) return;
     Grouping grouping = group_with(tree, cut);
     const std::vector<GroupFootprint> groups = footprints(grouping.groups, tree.tensors);
-    if (budget_bytes < tree.fixed_bytes || smallest_budget_bytes(groups) > free_bytes) continue;
+    if (smallest_budget_bytes(groups) > free_bytes) return;
     Plan plan = make_plan(groups, free_bytes, rates);
     if (!best || plan.predicted_seconds < best->plan.predicted_seconds) {
       best = ModelPlan{std::move(grouping), std::move(plan)};
     }
-  }
+  };
+  for (const Cut& cut : cuts_for(free_bytes)) consider(cut);
+  consider(smallest.cut);
   const std::vector<GroupFootprint> blocks =
       footprints(group_with(tree, kBlocks).groups, tree.tensors);
-  const std::vector<GroupFootprint> leaves =
-      footprints(group_with(tree, kLeaves).groups, tree.tensors);
-  const bool leaves_need_less = smallest_budget_bytes(leaves) <= smallest_budget_bytes(blocks);
-  const std::vector<GroupFootprint>& finest = leaves_need_less ? leaves : blocks;
-  const std::uint64_t smallest = smallest_budget_bytes(finest);
-  if (!best) raise_too_small(tree, budget_bytes, smallest, finest);
   best->plan.everything_fits_bytes = everything_fits_bytes(blocks);
-  add_fixed(best->plan, tree, budget_bytes, smallest);
+  add_fixed(best->plan, tree, budget_bytes, smallest.smallest_bytes);
   return std::move(*best);
 }
 

@@ -158,6 +158,20 @@ TEST(ModelPlan, TheSmallestBudgetOfABlockOfTinyPartsIsExact) {
   expect_smallest_is_exact(tree_of(model));
 }
 
+/// One block is best split, the others are best left whole: neither the coarsest cut nor the finest
+/// needs least.
+TEST(ModelPlan, TheSmallestBudgetOfUnlikeBlocksIsExact) {
+  ModelBuilder model;
+  const ModuleId large = model.module(0, "large", "Large");
+  for (int part = 0; part < 10; ++part) model.linear(large, std::to_string(part), 10_MiB);
+  const ModuleId blocks = model.module(0, "blocks", "ModuleList");
+  for (int i = 0; i < 60; ++i) {
+    const ModuleId block = model.module(blocks, std::to_string(i), "Block");
+    for (int part = 0; part < 100; ++part) model.linear(block, std::to_string(part), 10_KiB);
+  }
+  expect_smallest_is_exact(tree_of(model));
+}
+
 TEST(ModelPlan, FixedBytesAreCounted) {
   const ModelTree plain = llama();
   ModelTree tree = plain;
