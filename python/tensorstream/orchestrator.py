@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from tensorstream import _native
 from tensorstream.config import BACKENDS, PREFETCH, Config
 from tensorstream.exceptions import ConfigError, UnsupportedError
-from tensorstream.proxy import Loans, Weight, storage_users
+from tensorstream.proxy import Loans, ParkedParameter, Weight, storage_users
 from tensorstream.session import Session
 from tensorstream.sources import (
     Sources,
@@ -66,10 +66,16 @@ class _Lent:
         self.storages = [view.untyped_storage() for view in self.views]
         self.versions = [0] * len(weights)
         self.depth = 0
-        # Holders of the views' storages when nobody else has one.
-        self.users = [storage_users(storage) for storage in self.storages]
+        # Holders of the views' storages when nobody else has one, and at the start of the lease:
+        # graphs of forwards with gradients hold some until they are dropped.
+        self._own_users = [storage_users(storage) for storage in self.storages]
+        self._users = self._own_users
+        self.in_graphs = False
 
     def lend(self) -> None:
+        if self.in_graphs:
+            self._users = [storage_users(storage) for storage in self.storages]
+            self.in_graphs = self._users != self._own_users
         for index, (weight, view) in enumerate(zip(self.weights, self.views, strict=True)):
             weight.lend(view)
             self.versions[index] = weight.parameter._version
@@ -93,12 +99,24 @@ class _Lent:
         return written
 
     def escaped(self) -> list[int]:
-        """Positions of weights of whose bytes in the arena somebody still holds a view."""
+        """Positions of weights of whose bytes in the arena somebody holds a view since the lease."""
         return [
             index
             for index, storage in enumerate(self.storages)
-            if storage_users(storage) > self.users[index]
+            if storage_users(storage) > self._users[index]
         ]
+
+    def kept(self, returned: list[torch.Tensor]) -> str | None:
+        """A weight of which somebody holds another view than those that the forward returned."""
+        held = {id(view): view for view in returned}
+        held.update({id(view._base): view._base for view in returned if view._base is not None})
+        addresses = [view.untyped_storage().data_ptr() for view in held.values()]
+        for index in self.escaped():
+            storage = self.storages[index]
+            known = addresses.count(storage.data_ptr())
+            if storage_users(storage) > self._users[index] + known:
+                return self.weights[index].name
+        return None
 
 
 class _Hook:
@@ -284,19 +302,22 @@ class Orchestrator:
             return output
         written = lent.park()
         escaped = lent.escaped()
+        returned: list[torch.Tensor] = []
         if escaped:
-            output = _without_views(output, [lent.storages[index] for index in escaped])
+            places = {lent.storages[index].data_ptr() for index in escaped}
+            output = _without_views(output, places, returned)
         self.engine.release(lent.group)
         for weight, value in written:
             weight.adopt(value)
-        if escaped and not torch.is_grad_enabled() and output is not None:
-            self._check_escapes(lent)
+        if escaped and torch.is_grad_enabled():
+            lent.in_graphs = True
+        elif escaped and output is not None:
+            self._check_kept(lent, returned)
         return output
 
-    def _check_escapes(self, lent: _Lent) -> None:
-        still = lent.escaped()
-        if still:
-            name = lent.weights[still[0]].name
+    def _check_kept(self, lent: _Lent, returned: list[torch.Tensor]) -> None:
+        name = lent.kept(returned)
+        if name is not None:
             raise UnsupportedError(
                 f"a view of the streamed weight '{name}' was kept beyond its module's forward, and its "
                 f"bytes will be replaced; keep it on the device: keep_resident=('{name}',)"
@@ -340,20 +361,25 @@ class Orchestrator:
         del _orchestrators[model]
 
 
-def _without_views(output: Any, storages: list[torch.UntypedStorage]) -> Any:
-    """`output` with clones in place of tensors that lie in `storages`; containers keep their types."""
-    addresses = {storage.data_ptr() for storage in storages}
+def _without_views(output: Any, places: set[int], views: list[torch.Tensor]) -> Any:
+    """`output` with clones in place of tensors in `places`; containers keep their types.
+
+    What was replaced is appended to `views`.
+    """
 
     def own(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and leaf.untyped_storage().data_ptr() in addresses:
-            return leaf.clone()
-        return leaf
+        if not isinstance(leaf, torch.Tensor) or isinstance(leaf, ParkedParameter):
+            return leaf
+        if leaf.layout is not torch.strided or leaf.untyped_storage().data_ptr() not in places:
+            return leaf
+        views.append(leaf)
+        return leaf.clone()
 
     if isinstance(output, dict):
         for key, value in output.items():
-            output[key] = _without_views(value, storages)
+            output[key] = _without_views(value, places, views)
         return output
     if isinstance(output, list):
-        output[:] = [_without_views(value, storages) for value in output]
+        output[:] = [_without_views(value, places, views) for value in output]
         return output
     return pytree.tree_map(own, output)

@@ -259,7 +259,7 @@ class _Fetch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return value.view_as(value)  # a view, which autograd lets nobody write to in its mode
+        return value.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -322,11 +322,8 @@ class ParkedParameter(nn.Parameter):
                 return func(*args, **kwargs)
         if name in _ON_THE_FORM:
             return func(weight_of(args[0]).form, *args[1:], **kwargs)
-        if name in _REFUSED:
-            raise UnsupportedError(
-                f"{name}() on the streamed weight '{weight_of(args[0]).name}' cannot be kept; call "
-                "tensorstream.restore(model) first"
-            )
+        if args and isinstance(args[0], ParkedParameter):
+            _check_method(func, name, args[0])
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(*args, **kwargs)
@@ -355,6 +352,28 @@ def _name_of(func: Callable[..., Any]) -> str:
     return name
 
 
+_IN_PLACE = frozenset(
+    f"__i{name}__"
+    for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split()
+) | frozenset(("__setitem__",))
+
+
+def _check_method(func: Callable[..., Any], name: str, parameter: ParkedParameter) -> None:
+    """Raises where a method of `parameter` cannot be kept, or where torch would refuse it."""
+    if getattr(torch.Tensor, name, None) is not func:
+        return
+    if name in _REFUSED:
+        raise UnsupportedError(
+            f"{name}() on the streamed weight '{weight_of(parameter).name}' cannot be kept; call "
+            "tensorstream.restore(model) first"
+        )
+    in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    if in_place and parameter.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"a leaf Variable that requires grad is being used in an in-place operation: {name}()"
+        )
+
+
 # Answered by the object itself, whose shape, type, device and place in the graph are true.
 _ON_THE_OBJECT = frozenset(
     f"{name}.__get__"
@@ -370,7 +389,7 @@ _ON_THE_OBJECT = frozenset(
         "_post_accumulate_grad_hooks.__set__ size dim ndimension numel nelement element_size "
         "requires_grad_ register_hook register_post_accumulate_grad_hook retain_grad get_device "
         "is_floating_point is_complex is_signed is_inference is_conj is_neg __hash__ __len__ "
-        "is_same_size has_names"
+        "is_same_size has_names grad backward"
     ).split()
 )
 # Answered by the weight's form: the object's own strides are those of the poison.

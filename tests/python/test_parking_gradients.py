@@ -1,0 +1,250 @@
+"""Gradients through parked and lent weights are right, or the backward pass raises."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import tensorstream as ts
+from conftest import assert_same, offload_tightly, same_bytes
+from model_shapes import Block, make_stack, token_ids
+from parked_pair import Pair, make_pair
+
+
+@pytest.fixture(params=["file", "memory"])
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
+    return make_pair(request.param, tmp_path)
+
+
+X = torch.randn(3, 256, generator=torch.Generator().manual_seed(1))
+
+LOSSES: dict[str, Callable[[nn.Parameter], torch.Tensor]] = {
+    "F.linear": lambda p: F.linear(X, p).square().sum(),
+    "matmul": lambda p: (X @ p).exp().mean(),
+    "index": lambda p: p[3:7].pow(3).sum(),
+    "used twice": lambda p: (F.linear(X, p) @ p).sum() + p.abs().sum(),
+    "clone": lambda p: (p.clone() * 2).sum(),
+    "stack": lambda p: torch.stack([p, p * 2]).square().sum(),
+    "embedding": lambda p: F.embedding(token_ids(9) % 256, p).square().sum(),
+    "embedding with padding": lambda p: (
+        F.embedding(torch.tensor([4, 2, 4]), p, padding_idx=2).square().sum()
+    ),
+    "embedding scaled by frequency": lambda p: (
+        F.embedding(torch.tensor([4, 2, 4]), p, scale_grad_by_freq=True).square().sum()
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_of_a_parked_weight_are_those_of_the_plain_one(pair: Pair, loss: str) -> None:
+    parked, plain = pair.weights
+    for _ in range(2):  # the second adds to the first
+        for weight in (parked, plain):
+            LOSSES[loss](weight).backward()
+        assert isinstance(parked.grad, torch.Tensor)
+        assert same_bytes(parked.grad, plain.grad)
+    (got,) = torch.autograd.grad(LOSSES[loss](parked), [parked])
+    assert same_bytes(got, torch.autograd.grad(LOSSES[loss](plain), [plain])[0])
+    pair.check_forward("with gradients set")
+    assert same_bytes(parked.grad, plain.grad)
+
+
+def test_backward_through_a_weight_parked_again_after_a_forward(pair: Pair) -> None:
+    parked, plain = pair.weights
+    losses = [LOSSES["used twice"](weight) for weight in (parked, plain)]
+    pair.check_forward("between forward and backward")
+    for loss in losses:
+        loss.backward()
+    assert same_bytes(parked.grad, plain.grad)
+
+
+def test_backward_after_a_write_raises_as_torch_does(pair: Pair) -> None:
+    for weight in pair.weights:
+        loss = LOSSES["used twice"](weight)
+        with torch.no_grad():
+            weight.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_backward_through_streamed_weights_raises(pair: Pair) -> None:
+    ids = token_ids(7) % 512
+    loss = pair.streamed(ids).sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    pair.check_forward("while the graph is held")
+    del loss
+    pair.check_forward("after the graph is dropped")
+
+
+def test_backward_raises_also_where_nothing_ran_in_between() -> None:
+    model = nn.Sequential(Block(), Block())
+    offload_tightly(model)
+    x = X.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        model(x).sum().backward()
+
+
+def test_a_block_of_its_own_gives_its_gradients_or_raises() -> None:
+    """The gradient of a Linear's weight needs its input, not the weight: it may be had."""
+    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256))
+    plain = copy.deepcopy(model)
+    offload_tightly(model)
+    model[0](X).sum().backward()
+    plain[0](X).sum().backward()
+    assert same_bytes(model[0].weight.grad, plain[0].weight.grad)
+    assert same_bytes(model[0].bias.grad, plain[0].bias.grad)
+
+
+def test_a_model_that_fits_trains_as_the_plain_one() -> None:
+    model = make_stack(3)
+    plain = copy.deepcopy(model)
+    ts.offload(model, ram_budget=ts.estimate_memory(model).everything_fits_bytes)
+    ids = token_ids(7) % 512
+    for step in range(3):
+        for either in (model, plain):
+            optimizer = torch.optim.SGD(either.parameters(), lr=0.1)
+            either(ids).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            assert_same(model(ids), plain(ids), f"step {step}")
+    ts.restore(model)
+    assert_same(list(model.parameters()), list(plain.parameters()))
+
+
+def test_gradients_reach_what_is_resident_beside_streamed_weights() -> None:
+    """A trained layer behind frozen, streamed ones: the usual way to train a head."""
+    model = nn.Sequential(Block(), Block(), nn.Linear(256, 4))
+    model[:2].requires_grad_(False)
+    plain = copy.deepcopy(model)
+    offload_tightly(model, keep_resident=("2",))
+    for either in (model, plain):
+        either(X).square().sum().backward()
+    assert same_bytes(model[2].weight.grad, plain[2].weight.grad)
+    assert model[0].up.weight.grad is None
+
+
+def test_requires_grad_can_be_changed_while_parked(pair: Pair) -> None:
+    parked, plain = pair.weights
+    for weight in (parked, plain):
+        weight.requires_grad_(False)
+        assert not F.linear(X, weight).requires_grad
+        assert weight[0].grad_fn is None
+    pair.check_forward("frozen")
+    for weight in (parked, plain):
+        assert not weight.requires_grad
+        weight.requires_grad = True
+        F.linear(X, weight).sum().backward()
+    assert same_bytes(parked.grad, plain.grad)
+    pair.streamed.zero_grad()
+    assert parked.grad is None
+
+
+def test_hooks_on_a_parked_weight_see_its_gradient(pair: Pair) -> None:
+    seen: list[list[torch.Tensor]] = []
+    for weight in pair.weights:
+        got: list[torch.Tensor] = []
+        handle = weight.register_hook(got.append)
+        F.linear(X, weight).square().sum().backward()
+        handle.remove()
+        F.linear(X, weight).square().sum().backward()
+        seen.append(got)
+    assert len(seen[0]) == 1
+    assert_same(seen[0], seen[1])
+
+
+class Keeps(nn.Module):
+    """Returns or keeps a view of its weight."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.inner = nn.Linear(256, 256)
+        self.how = how
+        self.kept: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> object:
+        y = self.inner(x)
+        row = self.inner.weight[3]
+        if self.how == "keep":
+            self.kept = row
+            return y
+        if self.how == "keep a clone":
+            self.kept = row.clone()
+            return y
+        outputs = {
+            "tensor": row,
+            "base and view": (row, self.inner.weight.detach().t()[1], row),
+            "tuple": (y, (row, 1)),
+            "list": [y, row],
+            "dict": {"row": row, "y": y},
+            "parameter": (y, self.inner.weight),
+        }
+        return outputs[self.how]
+
+
+class Several(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Keeps(how) for _ in range(5))
+
+    def forward(self, x: torch.Tensor) -> list[object]:
+        return [part(x) for part in self.parts]
+
+
+@pytest.mark.parametrize("how", ["tensor", "base and view", "tuple", "list", "dict", "parameter"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_a_view_that_is_returned_outlives_its_weight(
+    how: str, mode: Callable[[], torch.autograd.grad_mode.no_grad]
+) -> None:
+    model = Several(how)
+    plain = copy.deepcopy(model)
+    offload_tightly(model, self_check=True)
+    with mode():
+        got, expected = model(X), plain(X)
+        model(X + 1)
+        assert_same(got, expected, "all groups were loaded again in between")
+        kept = model.parts[0].inner.weight
+        assert how != "parameter" or got[0][1] is kept
+        assert [type(part) for part in got] == [type(part) for part in expected]
+
+
+def test_a_view_kept_on_the_side_is_refused() -> None:
+    model = Several("keep")
+    offload_tightly(model)
+    with torch.no_grad(), pytest.raises(ts.UnsupportedError) as raised:
+        model(X)
+    assert "keep_resident=('parts.0.inner.weight',)" in str(raised.value)
+    for part in model.parts:
+        part.kept, part.how = None, "keep a clone"
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        assert_same(model(X), plain(X), "usable after the refusal")
+    ts.restore(model)
+    model.parts[0].how = "keep"
+    ts.offload(
+        model,
+        ram_budget=ts.plan(
+            model, ram_budget="1GiB", keep_resident=("parts.0",)
+        ).smallest_budget_bytes,
+        keep_resident=("parts.0.inner.weight",),
+    )
+    with torch.no_grad():
+        assert_same(model(X), plain(X), "kept resident, as the message says")
+
+
+def test_a_view_kept_on_the_side_is_refused_also_while_a_graph_is_held() -> None:
+    model = Several("keep a clone")
+    offload_tightly(model)
+    held = model(X)
+    for part in model.parts:
+        part.kept, part.how = None, "keep"
+    with torch.no_grad(), pytest.raises(ts.UnsupportedError, match="keep_resident"):
+        model(X)
+    del held
