@@ -25,6 +25,7 @@ class Session:
         self._changed = threading.Condition()
         self._owner: int | None = None
         self._frames: list[FrameType] = []
+        self._left_open = False
 
     def enter(self, frame: FrameType) -> None:
         """Waits until no other thread runs the model, and takes it for the forward that `frame` runs."""
@@ -43,10 +44,9 @@ class Session:
             if self._owner != threading.get_ident() or frame not in self._frames:
                 return False
             while self._frames.pop() is not frame:
-                pass
+                self._left_open = True  # an interrupt ended it, and its caller went on
             if not self._frames:
-                self._owner = None
-                self._changed.notify_all()
+                self._end(reclaim=self._left_open)
             return True
 
     def _end_if_abandoned(self) -> bool:
@@ -60,8 +60,13 @@ class Session:
             running = running.f_back
         if running is not None:
             return False
-        self._reclaim()
+        self._end(reclaim=True)
+        return True
+
+    def _end(self, reclaim: bool) -> None:
+        if reclaim:
+            self._reclaim()
         self._frames.clear()
+        self._left_open = False
         self._owner = None
         self._changed.notify_all()
-        return True
