@@ -1,4 +1,6 @@
 // The library's errors as the exceptions of tensorstream.exceptions.
+#include <nanobind/stl/string.h>
+
 #include <exception>
 
 #include "bindings.h"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import sys
+import threading
 import weakref
 from collections.abc import Iterable
 from types import FrameType
@@ -17,7 +20,7 @@ from torch.utils import _pytree as pytree
 from tensorstream import _native
 from tensorstream.config import BACKENDS, PREFETCH, Config
 from tensorstream.exceptions import ConfigError, UnsupportedError
-from tensorstream.proxy import Loans, ParkedParameter, Weight, storage_users
+from tensorstream.proxy import ParkedParameter
 from tensorstream.session import Session
 from tensorstream.sources import (
     Sources,
@@ -27,6 +30,7 @@ from tensorstream.sources import (
     sources_in_checkpoint,
 )
 from tensorstream.walk import FoundWeight, Walk, walk
+from tensorstream.weight import Loans, Weight, storage_users
 
 logger = logging.getLogger("tensorstream")
 
@@ -51,6 +55,24 @@ def orchestrator_of(model: nn.Module) -> Orchestrator:
 def is_offloaded(model: nn.Module) -> bool:
     """Whether `model` itself was given to offload()."""
     return model in _orchestrators
+
+
+class _LostEngine:
+    """Stands for the engine in a child that was forked: the engine's threads are the parent's."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UnsupportedError(
+            "this model was offloaded before the process was forked, and its engine's threads stayed "
+            "behind; load and offload the model in the child, or start the child by 'spawn'"
+        )
+
+
+def _lose_engines() -> None:
+    for orchestrator in list(_orchestrators.values()):
+        orchestrator.lose_engine()
+
+
+os.register_at_fork(after_in_child=_lose_engines)
 
 
 class _Lent:
@@ -335,6 +357,16 @@ class Orchestrator:
         self.engine.release_all()
         for weight, value in written:
             weight.adopt(value)
+
+    def lose_engine(self) -> None:
+        """Lets the engine of the parent process be, for good: its end would wait for its threads."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.engine))
+        lost: Any = _LostEngine()
+        self.engine = lost
+        for weight in self._weights.values():
+            weight.engine = lost
+        self.loans.lock = threading.RLock()  # a thread of the parent may have held it
+        self.session = Session(self._reclaim)
 
     @property
     def backend(self) -> str:

@@ -5,253 +5,28 @@ is `ParkedParameter`, whose `__torch_function__` runs every operation on the wei
 keeps what was written. Its bare storage is one poisoned element, so that a read which slips past
 gives NaN, not a stale number. While the group is leased the object is a `LentParameter`: a plain
 one on the arena, but that writes through its `data` show in its version, by which they are kept.
-
-A true value that an operation keeps hold of (a view, `detach()`, a NumPy array) is a *loan*: it is
-compared with the source before the weight is used again, and becomes the weight's source when it
-was written to. A raw address is a loan until the weight is used next.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from tensorstream import _native
-from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.exceptions import UnsupportedError
 
-
-def storage_users(storage: torch.UntypedStorage) -> int:
-    """How many tensors and other holders `storage` has, itself included."""
-    users: int = torch._C._storage_Use_Count(storage._cdata)
-    return users
-
-
-_ALONE = torch.empty(1)
-_SOLE_USER = storage_users(_ALONE.untyped_storage())
-
-
-class Loans:
-    """The weights of one model whose true values somebody may still hold."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self._weights: set[Weight] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._weights)
-
-    def add(self, weight: Weight) -> None:
-        self._weights.add(weight)
-
-    def discard(self, weight: Weight) -> None:
-        self._weights.discard(weight)
-
-    def sweep(self) -> None:
-        """Settles the loans that nobody holds any more, so that they take no memory."""
-        for weight in list(self._weights):
-            weight.settle_if_returned()
-
-
-class Weight:
-    """One streamed tensor of a model: its parameter, its place in the engine, its loan.
-
-    Attributes:
-        parameter: The model's Parameter object, parked or lent.
-        names: Every name that the model has for it.
-        tensor: Its id in the engine.
-    """
-
-    def __init__(
-        self,
-        parameter: nn.Parameter,
-        names: list[str],
-        tensor: int,
-        form: torch.Tensor,
-        engine: _native.Engine,
-        loans: Loans,
-    ) -> None:
-        """`form` has the weight's shape, strides and type, on the meta device."""
-        self.parameter = parameter
-        self.names = names
-        self.tensor = tensor
-        self.form = form
-        self.size_bytes = form.nbytes
-        self.engine = engine
-        self._loans = loans
-        self._poison = _poison(form)
-        self._loan: torch.Tensor | None = None
-        self._loan_version = 0
-        self._pointed_at: torch.Tensor | None = None
-        self._owned: torch.Tensor | None = None
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-    def take_over(self, in_ram: torch.Tensor | None) -> None:
-        """Parks a plain parameter; `in_ram` is its value where that is the weight's source already.
-
-        Whoever holds the parameter's memory keeps an alias of the weight.
-        """
-        value = self.parameter.detach() if in_ram is None else in_ram
-        self._owned = in_ram
-        self.park()
-        self._watch(value)
-
-    def park(self) -> None:
-        """Takes the bytes away from the parameter."""
-        self.parameter.__class__ = nn.Parameter
-        self.parameter.data = self._poison
-        self.parameter.__class__ = ParkedParameter
-
-    def lend(self, view: torch.Tensor) -> None:
-        """Puts the parameter on `view` for the time of a lease."""
-        self.free(view)
-        self.parameter.__class__ = LentParameter
-
-    def free(self, value: torch.Tensor) -> None:
-        """Makes the parameter a plain one on `value`."""
-        self.parameter.__class__ = nn.Parameter
-        self.parameter.data = value
-
-    def view_of(self, place: torch.Tensor) -> torch.Tensor:
-        """The weight on a place: uint8 (size_bytes,) on the device, seen with its type, shape, strides."""
-        return place.view(self.form.dtype).as_strided(self.form.shape, self.form.stride())
-
-    def truth(self) -> torch.Tensor:
-        """The weight's true value, shared with whoever holds it already."""
-        self.settle()
-        if self._loan is not None:
-            return self._loan
-        if self._owned is not None:
-            return self._owned
-        return self.read()
-
-    def read(self) -> torch.Tensor:
-        """A fresh copy of the weight's bytes, of its shape, strides and type."""
-        with torch.inference_mode(False), torch.no_grad():
-            value = torch.empty_strided(
-                self.form.shape,
-                self.form.stride(),
-                dtype=self.form.dtype,
-                device=self._poison.device,
-            )
-        self.engine.read_tensor(self.tensor, value.data_ptr(), self.size_bytes)
-        return value
-
-    def rows(self, indices: torch.Tensor) -> torch.Tensor:
-        """Rows of a 2-dimensional weight: indices (...) int, result (..., columns)."""
-        self.end_pointing()
-        flat = indices.to(torch.int64).contiguous()
-        with torch.no_grad():
-            columns = self.form.shape[1]
-            out = torch.empty((*indices.shape, columns), dtype=self.form.dtype, device=indices.device)
-        row_bytes = self.form[:1].nbytes
-        try:
-            self.engine.read_rows(
-                self.tensor, flat.data_ptr(), flat.numel(), row_bytes, out.data_ptr()
-            )
-        except ConfigError as error:
-            raise IndexError(f"index out of range in self: {error}") from error
-        return out
-
-    def after_use(self, value: torch.Tensor, version: int) -> None:
-        """Takes note of what an operation did with `value`, which truth() gave at `version`."""
-        if value._version != version:
-            self.adopt(value)
-        self._watch(value)
-
-    def _watch(self, value: torch.Tensor) -> None:
-        """Makes `value` a loan where somebody else holds its memory."""
-        if storage_users(value.untyped_storage()) > _SOLE_USER:
-            self._loan, self._loan_version = value, value._version
-            self._loans.add(self)
-
-    def point_at(self, value: torch.Tensor) -> None:
-        """Keeps `value`, which truth() gave, for an address in it: nobody else may hold it."""
-        self._pointed_at = value.detach()
-
-    def end_pointing(self) -> None:
-        """Settles the loan before the weight is used: addresses given out are void from now on."""
-        self._pointed_at = None
-        self.settle()
-
-    def settle(self) -> None:
-        """Makes what was written to a loan the weight's bytes, and ends a loan nobody holds."""
-        loan = self._loan
-        if loan is None:
-            return
-        if loan is self._owned or loan._version != self._loan_version:
-            self.adopt(loan)  # owned memory is the source already: what was loaded of it is not
-        elif not self.engine.holds(self.tensor, loan.data_ptr(), self.size_bytes):
-            self.adopt(loan)  # written past torch, through NumPy or a pointer
-        self._loan_version = loan._version
-        if storage_users(loan.untyped_storage()) == _SOLE_USER:
-            self._loan = None
-            self._loans.discard(self)
-
-    def settle_if_returned(self) -> None:
-        """settle(), where nobody holds the loan any more."""
-        if self._loan is not None and storage_users(self._loan.untyped_storage()) == _SOLE_USER:
-            self.settle()
-
-    def adopt(self, value: torch.Tensor) -> None:
-        """Makes `value`, of the weight's type, shape and strides, its source from now on."""
-        self.engine.replace_tensor(self.tensor, value.data_ptr(), self.size_bytes, value)
-        self._owned = value
-
-    def assign(self, value: torch.Tensor) -> None:
-        """`parameter.data = value`.
-
-        Raises:
-            UnsupportedError: `value` is of another type, shape or device.
-        """
-        if value is self.parameter:
-            return
-        if isinstance(value, ParkedParameter):
-            value = value.data
-        loan = self._loan
-        if loan is not None and value.data_ptr() == loan.data_ptr():
-            return  # what was borrowed is put back: writes to it are seen by settle()
-        self.check_form(value)
-        form = self.form
-        with torch.inference_mode(False), torch.no_grad():
-            kept = value.detach()
-            if kept.stride() != form.stride() or kept.is_inference():
-                kept = torch.empty_strided(form.shape, form.stride(), dtype=form.dtype).copy_(kept)
-        self._loan = None
-        self._loans.discard(self)
-        self.adopt(kept)
-        self._watch(kept)
-
-    def check_form(self, value: torch.Tensor) -> None:
-        """Raises UnsupportedError where `value` cannot be the weight's."""
-        form, device = self.form, self._poison.device
-        if value.shape != form.shape or value.dtype != form.dtype or value.device != device:
-            raise UnsupportedError(
-                f"'{self.name}' is streamed as {tuple(form.shape)} {form.dtype} on {device}; it cannot "
-                f"become {tuple(value.shape)} {value.dtype} on {value.device}. Call "
-                "tensorstream.restore(model) first, or load the model that way"
-            )
+if TYPE_CHECKING:
+    from tensorstream.weight import Weight
 
 
 def weight_of(parameter: torch.Tensor) -> Weight:
     """The weight that a parked or lent parameter belongs to."""
     weight: Weight = parameter._tensorstream_weight  # type: ignore[attr-defined]
     return weight
-
-
-def _poison(like: torch.Tensor) -> torch.Tensor:
-    """One loud element, seen with the shape of `like`: NaN, or 0xFF in types that have none."""
-    fill = 1 if like.dtype is torch.bool else 0xFF
-    raw = torch.full((like.element_size(),), fill, dtype=torch.uint8)
-    return raw.view(like.dtype).reshape(()).expand(like.shape)
 
 
 class _Fetch(torch.autograd.Function):
