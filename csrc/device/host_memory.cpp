@@ -54,7 +54,7 @@ void HostAllocation::set_access(std::uint64_t offset_bytes, std::uint64_t size_b
                                 Access access) {
   if (size_bytes == 0) return;
   const MutexLock lock(mutex_);
-  mapping_.set_access(offset_bytes, size_bytes, access);
+  mapping_.set_access(offset_bytes, size_bytes, access);  // guard: access-rights
   const std::uint64_t last = (offset_bytes + size_bytes - 1) / page_size_bytes();
   for (std::uint64_t page = offset_bytes / page_size_bytes(); page <= last; ++page) {
     page_access_[page] = access;

@@ -267,7 +267,7 @@ void Engine::read_rows(TensorId tensor, std::span<const std::int64_t> indices,
   }
   const std::uint64_t rows = spec.size_bytes / row_bytes;
   for (std::size_t i = 0; i < indices.size(); ++i) {
-    if (indices[i] < 0 || static_cast<std::uint64_t>(indices[i]) >= rows) {
+    if (indices[i] < 0 || static_cast<std::uint64_t>(indices[i]) >= rows) {  // guard: row-bounds
       throw ConfigError("row " + std::to_string(indices[i]) + " of tensor '" + spec.name +
                         "' is asked for; it has " + std::to_string(rows));
     }
@@ -300,7 +300,7 @@ void Engine::replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
   State& state = *state_;
   const TensorSpec& spec = state.tensor(tensor);
   const std::optional<GroupId> group = state.group_of[tensor];
-  if (state.resident_bytes_of(tensor) != nullptr) {
+  if (state.resident_bytes_of(tensor) != nullptr) {  // guard: replaced-resident
     throw ConfigError("tensor '" + spec.name + "' is resident: write to it in its place");
   }
   const auto replace = [&] {

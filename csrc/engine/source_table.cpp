@@ -20,7 +20,7 @@ std::vector<BoundExtent> bind_extents(const TensorSpec& tensor,
     }
     const std::shared_ptr<Reader>& reader = sources[extent.source];
     const auto end = checked_add(extent.offset_bytes, extent.size_bytes);
-    if (!end || *end > reader->size_bytes()) {
+    if (!end || *end > reader->size_bytes()) {  // guard: extent-bounds
       throw ConfigError("tensor '" + tensor.name + "' wants " + std::to_string(extent.size_bytes) +
                         " bytes at offset " + std::to_string(extent.offset_bytes) + " of '" +
                         reader->name() + "', which has " + std::to_string(reader->size_bytes()));
@@ -78,7 +78,7 @@ void SourceTable::read(TensorId tensor, std::uint64_t offset_bytes,
 
 void SourceTable::replace(TensorId tensor, std::shared_ptr<Reader> reader) {
   const std::uint64_t size = reader->size_bytes();
-  if (size != tensors_.at(tensor).size_bytes) {
+  if (size != tensors_.at(tensor).size_bytes) {  // guard: replaced-size
     throw ConfigError("new bytes for tensor '" + tensors_.at(tensor).name + "' are " +
                       std::to_string(size) + ", not its " +
                       std::to_string(tensors_.at(tensor).size_bytes));

@@ -22,7 +22,7 @@ class PreadReader final : public Reader {
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
     file_.read_exact(offset_bytes, out);
     // Afterwards: bytes of a file that was rewritten meanwhile are not handed out either.
-    file_.check_unchanged();
+    file_.check_unchanged();  // guard: read-unchanged
   }
 
  private:
@@ -46,10 +46,10 @@ class MmapReader final : public Reader {
       file_.read_exact(offset_bytes, out);
     } else {
       // A page behind the end of a truncated file is a fatal signal, not an error: look first.
-      file_.check_unchanged();
+      file_.check_unchanged();  // guard: mapping-unchanged
       copy_in_windows(offset_bytes, out);
     }
-    file_.check_unchanged();
+    file_.check_unchanged();  // guard: copy-unchanged
   }
 
  private:

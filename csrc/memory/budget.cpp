@@ -43,7 +43,7 @@ std::shared_ptr<Budget> Budget::create(std::uint64_t limit_bytes) {
 std::optional<Reservation> Budget::try_reserve(std::uint64_t size_bytes) {
   auto self = shared_from_this();
   const MutexLock lock(mutex_);
-  if (size_bytes > limit_bytes_ - used_bytes_) return std::nullopt;
+  if (size_bytes > limit_bytes_ - used_bytes_) return std::nullopt;  // guard: budget-check
   used_bytes_ += size_bytes;
   peak_bytes_ = std::max(peak_bytes_, used_bytes_);
   return Reservation(std::move(self), size_bytes);

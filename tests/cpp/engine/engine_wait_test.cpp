@@ -138,6 +138,24 @@ TEST(EngineWaitForReads, AcquiringWaitsForAReadThatCanFail) {
   EXPECT_GE(engine->statistics().load_seconds, 0.020);
 }
 
+TEST(EngineWaitForLeases, NothingIsLoadedOverALease) {
+  const TestModel model = equal_model(2, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto device = checking_device();
+  Stream& caller = device->caller_stream();
+  const auto engine =
+      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNext));
+  Computation computation(*engine, model);
+  for (GroupId group = 0; group < 2; ++group) {
+    ASSERT_TRUE(engine->acquire(group, caller));
+    ASSERT_TRUE(eventually([&] { return engine->statistics().loads == group + 1; }));
+    EXPECT_TRUE(stays_false([&] { return engine->statistics().loads > group + 1; }));
+    computation.compute(group, caller);
+    engine->release(group, caller);
+  }
+  EXPECT_EQ(computation.right(), 2U);
+}
+
 /// The device does not check here: a checking one keeps memory whose rights still change.
 TEST(EngineDestruction, WaitsForWorkThatUsesReleasedPlaces) {
   const TestModel model = equal_model(3, 300'000);
