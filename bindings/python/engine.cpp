@@ -17,22 +17,15 @@
 #include "engine/model_plan.h"
 #include "io/reader.h"
 #include "memory/budget.h"
+#include "owners.h"
+#include "platform/process_memory.h"
+#include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
 
 using namespace nb::literals;
 using ByteArray = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig>;
-
-/// Keeps a Python object alive for threads that do not hold the GIL.
-std::shared_ptr<const void> keep_alive(const nb::object& owner) {
-  PyObject* const kept = owner.inc_ref().ptr();
-  return {kept, [](const void* object) {
-            if (!nb::is_alive()) return;
-            const nb::gil_scoped_acquire gil;
-            Py_DECREF(const_cast<PyObject*>(static_cast<const PyObject*>(object)));
-          }};
-}
 
 /// An engine with the device and budget that it needs alive.
 class BoundEngine {
@@ -49,17 +42,33 @@ class BoundEngine {
   /// Streams end and readers go without the GIL: what they hold of Python takes it for itself.
   ~BoundEngine() {
     const nb::gil_scoped_release unlocked;
-    engine_.reset();
+    if (in_its_process()) {
+      engine_.reset();
+    } else {
+      static_cast<void>(engine_.release());  // the threads that it would wait for are not here
+    }
   }
   BoundEngine(const BoundEngine&) = delete;
   BoundEngine& operator=(const BoundEngine&) = delete;
 
-  Engine& engine() { return *engine_; }
+  /// Raises UnsupportedError in a child of the process that opened the engine: its threads are not
+  /// there.
+  Engine& engine() {
+    if (!in_its_process()) {
+      throw UnsupportedError("this model was offloaded in process " + std::to_string(process_) +
+                             " and this is a fork of it, process " + std::to_string(process_id()) +
+                             ": offload the model after the fork");
+    }
+    return *engine_;
+  }
   Stream& stream() { return device_->caller_stream(); }
 
  private:
   std::shared_ptr<Device> device_;  // shared by the engines on it
   std::unique_ptr<Engine> engine_;
+  const std::int64_t process_ = process_id();
+
+  bool in_its_process() const { return process_ == process_id(); }
 };
 
 /// The device memory of each tensor of a group, as arrays that keep the engine alive.

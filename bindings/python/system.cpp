@@ -66,6 +66,7 @@ void init_system(nb::module_& module) {
         });
       },
       "sink"_a, "Hands the engine's messages to sink(level, message).");
+  module.def("drop_log_sink", [] { set_log_sink({}); }, "Drops the engine's messages from now on.");
 }
 
 }  // namespace tensorstream

@@ -303,8 +303,9 @@ void Engine::replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
   if (state.resident_bytes_of(tensor) != nullptr) {  // guard: replaced-resident
     throw ConfigError("tensor '" + spec.name + "' is resident: write to it in its place");
   }
+  std::vector<BoundExtent> replaced;  // goes after every lock
   const auto replace = [&] {
-    state.sources.replace(
+    replaced = state.sources.replace(
         tensor, create_memory_reader("memory of '" + spec.name + "'", bytes, std::move(owner)));
   };
   if (group && state.placement(*group) == Placement::kStreamed) {
@@ -319,7 +320,7 @@ Statistics Engine::statistics() const {
   Statistics result;
   result.budget_bytes = state.pool.budget().limit_bytes();
   result.held_bytes = state.fixed.size_bytes() + state.plan.resident_bytes + state.plan.arena_bytes;
-  result.peak_held_bytes = state.pool.budget().peak_bytes();
+  result.peak_held_bytes = result.held_bytes;  // taken when it was opened, kept until it ends
   result.source_ram_bytes = state.sources.ram_bytes();
   if (state.loader) state.loader->add_to(result);
   const MutexLock lock(state.mutex);

@@ -66,40 +66,40 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   if (slot.leases == 0 && leased_overlap(slot)) return false;  // guard: leased-overlap
   count_acquire(slot);
   if (slot.content == Content::kEmpty || slot.content == Content::kFailed) {
-    slot.content = Content::kQueued;
     demanded_.push_back(group);
+    slot.content = Content::kQueued;
   }
-  const bool first = slot.leases++ == 0;  // from here on nothing evicts it
+  ++slot.leases;  // from here on nothing evicts it
+  ++slot.waiting;
   const Stream* const last_stream = slot.last_stream;
   wake_if_needed();
   const Clock::time_point start = Clock::now();
-  wait_until_usable(slot, lock);
+  while (!usable(slot) && slot.content != Content::kFailed) changed_.wait(lock);
+  std::exception_ptr error = slot.content == Content::kFailed ? slot.error : nullptr;
+  lock.unlock();  // a host's wait blocks, and loads need the lock to finish
+  if (!error) error = hand_out(slot, stream, last_stream);
+  lock.lock();
+  --slot.waiting;
+  counted_.stalled_seconds += seconds_since(start);
+  if (error) {
+    --slot.leases;
+    std::rethrow_exception(error);
+  }
+  return true;
+}
 
-  lock.unlock();  // a host's wait below blocks, and loads need the lock to finish
+// The slot is leased: nothing but the order of streams is still to be kept.
+std::exception_ptr Loader::hand_out(Slot& slot, Stream& stream, const Stream* last_stream) const {
   try {
     stream.wait(*slot.loaded);  // guard: wait-for-copy
     if (last_stream != nullptr && last_stream != &stream) {
       stream.wait(*slot.last_use);  // guard: wait-between-streams
     }
-    if (first) stream.set_access(place(group), slot.group.layout.size_bytes, Access::kReadWrite);
-  } catch (...) {  // the caller has no lease to give back
-    lock.lock();
-    --slot.leases;
-    throw;
+    stream.set_access(place(slot.group.id), slot.group.layout.size_bytes, Access::kReadWrite);
+  } catch (...) {  // acquire() raises it
+    return std::current_exception();
   }
-  lock.lock();
-  counted_.stalled_seconds += seconds_since(start);
-  return true;
-}
-
-void Loader::wait_until_usable(Slot& slot, MutexLock& lock) {
-  while (!usable(slot)) {
-    if (slot.content == Content::kFailed) {
-      --slot.leases;
-      std::rethrow_exception(slot.error);
-    }
-    changed_.wait(lock);
-  }
+  return nullptr;
 }
 
 bool Loader::usable(const Slot& slot) const {
@@ -145,12 +145,14 @@ void Loader::release_all(Stream& stream) noexcept {
     const MutexLock lock(mutex_);
     for (const GroupId group : streamed_) {
       Slot& slot = slot_of(group);
-      if (slot.leases == 0) continue;
+      if (slot.leases == slot.waiting) continue;
       const std::uint64_t size_bytes = slot.group.layout.size_bytes;
-      stream.set_access(place(group), size_bytes, Access::kNone);  // guard: access-rights
+      if (slot.waiting == 0) {
+        stream.set_access(place(group), size_bytes, Access::kNone);  // guard: access-rights
+      }
       stream.record(*slot.last_use);
       slot.last_stream = &stream;
-      slot.leases = 0;
+      slot.leases = slot.waiting;  // who still waits for its lease gets it
     }
     order_.restart();
     wake_if_needed();
@@ -229,7 +231,15 @@ void Loader::wake_if_needed() {
   work_.notify_one();
 }
 
-std::optional<GroupId> Loader::next_prefetch() const {
+std::optional<GroupId> Loader::next_prefetch() const noexcept {
+  try {
+    return find_prefetch();
+  } catch (...) {  // no memory to look ahead: the group is loaded when it is asked for
+    return std::nullopt;
+  }
+}
+
+std::optional<GroupId> Loader::find_prefetch() const {
   if (options_.prefetch == Prefetch::kNone || in_flight_ >= kLoadsInFlight) return std::nullopt;
   const std::size_t ahead =
       options_.prefetch == Prefetch::kNext ? 1 : std::min(kLookAhead, streamed_.size());
@@ -274,10 +284,10 @@ void Loader::issue(GroupId group) {
   enqueue_pieces(slot, load);
   copy_stream_->set_access(data, slot.group.layout.size_bytes, Access::kNone);
   copy_stream_->record(*slot.loaded);
+  copy_stream_->run([this, load] { finish(load); });  // it needs the lock that is held here
   slot.load = load;
   slot.content = Content::kIssued;
   ++in_flight_;
-  copy_stream_->run([this, load] { finish(load); });
 }
 
 void Loader::evict_overlapping(const Slot& slot) {
@@ -324,19 +334,20 @@ void Loader::enqueue_pieces(const Slot& slot, const std::shared_ptr<Load>& load)
 }
 
 void Loader::finish(const std::shared_ptr<Load>& load) {
+  load->extents.clear();  // readers end here, not under the lock
   const MutexLock lock(mutex_);
   Slot& slot = slot_of(load->group);
   --in_flight_;
   ++counted_.loads;
-  counted_.load_seconds += seconds_since(load->started);
   if (!load->error) {
+    counted_.load_seconds += seconds_since(load->started);
     counted_.streamed_ram_bytes += load->ram_bytes;
     counted_.streamed_disk_bytes += load->disk_bytes;
     counted_.streamed_bytes += load->ram_bytes + load->disk_bytes;
   }
   settle(slot, *load);
-  wake_if_needed();
   changed_.notify_all();
+  wake_if_needed();
 }
 
 void Loader::settle(Slot& slot, const Load& load) {

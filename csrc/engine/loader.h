@@ -76,13 +76,15 @@ class Loader {
     const Stream* last_stream = nullptr;  // compared, never used
     Content content = Content::kEmpty;
     std::uint32_t leases = 0;
+    std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
     std::shared_ptr<Load> load;  // the one that `content` speaks of
     std::exception_ptr error;
   };
 
   void run(const std::stop_token& stop);
   std::optional<GroupId> next_demanded() TS_REQUIRES(mutex_);
-  std::optional<GroupId> next_prefetch() const TS_REQUIRES(mutex_);
+  std::optional<GroupId> next_prefetch() const noexcept TS_REQUIRES(mutex_);
+  std::optional<GroupId> find_prefetch() const TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
   void issue(GroupId group) TS_REQUIRES(mutex_);
   void evict_overlapping(const Slot& slot) TS_REQUIRES(mutex_);
@@ -92,7 +94,7 @@ class Loader {
   static bool on_device(const Slot& slot);
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
   bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
-  void wait_until_usable(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
+  std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream) const;
   void count_acquire(const Slot& slot) TS_REQUIRES(mutex_);
   static bool overlap(const Slot& a, const Slot& b);
   Slot& slot_of(GroupId group) const;

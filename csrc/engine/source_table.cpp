@@ -25,6 +25,10 @@ std::vector<BoundExtent> bind_extents(const TensorSpec& tensor,
                         " bytes at offset " + std::to_string(extent.offset_bytes) + " of '" +
                         reader->name() + "', which has " + std::to_string(reader->size_bytes()));
     }
+    if (extent.size_bytes > tensor.size_bytes - total) {
+      throw ConfigError("the extents of tensor '" + tensor.name + "' hold more than its " +
+                        std::to_string(tensor.size_bytes) + " bytes");
+    }
     total += extent.size_bytes;
     result.push_back({reader, extent.offset_bytes, extent.size_bytes});
   }
@@ -76,7 +80,7 @@ void SourceTable::read(TensorId tensor, std::uint64_t offset_bytes,
   }
 }
 
-void SourceTable::replace(TensorId tensor, std::shared_ptr<Reader> reader) {
+std::vector<BoundExtent> SourceTable::replace(TensorId tensor, std::shared_ptr<Reader> reader) {
   const std::uint64_t size = reader->size_bytes();
   if (size != tensors_.at(tensor).size_bytes) {  // guard: replaced-size
     throw ConfigError("new bytes for tensor '" + tensors_.at(tensor).name + "' are " +
@@ -84,7 +88,8 @@ void SourceTable::replace(TensorId tensor, std::shared_ptr<Reader> reader) {
                       std::to_string(tensors_.at(tensor).size_bytes));
   }
   const MutexLock lock(mutex_);
-  bound_.at(tensor) = {BoundExtent{std::move(reader), 0, size}};
+  std::vector<BoundExtent> now = {BoundExtent{std::move(reader), 0, size}};
+  return std::exchange(bound_.at(tensor), std::move(now));
 }
 
 std::uint64_t SourceTable::ram_bytes() const {

@@ -12,8 +12,9 @@ namespace tensorstream {
 /// Where a reader's bytes live.
 enum class Tier { kRam, kDisk };
 
-/// Random access to the bytes of one source. Thread-safe.
-class Reader {
+/// Random access to the bytes of one source. Thread-safe. Shared from its own control block, so
+/// that bindings add none of their own language's.
+class Reader : public std::enable_shared_from_this<Reader> {
  public:
   virtual ~Reader() = default;
 
@@ -34,8 +35,8 @@ class Reader {
 
 /// How a file is read.
 enum class FileBackend {
-  /// Through a mapping of the page cache, for reads of 1 MiB and more; pages are let go once they
-  /// are copied.
+  /// Through a mapping of the page cache; pages are let go once they are copied. A file that is
+  /// truncated during the copy is a fatal signal: for files that nobody writes to.
   kMmap,
   /// By pread into the target.
   kPread,

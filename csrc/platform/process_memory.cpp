@@ -39,6 +39,8 @@ std::optional<ResidentSize> resident_size() {
   return ResidentSize{.now_bytes = *now, .peak_bytes = *peak};
 }
 
+std::int64_t process_id() noexcept { return ::getpid(); }
+
 std::uint64_t usable_ram_bytes() {
   const auto group = cgroup_memory("");
   const std::uint64_t machine = physical_ram_bytes();

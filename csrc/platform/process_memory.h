@@ -27,6 +27,9 @@ struct ResidentSize {
 };
 std::optional<ResidentSize> resident_size();
 
+/// This process: another number after a fork.
+std::int64_t process_id() noexcept;
+
 /// RAM that this process may use: the machine's, or its cgroup's limit (v1 and v2, the tightest of
 /// the ancestors) where that is smaller.
 std::uint64_t usable_ram_bytes();

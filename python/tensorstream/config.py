@@ -18,7 +18,7 @@ PREFETCH = {
     "next": _native.Prefetch.NEXT,
     "none": _native.Prefetch.NONE,
 }
-BACKENDS = {"mmap": _native.FileBackend.MMAP, "auto": _native.FileBackend.MMAP}
+BACKENDS = {"auto": _native.FileBackend.PREAD, "mmap": _native.FileBackend.MMAP}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Config:
         vram_budget: Device memory for a GPU, in bytes or as "4GiB", "500MB", "60%". Not for the CPU.
         ram_budget: RAM that weights may take when the device is the CPU, in the same forms. None
             takes what is available less 1 GiB.
-        backend: How files are read: "mmap", or "auto", which picks it.
+        backend: How files are read: "auto" reads them by pread; "mmap" maps them, for files that nobody
+            truncates while the model is in use.
         prefetch: "adaptive" loads as far ahead as the budget has room for, "next" one group, "none"
             nothing.
         keep_resident: Names of modules or parameters, or their prefixes up to a dot, that stay on

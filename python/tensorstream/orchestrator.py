@@ -226,10 +226,9 @@ class Orchestrator:
         if ram_counts:
             for tensor in sources.in_ram:
                 found.tree.keep_resident(found.weights[tensor].names[0])
-        planned = found.tree.plan(config.budget_bytes())
-        self.plan: _native.Plan = planned.plan
-        self.grouping: _native.Grouping = planned.grouping
-        self.budget = _native.create_budget(config.budget_bytes())
+        budget_bytes = config.budget_bytes()  # once: what is available changes
+        self.grouping: _native.Grouping = found.tree.plan(budget_bytes).grouping
+        self.budget = _native.create_budget(budget_bytes)
         self.engine = self._open(found, sources)
         if checkpoint is not None:
             check_equal(found, self.engine)
@@ -256,7 +255,7 @@ class Orchestrator:
         )
 
     def _attach(self, model: nn.Module, found: Walk, sources: Sources) -> None:
-        for group, placement in enumerate(self.plan.placements):
+        for group, placement in enumerate(self.engine.plan.placements):
             members = [found.weights[tensor] for tensor in self.grouping.groups[group].tensors]
             if placement == _native.Placement.RESIDENT:
                 self._settle_residents(group, members)
@@ -371,8 +370,9 @@ class Orchestrator:
     @property
     def backend(self) -> str:
         """How files are read, and why."""
-        asked = "asked for" if self.config.backend != "auto" else "chosen: the files are local"
-        return f"mmap ({asked})"
+        if self.config.backend == "auto":
+            return "pread (auto: a file truncated under a mapping would end the process)"
+        return f"{self.config.backend} (asked for)"
 
     def streamed_from_disk_bytes(self) -> int:
         """Bytes of weights that only files hold now."""
