@@ -147,8 +147,8 @@ TEST(EngineWaitForLeases, NothingIsLoadedOverALease) {
       open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNext));
   Computation computation(*engine, model);
   for (GroupId group = 0; group < 2; ++group) {
-    ASSERT_TRUE(engine->acquire(group, caller));
     ASSERT_TRUE(eventually([&] { return engine->statistics().loads == group + 1; }));
+    ASSERT_TRUE(engine->acquire(group, caller));
     EXPECT_TRUE(stays_false([&] { return engine->statistics().loads > group + 1; }));
     computation.compute(group, caller);
     engine->release(group, caller);
