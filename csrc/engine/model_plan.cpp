@@ -90,6 +90,17 @@ CutGroups smallest_cut(const ModelTree& tree) {
   return std::move(*best);
 }
 
+/// Whether a finer cut's plan is worth its smaller loads: fewer are exposed, or a pass takes
+/// noticeably less time because more of the budget is put to use.
+bool is_better(const Plan& finer, const Plan& coarser) {
+  constexpr double kNoticeably = 0.97;
+  if (finer.exposed_loads != coarser.exposed_loads && coarser.exposed_loads != 0) {
+    return finer.predicted_seconds <= coarser.predicted_seconds;
+  }
+  return finer.exposed_loads == 0 &&
+         finer.predicted_seconds < kNoticeably * coarser.predicted_seconds;
+}
+
 void add_fixed(Plan& plan, const ModelTree& tree, std::uint64_t budget_bytes,
                std::uint64_t smallest_bytes) {
   plan.budget_bytes = budget_bytes;
@@ -161,12 +172,11 @@ ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Ra
   }
   std::optional<ModelPlan> best;
   const auto consider = [&](const Cut& cut) {
-    if (best && best->plan.exposed_loads == 0) return;
     Grouping grouping = group_with(tree, cut);
     const std::vector<GroupFootprint> groups = footprints(grouping.groups, tree.tensors);
     if (smallest_budget_bytes(groups) > free_bytes) return;
     Plan plan = make_plan(groups, free_bytes, rates);
-    if (!best || plan.predicted_seconds < best->plan.predicted_seconds) {
+    if (!best || is_better(plan, best->plan)) {
       best = ModelPlan{std::move(grouping), std::move(plan)};
     }
   };

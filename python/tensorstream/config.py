@@ -52,11 +52,11 @@ class Config:
         """Checks each option by itself."""
         _check_choice("prefetch", self.prefetch, PREFETCH)
         _check_choice("backend", self.backend, BACKENDS)
-        if isinstance(self.keep_resident, str):
-            raise ConfigError(
-                f"keep_resident is one text, {self.keep_resident!r}; give a sequence of names, "
-                f"({self.keep_resident!r},)"
-            )
+        names = self.keep_resident
+        if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"keep_resident is {names!r}; give a sequence of names")
+        if isinstance(names, str):
+            raise ConfigError(f"keep_resident is one text, {names!r}; give ({names!r},)")
         device = self.torch_device
         if device.type != "cpu":
             raise UnsupportedError(

@@ -62,6 +62,8 @@ def from_pretrained(
     _check_checkpoint(path, kwargs)
     loader = model_class if model_class is not None else _class_for(path, kwargs)
     _check_misspelt(loader, kwargs)
+    # What does not fit is listed then, and refused below with our error, not transformers'.
+    kwargs["ignore_mismatched_sizes"] = True
     model, info = loader.from_pretrained(
         path, output_loading_info=True, use_safetensors=True, **kwargs
     )

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import logging
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import increment_version
 from torch.utils import _pytree as pytree
 
 from tensorstream import _native
 from tensorstream.config import BACKENDS, PREFETCH, Config
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.proxy import ParkedParameter
+from tensorstream.saved import SavedHooks
 from tensorstream.session import Session
 from tensorstream.sources import (
     Sources,
@@ -57,22 +57,12 @@ def is_offloaded(model: nn.Module) -> bool:
     return model in _orchestrators
 
 
-class _LostEngine:
-    """Stands for the engine in a child that was forked: the engine's threads are the parent's."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise UnsupportedError(
-            "this model was offloaded before the process was forked, and its engine's threads stayed "
-            "behind; load and offload the model in the child, or start the child by 'spawn'"
-        )
-
-
-def _lose_engines() -> None:
+def _renew_locks() -> None:
     for orchestrator in list(_orchestrators.values()):
-        orchestrator.lose_engine()
+        orchestrator.renew_locks()
 
 
-os.register_at_fork(after_in_child=_lose_engines)
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 class _Lent:
@@ -86,18 +76,18 @@ class _Lent:
             for weight, place in zip(weights, places, strict=True)
         ]
         self.storages = [view.untyped_storage() for view in self.views]
+        self.addresses = {
+            storage.data_ptr(): weight
+            for storage, weight in zip(self.storages, weights, strict=True)
+        }
         self.versions = [0] * len(weights)
         self.depth = 0
-        # Holders of the views' storages when nobody else has one, and at the start of the lease:
-        # graphs of forwards with gradients hold some until they are dropped.
-        self._own_users = [storage_users(storage) for storage in self.storages]
-        self._users = self._own_users
-        self.in_graphs = False
+        self.hooked = False
+        # Holders of the views' storages when nobody else has one.
+        self._users = [storage_users(storage) for storage in self.storages]
 
     def lend(self) -> None:
-        if self.in_graphs:
-            self._users = [storage_users(storage) for storage in self.storages]
-            self.in_graphs = self._users != self._own_users
+        """Makes the group's parameters usable ones on the arena."""
         for index, (weight, view) in enumerate(zip(self.weights, self.views, strict=True)):
             weight.lend(view)
             self.versions[index] = weight.parameter._version
@@ -106,16 +96,13 @@ class _Lent:
         """Parks the weights; those that were written to while they were lent, with their bytes."""
         with torch.inference_mode(False), torch.no_grad():
             written = [
-                (weight, view.clone())
+                (weight, torch.clone(weight.parameter.detach()))
                 for weight, view, version in zip(
                     self.weights, self.views, self.versions, strict=True
                 )
                 if weight.parameter._version != version
+                or weight.parameter.data_ptr() != view.data_ptr()
             ]
-        if torch.is_grad_enabled():
-            # A graph that saved the weights must not be run backward over other bytes.
-            for weight in self.weights:
-                increment_version(weight.parameter)
         for weight in self.weights:
             weight.park()
         return written
@@ -165,6 +152,17 @@ def _no_hook(*_: Any) -> None:
     """Stands for a hook of ours on a copy of an offloaded model, which is a plain model."""
 
 
+_MODULE_CODE = nn.Module.__call__.__code__.co_filename
+
+
+def _frame_of_call() -> FrameType:
+    """The frame that runs a module's hooks: the nearest one of torch's own code for modules."""
+    frame = sys._getframe()
+    while frame.f_code.co_filename != _MODULE_CODE and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
 class _Unit:
     """A hooked module: leases its groups for the time of its forward."""
 
@@ -174,13 +172,19 @@ class _Unit:
         self._running: list[tuple[FrameType, list[_Lent]]] = []
 
     def attach(self, module: nn.Module) -> list[Any]:
+        """Registers the hooks; torch.compile calls them between graphs and does not trace them."""
+        before, after = torch.compiler.disable(self.before), torch.compiler.disable(self.after)
         return [
-            module.register_forward_pre_hook(_Hook(self.before), prepend=True),
-            module.register_forward_hook(_Hook(self.after), always_call=True),
+            module.register_forward_pre_hook(_Hook(before), prepend=True),
+            module.register_forward_hook(_Hook(after), always_call=True),
         ]
 
     def before(self, module: nn.Module, args: Any) -> None:
-        frame = sys._getframe(2)
+        if torch._C._get_tracing_state() is not None:
+            raise UnsupportedError(
+                "torch.jit.trace would freeze streamed weights; restore the model first"
+            )
+        frame = _frame_of_call()
         self._orchestrator.session.enter(frame)
         held: list[_Lent] = []
         self._running.append((frame, held))
@@ -193,11 +197,15 @@ class _Unit:
             return None
         frame, held = self._running.pop()
         result = output
-        try:
-            for lent in reversed(held):
-                result = self._orchestrator.give_back(lent, result)
-        finally:
-            self._orchestrator.session.leave(frame)
+
+        def give_back(lent: _Lent) -> None:
+            nonlocal result
+            result = self._orchestrator.give_back(lent, result)
+
+        with contextlib.ExitStack() as stack:  # every group is given back, whatever fails
+            stack.callback(self._orchestrator.session.leave, frame)
+            for lent in held:
+                stack.callback(give_back, lent)
         return None if result is output else result
 
     def forget(self) -> None:
@@ -234,6 +242,7 @@ class Orchestrator:
             check_equal(found, self.engine)
             materialize_forms(found, found.modules)
         self.loans = Loans()
+        self.saved = SavedHooks()
         self.session = Session(self._reclaim)
         self.names = [weight.names for weight in found.weights]
         self._resident: list[FoundWeight] = []
@@ -312,7 +321,12 @@ class Orchestrator:
                         weight.end_pointing()
             if not self.engine.acquire(lent.group):
                 return False
-            lent.lend()
+            try:
+                lent.lend()
+            except UnsupportedError:
+                self.engine.release(lent.group)
+                raise
+            lent.hooked = self.saved.push(lent.addresses)
         lent.depth += 1
         return True
 
@@ -321,20 +335,32 @@ class Orchestrator:
         lent.depth -= 1
         if lent.depth > 0:
             return output
-        written = lent.park()
-        escaped = lent.escaped()
         returned: list[torch.Tensor] = []
-        if escaped:
-            places = {lent.storages[index].data_ptr() for index in escaped}
-            output = _without_views(output, places, returned)
-        self.engine.release(lent.group)
-        for weight, value in written:
-            weight.adopt(value)
-        if escaped and torch.is_grad_enabled():
-            lent.in_graphs = True
-        elif escaped and output is not None:
+        escaped = False
+        try:
+            written = self._park(lent)
+            escaped = bool(lent.escaped())
+            if escaped:
+                output = _without_views(output, lent.addresses, returned)
+        finally:
+            self.engine.release(lent.group)
+        self._keep(written)
+        if self.loans:
+            for weight in lent.weights:
+                weight.check_unwritten()
+        if escaped and output is not None:
             self._check_kept(lent, returned)
         return output
+
+    def _park(self, lent: _Lent) -> list[tuple[Weight, torch.Tensor]]:
+        self.saved.pop(lent.addresses, lent.hooked)
+        return lent.park()
+
+    def _keep(self, written: list[tuple[Weight, torch.Tensor]]) -> None:
+        """Makes what a forward wrote to its weights their bytes; their leases are over."""
+        for weight, value in written:
+            weight.check_form(value)
+            weight.adopt(value)
 
     def _check_kept(self, lent: _Lent, returned: list[torch.Tensor]) -> None:
         name = lent.kept(returned)
@@ -348,23 +374,17 @@ class Orchestrator:
         """Gives back what a forward held that will never run its post-hooks."""
         for unit in self._units:
             unit.forget()
-        written = []
+        written: list[tuple[Weight, torch.Tensor]] = []
         for lent in self._lent.values():
             if lent.depth:
                 lent.depth = 0
-                written += lent.park()
+                written += self._park(lent)
         self.engine.release_all()
-        for weight, value in written:
-            weight.adopt(value)
+        self._keep(written)
 
-    def lose_engine(self) -> None:
-        """Lets the engine of the parent process be, for good: its end would wait for its threads."""
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.engine))
-        lost: Any = _LostEngine()
-        self.engine = lost
-        for weight in self._weights.values():
-            weight.engine = lost
-        self.loans.lock = threading.RLock()  # a thread of the parent may have held it
+    def renew_locks(self) -> None:
+        """In a forked child: threads of the parent may have held the locks, and are not here."""
+        self.loans.lock = threading.RLock()
         self.session = Session(self._reclaim)
 
     @property
@@ -380,7 +400,12 @@ class Orchestrator:
 
     def restore(self, model: nn.Module) -> None:
         """Gives every parameter memory of its own, takes the hooks off, ends the engine."""
+        frame = sys._getframe()
+        self.session.enter(
+            frame
+        )  # after a forward of another thread, and instead of an abandoned one
         self._reclaim()
+        self.session.leave(frame)
         for weight in self._weights.values():
             with self.loans.lock:
                 value = weight.truth()
@@ -393,7 +418,7 @@ class Orchestrator:
         del _orchestrators[model]
 
 
-def _without_views(output: Any, places: set[int], views: list[torch.Tensor]) -> Any:
+def _without_views(output: Any, places: Container[int], views: list[torch.Tensor]) -> Any:
     """`output` with clones in place of tensors in `places`; containers keep their types.
 
     What was replaced is appended to `views`.
@@ -402,6 +427,8 @@ def _without_views(output: Any, places: set[int], views: list[torch.Tensor]) -> 
     def own(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, ParkedParameter):
             return leaf
+        if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+            return leaf  # has no storage to look at; whether it keeps a view is checked by count
         if leaf.layout is not torch.strided or leaf.untyped_storage().data_ptr() not in places:
             return leaf
         views.append(leaf)

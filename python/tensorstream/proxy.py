@@ -46,8 +46,12 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, table: torch.Tensor, rows: torch.Tensor, indices: torch.Tensor,
-        padding_idx: int, scale: bool,
+        ctx: Any,
+        table: torch.Tensor,
+        rows: torch.Tensor,
+        indices: torch.Tensor,
+        padding_idx: int,
+        scale: bool,
     ) -> torch.Tensor:
         ctx.save_for_backward(indices)
         ctx.options = (weight_of(table).form.shape[0], padding_idx, scale)
@@ -57,9 +61,7 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
         count, padding_idx, scale = ctx.options
-        grad = torch.ops.aten.embedding_dense_backward(
-            grads[0], indices, count, padding_idx, scale
-        )
+        grad = torch.ops.aten.embedding_dense_backward(grads[0], indices, count, padding_idx, scale)
         return grad, None, None, None, None
 
 
@@ -68,6 +70,7 @@ class LentParameter(nn.Parameter):
 
     @property
     def data(self) -> torch.Tensor:
+        """The weight without its history; writes to it are seen."""
         return self.detach()
 
     @data.setter
@@ -174,6 +177,10 @@ _REFUSED = frozenset("set_ resize_ resize_as_ share_memory_".split())
 
 def _on_the_truth(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Runs `func` on true values; what it writes is kept, what it hands out is tracked."""
+    if torch._C._get_tracing_state() is not None:
+        raise UnsupportedError(
+            "torch.jit.trace would freeze streamed weights; restore the model first"
+        )
     leaves, structure = pytree.tree_flatten((args, kwargs))
     parked = {id(leaf): leaf for leaf in leaves if isinstance(leaf, ParkedParameter)}
     first = weight_of(next(iter(parked.values())))
@@ -186,6 +193,8 @@ def _on_the_truth(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
+        if _name_of(func).startswith("_fused_"):  # optimizers' steps: they raise no version
+            used = {key: (*use[:3], -1) for key, use in used.items()}
         returned = {id(alias): parked[key] for key, alias in aliases.items()}
         result = pytree.tree_map(lambda leaf: returned.get(id(leaf), leaf), result)
         uses = [(weight, value, version) for weight, value, _, version in used.values()]
@@ -255,8 +264,9 @@ def _addressed(func: Callable[..., Any]) -> Callable[..., Any]:
             weight._loans.sweep()
             value = weight.truth()
             weight.point_at(value)
+            result = func(value)
             weight.after_use(value, value._version)
-        return func(value)
+        return result
 
     return call
 
@@ -276,4 +286,5 @@ _HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.embedding: _embedding,
     torch.Tensor.data_ptr: _addressed(torch.Tensor.data_ptr),
     torch.Tensor.untyped_storage: _addressed(torch.Tensor.untyped_storage),
+    torch.Tensor.storage: _addressed(torch.Tensor.storage),
 }

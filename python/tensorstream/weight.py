@@ -38,9 +38,11 @@ class Loans:
         return bool(self._weights)
 
     def add(self, weight: Weight) -> None:
+        """Says that somebody holds the weight's true value."""
         self._weights.add(weight)
 
     def discard(self, weight: Weight) -> None:
+        """Says that nobody does any more."""
         self._weights.discard(weight)
 
     def sweep(self) -> None:
@@ -80,9 +82,12 @@ class Weight:
         self._loan_version = 0
         self._pointed_at: torch.Tensor | None = None
         self._owned: torch.Tensor | None = None
+        # Counts the values that the weight had: raised with each write.
+        self.generation = 0
 
     @property
     def name(self) -> str:
+        """Its first name in the model."""
         return self.names[0]
 
     def take_over(self, in_ram: torch.Tensor | None) -> None:
@@ -102,7 +107,16 @@ class Weight:
         self.parameter.__class__ = ParkedParameter
 
     def lend(self, view: torch.Tensor) -> None:
-        """Puts the parameter on `view` for the time of a lease."""
+        """Puts the parameter on `view` for the time of a lease.
+
+        Raises:
+            UnsupportedError: Something else was put in the parameter's place.
+        """
+        if type(self.parameter) is not ParkedParameter:
+            raise UnsupportedError(
+                f"the streamed weight '{self.name}' was exchanged (torch.utils.swap_tensors?); call "
+                "tensorstream.restore(model) before you do that"
+            )
         self.free(view)
         self.parameter.__class__ = LentParameter
 
@@ -142,7 +156,9 @@ class Weight:
         flat = indices.to(torch.int64).contiguous()
         with torch.no_grad():
             columns = self.form.shape[1]
-            out = torch.empty((*indices.shape, columns), dtype=self.form.dtype, device=indices.device)
+            out = torch.empty(
+                (*indices.shape, columns), dtype=self.form.dtype, device=indices.device
+            )
         row_bytes = self.form[:1].nbytes
         try:
             self.engine.read_rows(
@@ -176,8 +192,8 @@ class Weight:
     def settle(self) -> None:
         """Makes what was written to a loan the weight's bytes, and ends a loan nobody holds."""
         loan = self._loan
-        if loan is None:
-            return
+        if loan is None or type(self.parameter) is LentParameter:
+            return  # in use: settled before the next one
         if loan is self._owned or loan._version != self._loan_version:
             self.adopt(loan)  # owned memory is the source already: what was loaded of it is not
         elif not self.engine.holds(self.tensor, loan.data_ptr(), self.size_bytes):
@@ -186,6 +202,14 @@ class Weight:
         if storage_users(loan.untyped_storage()) == _SOLE_USER:
             self._loan = None
             self._loans.discard(self)
+
+    def check_unwritten(self) -> None:
+        """Raises UnsupportedError where a loan was written to while the weight was in use."""
+        if self._loan is not None and self._loan._version != self._loan_version:
+            raise UnsupportedError(
+                f"the streamed weight '{self.name}' was written to through an alias taken before its "
+                "module's forward, while that forward ran: write before it or after it"
+            )
 
     def settle_if_returned(self) -> None:
         """settle(), where nobody holds the loan any more."""
@@ -196,6 +220,7 @@ class Weight:
         """Makes `value`, of the weight's type, shape and strides, its source from now on."""
         self.engine.replace_tensor(self.tensor, value.data_ptr(), self.size_bytes, value)
         self._owned = value
+        self.generation += 1
 
     def assign(self, value: torch.Tensor) -> None:
         """`parameter.data = value`.

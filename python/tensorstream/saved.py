@@ -1,0 +1,96 @@
+"""What autograd saves while weights are lent: which weight, not its bytes in the arena.
+
+The arena's bytes are replaced long before backward. While a group is leased, a pair of hooks of
+autograd packs a tensor that lies in the arena as the weight and the view of it, and unpacks it from
+the weight's source. So graphs hold no memory of the arena, backward gets true values, and whoever
+else holds a view of the arena after the forward can be told from a graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from tensorstream.weight import Weight
+
+
+@dataclasses.dataclass(frozen=True)
+class _SavedWeight:
+    """A view of a weight, and the weight's generation when it was saved."""
+
+    weight: Weight
+    generation: int
+    form: torch.Tensor
+
+    def read(self) -> torch.Tensor:
+        if self.weight.generation != self.generation:
+            raise RuntimeError(
+                f"the streamed weight '{self.weight.name}' was written to after the forward that saved "
+                "it for gradient computation"
+            )
+        value = self.weight.read()
+        view = torch.empty(0, dtype=self.form.dtype)
+        offset = int(self.form.storage_offset())
+        return view.set_(value.untyped_storage(), offset, self.form.shape, self.form.stride())
+
+
+@dataclasses.dataclass(frozen=True)
+class _SavedTensor:
+    """Any other tensor, and its version when it was saved."""
+
+    tensor: torch.Tensor
+    version: int
+
+    def read(self) -> torch.Tensor:
+        if not self.tensor.is_inference() and self.tensor._version != self.version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace "
+                f"operation: {tuple(self.tensor.shape)} {self.tensor.dtype} is at version "
+                f"{self.tensor._version}; expected version {self.version} instead"
+            )
+        return self.tensor
+
+
+class SavedHooks:
+    """The pair of hooks of one model. Pushed and popped with leases, innermost last."""
+
+    def __init__(self) -> None:
+        # The weights that are lent now, by the address of their places: others may share the places.
+        self._lent: dict[int, Weight] = {}
+
+    def push(self, lent: dict[int, Weight]) -> bool:
+        """Makes autograd of this thread use the hooks for `lent` too; False where it takes none now."""
+        self._lent.update(lent)
+        if not torch._C._autograd._saved_tensors_hooks_is_enabled():
+            return False
+        torch._C._autograd._push_saved_tensors_default_hooks(self.pack, self.unpack)
+        return True
+
+    def pop(self, lent: dict[int, Weight], pushed: bool) -> None:
+        """Ends the last push()."""
+        for address in lent:
+            self._lent.pop(address, None)
+        top: Any = torch._C._autograd._top_saved_tensors_default_hooks(True) if pushed else None
+        if top is not None and top[0] == self.pack:
+            torch._C._autograd._pop_saved_tensors_default_hooks()
+
+    def pack(self, tensor: torch.Tensor) -> _SavedWeight | _SavedTensor:
+        """What a graph keeps for `tensor`."""
+        strided = tensor.layout is torch.strided
+        weight = self._lent.get(tensor.untyped_storage().data_ptr()) if strided else None
+        if weight is None:
+            version = 0 if tensor.is_inference() else tensor._version
+            return _SavedTensor(tensor.detach(), version)
+        form = torch.empty(0, dtype=tensor.dtype, device="meta").set_(
+            torch.UntypedStorage(weight.size_bytes, device="meta"),
+            int(tensor.storage_offset()),
+            tensor.shape,
+            tensor.stride(),
+        )
+        return _SavedWeight(weight, weight.generation, form)
+
+    def unpack(self, saved: _SavedWeight | _SavedTensor) -> torch.Tensor:
+        """The tensor that pack() was given, or its equal."""
+        return saved.read()
