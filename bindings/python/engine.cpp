@@ -56,8 +56,8 @@ class BoundEngine {
   Engine& engine() {
     if (!in_its_process()) {
       throw UnsupportedError("this model was offloaded in process " + std::to_string(process_) +
-                             " and this is a fork of it, process " + std::to_string(process_id()) +
-                             ": offload the model after the fork");
+                             " and cannot run in process " + std::to_string(process_id()) +
+                             ", which was forked from it: load and offload the model in the child");
     }
     return *engine_;
   }

@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 import tensorstream as ts
 from conftest import assert_same, offload_tightly, same_bytes
-from model_shapes import Block, make_stack, token_ids
+from model_shapes import Block, make_stack, row_ids, token_ids
 from parked_pair import Pair, make_pair
 
 
@@ -73,22 +75,104 @@ def test_backward_after_a_write_raises_as_torch_does(pair: Pair) -> None:
             loss.backward()
 
 
-def test_backward_through_streamed_weights_raises(pair: Pair) -> None:
-    ids = token_ids(7) % 512
+class Keeping(nn.Module):
+    """Runs its layer under hooks of its own that keep what a graph saves as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(256, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with saved_tensors_hooks(lambda tensor: tensor.detach(), lambda kept: kept):
+            return F.linear(x, self.layer.weight, self.layer.bias).square() @ self.layer.weight
+
+
+def gradients(model: nn.Module) -> list[torch.Tensor | None]:
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def check_gradients(streamed: nn.Module, plain: nn.Module) -> None:
+    for (name, _), ours, theirs in zip(
+        plain.named_parameters(), gradients(streamed), gradients(plain), strict=True
+    ):
+        assert (ours is None) == (theirs is None), name
+        assert ours is None or torch.equal(ours, theirs), name
+
+
+def test_backward_through_streamed_weights_is_the_plain_one(pair: Pair) -> None:
+    ids = row_ids()
     loss = pair.streamed(ids).sum()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-    pair.check_forward("while the graph is held")
+    pair.check_forward("while the graph is held")  # other weights' bytes are in the arena now
+    loss.backward()
+    pair.plain(ids).sum().backward()
+    check_gradients(pair.streamed, pair.plain)
     del loss
     pair.check_forward("after the graph is dropped")
 
 
-def test_backward_raises_also_where_nothing_ran_in_between() -> None:
+def test_gradients_of_inputs_flow_through_streamed_weights() -> None:
+    model = nn.Sequential(Block(), Block(), Block())
+    plain = copy.deepcopy(model)
+    offload_tightly(model)
+    ours, theirs = (X.clone().requires_grad_() for _ in range(2))
+    model(ours).sum().backward()
+    plain(theirs).sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+    check_gradients(model, plain)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_blocks_give_the_plain_gradients(use_reentrant: bool) -> None:
+    model = nn.Sequential(Block(), Block(), Block())
+    plain = copy.deepcopy(model)
+    offload_tightly(model)
+    for blocks in (model, plain):
+        x = X.clone().requires_grad_()
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=use_reentrant)
+        x.sum().backward()
+    check_gradients(model, plain)
+
+
+def test_a_weight_written_to_after_its_forward_stops_the_backward() -> None:
     model = nn.Sequential(Block(), Block())
     offload_tightly(model)
     x = X.clone().requires_grad_()
+    loss = model(x).sum()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    with pytest.raises(RuntimeError, match="was written to after the forward"):
+        loss.backward()
+
+
+def test_an_activation_changed_in_place_stops_the_backward() -> None:
+    model = nn.Sequential(Block())
+    offload_tightly(model)
+    hidden = model(X.clone().requires_grad_())
+    squared = hidden * hidden
+    hidden.detach().mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        model(x).sum().backward()
+        squared.sum().backward()
+
+
+def test_hooks_of_the_user_that_keep_the_arena_are_refused() -> None:
+    model = nn.Sequential(Keeping(), Keeping())
+    offload_tightly(model)
+    with pytest.raises(ts.UnsupportedError, match="keep_resident"):
+        model(X.clone().requires_grad_())
+
+
+def test_fused_optimizer_steps_are_kept() -> None:
+    model = nn.Sequential(Block(), Block())
+    plain = copy.deepcopy(model)
+    offload_tightly(model)
+    for trained in (model, plain):
+        optimizer = torch.optim.AdamW(trained.parameters(), fused=True)
+        trained(X).sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert torch.equal(model(X), plain(X))
 
 
 def test_a_block_of_its_own_gives_its_gradients_or_raises() -> None:
@@ -106,7 +190,7 @@ def test_a_model_that_fits_trains_as_the_plain_one() -> None:
     model = make_stack(3)
     plain = copy.deepcopy(model)
     ts.offload(model, ram_budget=ts.estimate_memory(model).everything_fits_bytes)
-    ids = token_ids(7) % 512
+    ids = row_ids()
     for step in range(3):
         for either in (model, plain):
             optimizer = torch.optim.SGD(either.parameters(), lr=0.1)

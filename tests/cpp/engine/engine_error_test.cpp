@@ -131,7 +131,7 @@ TEST_P(EngineError, ALoadAheadThatFailsIsNotRaisedElsewhere) {
   const auto broken = faulty(model, first, {.failing_read = 1});
   spec.sources[first] = broken;
   const auto engine = open_engine(*device_, spec, budget);
-  ASSERT_TRUE(eventually([&] { return engine->statistics().loads == 1; }));
+  ASSERT_TRUE(eventually([&] { return engine->statistics().loads >= 1; }));
   ASSERT_EQ(broken->reads(), 1);
   Computation computation(*engine, model);
   for (GroupId group = first + 1; group < 6; ++group) {

@@ -171,6 +171,26 @@ TEST_P(EngineThread, AnEngineGoesWhileItLoads) {
 INSTANTIATE_TEST_SUITE_P(Streams, EngineThread, ::testing::Values(On::kCaller, On::kQueue),
                          on_name);
 
+TEST(EngineWaiter, KeepsTheLeaseThatItWaitsForWhenAllAreReleased) {
+  const TestModel model = equal_model(2, 5000);
+  ModelSpec spec = model.in_memory();
+  const auto held = std::make_shared<HeldReader>(spec.sources[0]);
+  spec.sources[0] = held;
+  const auto device = checking_device();
+  const auto engine =
+      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNone));
+  Computation computation(*engine, model);
+  std::jthread waiter(
+      [&] { EXPECT_NO_THROW(EXPECT_TRUE(computation.use(0, device->caller_stream()))); });
+  held->wait_until_begun();
+  engine->release_all(device->caller_stream());
+  EXPECT_FALSE(engine->acquire(1, device->caller_stream()));
+  held->open();
+  waiter.join();
+  EXPECT_TRUE(computation.use(1, device->caller_stream()));
+  EXPECT_EQ(computation.right(), 2U);
+}
+
 TEST(EngineDestruction, WaitsForAReadUnderWay) {
   const TestModel model = equal_model(3, 5000);
   ModelSpec spec = model.in_memory();

@@ -11,6 +11,7 @@
 
 #include "base/units.h"
 #include "engine/group_layout.h"
+#include "scheduler/planner.h"
 #include "scheduler/model_builder.h"
 #include "tensorstream/error.h"
 
@@ -83,30 +84,24 @@ void expect_smallest_is_exact(const ModelTree& tree) {
   EXPECT_THAT(error.what(), HasSubstr(std::to_string(smallest)));
 }
 
-TEST(ModelPlan, CutsFinerAsTheBudgetShrinks) {
+TEST(ModelPlan, FinerCutsAreTakenWhereTheyPay) {
   const ModelTree tree = llama();
-  const std::uint64_t block = 96_MiB;
-  const ModelPlan whole = plan_model(tree, 4_GiB, Rates{});
-  EXPECT_EQ(whole.plan.streamed_bytes, 0U);
-  const ModelPlan blocks = plan_model(tree, 600_MiB, Rates{});
-  EXPECT_GE(largest_streamed(blocks, tree), block);
-  EXPECT_EQ(blocks.plan.exposed_loads, 0U);
-  const ModelPlan parts = plan_model(tree, 150_MiB, Rates{});
-  EXPECT_LT(largest_streamed(parts, tree), block);
-  EXPECT_GT(parts.grouping.groups.size(), blocks.grouping.groups.size());
-  std::size_t groups = 0;
-  for (const std::uint64_t budget : {600_MiB, 250_MiB, 150_MiB, 100_MiB, 61_MiB}) {
-    const ModelPlan planned = plan_model(tree, budget, Rates{});
-    EXPECT_LE(planned.plan.resident_bytes + planned.plan.arena_bytes, budget);
-    EXPECT_GE(planned.grouping.groups.size(), groups) << budget;
-    groups = planned.grouping.groups.size();
+  const std::vector<GroupFootprint> blocks = footprints(group_model(tree).groups, tree.tensors);
+  for (const std::uint64_t budget : {600_MiB, 450_MiB, 350_MiB, 300_MiB}) {
+    const Plan whole = make_plan(blocks, budget, Rates{});
+    const Plan chosen = plan_model(tree, budget, Rates{}).plan;
+    EXPECT_LE(chosen.resident_bytes + chosen.arena_bytes, budget);
+    EXPECT_LE(chosen.predicted_seconds, whole.predicted_seconds) << budget;
+    EXPECT_LE(chosen.exposed_loads, whole.exposed_loads) << budget;
   }
+  const ModelPlan parts = plan_model(tree, 150_MiB, Rates{});
+  EXPECT_LT(largest_streamed(parts, tree), 96_MiB);
 }
 
-TEST(ModelPlan, BlocksStayWholeWhereTwoOfThemFit) {
+TEST(ModelPlan, BlocksStayWholeWherePartsGainNothing) {
   const ModelTree tree = llama();
-  const ModelPlan planned = plan_model(tree, 300_MiB, Rates{});
-  EXPECT_EQ(planned.plan.exposed_loads, 0U);
+  const ModelPlan planned = plan_model(tree, 4_GiB, Rates{});
+  EXPECT_EQ(planned.plan.streamed_bytes, 0U);
   const auto structure = group_model(tree);
   ASSERT_EQ(planned.grouping.groups.size(), structure.groups.size());
   for (std::size_t i = 0; i < structure.groups.size(); ++i) {
