@@ -59,10 +59,11 @@ def walk(model: nn.Module, keep_resident: Sequence[str] = ()) -> Walk:
     _add_modules(found, model, by_parameter)
     seen: set[int] = set()
     for buffer in model.buffers():
-        key = buffer.data_ptr() or id(buffer)
+        plain = type(buffer) is torch.Tensor and buffer.layout is torch.strided
+        key = (plain and buffer.data_ptr()) or id(buffer)
         if key not in seen:
             seen.add(key)
-            found.tree.add_fixed_bytes(buffer.nbytes)
+            found.tree.add_fixed_bytes(_size_bytes(buffer))
     for name in keep_resident:
         found.tree.keep_resident(name)
     if found.left:
@@ -103,7 +104,7 @@ def _add_weights(found: Walk, model: nn.Module, names: dict[int, list[str]]) -> 
                 found.weights.append(FoundWeight(parameter, names[id(parameter)], tensor, form))
         if reason is not None:
             found.left[name] = reason
-            found.tree.add_fixed_bytes(parameter.nbytes)
+            found.tree.add_fixed_bytes(_size_bytes(parameter))
     return by_parameter
 
 
@@ -124,6 +125,15 @@ def _reason_to_leave(parameter: nn.Parameter, shared: set[int]) -> str | None:
     if id(parameter) in shared:
         return "it shares memory with another parameter"
     return None
+
+
+def _size_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor of any layout; for one that does not say, those of its shape."""
+    if tensor.layout is torch.strided:
+        return tensor.nbytes
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices().nbytes + tensor._values().nbytes
+    return tensor.numel() * tensor.element_size()
 
 
 def _overlapping(model: nn.Module) -> set[int]:

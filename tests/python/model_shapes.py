@@ -155,6 +155,11 @@ def token_ids(count: int = 9, seed: int = 5) -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (1, count), generator=generator)
 
 
+def row_ids() -> torch.Tensor:
+    """What a Stack takes."""
+    return token_ids(7) % 512
+
+
 def _random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(6))
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from conftest import assert_same, offload_tightly
-from model_shapes import Stack, make_stack, token_ids
+from model_shapes import Stack, make_stack, row_ids
 from tensorstream.proxy import ParkedParameter
 
 
@@ -35,7 +35,7 @@ class Pair:
 
     def check_forward(self, what: str = "forward") -> None:
         """Both give the same output, in two forwards: the second takes what was prefetched."""
-        ids = token_ids(7) % 512
+        ids = row_ids()
         with torch.no_grad():
             expected = self.plain(ids)
             assert_same(self.streamed(ids), expected, f"{what}, first forward")
