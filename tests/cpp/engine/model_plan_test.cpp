@@ -11,8 +11,8 @@
 
 #include "base/units.h"
 #include "engine/group_layout.h"
-#include "scheduler/planner.h"
 #include "scheduler/model_builder.h"
+#include "scheduler/planner.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
