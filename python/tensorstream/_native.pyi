@@ -62,6 +62,9 @@ class LogLevel(enum.IntEnum):
 def set_log_sink(sink: Callable) -> None:
     """Hands the engine's messages to sink(level, message)."""
 
+def drop_log_sink() -> None:
+    """Drops the engine's messages from now on."""
+
 class CheckpointTensor:
     @property
     def name(self) -> str: ...

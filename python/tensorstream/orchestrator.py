@@ -298,7 +298,12 @@ class Orchestrator:
     def _make_weight(self, member: FoundWeight) -> Weight:
         parameter = member.parameter
         weight = Weight(
-            parameter, member.names, member.tensor, member.form, self.engine, self.loans
+            parameter,
+            member.names,
+            member.tensor,
+            form=member.form,
+            engine=self.engine,
+            loans=self.loans,
         )
         parameter._tensorstream_weight = weight  # type: ignore[attr-defined]
         self._weights[member.tensor] = weight

@@ -46,23 +46,18 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        table: torch.Tensor,
-        rows: torch.Tensor,
-        indices: torch.Tensor,
-        padding_idx: int,
-        scale: bool,
+        ctx: Any, table: torch.Tensor, rows: torch.Tensor, indices: torch.Tensor, options: Any
     ) -> torch.Tensor:
+        """`options` are the padding index and whether gradients are scaled by frequency."""
         ctx.save_for_backward(indices)
-        ctx.options = (weight_of(table).form.shape[0], padding_idx, scale)
+        ctx.options = (weight_of(table).form.shape[0], *options)
         return rows.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
-        count, padding_idx, scale = ctx.options
-        grad = torch.ops.aten.embedding_dense_backward(grads[0], indices, count, padding_idx, scale)
-        return grad, None, None, None, None
+        grad = torch.ops.aten.embedding_dense_backward(grads[0], indices, *ctx.options)
+        return grad, None, None, None
 
 
 class LentParameter(nn.Parameter):
@@ -118,7 +113,7 @@ class ParkedParameter(nn.Parameter):
             value = weight_of(self).truth()
             return nn.Parameter(value, self.requires_grad).__reduce_ex__(protocol)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         return repr(nn.Parameter(weight_of(self).truth(), self.requires_grad))
 
 
@@ -211,7 +206,8 @@ def _use(parameter: ParkedParameter) -> tuple[Weight, torch.Tensor, torch.Tensor
     version = value._version
     if torch.is_grad_enabled() and parameter.requires_grad:
         with torch._C.DisableTorchFunctionSubclass():
-            return weight, value, _Fetch.apply(parameter, value), version
+            alias = _Fetch.apply(parameter, value)  # type: ignore[no-untyped-call]
+            return weight, value, alias, version
     return weight, value, value.detach(), version
 
 
@@ -228,7 +224,7 @@ def _set_data(parameter: torch.Tensor, value: torch.Tensor) -> None:
         weight_of(parameter).assign(value)
 
 
-def _embedding(
+def _embedding(  # noqa: PLR0917 - the arguments are those of F.embedding
     indices: torch.Tensor,
     table: torch.Tensor,
     padding_idx: int | None = None,
@@ -251,7 +247,7 @@ def _embedding(
     if torch.is_grad_enabled() and table.requires_grad:
         pad = -1 if padding_idx is None else padding_idx % weight_of(table).form.shape[0]
         with torch._C.DisableTorchFunctionSubclass():
-            return _Rows.apply(table, rows, indices, pad, scale_grad_by_freq)  # type: ignore[no-any-return]
+            return _Rows.apply(table, rows, indices, (pad, scale_grad_by_freq))  # type: ignore[no-any-return,no-untyped-call]
     return rows
 
 

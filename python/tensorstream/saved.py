@@ -63,7 +63,8 @@ class SavedHooks:
     def push(self, lent: dict[int, Weight]) -> bool:
         """Makes autograd of this thread use the hooks for `lent` too; False where it takes none now."""
         self._lent.update(lent)
-        if not torch._C._autograd._saved_tensors_hooks_is_enabled():
+        enabled = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+        if not enabled:
             return False
         torch._C._autograd._push_saved_tensors_default_hooks(self.pack, self.unpack)
         return True

@@ -65,6 +65,7 @@ class Weight:
         parameter: nn.Parameter,
         names: list[str],
         tensor: int,
+        *,
         form: torch.Tensor,
         engine: _native.Engine,
         loans: Loans,
@@ -118,7 +119,7 @@ class Weight:
                 "tensorstream.restore(model) before you do that"
             )
         self.free(view)
-        self.parameter.__class__ = LentParameter
+        self.parameter.__class__ = LentParameter  # type: ignore[assignment]
 
     def free(self, value: torch.Tensor) -> None:
         """Makes the parameter a plain one on `value`."""
