@@ -239,7 +239,7 @@ class Orchestrator:
         self.budget = _native.create_budget(budget_bytes)
         self.engine = self._open(found, sources)
         if checkpoint is not None:
-            check_equal(found, self.engine)
+            check_equal(found, self.engine)  # guard: checkpoint-equal
             materialize_forms(found, found.modules)
         self.loans = Loans()
         self.saved = SavedHooks()
@@ -323,7 +323,7 @@ class Orchestrator:
             if self.loans:
                 with self.loans.lock:
                     for weight in lent.weights:
-                        weight.end_pointing()
+                        weight.end_pointing()  # guard: loans-settled
             if not self.engine.acquire(lent.group):
                 return False
             try:
@@ -345,7 +345,7 @@ class Orchestrator:
         try:
             written = self._park(lent)
             escaped = bool(lent.escaped())
-            if escaped:
+            if escaped:  # guard: returned-view
                 output = _without_views(output, lent.addresses, returned)
         finally:
             self.engine.release(lent.group)
@@ -353,7 +353,7 @@ class Orchestrator:
         if self.loans:
             for weight in lent.weights:
                 weight.check_unwritten()
-        if escaped and output is not None:
+        if escaped and output is not None:  # guard: kept-view
             self._check_kept(lent, returned)
         return output
 
@@ -365,7 +365,7 @@ class Orchestrator:
         """Makes what a forward wrote to its weights their bytes; their leases are over."""
         for weight, value in written:
             weight.check_form(value)
-            weight.adopt(value)
+            weight.adopt(value)  # guard: written-in-forward
 
     def _check_kept(self, lent: _Lent, returned: list[torch.Tensor]) -> None:
         name = lent.kept(returned)

@@ -25,7 +25,7 @@ class _SavedWeight:
     form: torch.Tensor
 
     def read(self) -> torch.Tensor:
-        if self.weight.generation != self.generation:
+        if self.weight.generation != self.generation:  # guard: graph-generation
             raise RuntimeError(
                 f"the streamed weight '{self.weight.name}' was written to after the forward that saved "
                 "it for gradient computation"

@@ -64,7 +64,7 @@ class Session:
         return True
 
     def _end(self, reclaim: bool) -> None:
-        if reclaim:
+        if reclaim:  # guard: abandoned-forward
             self._reclaim()
         self._frames.clear()
         self._left_open = False
