@@ -117,14 +117,15 @@ void add_fixed(Plan& plan, const ModelTree& tree, std::uint64_t budget_bytes,
     if (largest == nullptr || group.size_bytes > largest->size_bytes) largest = &group;
   }
   const std::uint64_t needed = smallest.smallest_bytes + tree.fixed_bytes;
-  const std::uint64_t largest_bytes = largest == nullptr ? 0 : largest->size_bytes;
+  std::string parts = "weights that stay resident take " + format_size(needed);
+  if (largest != nullptr) {
+    parts = "the largest group, '" + largest->name + "', takes " +
+            format_size(largest->size_bytes) + " and what stays resident " +
+            format_size(needed - largest->size_bytes);
+  }
   throw BudgetError("budget of " + format_size(budget_bytes) + " (" + std::to_string(budget_bytes) +
-                        " bytes) is too small: the largest group, '" +
-                        (largest == nullptr ? std::string("none") : largest->name) + "', takes " +
-                        format_size(largest_bytes) + " and what stays resident " +
-                        format_size(needed - largest_bytes) +
-                        "; the smallest budget that works is " + std::to_string(needed) +
-                        " bytes (" + format_size(needed) + ")",
+                        " bytes) is too small: " + parts + "; the smallest budget that works is " +
+                        std::to_string(needed) + " bytes (" + format_size(needed) + ")",
                     needed, budget_bytes);
 }
 

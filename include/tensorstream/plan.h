@@ -56,7 +56,7 @@ struct Plan {
   std::uint64_t budget_bytes = 0;
   std::uint64_t resident_bytes = 0;
   std::uint64_t arena_bytes = 0;
-  /// Bytes that one pass over all groups moves: the streamed ones.
+  /// Bytes of the streamed groups' places, alignment included: what one pass moves, but for that.
   std::uint64_t streamed_bytes = 0;
   std::uint64_t on_demand_bytes = 0;
   /// The smallest budget that works for these groups, and the smallest that streams nothing.
