@@ -66,7 +66,7 @@ class Engine::State {
         pool(on, std::move(budget)),
         groups(std::move(model.groups)),
         group_of(group_of_tensors(groups, model.tensors.size())),
-        sources(std::move(model.sources), std::move(model.tensors)),
+        sources(model.sources, std::move(model.tensors)),
         fixed(reserve_fixed(pool.budget(), options.fixed_bytes,
                             footprints(groups, sources.tensors()))),
         plan(make_plan(footprints(groups, sources.tensors()), pool.budget().free_bytes(),

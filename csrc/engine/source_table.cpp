@@ -41,7 +41,7 @@ std::vector<BoundExtent> bind_extents(const TensorSpec& tensor,
 
 }  // namespace
 
-SourceTable::SourceTable(std::vector<std::shared_ptr<Reader>> sources,
+SourceTable::SourceTable(const std::vector<std::shared_ptr<Reader>>& sources,
                          std::vector<TensorSpec> tensors)
     : tensors_(std::move(tensors)) {
   const MutexLock lock(mutex_);

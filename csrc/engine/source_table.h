@@ -25,7 +25,7 @@ class SourceTable {
  public:
   /// Raises ConfigError where extents name no source, pass its end, or do not add up to their
   /// tensor.
-  SourceTable(std::vector<std::shared_ptr<Reader>> sources, std::vector<TensorSpec> tensors);
+  SourceTable(const std::vector<std::shared_ptr<Reader>>& sources, std::vector<TensorSpec> tensors);
 
   const std::vector<TensorSpec>& tensors() const noexcept { return tensors_; }
 
