@@ -39,7 +39,7 @@ class BoundEngine {
     engine_ = std::make_unique<Engine>(*device_, std::move(budget), std::move(model), options);
   }
 
-  /// Streams end and readers go without the GIL: what they hold of Python takes it for itself.
+  /// Without the GIL: the loader's thread may be in a call that needs it, such as a log message.
   ~BoundEngine() {
     const nb::gil_scoped_release unlocked;
     if (in_its_process()) {

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from tensorstream import _native
 from tensorstream.config import BACKENDS, PREFETCH, Config
 from tensorstream.exceptions import ConfigError, UnsupportedError
-from tensorstream.proxy import ParkedParameter
+from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.saved import SavedHooks
 from tensorstream.session import Session
 from tensorstream.sources import (
@@ -329,6 +329,9 @@ class Orchestrator:
             try:
                 lent.lend()
             except UnsupportedError:
+                for weight in lent.weights:  # those before the one that failed
+                    if isinstance(weight.parameter, LentParameter):
+                        weight.park()
                 self.engine.release(lent.group)
                 raise
             lent.hooked = self.saved.push(lent.addresses)
@@ -341,6 +344,7 @@ class Orchestrator:
         if lent.depth > 0:
             return output
         returned: list[torch.Tensor] = []
+        written: list[tuple[Weight, torch.Tensor]] = []
         escaped = False
         try:
             written = self._park(lent)
@@ -349,7 +353,7 @@ class Orchestrator:
                 output = _without_views(output, lent.addresses, returned)
         finally:
             self.engine.release(lent.group)
-        self._keep(written)
+            self._keep(written)
         if self.loans:
             for weight in lent.weights:
                 weight.check_unwritten()
@@ -406,9 +410,8 @@ class Orchestrator:
     def restore(self, model: nn.Module) -> None:
         """Gives every parameter memory of its own, takes the hooks off, ends the engine."""
         frame = sys._getframe()
-        self.session.enter(
-            frame
-        )  # after a forward of another thread, and instead of an abandoned one
+        # After a forward of another thread, and instead of an abandoned one.
+        self.session.enter(frame)
         self._reclaim()
         self.session.leave(frame)
         for weight in self._weights.values():

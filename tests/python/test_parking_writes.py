@@ -344,3 +344,17 @@ def test_an_embedding_that_renormalises_its_rows_is_the_plain_one() -> None:
             assert_same(model(ids), plain(ids))
     assert same_bytes(model[0].weight, plain[0].weight)
     assert not same_bytes(F.embedding(ids, plain[0].weight), torch.zeros(1))
+
+
+def test_a_group_with_an_exchanged_weight_lends_none_of_the_others() -> None:
+    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256))
+    offload_tightly(model)
+    block = model[0]
+    torch.utils.swap_tensors(block.bias, nn.Parameter(torch.zeros(256)))
+    weight = block.weight
+    truth = weight.detach().clone()
+    for _ in range(2):
+        with pytest.raises(ts.UnsupportedError, match="exchanged"), torch.no_grad():
+            model(torch.ones(1, 256))
+        assert isinstance(weight, ParkedParameter)
+        assert same_bytes(weight.detach(), truth)
