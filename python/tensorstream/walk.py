@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 from collections.abc import Sequence
 
@@ -139,7 +138,7 @@ def _size_bytes(tensor: torch.Tensor) -> int:
 def _overlapping(model: nn.Module) -> set[int]:
     """Identities of distinct parameters whose bytes overlap those of another."""
     spans = sorted(
-        (p.data_ptr(), p.nbytes, id(p))
+        (p.data_ptr(), p.data_ptr() + _span_bytes(p), id(p))
         for p in model.parameters()
         if type(p) is nn.Parameter
         and p.layout is torch.strided
@@ -147,10 +146,21 @@ def _overlapping(model: nn.Module) -> set[int]:
         and p.numel() > 0
     )
     overlapping: set[int] = set()
-    for (start, size, one), (next_start, _, other) in itertools.pairwise(spans):
-        if next_start < start + size:
-            overlapping.update((one, other))
+    furthest_end, furthest = 0, 0  # of the spans that start before this one
+    for start, end, one in spans:
+        if start < furthest_end:
+            overlapping.update((one, furthest))
+        if end > furthest_end:
+            furthest_end, furthest = end, one
     return overlapping
+
+
+def _span_bytes(tensor: torch.Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last, whatever its strides."""
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return (last + 1) * tensor.element_size()
 
 
 def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) -> None:

@@ -217,6 +217,24 @@ def test_layouts_that_are_not_plain(caplog: pytest.LogCaptureFixture) -> None:
     assert model.layers[0].weight.stride() == (1, 512)
 
 
+def test_overlaps_are_told_by_the_bytes_that_strides_reach() -> None:
+    """Not by neighbours alone, nor by a size that an expanded tensor does not have."""
+    buffer = torch.randn(4096)
+    model = nn.Module()
+    for name, weight in {
+        "whole": buffer[:3000],
+        "inside": buffer[100:200],
+        "inside_too": buffer[2000:2100],
+        "expanded": buffer[3000].expand(100_000),
+        "behind": buffer[3001:],
+    }.items():
+        setattr(model, name, nn.Parameter(weight))
+    left = ts.analyze(model).left
+    shared = {name for name, reason in left.items() if "shares memory" in reason}
+    assert shared == {"whole", "inside", "inside_too"}
+    assert set(left) - shared == {"expanded"}
+
+
 def test_subclasses_of_tensors_stay_resident_and_work() -> None:
     class Fancy(torch.Tensor):
         pass
