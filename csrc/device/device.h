@@ -14,7 +14,7 @@
 namespace tensorstream {
 
 /// A point in a stream's order. Recorded by a stream, waited for by streams or by the host. An
-/// event never recorded counts as complete.
+/// event never recorded counts as complete. Raises CudaError as streams do.
 class Event {
  public:
   virtual ~Event() = default;
@@ -25,20 +25,27 @@ class Event {
 };
 
 /// An ordered queue of work. Each call enqueues and returns; work of two streams is ordered by
-/// events alone. Thread-safe.
+/// events alone. Raises CudaError where the device is a GPU and its driver refuses. Thread-safe.
 class Stream {
  public:
   virtual ~Stream() = default;
 
   /// Copies host bytes to device memory. `source` stays valid and unchanged until the copy is done.
+  /// It lies in one registered range, or in none: then the copy is right, but slower, and the call
+  /// may block until the work enqueued before it is done, so that the caller holds no lock that a
+  /// callback of this stream takes.
   virtual void copy_to_device(std::byte* target, const std::byte* source,
                               std::uint64_t size_bytes) = 0;
+  /// Copies device memory to host bytes; as copy_to_device otherwise.
+  virtual void copy_to_host(std::byte* target, const std::byte* source,
+                            std::uint64_t size_bytes) = 0;
   /// Work after this call starts once what `event` last recorded is done.
   virtual void wait(const Event& event) = 0;
   /// `event` completes once all work enqueued before this call is done.
   virtual void record(Event& event) = 0;
-  /// Runs `callback` on a thread of the device, in this stream's order. It must not throw and must
-  /// not call the device.
+  /// Runs `callback` on a thread of the device, in this stream's order. It must not throw, must not
+  /// call the device, and must not wait for another stream: a device may run the callbacks of all
+  /// streams one after another. A GPU that lost its context never runs it.
   virtual void run(std::function<void()> callback) = 0;
   /// Blocks the calling thread until all enqueued work is done.
   virtual void synchronize() = 0;
@@ -59,6 +66,15 @@ class DeviceMemory {
   virtual std::uint64_t size_bytes() const noexcept = 0;
 };
 
+/// Host memory that a device reads and writes without staging (pinned), for as long as this lives.
+/// The memory stays mapped and the device outlives it; no copy of it is under way when it goes.
+class HostRegistration {
+ public:
+  virtual ~HostRegistration() = default;
+  /// Where kernels see the memory.
+  virtual std::byte* device_address() const noexcept = 0;
+};
+
 /// One place where models compute. Thread-safe. Outlives every stream, event and memory that it
 /// made.
 class Device {
@@ -69,6 +85,8 @@ class Device {
   virtual std::string name() const = 0;
   /// Bytes that the device has in all, for budgets given as a share.
   virtual std::uint64_t total_bytes() const = 0;
+  /// Device memory that nobody, in any process, has taken now.
+  virtual std::uint64_t free_bytes() const = 0;
   /// True where the host reads and writes the device's memory by its address.
   virtual bool host_accessible() const noexcept = 0;
 
@@ -77,10 +95,19 @@ class Device {
   virtual std::unique_ptr<DeviceMemory> allocate(std::uint64_t size_bytes) = 0;
   /// A stream of its own.
   virtual std::unique_ptr<Stream> create_stream() = 0;
-  /// The stream that the calling code computes on. On a host that is the calling thread itself:
-  /// waiting blocks, recording completes at once.
+  /// The stream that calling code computes on where it says no other. On a host that is the calling
+  /// thread itself: waiting blocks, recording completes at once.
   virtual Stream& caller_stream() = 0;
+  /// The stream that the calling code computes on, by its native handle (a CUstream; 0 and 1 are
+  /// caller_stream(), 2 the calling thread's own default stream, for that thread alone to use). The
+  /// same object for the same stream, and another for each other stream that ever was, so that
+  /// addresses may be compared; it lives as long as the device. A host has its caller_stream()
+  /// only.
+  virtual Stream& stream_of(std::uintptr_t native_handle) = 0;
   virtual std::unique_ptr<Event> create_event() = 0;
+  /// Registers `bytes` (more than 0, none of their pages registered yet). Null where the system
+  /// does not pin so much: copies are staged then.
+  virtual std::unique_ptr<HostRegistration> try_register_host(std::span<std::byte> bytes) = 0;
 };
 
 }  // namespace tensorstream

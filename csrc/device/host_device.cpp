@@ -7,9 +7,20 @@
 #include "device/host_memory.h"
 #include "device/host_stream.h"
 #include "platform/process_memory.h"
+#include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
+
+/// Host memory is this device's own already.
+class OpenHostMemory final : public HostRegistration {
+ public:
+  explicit OpenHostMemory(std::byte* data) : data_(data) {}
+  std::byte* device_address() const noexcept override { return data_; }
+
+ private:
+  std::byte* data_;
+};
 
 class HostDevice final : public Device {
  public:
@@ -18,6 +29,7 @@ class HostDevice final : public Device {
 
   std::string name() const override { return "cpu"; }
   std::uint64_t total_bytes() const override { return usable_ram_bytes(); }
+  std::uint64_t free_bytes() const override { return available_ram_bytes(); }
   bool host_accessible() const noexcept override { return true; }
 
   std::unique_ptr<DeviceMemory> allocate(std::uint64_t size_bytes) override {
@@ -27,7 +39,12 @@ class HostDevice final : public Device {
     return std::make_unique<QueueStream>(memory_, options_, options_.seed + streams_made_++);
   }
   Stream& caller_stream() override { return caller_stream_; }
+  Stream& stream_of(std::uintptr_t /*native_handle*/) override { return caller_stream_; }
   std::unique_ptr<Event> create_event() override { return std::make_unique<HostEvent>(); }
+  std::unique_ptr<HostRegistration> try_register_host(std::span<std::byte> bytes) override {
+    if (bytes.empty()) throw ConfigError("device cpu: a registration of 0 bytes was asked for");
+    return std::make_unique<OpenHostMemory>(bytes.data());
+  }
 
  private:
   // Constant after construction.

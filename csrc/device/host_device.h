@@ -4,17 +4,10 @@
 #include <cstdint>
 #include <memory>
 
+#include "device/checking.h"
 #include "device/device.h"
 
 namespace tensorstream {
-
-/// How HostDevice treats its users.
-enum class Checking {
-  kOff,
-  /// Access rights are real (mprotect), poison() writes 0xFF, streams are delayed at random: a
-  /// racing or stale access faults or shows.
-  kOn,
-};
 
 struct HostDeviceOptions {
   Checking checking = Checking::kOff;

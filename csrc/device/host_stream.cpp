@@ -1,21 +1,28 @@
 #include "device/host_stream.h"
 
-#include <array>
 #include <chrono>
-#include <cstdio>
 #include <cstring>
-#include <exception>
 #include <utility>
 
-#include "base/log.h"
+#include "device/callback.h"
 #include "device/host_event.h"
 
 namespace tensorstream {
+namespace {
+
+constexpr const char* kName = "cpu";
+
+}  // namespace
 
 void HostStream::copy_to_device(std::byte* target, const std::byte* source,
                                 std::uint64_t size_bytes) {
   if (size_bytes == 0) return;
   submit([=] { std::memcpy(target, source, size_bytes); });
+}
+
+void HostStream::copy_to_host(std::byte* target, const std::byte* source,
+                              std::uint64_t size_bytes) {
+  copy_to_device(target, source, size_bytes);  // one memory
 }
 
 void HostStream::wait(const Event& event) {
@@ -46,19 +53,6 @@ void HostStream::poison(std::byte* data, std::uint64_t size_bytes) {
   submit([range = memory_.find(data, size_bytes)] {
     range.allocation->poison(range.offset_bytes, range.size_bytes);
   });
-}
-
-void HostStream::perform(const Work& work) noexcept {
-  try {
-    work();
-  } catch (const std::exception& error) {
-    std::array<char, 512> message{};  // no allocation: this must not throw
-    std::snprintf(message.data(), message.size(),
-                  "device cpu: work of a stream failed and is skipped: %s", error.what());
-    log(LogLevel::kError, message.data());
-  } catch (...) {
-    log(LogLevel::kError, "device cpu: work of a stream threw something unknown and is skipped");
-  }
 }
 
 QueueStream::QueueStream(HostMemory& memory, const HostDeviceOptions& options, std::uint64_t seed)
@@ -98,7 +92,7 @@ void QueueStream::work_until(const std::stop_token& stop) {
       queue_.pop_front();
     }
     delay();
-    perform(work);
+    run_callback(kName, work);
   }
 }
 
@@ -107,5 +101,7 @@ void QueueStream::delay() {
   std::uniform_int_distribution<std::uint32_t> microseconds(0, longest_delay_us_);
   std::this_thread::sleep_for(std::chrono::microseconds(microseconds(random_)));
 }
+
+void CallerStream::submit(Work work) { run_callback(kName, work); }
 
 }  // namespace tensorstream

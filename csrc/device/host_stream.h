@@ -24,6 +24,7 @@ class HostStream : public Stream {
 
   void copy_to_device(std::byte* target, const std::byte* source,
                       std::uint64_t size_bytes) override;
+  void copy_to_host(std::byte* target, const std::byte* source, std::uint64_t size_bytes) override;
   void wait(const Event& event) override;
   void record(Event& event) override;
   void run(std::function<void()> callback) override;
@@ -34,8 +35,6 @@ class HostStream : public Stream {
   using Work = std::function<void()>;
   /// Has `work` done after everything submitted before.
   virtual void submit(Work work) = 0;
-  /// Does `work`; what it throws is logged, as the stream has nobody to hand it to.
-  static void perform(const Work& work) noexcept;
 
  private:
   // Constant after construction.
@@ -80,7 +79,7 @@ class CallerStream final : public HostStream {
   void synchronize() override {}
 
  protected:
-  void submit(Work work) override { perform(work); }
+  void submit(Work work) override;
 };
 
 }  // namespace tensorstream

@@ -41,6 +41,10 @@ class File {
   /// error, is an IoError.
   void read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) const;
 
+  /// Starts to read the range into the page cache, where its ends are not there yet. A hint that
+  /// does not wait.
+  void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
+
   /// Raises IoError where the file under the descriptor is no longer the one that was opened
   /// (truncated, rewritten).
   void check_unchanged() const;

@@ -67,6 +67,23 @@ class FormatError : public Error {
   std::string rule_;
 };
 
+/// A call of the CUDA driver failed.
+class CudaError : public Error {
+ public:
+  CudaError(const std::string& message, std::string call, int result,
+            std::source_location where = std::source_location::current())
+      : Error(message, where), call_(std::move(call)), result_(result) {}
+
+  /// The driver's function, as it is exported.
+  const std::string& call() const noexcept { return call_; }
+  /// The CUresult that it returned.
+  int result() const noexcept { return result_; }
+
+ private:
+  std::string call_;
+  int result_;
+};
+
 /// A budget cannot hold what has to be held. Python: also a MemoryError.
 class BudgetError : public Error {
  public:

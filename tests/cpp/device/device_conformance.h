@@ -7,16 +7,23 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <ostream>
+#include <span>
+#include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/units.h"
 #include "device/device.h"
 #include "device/gate.h"
+#include "device/gpu_required.h"
+#include "platform/mapping.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -26,17 +33,57 @@ struct DeviceKind {
   std::string name;
   std::function<std::unique_ptr<Device>()> create;
   /// The bytes of device memory that no stream is writing, in host memory.
-  std::function<std::vector<std::byte>(const std::byte*, std::uint64_t)> read;
+  std::function<std::vector<std::byte>(Device&, const std::byte*, std::uint64_t)> read;
+  /// Why there is no such device here; nothing where there is one.
+  std::function<std::optional<std::string>()> absent = [] { return std::nullopt; };
+  /// Called when a test's device is gone.
+  std::function<void()> after = [] {};
 };
 
 inline std::ostream& operator<<(std::ostream& out, const DeviceKind& kind) {
   return out << kind.name;
 }
 
+/// Host memory, in pages of its own, that the device reads and writes without staging.
+class PinnedBytes {
+ public:
+  PinnedBytes(Device& device, std::uint64_t size_bytes)
+      : pages_(Mapping::anonymous(size_bytes)),
+        bytes_(pages_.data(), size_bytes),
+        registration_(device.try_register_host(bytes_)) {
+    // Copies behind a gate would wait for ever.
+    if (registration_ == nullptr) throw std::runtime_error("the device pins no memory");
+  }
+  PinnedBytes(Device& device, const std::vector<std::byte>& bytes)
+      : PinnedBytes(device, bytes.size()) {
+    std::ranges::copy(bytes, bytes_.begin());
+  }
+
+  std::byte* data() const { return bytes_.data(); }
+  std::uint64_t size() const { return bytes_.size(); }
+  std::vector<std::byte> bytes() const { return {bytes_.begin(), bytes_.end()}; }
+
+ private:
+  Mapping pages_;
+  std::span<std::byte> bytes_;
+  std::unique_ptr<HostRegistration> registration_;
+};
+
 class DeviceConformance : public ::testing::TestWithParam<DeviceKind> {
  protected:
+  void SetUp() override {
+    const auto absent = GetParam().absent();
+    if (absent && gpu_is_required()) FAIL() << *absent;
+    if (absent) GTEST_SKIP() << *absent;
+    device_ = GetParam().create();
+  }
+  void TearDown() override {
+    device_.reset();
+    GetParam().after();
+  }
+
   std::vector<std::byte> read(const std::byte* data, std::uint64_t size_bytes) const {
-    return GetParam().read(data, size_bytes);
+    return GetParam().read(*device_, data, size_bytes);
   }
   /// Memory that streams may touch.
   std::unique_ptr<DeviceMemory> allocate_open(std::uint64_t size_bytes) const {
@@ -46,12 +93,14 @@ class DeviceConformance : public ::testing::TestWithParam<DeviceKind> {
     return memory;
   }
 
-  const std::unique_ptr<Device> device_ = GetParam().create();
+  std::unique_ptr<Device> device_;
 };
 
 TEST_P(DeviceConformance, HasANameAndASize) {
   EXPECT_FALSE(device_->name().empty());
   EXPECT_GT(device_->total_bytes(), 1_MiB);
+  EXPECT_GT(device_->free_bytes(), 0U);
+  EXPECT_LE(device_->free_bytes(), device_->total_bytes());
 }
 
 TEST_P(DeviceConformance, MemoryIsAlignedAndApart) {
@@ -158,14 +207,19 @@ TEST_P(DeviceConformance, AnEventRecordedAgainIsIncompleteAgain) {
   EXPECT_TRUE(event->complete());
 }
 
+// By copies, not by callbacks, which a device may run one after another.
 TEST_P(DeviceConformance, StreamsAreIndependentWithoutEvents) {
+  const PinnedBytes source(*device_, numbered_bytes(4000, 3));
+  const PinnedBytes target(*device_, source.size());
+  const auto memory = allocate_open(source.size());
   const auto held = device_->create_stream();
   const auto free = device_->create_stream();
-  const Gate gate(*held);
-  bool done = false;
-  free->run([&] { done = true; });
+  free->copy_to_device(memory->data(), source.data(), source.size());
   free->synchronize();
-  EXPECT_TRUE(done);
+  const Gate gate(*held);
+  free->copy_to_host(target.data(), memory->data(), target.size());
+  free->synchronize();
+  EXPECT_EQ(target.bytes(), source.bytes());
 }
 
 TEST_P(DeviceConformance, AWaitOrdersTwoStreams) {
@@ -191,22 +245,24 @@ TEST_P(DeviceConformance, AWaitOrdersTwoStreams) {
   }
 }
 
+// The waiter copies and calls nothing back, which a device might hold up behind the second gate.
 TEST_P(DeviceConformance, AWaitTakesTheLastRecordBeforeIt) {
+  const PinnedBytes source(*device_, numbered_bytes(5000, 4));
+  const PinnedBytes target(*device_, source.size());
+  const auto memory = allocate_open(source.size());
   const auto recorder = device_->create_stream();
   const auto waiter = device_->create_stream();
   const auto event = device_->create_event();
-  bool first = false;
   Gate gate_of_first(*recorder);
-  recorder->run([&] { first = true; });
+  recorder->copy_to_device(memory->data(), source.data(), source.size());
   recorder->record(*event);
   waiter->wait(*event);
-  bool seen = false;
-  waiter->run([&] { seen = first; });
+  waiter->copy_to_host(target.data(), memory->data(), target.size());
   const Gate gate_of_second(*recorder);
   recorder->record(*event);  // after the wait: not waited for
   gate_of_first.open();
   waiter->synchronize();
-  EXPECT_TRUE(seen);
+  EXPECT_EQ(target.bytes(), source.bytes());
   EXPECT_FALSE(event->complete());
 }
 
@@ -261,13 +317,18 @@ TEST_P(DeviceConformance, AStreamThatGoesFinishesItsWork) {
   int done = 0;
   {
     const auto stream = device_->create_stream();
-    for (int i = 0; i < 20; ++i) stream->run([&] { ++done; });
+    for (int i = 0; i < 20; ++i) {
+      stream->run([&] {
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+        ++done;
+      });
+    }
     stream->record(*event);
     other->wait(*event);
   }
-  event->synchronize();
-  other->synchronize();
   EXPECT_EQ(done, 20);
+  EXPECT_TRUE(event->complete());
+  other->synchronize();
 }
 
 TEST_P(DeviceConformance, TheCallersStreamIsOrderedByEventsToo) {
@@ -332,6 +393,96 @@ TEST_P(DeviceConformance, AccessAndPoisonKeepTheOrderOfCopies) {
   stream->copy_to_device(memory->data(), source.data(), source.size());
   stream->synchronize();
   EXPECT_EQ(read(memory->data(), source.size()), source);
+}
+
+TEST_P(DeviceConformance, ACopyComesBackToTheHost) {
+  const auto first = numbered_bytes(70'000, 6);
+  const auto second = numbered_bytes(70'000, 7);
+  const auto memory = allocate_open(first.size());
+  const auto stream = device_->create_stream();
+  std::vector<std::byte> before(first.size());
+  std::vector<std::byte> after(first.size());
+  stream->copy_to_device(memory->data(), first.data(), first.size());
+  stream->copy_to_host(before.data(), memory->data(), before.size());
+  stream->copy_to_device(memory->data(), second.data(), second.size());
+  stream->copy_to_host(after.data(), memory->data(), after.size());
+  stream->copy_to_host(after.data(), memory->data(), 0);
+  stream->synchronize();
+  EXPECT_EQ(before, first);
+  EXPECT_EQ(after, second);
+}
+
+TEST_P(DeviceConformance, EventsOrderCopiesOfTwoStreams) {
+  constexpr std::size_t kRounds = 20;
+  constexpr std::size_t kSize = 20'000;
+  const auto memory = allocate_open(kSize);
+  const auto writer = device_->create_stream();
+  const auto reader = device_->create_stream();
+  const auto written = device_->create_event();
+  const auto consumed = device_->create_event();
+  std::vector<std::vector<std::byte>> sources;
+  std::vector<std::vector<std::byte>> targets(kRounds, std::vector<std::byte>(kSize));
+  for (std::size_t i = 0; i < kRounds; ++i) {
+    sources.push_back(numbered_bytes(kSize, static_cast<int>(i)));
+  }
+  for (std::size_t i = 0; i < kRounds; ++i) {
+    writer->wait(*consumed);
+    writer->copy_to_device(memory->data(), sources[i].data(), kSize);
+    writer->record(*written);
+    reader->wait(*written);
+    reader->copy_to_host(targets[i].data(), memory->data(), kSize);
+    reader->record(*consumed);
+  }
+  reader->synchronize();
+  EXPECT_EQ(targets, sources);
+}
+
+TEST_P(DeviceConformance, StreamsOfTheCallerAreToldApartByAddress) {
+  EXPECT_EQ(&device_->stream_of(0), &device_->caller_stream());
+  EXPECT_EQ(&device_->stream_of(1), &device_->caller_stream());
+  EXPECT_EQ(&device_->stream_of(2), &device_->stream_of(2));
+  const auto stream = device_->create_stream();
+  EXPECT_NE(&device_->stream_of(2), stream.get());
+}
+
+TEST_P(DeviceConformance, AStreamOfTheCallerIsOrderedByEvents) {
+  Stream& caller = device_->stream_of(2);
+  const auto loaded = device_->create_event();
+  const auto stream = device_->create_stream();
+  bool done = false;
+  bool seen = false;
+  stream->run([&] { done = true; });
+  stream->record(*loaded);
+  caller.wait(*loaded);
+  caller.run([&] { seen = done; });
+  caller.synchronize();
+  EXPECT_TRUE(seen);
+}
+
+TEST_P(DeviceConformance, CopiesOfRegisteredMemoryDoNotWait) {
+  const PinnedBytes source(*device_, numbered_bytes(100'000, 8));
+  const PinnedBytes target(*device_, source.size());
+  const auto memory = allocate_open(source.size());
+  const auto stream = device_->create_stream();
+  const auto copied = device_->create_event();
+  Gate gate(*stream);
+  stream->copy_to_device(memory->data(), source.data(), source.size());
+  stream->copy_to_host(target.data(), memory->data(), target.size());
+  stream->record(*copied);
+  EXPECT_FALSE(copied->complete());
+  gate.open();
+  copied->synchronize();
+  EXPECT_EQ(target.bytes(), source.bytes());
+}
+
+TEST_P(DeviceConformance, MemoryMayBeRegisteredAgainWhenItsRegistrationIsGone) {
+  std::vector<std::byte> bytes(50'000);
+  for (int round = 0; round < 2; ++round) {
+    const auto registration = device_->try_register_host(bytes);
+    ASSERT_NE(registration, nullptr);
+    EXPECT_NE(registration->device_address(), nullptr);
+  }
+  EXPECT_THROW(device_->try_register_host({}), ConfigError);
 }
 
 }  // namespace tensorstream

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <stdexcept>
 #include <string>
 
@@ -30,6 +31,7 @@ class FakeDevice final : public Device {
 
   std::string name() const override { return "fake"; }
   std::uint64_t total_bytes() const override { return 1_GiB; }
+  std::uint64_t free_bytes() const override { return 1_GiB - live_bytes_; }
   bool host_accessible() const noexcept override { return true; }
   std::unique_ptr<DeviceMemory> allocate(std::uint64_t size_bytes) override {
     if (++allocations_ == failing_allocation) {
@@ -40,7 +42,11 @@ class FakeDevice final : public Device {
   }
   std::unique_ptr<Stream> create_stream() override { throw std::logic_error("no streams"); }
   Stream& caller_stream() override { throw std::logic_error("no streams"); }
+  Stream& stream_of(std::uintptr_t) override { throw std::logic_error("no streams"); }
   std::unique_ptr<Event> create_event() override { throw std::logic_error("no events"); }
+  std::unique_ptr<HostRegistration> try_register_host(std::span<std::byte>) override {
+    throw std::logic_error("no registrations");
+  }
 
  private:
   class Memory final : public DeviceMemory {

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -166,6 +167,30 @@ TEST(File, AnOpenThatFailsLeavesNoDescriptor) {
   const int before = lowest_free();
   EXPECT_THROW(File::open_for_reading(folder.path("")), IoError);
   EXPECT_EQ(lowest_free(), before);
+}
+
+/// Whether the byte at `offset_bytes` is in the page cache.
+bool cached(const File& file, std::uint64_t offset_bytes) {
+  std::byte byte{};
+  iovec target{&byte, 1};
+  return ::preadv2(file.descriptor(), &target, 1, static_cast<off_t>(offset_bytes), RWF_NOWAIT) ==
+         1;
+}
+
+TEST(File, PrefetchBringsTheRangeIntoThePageCache) {
+  constexpr off_t kSize = 4 << 20;
+  const TemporaryFolder folder;
+  const File file = File::open_for_reading(folder.write("a.bin", patterned_bytes(kSize)));
+  ASSERT_EQ(::fsync(file.descriptor()), 0);
+  ASSERT_EQ(::posix_fadvise(file.descriptor(), 0, kSize, POSIX_FADV_DONTNEED), 0);
+  if (cached(file, 0)) GTEST_SKIP() << "this file system keeps its pages";
+  file.prefetch(0, 0);
+  file.prefetch(0, kSize);
+  for (int i = 0; i < 2000 && !(cached(file, 0) && cached(file, kSize - 1)); ++i) ::usleep(1000);
+  EXPECT_TRUE(cached(file, 0));
+  EXPECT_TRUE(cached(file, kSize - 1));
+  file.prefetch(0, kSize);      // there already
+  file.prefetch(kSize, kSize);  // behind the end: a hint is no error
 }
 
 }  // namespace

@@ -1,0 +1,65 @@
+#include "device/cuda_context.h"
+
+#include <array>
+#include <exception>
+
+#include "base/log.h"
+
+namespace tensorstream {
+
+CudaContext::CudaContext(const CudaDriver& driver, int index)
+    : driver_(driver), name_("cuda:" + std::to_string(index)), description_("device " + name_) {
+  check(driver_.cuDeviceGet(&ordinal_, index), "cuDeviceGet");
+  std::array<char, 256> model{};
+  std::array<char, 64> place{};
+  check(driver_.cuDeviceGetName(model.data(), int{model.size()}, ordinal_), "cuDeviceGetName");
+  check(driver_.cuDeviceGetPCIBusId(place.data(), int{place.size()}, ordinal_),
+        "cuDeviceGetPCIBusId");
+  // CUDA_VISIBLE_DEVICES renumbers: the place on the bus tells cards apart.
+  description_ += std::string(" (") + model.data() + ", " + place.data() + ")";
+  // Last: the destructor, which releases it, runs for whole objects only.
+  check(driver_.cuDevicePrimaryCtxRetain(&handle_, ordinal_), "cuDevicePrimaryCtxRetain");
+}
+
+CudaContext::~CudaContext() {
+  log_failure(driver_.cuDevicePrimaryCtxRelease_v2(ordinal_), "cuDevicePrimaryCtxRelease_v2");
+}
+
+void CudaContext::check(CudaResult result, const char* call, std::uint64_t size_bytes,
+                        std::source_location where) const {
+  if (result == CudaResult::kSuccess) return;
+  throw cuda_error(driver_, result, {call, description_, size_bytes}, where);
+}
+
+void CudaContext::log_failure(CudaResult result, const char* call) const noexcept {
+  if (result == CudaResult::kSuccess) return;
+  // The process ends, and the driver has let go of everything already.
+  if (result == CudaResult::kDeinitialized) return;
+  if (loses_context(result) && said_lost_.exchange(true)) return;
+  try {
+    log(LogLevel::kError, cuda_error(driver_, result, {call, description_}).what());
+  } catch (const std::exception&) {
+    log(LogLevel::kError, "a call of the CUDA driver failed, and there is no memory to say which");
+  }
+}
+
+bool CudaContext::try_push() const noexcept {
+  const CudaResult result = driver_.cuCtxPushCurrent_v2(handle_);
+  log_failure(result, "cuCtxPushCurrent_v2");
+  return result == CudaResult::kSuccess;
+}
+
+void CudaContext::pop() const noexcept {
+  CudaContextHandle popped = nullptr;
+  log_failure(driver_.cuCtxPopCurrent_v2(&popped), "cuCtxPopCurrent_v2");
+}
+
+CudaContext::Current::Current(const CudaContext& context, std::source_location where)
+    : context_(context) {
+  context.check(context.driver_.cuCtxPushCurrent_v2(context.handle_), "cuCtxPushCurrent_v2", 0,
+                where);
+}
+
+CudaContext::Current::~Current() { context_.pop(); }
+
+}  // namespace tensorstream

@@ -1,0 +1,75 @@
+// A GPU's primary context, held, and the way every call of the driver goes.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <source_location>
+#include <string>
+
+#include "platform/cuda_driver.h"
+
+namespace tensorstream {
+
+/// Holds the primary context of one GPU, which torch's runtime shares. Thread-safe; outlives all
+/// that is made in it.
+class CudaContext {
+ public:
+  /// `index` is below the driver's count of devices. Raises CudaError.
+  CudaContext(const CudaDriver& driver, int index);
+  ~CudaContext();
+  CudaContext(const CudaContext&) = delete;
+  CudaContext& operator=(const CudaContext&) = delete;
+
+  const CudaDriver& driver() const noexcept { return driver_; }
+  CudaOrdinal ordinal() const noexcept { return ordinal_; }
+  /// "cuda:0".
+  const std::string& name() const noexcept { return name_; }
+  /// "device cuda:0 (NVIDIA H100 80GB HBM3, 0000:0f:00.0)".
+  const std::string& description() const noexcept { return description_; }
+
+  /// Raises CudaError unless `result`, of the driver's function `call`, is success. `size_bytes` is
+  /// for the message.
+  void check(CudaResult result, const char* call, std::uint64_t size_bytes = 0,
+             std::source_location where = std::source_location::current()) const;
+  /// As check(), for destructors: logs.
+  void log_failure(CudaResult result, const char* call) const noexcept;
+
+  /// Makes the context the calling thread's for a scope; what was current before is so again after
+  /// it.
+  class Current {
+   public:
+    /// Raises CudaError.
+    explicit Current(const CudaContext& context,
+                     std::source_location where = std::source_location::current());
+    ~Current();
+    Current(const Current&) = delete;
+    Current& operator=(const Current&) = delete;
+
+   private:
+    const CudaContext& context_;
+  };
+
+  /// Calls `release()`, the driver's function `call`, in the context; logs where either fails.
+  template <typename Release>
+  void release_in(const char* call, const Release& release) const noexcept {
+    if (!try_push()) return;
+    log_failure(release(), call);
+    pop();
+  }
+
+ private:
+  bool try_push() const noexcept;
+  void pop() const noexcept;
+
+  // Constant after construction.
+  const CudaDriver driver_;
+  std::string name_;
+  std::string description_;
+  CudaOrdinal ordinal_ = 0;
+  CudaContextHandle handle_ = nullptr;
+
+  // Own synchronisation.
+  mutable std::atomic<bool> said_lost_ = false;
+};
+
+}  // namespace tensorstream

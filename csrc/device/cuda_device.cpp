@@ -1,0 +1,156 @@
+#include "device/cuda_device.h"
+
+#include <atomic>
+#include <bit>
+#include <map>
+#include <span>
+#include <utility>
+#include <variant>
+
+#include "base/mutex.h"
+#include "base/units.h"
+#include "device/cuda_context.h"
+#include "device/cuda_event.h"
+#include "device/cuda_memory.h"
+#include "device/cuda_stream.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+std::uint64_t total_bytes_of(const CudaContext& context) {
+  std::size_t size_bytes = 0;
+  context.check(context.driver().cuDeviceTotalMem_v2(&size_bytes, context.ordinal()),
+                "cuDeviceTotalMem_v2");
+  return size_bytes;
+}
+
+bool registers_host_memory(const CudaContext& context) {
+  int value = 0;
+  context.check(context.driver().cuDeviceGetAttribute(&value, kCudaAttributeHostRegisterSupported,
+                                                      context.ordinal()),
+                "cuDeviceGetAttribute");
+  return value != 0;
+}
+
+class CudaDevice final : public Device {
+ public:
+  CudaDevice(const CudaDriver& driver, const CudaDeviceOptions& options)
+      : options_(options),
+        context_(driver, options.index),
+        total_bytes_(total_bytes_of(context_)),
+        registers_host_memory_(tensorstream::registers_host_memory(context_)),
+        caller_stream_(context_, next_checks(), nullptr) {}
+
+  std::string name() const override { return context_.name(); }
+  std::uint64_t total_bytes() const override { return total_bytes_; }
+  std::uint64_t free_bytes() const override { return cuda_memory_size(context_).free_bytes; }
+  bool host_accessible() const noexcept override { return false; }
+
+  std::unique_ptr<DeviceMemory> allocate(std::uint64_t size_bytes) override;
+  std::unique_ptr<Stream> create_stream() override {
+    return std::make_unique<CudaStream>(context_, next_checks());
+  }
+  Stream& caller_stream() override { return caller_stream_; }
+  Stream& stream_of(std::uintptr_t native_handle) override;
+  std::unique_ptr<Event> create_event() override { return std::make_unique<CudaEvent>(context_); }
+  std::unique_ptr<HostRegistration> try_register_host(std::span<std::byte> bytes) override;
+
+ private:
+  CudaStreamChecks next_checks() {
+    return {options_.checking, options_.seed + streams_made_++, options_.longest_delay_us};
+  }
+
+  // Constant after construction.
+  const CudaDeviceOptions options_;
+  const CudaContext context_;
+  const std::uint64_t total_bytes_;
+  const bool registers_host_memory_;
+
+  // Own synchronisation.
+  std::atomic<std::uint64_t> streams_made_ = 0;
+  CudaStream caller_stream_;
+
+  // Guarded by mutex_.
+  Mutex mutex_;
+  std::map<unsigned long long, std::unique_ptr<CudaStream>> callers_by_id_ TS_GUARDED_BY(mutex_);
+};
+
+std::unique_ptr<DeviceMemory> CudaDevice::allocate(std::uint64_t size_bytes) {
+  if (size_bytes == 0) {
+    throw ConfigError(context_.description() + ": an allocation of 0 bytes was asked for");
+  }
+  if (size_bytes > total_bytes_) {
+    throw BudgetError(context_.description() + ": no memory for " + format_size(size_bytes) +
+                          ": it has " + format_size(total_bytes_) + " in all",
+                      size_bytes, total_bytes_);
+  }
+  return std::make_unique<CudaMemory>(context_, size_bytes);
+}
+
+Stream& CudaDevice::stream_of(std::uintptr_t native_handle) {
+  if (native_handle == 0 || native_handle == kCudaLegacyStream) return caller_stream_;
+  const auto handle = std::bit_cast<CudaStreamHandle>(native_handle);
+  const CudaContext::Current current(context_);
+  // By its number, not its handle: handles are used again for new streams, and the per-thread
+  // stream has one handle for all threads; as one object, work of two streams would pass for
+  // ordered.
+  unsigned long long id = 0;
+  // guard: stream-identity
+  context_.check(context_.driver().cuStreamGetId(handle, &id), "cuStreamGetId");
+  // end guard
+  const MutexLock lock(mutex_);
+  std::unique_ptr<CudaStream>& stream = callers_by_id_[id];
+  if (stream == nullptr) stream = std::make_unique<CudaStream>(context_, next_checks(), handle);
+  return *stream;
+}
+
+std::unique_ptr<HostRegistration> CudaDevice::try_register_host(std::span<std::byte> bytes) {
+  if (bytes.empty()) {
+    throw ConfigError(context_.description() + ": a registration of 0 bytes was asked for");
+  }
+  if (!registers_host_memory_) return nullptr;
+  return CudaHostRegistration::try_create(context_, bytes);
+}
+
+/// Raises UnsupportedError where there is no driver to call.
+CudaDriver driver_for(const CudaDeviceOptions& options) {
+  const CudaDriverOutcome outcome = options.driver_library == kCudaDriverLibrary
+                                        ? system_cuda_driver()
+                                        : load_cuda_driver(options.driver_library);
+  if (const auto* const absence = std::get_if<CudaDriverAbsence>(&outcome)) {
+    throw UnsupportedError("device cuda:" + std::to_string(options.index) +
+                           " cannot be used: " + absence->message);
+  }
+  return std::get<CudaDriver>(outcome);
+}
+
+void check_index(const CudaDriver& driver, int index) {
+  const std::string device = "device cuda:" + std::to_string(index);
+  int count = 0;
+  const CudaResult result = driver.cuDeviceGetCount(&count);
+  if (result != CudaResult::kSuccess) {
+    throw cuda_error(driver, result, {"cuDeviceGetCount", device});
+  }
+  if (count == 0) {
+    throw UnsupportedError(device +
+                           " cannot be used: the CUDA driver sees no device; look at "
+                           "nvidia-smi and at CUDA_VISIBLE_DEVICES");
+  }
+  if (index < 0 || index >= count) {
+    throw ConfigError(device + " is not there: " +
+                      (count == 1 ? "there is 1 device, cuda:0"
+                                  : "there are " + std::to_string(count) +
+                                        " devices, cuda:0 to cuda:" + std::to_string(count - 1)));
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Device> create_cuda_device(const CudaDeviceOptions& options) {
+  const CudaDriver driver = driver_for(options);
+  check_index(driver, options.index);
+  return std::make_unique<CudaDevice>(driver, options);
+}
+
+}  // namespace tensorstream

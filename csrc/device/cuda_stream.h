@@ -1,0 +1,64 @@
+// CudaDevice's streams: its own, and those that calling code computes on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <random>
+
+#include "base/mutex.h"
+#include "device/checking.h"
+#include "device/cuda_context.h"
+#include "device/device.h"
+
+namespace tensorstream {
+
+/// How a stream is treated in checking mode, and not at all otherwise.
+struct CudaStreamChecks {
+  Checking checking = Checking::kOff;
+  std::uint64_t seed = 0;
+  std::uint32_t longest_delay_us = 0;
+};
+
+/// A stream of the driver. The context outlives it. Thread-safe.
+class CudaStream final : public Stream {
+ public:
+  /// Makes a stream that the default streams do not wait for. Raises CudaError.
+  CudaStream(const CudaContext& context, const CudaStreamChecks& checks);
+  /// The stream of somebody else, who ends it.
+  CudaStream(const CudaContext& context, const CudaStreamChecks& checks, CudaStreamHandle handle);
+  /// Finishes the work of a stream of its own.
+  ~CudaStream() override;
+  CudaStream(const CudaStream&) = delete;
+  CudaStream& operator=(const CudaStream&) = delete;
+
+  void copy_to_device(std::byte* target, const std::byte* source,
+                      std::uint64_t size_bytes) override;
+  void copy_to_host(std::byte* target, const std::byte* source, std::uint64_t size_bytes) override;
+  void wait(const Event& event) override;
+  void record(Event& event) override;
+  void run(std::function<void()> callback) override;
+  void synchronize() override;
+  /// The driver knows no rights within a process.
+  void set_access(std::byte* /*data*/, std::uint64_t /*size_bytes*/, Access /*access*/) override {}
+  void poison(std::byte* data, std::uint64_t size_bytes) override;
+
+ private:
+  enum class Owner { kThis, kCaller };
+
+  /// Enqueues a random sleep, in checking mode, with the context current.
+  void delay();
+  std::uint32_t next_delay_us();
+
+  // Constant after construction.
+  const CudaContext& context_;
+  const CudaStreamChecks checks_;
+  const Owner owner_;
+  CudaStreamHandle handle_ = nullptr;
+
+  // Guarded by mutex_.
+  Mutex mutex_;
+  std::mt19937_64 random_ TS_GUARDED_BY(mutex_);
+};
+
+}  // namespace tensorstream

@@ -1,0 +1,58 @@
+// The fake driver's controls, for tests: what it is to do, and what it holds.
+#pragma once
+
+#include <dlfcn.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "platform/cuda_driver.h"
+
+namespace tensorstream {
+
+/// The fake driver of this process. It is one for all tests: each starts with reset().
+class FakeCuda {
+ public:
+  FakeCuda() : library_(dlopen(TS_FAKE_CUDA, RTLD_NOW | RTLD_LOCAL)) {
+    if (library_ == nullptr) throw std::runtime_error(dlerror());
+  }
+
+  static std::string path() { return TS_FAKE_CUDA; }
+  /// A driver that lacks all but its version.
+  static std::string incomplete_path() { return TS_INCOMPLETE_CUDA; }
+
+  /// As at the start: default settings, no failures, nothing held or counted.
+  void reset() const { find<void()>("fake_cuda_reset")(); }
+  /// The settings, with their defaults, are in fake_state.h.
+  void set(const char* setting, long long value) const {
+    find<void(const char*, long long)>("fake_cuda_set")(setting, value);
+  }
+  /// How much it holds now of "streams", "events", "allocations", "registrations", "contexts"; how
+  /// much of those was "leaked", still there when its context went; the calling thread's
+  /// "context_depth", and its "current_device" (-1 for none).
+  long long get(const char* name) const {
+    return find<long long(const char*)>("fake_cuda_get")(name);
+  }
+  /// The `nth` call from now of `function`, counted from 1, does nothing but return `result`.
+  void fail(const char* function, int nth, CudaResult result) const {
+    find<void(const char*, int, int)>("fake_cuda_fail")(function, nth, static_cast<int>(result));
+  }
+  /// Calls of `function` since reset().
+  long long calls(const char* function) const {
+    return find<long long(const char*)>("fake_cuda_calls")(function);
+  }
+  long long held() const {
+    return get("streams") + get("events") + get("allocations") + get("registrations") +
+           get("contexts");
+  }
+
+ private:
+  template <typename Function>
+  Function* find(const char* name) const {
+    return reinterpret_cast<Function*>(dlsym(library_, name));
+  }
+
+  void* library_;  // never closed, as the product does not close it either
+};
+
+}  // namespace tensorstream

@@ -1,0 +1,107 @@
+#include "fake_cuda/fake_state.h"
+
+#include <cstdlib>
+#include <utility>
+
+namespace tensorstream {
+
+CudaContextState::~CudaContextState() {
+  all_streams.clear();  // the threads, which use the rest
+  for (const auto& [address, allocation] : allocations) std::free(allocation.memory);
+}
+
+namespace fake_cuda {
+namespace {
+
+/// A number of the calling thread that no other gets.
+unsigned long long thread_number() {
+  thread_local const unsigned long long kNumber = ++state().ids_given;
+  return kNumber;
+}
+
+}  // namespace
+
+std::map<std::string, long long> default_settings() {
+  return {{"devices", 1},
+          {"driver_version", 12040},
+          {"init_result", 0},
+          {"total_bytes", 1LL << 30},
+          {"most_registered_bytes", 1LL << 40},
+          {"registration_refusal", static_cast<long long>(CudaResult::kOutOfMemory)},
+          {"host_register_supported", 1},
+          {"serial_host_functions", 1},
+          {"pageable_copies_wait", 1},
+          {"lost", 0}};
+}
+
+State& state() {
+  // Never destroyed: threads of streams that leaked may use it while the process ends.
+  static State* const instance = [] {
+    auto* const made = new State;
+    made->settings = default_settings();
+    return made;
+  }();
+  return *instance;
+}
+
+std::vector<CudaContextHandle>& context_stack() {
+  thread_local std::vector<CudaContextHandle> stack;
+  return stack;
+}
+
+bool& in_host_function() {
+  thread_local bool inside = false;
+  return inside;
+}
+
+CudaResult enter(const char* function, Needs needs) {
+  State& all = state();
+  const std::lock_guard lock(all.mutex);
+  ++all.calls[function];
+  if (const auto found = all.failures.find(function); found != all.failures.end()) {
+    if (--found->second.calls_left == 0) {
+      const auto result = static_cast<CudaResult>(found->second.result);
+      all.failures.erase(found);
+      return result;
+    }
+  }
+  if (needs == Needs::kNothing) return CudaResult::kSuccess;
+  if (in_host_function()) return CudaResult::kNotPermitted;
+  if (!all.initialised) return CudaResult::kNotInitialized;
+  if (all.setting("lost") != 0) return static_cast<CudaResult>(all.setting("lost"));
+  if (needs == Needs::kContext && context_stack().empty()) return CudaResult::kInvalidContext;
+  return CudaResult::kSuccess;
+}
+
+CudaStreamHandle add_stream(CudaContextState& context) {
+  context.all_streams.push_back(std::make_unique<CudaStreamState>(++state().ids_given));
+  return context.all_streams.back().get();
+}
+
+CudaStreamState* find_stream(CudaStreamHandle handle) {
+  CudaContextState& current = *context_stack().back();
+  const auto value = reinterpret_cast<std::uintptr_t>(handle);
+  if (value == 0 || value == kCudaLegacyStream) {
+    if (current.legacy == nullptr) current.legacy = add_stream(current);
+    return current.legacy;
+  }
+  if (value == kCudaPerThreadStream) {
+    CudaStreamHandle& own = current.by_thread[thread_number()];
+    if (own == nullptr) own = add_stream(current);
+    return own;
+  }
+  for (const auto& [device, context] : state().contexts) {
+    if (context->streams.contains(handle)) return handle;
+  }
+  return nullptr;
+}
+
+CudaEventState* find_event(CudaEventHandle handle) {
+  for (const auto& [device, context] : state().contexts) {
+    if (context->events.contains(handle)) return handle;
+  }
+  return nullptr;
+}
+
+}  // namespace fake_cuda
+}  // namespace tensorstream
