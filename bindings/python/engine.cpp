@@ -151,7 +151,12 @@ void init_options(nb::module_& module) {
   nb::enum_<Prefetch>(module, "Prefetch")
       .value("NONE", Prefetch::kNone)
       .value("NEXT", Prefetch::kNext)
+      .value("AHEAD", Prefetch::kAhead)
+      .value("READ_AHEAD", Prefetch::kReadAhead)
       .value("ADAPTIVE", Prefetch::kAdaptive);
+  nb::enum_<ComputePlace>(module, "ComputePlace")
+      .value("HOST", ComputePlace::kHost)
+      .value("ACCELERATOR", ComputePlace::kAccelerator);
   nb::class_<EngineOptions>(module, "EngineOptions")
       .def(nb::init<>())
       .def_rw("prefetch", &EngineOptions::prefetch);

@@ -133,10 +133,13 @@ void init_tree(nb::module_& module) {
       .def("group", &group_model, "The model's groups by structure alone.")
       .def(
           "plan",
-          [](const ModelTree& self, std::uint64_t budget_bytes) {
-            return plan_model(self, budget_bytes, {});
+          [](const ModelTree& self, std::uint64_t budget_bytes, Prefetch prefetch,
+             ComputePlace place) {
+            Rates rates;
+            rates.loading = loading_of(resolve_prefetch(prefetch, place));
+            return plan_model(self, budget_bytes, rates);
           },
-          "budget_bytes"_a, "Groups and plans the model for a budget.");
+          "budget_bytes"_a, "prefetch"_a, "place"_a, "Groups and plans the model for a budget.");
 }
 
 }  // namespace

@@ -57,7 +57,26 @@ Reservation reserve_fixed(Budget& budget, std::uint64_t fixed_bytes,
   return budget.reserve(fixed_bytes, "buffers and weights that stay in place");
 }
 
+Rates rates_for(const EngineOptions& options, const Device& device) {
+  Rates rates = options.rates;
+  rates.loading = loading_of(resolve_prefetch(options.prefetch, compute_place(device)));
+  return rates;
+}
+
 }  // namespace
+
+ComputePlace compute_place(const Device& device) noexcept {
+  return device.host_accessible() ? ComputePlace::kHost : ComputePlace::kAccelerator;
+}
+
+Prefetch resolve_prefetch(Prefetch prefetch, ComputePlace place) noexcept {
+  if (prefetch != Prefetch::kAdaptive) return prefetch;
+  return place == ComputePlace::kHost ? Prefetch::kReadAhead : Prefetch::kAhead;
+}
+
+Loading loading_of(Prefetch prefetch) noexcept {
+  return prefetch == Prefetch::kReadAhead ? Loading::kAtUse : Loading::kAhead;
+}
 
 class Engine::State {
  public:
@@ -70,11 +89,14 @@ class Engine::State {
         fixed(reserve_fixed(pool.budget(), options.fixed_bytes,
                             footprints(groups, sources.tensors()))),
         plan(make_plan(footprints(groups, sources.tensors()), pool.budget().free_bytes(),
-                       options.rates)),
+                       rates_for(options, on))),
         resident_leases(groups.size()) {
     if (options.piece_bytes == 0)
       throw ConfigError("EngineOptions::piece_bytes is 0; give the bytes that one read may move");
-    for (const Group& group : groups) layouts.push_back(lay_out(group, sources.tensors()));
+    for (const Group& group : groups) {
+      layouts.push_back(lay_out(group, sources.tensors()));
+      if (device.host_accessible()) lie_as_sources_do(layouts.back(), group, sources);
+    }
     place_residents();
     start_loader(options);
     load_residents();

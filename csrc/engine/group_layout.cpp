@@ -1,9 +1,17 @@
 #include "engine/group_layout.h"
 
+#include <algorithm>
+
 #include "base/units.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
+namespace {
+
+constexpr std::uint64_t kCacheLineBytes = 64;
+constexpr std::uint64_t kBitsOfByte = 8;
+
+}  // namespace
 
 GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors) {
   // Sizes stay far from overflow: a group is smaller than any address space.
@@ -21,10 +29,22 @@ GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors) {
       throw ConfigError("group '" + group.name + "' is larger than any memory");
     }
     layout.offsets_bytes.push_back(end);
-    end = align_up(end + size, kTensorAlignment);
+    const std::uint64_t room = size == 0 ? 0 : size + kCacheLineBytes - 1;
+    end = align_up(end + room, kTensorAlignment);
   }
   layout.size_bytes = align_up(end, kGroupAlignment);
   return layout;
+}
+
+void lie_as_sources_do(GroupLayout& layout, const Group& group, const SourceTable& sources) {
+  for (std::size_t i = 0; i < group.tensors.size(); ++i) {
+    const TensorId tensor = group.tensors[i];
+    const std::uint64_t element_bytes =
+        std::max<std::uint64_t>(dtype_bits(sources.tensors()[tensor].dtype) / kBitsOfByte, 1);
+    const std::uint64_t in_line = sources.position(tensor) % kCacheLineBytes;
+    // A source may begin anywhere; what computes needs whole elements.
+    if (in_line % element_bytes == 0) layout.offsets_bytes[i] += in_line;
+  }
 }
 
 std::vector<GroupFootprint> footprints(std::span<const Group> groups,

@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/units.h"
+#include "platform/openmp.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -14,6 +16,9 @@ namespace {
 constexpr std::uint32_t kLoadsInFlight = 2;
 // How far ahead the order is asked.
 constexpr std::size_t kLookAhead = 64;
+// Bytes of the groups that come next which the disk is asked for: enough to keep it busy while a
+// group computes.
+constexpr std::uint64_t kReadAheadBytes = 64_MiB;
 
 std::vector<GroupId> ids_of(const std::vector<StreamedGroup>& groups) {
   std::vector<GroupId> ids;
@@ -29,6 +34,7 @@ Loader::Loader(Device& device, const SourceTable& sources, Block arena, std::siz
     : device_(device),
       sources_(sources),
       options_(options),
+      prefetch_(resolve_prefetch(options.prefetch, compute_place(device))),
       arena_(std::move(arena)),
       slots_(group_count),
       streamed_(ids_of(groups)),
@@ -65,15 +71,17 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   MutexLock lock(mutex_);
   if (slot.leases == 0 && leased_overlap(slot)) return false;  // guard: leased-overlap
   count_acquire(slot);
-  if (slot.content == Content::kEmpty || slot.content == Content::kFailed) {
-    demanded_.push_back(group);
-    slot.content = Content::kQueued;
-  }
   ++slot.leases;  // from here on nothing evicts it
   ++slot.waiting;
   const Stream* const last_stream = slot.last_stream;
-  wake_if_needed();
   const Clock::time_point start = Clock::now();
+  try {
+    demand(slot, lock);
+  } catch (...) {  // no memory to ask for it
+    --slot.waiting;
+    --slot.leases;
+    throw;
+  }
   while (!usable(slot) && slot.content != Content::kFailed) changed_.wait(lock);
   std::exception_ptr error = slot.content == Content::kFailed ? slot.error : nullptr;
   lock.unlock();  // a host's wait blocks, and loads need the lock to finish
@@ -86,6 +94,39 @@ bool Loader::acquire(GroupId group, Stream& stream) {
     std::rethrow_exception(error);
   }
   return true;
+}
+
+void Loader::demand(Slot& slot, MutexLock& lock) {
+  const bool missing = slot.content == Content::kEmpty || slot.content == Content::kFailed;
+  if (prefetch_ == Prefetch::kReadAhead) {
+    read_ahead();
+    if (missing) load_at_use(slot, lock);
+    return;
+  }
+  if (missing) {
+    demanded_.push_back(slot.group.id);
+    slot.content = Content::kQueued;
+  }
+  wake_if_needed();
+}
+
+// On the threads that compute: they would wait for the load, and on a host a thread of the loader's
+// takes a core from them. What is enqueued is done at once, and needs the lock to finish.
+void Loader::load_at_use(Slot& slot, MutexLock& lock) {
+  const Issue ready = issue(slot);
+  note_issued(slot, ready.load);
+  lock.unlock();
+  std::exception_ptr error;
+  try {
+    enqueue(device_.caller_stream(), slot, ready);
+  } catch (...) {  // acquire() raises it
+    error = std::current_exception();
+  }
+  lock.lock();
+  if (!error) return;
+  --in_flight_;
+  settle(slot, *ready.load, error);
+  changed_.notify_all();
 }
 
 // The slot is leased: nothing but the order of streams is still to be kept.
@@ -103,8 +144,9 @@ std::exception_ptr Loader::hand_out(Slot& slot, Stream& stream, const Stream* la
 }
 
 bool Loader::usable(const Slot& slot) const {
-  return slot.content == Content::kReady ||
-         (slot.content == Content::kIssued && !slot.load->can_fail);
+  if (slot.content != Content::kIssued) return slot.content == Content::kReady;
+  if (slot.load->can_fail()) return false;  // guard: wait-for-reads
+  return true;
 }
 
 void Loader::count_acquire(const Slot& slot) {
@@ -204,10 +246,12 @@ void Loader::run(const std::stop_token& stop) {
       while (!dirty_ && !stop.stop_requested()) work_.wait(lock);
       continue;
     }
+    Slot& slot = slot_of(*group);
     try {
-      issue(*group);
+      const Issue ready = issue(slot);
+      enqueue(*copy_stream_, slot, ready);
+      note_issued(slot, ready.load);
     } catch (...) {  // whoever asks for the group gets it
-      Slot& slot = slot_of(*group);
       slot.content = Content::kFailed;
       slot.error = std::current_exception();
     }
@@ -240,9 +284,10 @@ std::optional<GroupId> Loader::next_prefetch() const noexcept {
 }
 
 std::optional<GroupId> Loader::find_prefetch() const {
-  if (options_.prefetch == Prefetch::kNone || in_flight_ >= kLoadsInFlight) return std::nullopt;
+  const bool loads_ahead = prefetch_ == Prefetch::kNext || prefetch_ == Prefetch::kAhead;
+  if (!loads_ahead || in_flight_ >= kLoadsInFlight) return std::nullopt;
   const std::size_t ahead =
-      options_.prefetch == Prefetch::kNext ? 1 : std::min(kLookAhead, streamed_.size());
+      prefetch_ == Prefetch::kNext ? 1 : std::min(kLookAhead, streamed_.size());
   std::vector<const Slot*> sooner;
   for (const GroupId group : order_.upcoming(ahead)) {
     const Slot& slot = slot_of(group);
@@ -259,6 +304,20 @@ std::optional<GroupId> Loader::find_prefetch() const {
   return std::nullopt;
 }
 
+// The disk works while the caller computes; from the page cache to its place a group is copied by
+// load_at_use().
+void Loader::read_ahead() const {
+  std::uint64_t ahead_bytes = 0;
+  for (const GroupId group : order_.upcoming(std::min(kLookAhead, streamed_.size()))) {
+    const Slot& slot = slot_of(group);
+    if (!on_device(slot)) {
+      for (const TensorId tensor : slot.group.tensors) sources_.prefetch(tensor);
+    }
+    ahead_bytes += slot.group.layout.size_bytes;
+    if (ahead_bytes > kReadAheadBytes) return;
+  }
+}
+
 bool Loader::overlap(const Slot& a, const Slot& b) {
   return a.group.offset_bytes < b.group.offset_bytes + b.group.layout.size_bytes &&
          b.group.offset_bytes < a.group.offset_bytes + a.group.layout.size_bytes;
@@ -271,90 +330,93 @@ bool Loader::leased_overlap(const Slot& slot) const {
   });
 }
 
-void Loader::issue(GroupId group) {
-  Slot& slot = slot_of(group);
-  auto load = std::make_shared<Load>();
-  load->group = group;
-  evict_overlapping(slot);
-  copy_stream_->wait(*slot.last_use);  // guard: wait-for-own-reader
-  std::byte* const data = place(group);
-  copy_stream_->set_access(data, slot.group.layout.size_bytes, Access::kReadWrite);
-  copy_stream_->poison(data, slot.group.layout.size_bytes);
-  copy_stream_->run([load] { load->started = Clock::now(); });
-  enqueue_pieces(slot, load);
-  copy_stream_->set_access(data, slot.group.layout.size_bytes, Access::kNone);
-  copy_stream_->record(*slot.loaded);
-  copy_stream_->run([this, load] { finish(load); });  // it needs the lock that is held here
-  slot.load = load;
-  slot.content = Content::kIssued;
-  ++in_flight_;
+Loader::Issue Loader::issue(Slot& slot) {
+  Issue result{std::make_shared<Load>(slot.group.id), {}, {}};
+  std::byte* const base = place(slot.group.id);
+  for (std::size_t i = 0; i < slot.group.tensors.size(); ++i) {
+    std::byte* target = base + slot.group.layout.offsets_bytes[i];
+    for (const BoundExtent& extent : sources_.extents(slot.group.tensors[i])) {
+      result.load->add(extent, target, options_.piece_bytes);
+      target += extent.size_bytes;
+    }
+  }
+  evict_overlapping(slot, result);
+  return result;
 }
 
-void Loader::evict_overlapping(const Slot& slot) {
+void Loader::evict_overlapping(const Slot& slot, Issue& issue) {
   for (const GroupId group : streamed_) {
     Slot& other = slot_of(group);
     if (&other == &slot || !overlap(slot, other)) continue;
-    copy_stream_->wait(*other.last_use);  // guard: wait-for-last-reader
-    if (on_device(other)) {               // guard: eviction
-      copy_stream_->poison(place(group), other.group.layout.size_bytes);
+    issue.overwritten.push_back(&other);
+    if (on_device(other)) {  // guard: eviction
+      issue.stale.push_back(&other);
       other.content = Content::kEmpty;
       other.load = nullptr;
     }
   }
 }
 
-void Loader::enqueue_pieces(const Slot& slot, const std::shared_ptr<Load>& load) {
-  std::byte* const base = place(slot.group.id);
-  for (std::size_t i = 0; i < slot.group.tensors.size(); ++i) {
-    std::byte* target = base + slot.group.layout.offsets_bytes[i];
-    for (const BoundExtent& extent : sources_.extents(slot.group.tensors[i])) {
-      load->extents.push_back(extent);
-      (extent.reader->tier() == Tier::kRam ? load->ram_bytes : load->disk_bytes) +=
-          extent.size_bytes;
-      for (std::uint64_t done = 0; done < extent.size_bytes; done += options_.piece_bytes) {
-        const std::uint64_t size = std::min(options_.piece_bytes, extent.size_bytes - done);
-        const std::uint64_t offset = extent.offset_bytes + done;
-        if (const std::byte* source = extent.reader->address(offset)) {
-          copy_stream_->copy_to_device(target, source, size);
-        } else {
-          load->can_fail = true;  // guard: wait-for-reads
-          copy_stream_->run([load, reader = extent.reader.get(), offset, target, size] {
-            if (load->error) return;
-            try {
-              reader->read(offset, {target, size});
-            } catch (...) {  // acquire() raises it
-              load->error = std::current_exception();
-            }
-          });
-        }
-        target += size;
-      }
-    }
+void Loader::note_issued(Slot& slot, const std::shared_ptr<Load>& load) {
+  slot.load = load;
+  slot.content = Content::kIssued;
+  ++in_flight_;
+}
+
+void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
+  const std::shared_ptr<Load>& load = issue.load;
+  for (const Slot* other : issue.overwritten) {
+    stream.wait(*other->last_use);  // guard: wait-for-last-reader
   }
+  for (const Slot* other : issue.stale) {
+    stream.poison(place(other->group.id), other->group.layout.size_bytes);
+  }
+  stream.wait(*slot.last_use);  // guard: wait-for-own-reader
+  std::byte* const data = place(slot.group.id);
+  stream.set_access(data, slot.group.layout.size_bytes, Access::kReadWrite);
+  stream.poison(data, slot.group.layout.size_bytes);
+  stream.run([load] { load->start(); });
+  for (const Load::Copy& copy : load->copies()) {
+    stream.copy_to_device(copy.target.data(), copy.source, copy.target.size());
+  }
+  if (load->can_fail()) {
+    const bool shared = &stream != copy_stream_.get() && load->is_large();
+    stream.run([load, shared] {
+      if (shared) {
+        run_on_team([&] { load->read(); });
+      } else {
+        load->read();
+      }
+    });
+  }
+  stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
+  stream.record(*slot.loaded);
+  stream.run([this, load] { finish(load); });
 }
 
 void Loader::finish(const std::shared_ptr<Load>& load) {
-  load->extents.clear();  // readers end here, not under the lock
+  const std::exception_ptr error = load->error();
+  const double seconds = load->seconds();
+  load->end();  // readers end here, not under the lock
   const MutexLock lock(mutex_);
-  Slot& slot = slot_of(load->group);
   --in_flight_;
   ++counted_.loads;
-  if (!load->error) {
-    counted_.load_seconds += seconds_since(load->started);
-    counted_.streamed_ram_bytes += load->ram_bytes;
-    counted_.streamed_disk_bytes += load->disk_bytes;
-    counted_.streamed_bytes += load->ram_bytes + load->disk_bytes;
+  if (!error) {
+    counted_.load_seconds += seconds;
+    counted_.streamed_ram_bytes += load->ram_bytes();
+    counted_.streamed_disk_bytes += load->disk_bytes();
+    counted_.streamed_bytes += load->ram_bytes() + load->disk_bytes();
   }
-  settle(slot, *load);
+  settle(slot_of(load->group()), *load, error);
   changed_.notify_all();
   wake_if_needed();
 }
 
-void Loader::settle(Slot& slot, const Load& load) {
+void Loader::settle(Slot& slot, const Load& load, const std::exception_ptr& error) {
   if (slot.load.get() != &load) return;  // guard: superseded-load
   slot.content = Content::kReady;
-  if (load.error) slot.content = Content::kFailed;  // guard: load-failed
-  slot.error = load.error;
+  if (error) slot.content = Content::kFailed;  // guard: load-failed
+  slot.error = error;
 }
 
 bool Loader::on_device(const Slot& slot) {

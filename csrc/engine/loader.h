@@ -12,10 +12,10 @@
 #include <thread>
 #include <vector>
 
-#include "base/clock.h"
 #include "base/mutex.h"
 #include "device/device.h"
 #include "engine/group_layout.h"
+#include "engine/load.h"
 #include "engine/source_table.h"
 #include "memory/pool.h"
 #include "scheduler/order.h"
@@ -56,17 +56,14 @@ class Loader {
   void add_to(Statistics& statistics) const;
 
  private:
+  struct Slot;
   enum class Content { kEmpty, kQueued, kIssued, kReady, kFailed };
 
-  /// One load under way, shared by the loader and the stream's callbacks.
-  struct Load {
-    GroupId group = 0;
-    bool can_fail = false;             // some piece is read, not copied
-    std::vector<BoundExtent> extents;  // keeps the readers alive
-    std::uint64_t ram_bytes = 0;
-    std::uint64_t disk_bytes = 0;
-    Clock::time_point started;
-    std::exception_ptr error;  // written and read in the copy stream's order
+  /// A load that is ready to be enqueued, and what it has to wait for.
+  struct Issue {
+    std::shared_ptr<Load> load;  // shared by the slot and the stream's callbacks
+    std::vector<const Slot*> overwritten;
+    std::vector<const Slot*> stale;  // of these, those that held bytes
   };
 
   struct Slot {
@@ -77,7 +74,7 @@ class Loader {
     Content content = Content::kEmpty;
     std::uint32_t leases = 0;
     std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
-    std::shared_ptr<Load> load;  // the one that `content` speaks of
+    std::shared_ptr<Load> load;  // the one that `content` speaks of; shared with callbacks
     std::exception_ptr error;
   };
 
@@ -86,11 +83,15 @@ class Loader {
   std::optional<GroupId> next_prefetch() const noexcept TS_REQUIRES(mutex_);
   std::optional<GroupId> find_prefetch() const TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
-  void issue(GroupId group) TS_REQUIRES(mutex_);
-  void evict_overlapping(const Slot& slot) TS_REQUIRES(mutex_);
-  void enqueue_pieces(const Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
+  void demand(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
+  void load_at_use(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
+  void read_ahead() const TS_REQUIRES(mutex_);
+  Issue issue(Slot& slot) TS_REQUIRES(mutex_);
+  void evict_overlapping(const Slot& slot, Issue& issue) TS_REQUIRES(mutex_);
+  void note_issued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
+  void enqueue(Stream& stream, const Slot& slot, const Issue& issue);
   void finish(const std::shared_ptr<Load>& load) TS_EXCLUDES(mutex_);
-  static void settle(Slot& slot, const Load& load);
+  static void settle(Slot& slot, const Load& load, const std::exception_ptr& error);
   static bool on_device(const Slot& slot);
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
   bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
@@ -103,6 +104,7 @@ class Loader {
   Device& device_;
   const SourceTable& sources_;
   const EngineOptions options_;
+  const Prefetch prefetch_;  // resolved
   Block arena_;
   std::vector<std::unique_ptr<Slot>> slots_;  // by GroupId; null for groups that are not streamed.
                                               // What the slots hold is guarded by mutex_.

@@ -1,6 +1,7 @@
 #include "engine/source_table.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "base/units.h"
@@ -60,6 +61,14 @@ const std::byte* SourceTable::address(TensorId tensor) const {
   return pieces.size() == 1 ? pieces[0].reader->address(pieces[0].offset_bytes) : nullptr;
 }
 
+std::uint64_t SourceTable::position(TensorId tensor) const {
+  const MutexLock lock(mutex_);
+  const std::vector<BoundExtent>& pieces = bound_.at(tensor);
+  if (pieces.empty()) return 0;
+  const std::byte* const data = pieces[0].reader->address(pieces[0].offset_bytes);
+  return data != nullptr ? std::bit_cast<std::uint64_t>(data) : pieces[0].offset_bytes;
+}
+
 void SourceTable::read(TensorId tensor, std::uint64_t offset_bytes,
                        std::span<std::byte> out) const {
   std::uint64_t skip = offset_bytes;
@@ -77,6 +86,13 @@ void SourceTable::read(TensorId tensor, std::uint64_t offset_bytes,
   if (!out.empty()) {
     throw ConfigError("a read of tensor '" + tensors_.at(tensor).name + "' passes its end by " +
                       std::to_string(out.size()) + " bytes");
+  }
+}
+
+void SourceTable::prefetch(TensorId tensor) const noexcept {
+  const MutexLock lock(mutex_);
+  for (const BoundExtent& piece : bound_[tensor]) {
+    piece.reader->prefetch(piece.offset_bytes, piece.size_bytes);
   }
 }
 

@@ -25,6 +25,10 @@ class PreadReader final : public Reader {
     file_.check_unchanged();  // guard: read-unchanged
   }
 
+  void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
+    file_.prefetch(offset_bytes, size_bytes);
+  }
+
  private:
   const File file_;
 };
@@ -50,6 +54,10 @@ class MmapReader final : public Reader {
       copy_in_windows(offset_bytes, out);
     }
     file_.check_unchanged();  // guard: copy-unchanged
+  }
+
+  void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
+    file_.prefetch(offset_bytes, size_bytes);
   }
 
  private:

@@ -31,6 +31,9 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// The bytes from `offset_bytes` on where they lie in RAM and stay valid while the reader lives,
   /// for asynchronous copies; null elsewhere.
   virtual const std::byte* address(std::uint64_t offset_bytes) const noexcept;
+
+  /// Says that the range will be read soon. A hint that does not wait.
+  virtual void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
 };
 
 /// How a file is read.

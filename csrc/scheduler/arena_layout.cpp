@@ -145,6 +145,13 @@ std::optional<ArenaLayout> windowed_layout(std::span<const std::uint64_t> sizes,
   return layout;
 }
 
+ArenaLayout one_place_layout(std::span<const std::uint64_t> sizes) {
+  ArenaLayout layout;
+  layout.offsets.assign(sizes.size(), 0);
+  for (const std::uint64_t size : sizes) layout.arena_bytes = std::max(layout.arena_bytes, size);
+  return layout;
+}
+
 std::vector<std::uint32_t> sharing_distances(std::span<const std::uint64_t> sizes,
                                              std::span<const std::uint64_t> offsets) {
   const std::size_t count = sizes.size();

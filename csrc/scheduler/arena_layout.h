@@ -32,6 +32,9 @@ ArenaLayout two_ended_layout(std::span<const std::uint64_t> sizes, std::uint64_t
 std::optional<ArenaLayout> windowed_layout(std::span<const std::uint64_t> sizes,
                                            std::uint64_t capacity, std::uint32_t distance);
 
+/// The layout of groups that are loaded when they are used: all in one place.
+ArenaLayout one_place_layout(std::span<const std::uint64_t> sizes);
+
 /// For each group, how many groups before it in the cyclic order the nearest one lies that shares
 /// bytes with it (itself one pass ago: the whole list).
 std::vector<std::uint32_t> sharing_distances(std::span<const std::uint64_t> sizes,

@@ -19,6 +19,8 @@ namespace tensorstream {
 ///   no bytes where the budget allows it, for any sizes and for odd numbers of groups too. Where it
 ///   does not, or where sharing leaves room for so many more residents that it saves a quarter
 ///   (StreamingSearch says of what), loads are exposed and counted in exposed_loads.
+/// - Loaded at their use (Rates::loading), streamed groups all share one place of the size of the
+///   largest, and no load counts as exposed.
 /// - resident_bytes + arena_bytes <= budget_bytes, always. Among the plans that fit, the one with
 ///   the least predicted time. Every group counts as a multiple of kGroupAlignment.
 /// - Deterministic: the same input gives the same plan.

@@ -123,6 +123,11 @@ StreamingChoice StreamingSearch::evaluate(std::vector<bool> resident) const {
     (gaps.empty() ? leading_gap : gaps.back()) += group.size_bytes;
   }
   if (!gaps.empty()) gaps.back() += leading_gap;
+  if (expected_.loading == Loading::kAtUse) {
+    choice.layout = one_place_layout(streamed);
+    choice.cost = cost_of(choice, streamed);
+    return choice;
+  }
   const std::uint64_t capacity = room_bytes_ - choice.resident_bytes;
   choice.layout = two_ended_layout(streamed, capacity, gaps);
   choice.cost = cost_of(choice, streamed);

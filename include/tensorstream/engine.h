@@ -44,15 +44,31 @@ struct ModelSpec {
   std::vector<Group> groups;
 };
 
-/// When groups are loaded ahead of their use.
+/// When groups are loaded.
 enum class Prefetch {
-  /// Never: a group is loaded when it is acquired.
+  /// When they are acquired.
   kNone,
-  /// The next group in the order.
+  /// Also the next group in the order, on a stream of the engine's.
   kNext,
-  /// As many of the next groups as the arena has room for without taking what is needed sooner.
+  /// Also as many of the next groups as the arena has room for without taking what is needed
+  /// sooner.
+  kAhead,
+  /// When they are acquired, on the threads of the caller; the disk is asked for the next ones, so
+  /// that their bytes are in the page cache by then.
+  kReadAhead,
+  /// kReadAhead where the device computes on the host's cores, which a copy ahead would take from
+  /// it; kAhead elsewhere.
   kAdaptive,
 };
+
+/// Whose cores compute.
+enum class ComputePlace { kHost, kAccelerator };
+
+ComputePlace compute_place(const Device& device) noexcept;
+/// `prefetch`, or what kAdaptive means there.
+Prefetch resolve_prefetch(Prefetch prefetch, ComputePlace place) noexcept;
+/// What the planner needs to know of it. `prefetch` is resolved.
+Loading loading_of(Prefetch prefetch) noexcept;
 
 struct EngineOptions {
   Prefetch prefetch = Prefetch::kAdaptive;

@@ -37,11 +37,21 @@ struct GroupFootprint {
   Residency residency = Residency::kAny;
 };
 
-/// Rates for the model of time. Bytes a second, seconds.
+/// When the streamed groups are loaded.
+enum class Loading {
+  /// While groups before them compute, where the arena has room for both.
+  kAhead,
+  /// When they are used, by the threads that compute: they share one place, which stays in the
+  /// cores' cache, and all other bytes go to residents.
+  kAtUse,
+};
+
+/// What the model of time goes by. Bytes a second, seconds.
 struct Rates {
   double link_bytes_per_second = 5e9;
   /// Compute time of the whole model for one pass, at batch 1.
   double compute_seconds = 0;
+  Loading loading = Loading::kAhead;
 };
 
 struct GroupPlacement {

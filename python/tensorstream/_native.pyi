@@ -222,7 +222,7 @@ class ModelTree:
     def group(self) -> Grouping:
         """The model's groups by structure alone."""
 
-    def plan(self, budget_bytes: int) -> ModelPlan:
+    def plan(self, budget_bytes: int, prefetch: Prefetch, place: ComputePlace) -> ModelPlan:
         """Groups and plans the model for a budget."""
 
 class Device:
@@ -276,7 +276,16 @@ class Prefetch(enum.Enum):
 
     NEXT = 1
 
-    ADAPTIVE = 2
+    AHEAD = 2
+
+    READ_AHEAD = 3
+
+    ADAPTIVE = 4
+
+class ComputePlace(enum.Enum):
+    HOST = 0
+
+    ACCELERATOR = 1
 
 class EngineOptions:
     def __init__(self) -> None: ...

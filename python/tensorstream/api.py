@@ -95,7 +95,7 @@ def analyze(model_or_path: nn.Module | PathLike) -> report.ModelAnalysis:
 def estimate_memory(model_or_path: nn.Module | PathLike) -> report.MemoryEstimate:
     """What budgets mean for a model: the smallest that works, and from where on all fits."""
     found = walk(_as_model(model_or_path))
-    planned = found.tree.plan(_native.LARGEST_BUDGET_BYTES).plan
+    planned = Config().plan(found.tree, _native.LARGEST_BUDGET_BYTES).plan
     return report.MemoryEstimate(
         weights_bytes=found.tree.weights_bytes,
         smallest_budget_bytes=planned.smallest_budget_bytes,
@@ -113,7 +113,7 @@ def plan(
     """
     chosen = make_config(config, options)
     found = walk(_as_model(model_or_path), chosen.keep_resident)
-    return report.make_plan(found.tree, found.tree.plan(chosen.budget_bytes()))
+    return report.make_plan(found.tree, chosen.plan(found.tree, chosen.budget_bytes()))
 
 
 def stats(model: nn.Module) -> report.Stats:

@@ -15,6 +15,7 @@ Size = int | str
 
 PREFETCH = {
     "adaptive": _native.Prefetch.ADAPTIVE,
+    "aggressive": _native.Prefetch.AHEAD,
     "next": _native.Prefetch.NEXT,
     "none": _native.Prefetch.NONE,
 }
@@ -32,8 +33,10 @@ class Config:
             takes what is available less 1 GiB.
         backend: How files are read: "auto" reads them by pread; "mmap" maps them, for files that nobody
             truncates while the model is in use.
-        prefetch: "adaptive" loads as far ahead as the budget has room for, "next" one group, "none"
-            nothing.
+        prefetch: "aggressive" loads as far ahead as the budget has room for, "next" one group, "none"
+            nothing. "adaptive" is the same as "aggressive" on a GPU; on the CPU, whose cores a copy
+            ahead would take from the model, groups are loaded when they are used, by the threads
+            that compute, and the disk is asked for the next ones.
         keep_resident: Names of modules or parameters, or their prefixes up to a dot, that stay on
             the device in every plan.
         self_check: Takes the access rights of weights that nobody uses, poisons what is stale and
@@ -74,6 +77,12 @@ class Config:
             return torch.device(self.device if self.device is not None else "cpu")
         except RuntimeError as error:
             raise ConfigError(f"device: {error}") from error
+
+    def plan(self, tree: _native.ModelTree, budget_bytes: int) -> _native.ModelPlan:
+        """Groups and a plan for a model on this device."""
+        on_cpu = self.torch_device.type == "cpu"
+        place = _native.ComputePlace.HOST if on_cpu else _native.ComputePlace.ACCELERATOR
+        return tree.plan(budget_bytes, PREFETCH[self.prefetch], place)
 
     def budget_bytes(self) -> int:
         """The budget in bytes, for the device as it is now."""

@@ -235,7 +235,7 @@ class Orchestrator:
             for tensor in sources.in_ram:
                 found.tree.keep_resident(found.weights[tensor].names[0])
         budget_bytes = config.budget_bytes()  # once: what is available changes
-        self.grouping: _native.Grouping = found.tree.plan(budget_bytes).grouping
+        self.grouping: _native.Grouping = config.plan(found.tree, budget_bytes).grouping
         self.budget = _native.create_budget(budget_bytes)
         self.engine = self._open(found, sources)
         if checkpoint is not None:

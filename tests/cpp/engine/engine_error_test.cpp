@@ -102,8 +102,10 @@ class OneFailure {
 TEST_P(EngineError, EachReadOfAPassFailsOnceWithoutLoadsAhead) {
   for (GroupId broken = 0; broken < 4; ++broken) {
     for (int failing_read = 1; failing_read <= 3; ++failing_read) {
-      OneFailure failure(Prefetch::kNone, broken, failing_read);
-      EXPECT_EQ(failure.run(*device_, stream_), std::vector<GroupId>{broken}) << failing_read;
+      for (const Prefetch prefetch : {Prefetch::kNone, Prefetch::kReadAhead}) {
+        OneFailure failure(prefetch, broken, failing_read);
+        EXPECT_EQ(failure.run(*device_, stream_), std::vector<GroupId>{broken}) << failing_read;
+      }
     }
   }
 }
@@ -112,7 +114,7 @@ TEST_P(EngineError, EachReadOfAPassFailsOnceWithoutLoadsAhead) {
 TEST_P(EngineError, EachReadOfAPassFailsOnceAtMostWithLoadsAhead) {
   for (GroupId broken = 0; broken < 4; ++broken) {
     for (int failing_read = 1; failing_read <= 3; ++failing_read) {
-      OneFailure failure(Prefetch::kAdaptive, broken, failing_read);
+      OneFailure failure(Prefetch::kAhead, broken, failing_read);
       const std::vector<GroupId> raised = failure.run(*device_, stream_);
       EXPECT_TRUE(raised.empty() || raised == std::vector<GroupId>{broken}) << failing_read;
     }

@@ -125,9 +125,10 @@ TEST_P(EngineOrder, RandomOrdersAndLeases) {
     const ModelSpec spec = model.in_memory();
     const auto device = checking_device(seed, 5);
     const ComputeStream stream(*device, GetParam());
-    const auto engine = open_engine(*device, spec, budgets_of(spec, 8)[seed % 6],
-                                    with_prefetch(std::vector{Prefetch::kNone, Prefetch::kNext,
-                                                              Prefetch::kAdaptive}[seed % 3]));
+    const auto engine =
+        open_engine(*device, spec, budgets_of(spec, 8)[seed % 6],
+                    with_prefetch(std::vector{Prefetch::kNone, Prefetch::kNext, Prefetch::kAhead,
+                                              Prefetch::kReadAhead}[seed % 4]));
     Walk walk(model, *engine, stream.get(), seed);
     walk.run(300);
     refused += walk.refused();

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <tuple>
 
@@ -116,16 +117,18 @@ TEST_P(EnginePass, PiecesSmallerThanATensor) {
 
 std::string parameters_name(const ::testing::TestParamInfo<Parameters>& info) {
   const auto [on, prefetch] = info.param;
-  const std::string how = prefetch == Prefetch::kNone   ? "NoPrefetch"
-                          : prefetch == Prefetch::kNext ? "PrefetchNext"
-                                                        : "PrefetchAdaptive";
-  return (on == On::kCaller ? "OnCaller" : "OnQueue") + how;
+  const std::map<Prefetch, std::string> names = {{Prefetch::kNone, "NoPrefetch"},
+                                                 {Prefetch::kNext, "PrefetchNext"},
+                                                 {Prefetch::kAhead, "PrefetchAhead"},
+                                                 {Prefetch::kReadAhead, "ReadAhead"}};
+  return (on == On::kCaller ? "OnCaller" : "OnQueue") + names.at(prefetch);
 }
 
 INSTANTIATE_TEST_SUITE_P(Streams, EnginePass,
                          ::testing::Combine(::testing::Values(On::kCaller, On::kQueue),
                                             ::testing::Values(Prefetch::kNone, Prefetch::kNext,
-                                                              Prefetch::kAdaptive)),
+                                                              Prefetch::kAhead,
+                                                              Prefetch::kReadAhead)),
                          parameters_name);
 
 }  // namespace

@@ -40,6 +40,19 @@ class EngineReplace : public ::testing::TestWithParam<On> {
     EXPECT_TRUE(engine_->tensor_equals(tensor_, *model_.bytes(tensor_)));
   }
 
+  void write_at_every_step(Prefetch prefetch) {
+    open(prefetch);
+    for (std::uint32_t step = 0; step < 120; ++step) {
+      for (TensorId id = 0; id < model_.tensor_count(); ++id) {
+        const bool streamed = engine_->plan().groups[id / 2].placement == Placement::kStreamed;
+        if (streamed && (id * 7 + step) % 5 == 0) write(id);
+      }
+      ASSERT_TRUE(computation_->use(step % 6, stream_));
+    }
+    stream_.synchronize();
+    EXPECT_EQ(computation_->wrong(), 0U);
+  }
+
   TestModel model_;
   const std::unique_ptr<Device> device_ = checking_device();
   const ComputeStream compute_stream_{*device_, GetParam()};
@@ -57,14 +70,14 @@ TEST_P(EngineReplace, BeforeTheFirstLoad) {
 }
 
 TEST_P(EngineReplace, WhenLoadedAhead) {
-  open(Prefetch::kAdaptive);
+  open(Prefetch::kAhead);
   ASSERT_TRUE(eventually([&] { return engine_->statistics().loads > 0; }));
   write(tensor_);
   expect_right_passes();
 }
 
 TEST_P(EngineReplace, AfterItsUse) {
-  for (const Prefetch prefetch : {Prefetch::kNone, Prefetch::kAdaptive}) {
+  for (const Prefetch prefetch : {Prefetch::kNone, Prefetch::kAhead, Prefetch::kReadAhead}) {
     open(prefetch);
     ASSERT_TRUE(computation_->use(group_, stream_));
     write(tensor_);
@@ -76,16 +89,8 @@ TEST_P(EngineReplace, AfterItsUse) {
 }
 
 TEST_P(EngineReplace, AtEveryStepOfManyPasses) {
-  open(Prefetch::kAdaptive);
-  for (std::uint32_t step = 0; step < 120; ++step) {
-    for (TensorId id = 0; id < model_.tensor_count(); ++id) {
-      const bool streamed = engine_->plan().groups[id / 2].placement == Placement::kStreamed;
-      if (streamed && (id * 7 + step) % 5 == 0) write(id);
-    }
-    ASSERT_TRUE(computation_->use(step % 6, stream_));
-  }
-  stream_.synchronize();
-  EXPECT_EQ(computation_->wrong(), 0U);
+  write_at_every_step(Prefetch::kAhead);
+  write_at_every_step(Prefetch::kReadAhead);
 }
 
 TEST_P(EngineReplace, NotWhileTheGroupIsLeased) {
@@ -114,7 +119,7 @@ TEST_P(EngineReplace, NotWithBytesOfAnotherSize) {
 }
 
 TEST_P(EngineReplace, OldBytesAreLetGo) {
-  open(Prefetch::kAdaptive);
+  open(Prefetch::kAhead);
   write(tensor_);
   std::weak_ptr<const Bytes> first = model_.bytes(tensor_);
   expect_right_passes();

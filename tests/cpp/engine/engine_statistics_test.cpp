@@ -201,7 +201,7 @@ TEST(EngineStatisticsAhead, AnAcquireDuringItsLoadIsAPartialHit) {
 /// Half of the places that a pass needs: loading ahead must not take what is needed sooner, so that
 /// each group is loaded once for each use.
 TEST(EngineStatisticsAhead, EachUseNeedsOneLoad) {
-  for (const Prefetch prefetch : {Prefetch::kNext, Prefetch::kAdaptive}) {
+  for (const Prefetch prefetch : {Prefetch::kNext, Prefetch::kAhead}) {
     const TestModel model = equal_model(8, 5000);
     const ModelSpec spec = model.in_memory();
     const auto device = checking_device();

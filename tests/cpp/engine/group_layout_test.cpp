@@ -2,10 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/units.h"
+#include "engine/source_table.h"
+#include "io/reader.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -20,10 +24,33 @@ std::vector<TensorSpec> tensors_of(const std::vector<std::uint64_t>& sizes) {
 }
 
 TEST(GroupLayout, TensorsFollowEachOtherAlignedInTheGroupsOrder) {
-  const auto tensors = tensors_of({1, 512, 513, 0, 4000});
+  const auto tensors = tensors_of({1, 449, 450, 0, 4000});
   const GroupLayout layout = lay_out({"g", {2, 0, 3, 1, 4}, Residency::kAny}, tensors);
-  EXPECT_EQ(layout.offsets_bytes, (std::vector<std::uint64_t>{0, 1024, 1536, 1536, 2048}));
+  EXPECT_EQ(layout.offsets_bytes, (std::vector<std::uint64_t>{0, 1024, 1536, 1536, 2048}))
+      << "each has room to be moved by less than a cache line";
   EXPECT_EQ(layout.size_bytes, 8192U);
+}
+
+TEST(GroupLayout, OnAHostTensorsLieWithinALineAsTheirSourcesDo) {
+  auto tensors = tensors_of({100, 200, 300, 400, 0});
+  tensors[2].dtype = Dtype::kF32;
+  tensors[3].dtype = Dtype::kF32;
+  alignas(64) static constexpr std::array<std::byte, 512> kBytes{};
+  const auto memory = [&](std::size_t begin, std::size_t size) {
+    return create_memory_reader("a buffer", std::span(kBytes).subspan(begin, size), nullptr);
+  };
+  tensors[0].extents = {{0, 8, 100}};
+  tensors[1].extents = {{1, 70, 200}};
+  tensors[2].extents = {{0, 12, 300}};
+  tensors[3].extents = {{1, 6, 400}};
+  const SourceTable sources({memory(0, 512), memory(0, 512)}, tensors);
+  const Group group = {"g", {0, 1, 2, 3, 4}, Residency::kAny};
+  GroupLayout layout = lay_out(group, tensors);
+  const std::uint64_t size_bytes = layout.size_bytes;
+  lie_as_sources_do(layout, group, sources);
+  EXPECT_EQ(layout.offsets_bytes, (std::vector<std::uint64_t>{8, 512 + 6, 1024 + 12, 1536, 2048}))
+      << "the fourth would be misaligned for its type, the last has no bytes";
+  EXPECT_EQ(layout.size_bytes, size_bytes);
 }
 
 TEST(GroupLayout, AGroupWithoutBytesTakesNone) {

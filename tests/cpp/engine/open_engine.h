@@ -31,16 +31,17 @@ inline std::unique_ptr<Device> checking_device(std::uint64_t seed = 1,
       {.checking = Checking::kOn, .seed = seed, .longest_delay_us = longest_delay_us});
 }
 
-inline std::unique_ptr<Engine> open_engine(Device& device, ModelSpec model,
-                                           std::uint64_t budget_bytes,
-                                           const EngineOptions& options = {}) {
-  return std::make_unique<Engine>(device, Budget::create(budget_bytes), std::move(model), options);
-}
-
 inline EngineOptions with_prefetch(Prefetch prefetch) {
   EngineOptions options;
   options.prefetch = prefetch;
   return options;
+}
+
+/// Loads ahead where the test says nothing else: what a device does that is not the host.
+inline std::unique_ptr<Engine> open_engine(
+    Device& device, ModelSpec model, std::uint64_t budget_bytes,
+    const EngineOptions& options = with_prefetch(Prefetch::kAhead)) {
+  return std::make_unique<Engine>(device, Budget::create(budget_bytes), std::move(model), options);
 }
 
 /// Which stream computes.

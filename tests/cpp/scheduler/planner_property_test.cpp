@@ -183,6 +183,32 @@ TEST(PlannerProperties, HoldForRandomGroupsAndBudgets) {
   }
 }
 
+TEST(PlannerProperties, LoadedAtUseGroupsShareOnePlaceAndNothingIsLeftForAnother) {
+  std::mt19937 random(7);
+  for (int round = 0; round < 300; ++round) {
+    SCOPED_TRACE(round);
+    Case made = random_case(random);
+    made.rates.loading = Loading::kAtUse;
+    const Plan plan = make_plan(made.groups, made.budget, made.rates);
+    expect_sums(made, plan);
+    EXPECT_EQ(plan.exposed_loads, 0U);
+    std::uint64_t largest = 0;
+    std::uint64_t smallest = made.budget;
+    for (const std::size_t group : streamed_groups(plan)) {
+      EXPECT_EQ(plan.groups[group].offset_bytes, 0U);
+      largest = std::max(largest, placed(made.groups[group]));
+      smallest = std::min(smallest, placed(made.groups[group]));
+    }
+    EXPECT_EQ(plan.arena_bytes, largest);
+    if (plan.streamed_bytes > 0) {
+      EXPECT_GT(plan.resident_bytes + plan.arena_bytes + smallest, made.budget);
+    }
+    made.rates.loading = Loading::kAhead;
+    const Plan ahead = make_plan(made.groups, made.budget, made.rates);
+    EXPECT_LE(plan.streamed_bytes, ahead.streamed_bytes + largest);
+  }
+}
+
 TEST(PlannerProperties, TheSmallestBudgetWorksAndOneByteLessDoesNot) {
   std::mt19937 random(5);
   for (int round = 0; round < 500; ++round) {

@@ -1,0 +1,77 @@
+// Load: the bytes of one group on their way into its place.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <span>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "engine/source_table.h"
+#include "tensorstream/plan.h"
+
+namespace tensorstream {
+
+/// One load under way: pieces that the device copies from RAM, and pieces that are read. Belongs to
+/// the thread that makes it until it is enqueued; from then on thread-safe.
+class Load {
+ public:
+  /// Bytes of RAM for the device to copy.
+  struct Copy {
+    const std::byte* source = nullptr;
+    std::span<std::byte> target;
+  };
+
+  explicit Load(GroupId group) : group_(group) {}
+
+  /// Adds the bytes of an extent, in pieces of at most `piece_bytes`, and keeps its reader alive.
+  void add(const BoundExtent& extent, std::byte* target, std::uint64_t piece_bytes);
+
+  GroupId group() const noexcept { return group_; }
+  std::uint64_t ram_bytes() const noexcept { return ram_bytes_; }
+  std::uint64_t disk_bytes() const noexcept { return disk_bytes_; }
+  const std::vector<Copy>& copies() const noexcept { return copies_; }
+  /// True where some piece is read, which can fail, and not copied.
+  bool can_fail() const noexcept { return !reads_.empty(); }
+  /// True where reading is worth several threads.
+  bool is_large() const noexcept;
+
+  /// Starts the clock of seconds().
+  void start() { started_ = Clock::now(); }
+  double seconds() const { return seconds_since(started_); }
+  /// Reads pieces that nobody has taken yet, until none is left or one fails. Several threads may
+  /// share the work.
+  void read() noexcept;
+  /// What failed first; null where nothing did. Valid once every read() has returned.
+  std::exception_ptr error() const;
+  /// Lets the readers go.
+  void end() { extents_.clear(); }
+
+ private:
+  struct Read {
+    Reader* reader = nullptr;  // one of extents_
+    std::uint64_t offset_bytes = 0;
+    std::span<std::byte> target;
+  };
+
+  // Constant from the moment that it is enqueued.
+  const GroupId group_;
+  std::vector<BoundExtent> extents_;
+  std::vector<Copy> copies_;
+  std::vector<Read> reads_;
+  std::uint64_t ram_bytes_ = 0;
+  std::uint64_t disk_bytes_ = 0;
+  Clock::time_point started_;
+
+  // Own synchronisation.
+  std::atomic<std::size_t> next_ = 0;
+
+  // Guarded by mutex_.
+  mutable Mutex mutex_;
+  std::exception_ptr error_ TS_GUARDED_BY(mutex_);
+};
+
+}  // namespace tensorstream
