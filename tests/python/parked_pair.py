@@ -46,6 +46,7 @@ def make_pair(source: str, folder: Path, **options: Any) -> Pair:
     """`source` is "file" or "memory"."""
     model = make_stack(3)
     plain = copy.deepcopy(model)
+    options.setdefault("prefetch", "aggressive")  # writes then meet what was loaded ahead
     if source == "file":
         options["checkpoint"] = folder / "model.safetensors"
         save_file(model.state_dict(), options["checkpoint"])

@@ -337,6 +337,24 @@ def test_statistics_count_what_happened() -> None:
     assert after.streamed_bytes_per_second > 0
 
 
+def test_on_the_cpu_groups_are_loaded_when_they_are_used() -> None:
+    """Unless another prefetch is asked for: the plan then makes room to load ahead."""
+    model = make_flexible()
+    budget = 3 * ts.estimate_memory(model).smallest_budget_bytes
+    at_use = ts.plan(model, ram_budget=budget)
+    ahead = ts.plan(model, ram_budget=budget, prefetch="aggressive")
+    assert 0 < at_use.arena_bytes < ahead.arena_bytes
+    assert at_use.resident_bytes > ahead.resident_bytes
+    assert at_use.exposed_loads == 0
+    ts.offload(model, ram_budget=budget)
+    with torch.no_grad():
+        model(X)
+        model(X)
+    stats = ts.stats(model)
+    assert stats.misses == stats.loads > 0
+    assert stats.partial_hits == 0
+
+
 def test_keep_resident_keeps_what_it_names() -> None:
     model = make_stack(4)
     kept = ts.plan(model, ram_budget="1GiB", keep_resident=("blocks.1", "head.weight"))

@@ -28,7 +28,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize("prefetch", ["adaptive", "none"])
+@pytest.mark.parametrize("prefetch", ["adaptive", "aggressive", "none"])
 @pytest.mark.parametrize("room", [1, 2])
 def test_a_checkpoint_truncated_under_a_running_model(
     checkpoint: Path, prefetch: str, room: int

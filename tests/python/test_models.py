@@ -18,7 +18,10 @@ from tensorstream.orchestrator import orchestrator_of
 STEPS = 12
 NEW_TOKENS = 3
 
-CASES = [(name, layers) for name in SHAPES for layers in (3, 4)]
+# Loaded at their use and loaded ahead: both ways give the plain model's outputs.
+CASES = [
+    (name, layers, how) for name in SHAPES for layers, how in ((3, "adaptive"), (4, "aggressive"))
+]
 
 
 def run(shape: Shape, model: nn.Module) -> Any:
@@ -32,7 +35,7 @@ def generate(shape: Shape, model: Any) -> Any:
         return model.generate(**shape.prompt(), max_new_tokens=NEW_TOKENS, do_sample=False)
 
 
-def plans_for(model_or_path: Any) -> list[ts.Plan]:
+def plans_for(model_or_path: Any, prefetch: str) -> list[ts.Plan]:
     """Plans from the smallest budget that works to the smallest that streams nothing.
 
     Where their numbers of streamed groups are all odd or all even, one of the other kind is added.
@@ -43,7 +46,7 @@ def plans_for(model_or_path: Any) -> list[ts.Plan]:
 
     def plan_at(step: int, steps: int) -> ts.Plan:
         budget = smallest + (fits - smallest) * step // (steps - 1)
-        return ts.plan(model_or_path, ram_budget=budget)
+        return ts.plan(model_or_path, ram_budget=budget, prefetch=prefetch)
 
     plans = [plan_at(step, STEPS) for step in range(STEPS)]
     parities = {streamed_groups(plan) % 2 for plan in plans if streamed_groups(plan)}
@@ -91,9 +94,9 @@ class Expected:
             assert stats.acquires == 0, what
 
 
-@pytest.mark.parametrize(("name", "layers"), CASES)
+@pytest.mark.parametrize(("name", "layers", "prefetch"), CASES)
 def test_checkpoint_is_bit_identical_at_every_budget(
-    name: str, layers: int, tmp_path: Path
+    name: str, layers: int, prefetch: str, tmp_path: Path
 ) -> None:
     shape = SHAPES[name]
     path = save(shape.make(layers), tmp_path / name, shard="1MB" if layers % 2 else "50GB")
@@ -101,8 +104,10 @@ def test_checkpoint_is_bit_identical_at_every_budget(
     assert (len(files) > 1) == bool(layers % 2)
     model_class = getattr(transformers, type(shape.make(1)).__name__)
     expected = Expected(shape, model_class.from_pretrained(path))
-    for step, plan in enumerate(plans_for(path)):
-        model = ts.from_pretrained(path, ram_budget=plan.budget_bytes, self_check=step % 2 == 0)
+    for step, plan in enumerate(plans_for(path, prefetch)):
+        model = ts.from_pretrained(
+            path, ram_budget=plan.budget_bytes, self_check=step % 2 == 0, prefetch=prefetch
+        )
         assert type(model) is model_class
         assert not orchestrator_of(model).loans, "nobody else holds what was loaded"
         expected.check(model, plan, with_tokens=step % 3 == 0)
@@ -111,14 +116,16 @@ def test_checkpoint_is_bit_identical_at_every_budget(
         assert stats.streamed_disk_bytes == stats.streamed_bytes
 
 
-@pytest.mark.parametrize(("name", "layers"), CASES)
-def test_model_in_memory_is_bit_identical_at_every_budget(name: str, layers: int) -> None:
+@pytest.mark.parametrize(("name", "layers", "prefetch"), CASES)
+def test_model_in_memory_is_bit_identical_at_every_budget(
+    name: str, layers: int, prefetch: str
+) -> None:
     shape = SHAPES[name]
     model = shape.make(layers)
     expected = Expected(shape, model)
-    for step, plan in enumerate(plans_for(model)):
+    for step, plan in enumerate(plans_for(model, prefetch)):
         check = step % 2 == 0
-        assert ts.offload(model, ram_budget=plan.budget_bytes, self_check=check) is model
+        ts.offload(model, ram_budget=plan.budget_bytes, self_check=check, prefetch=prefetch)
         expected.check(model, plan, with_tokens=step % 5 == 0)
         assert ts.stats(model).streamed_disk_bytes == 0
         ts.restore(model)
