@@ -15,8 +15,9 @@ CudaContext::CudaContext(const CudaDriver& driver, int index)
   check(driver_.cuDeviceGetName(model.data(), int{model.size()}, ordinal_), "cuDeviceGetName");
   check(driver_.cuDeviceGetPCIBusId(place.data(), int{place.size()}, ordinal_),
         "cuDeviceGetPCIBusId");
+  pci_bus_id_ = place.data();
   // CUDA_VISIBLE_DEVICES renumbers: the place on the bus tells cards apart.
-  description_ += std::string(" (") + model.data() + ", " + place.data() + ")";
+  description_ += std::string(" (") + model.data() + ", " + pci_bus_id_ + ")";
   // Last: the destructor, which releases it, runs for whole objects only.
   check(driver_.cuDevicePrimaryCtxRetain(&handle_, ordinal_), "cuDevicePrimaryCtxRetain");
 }

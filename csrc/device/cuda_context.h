@@ -24,6 +24,8 @@ class CudaContext {
   CudaOrdinal ordinal() const noexcept { return ordinal_; }
   /// "cuda:0".
   const std::string& name() const noexcept { return name_; }
+  /// "0000:0F:00.0".
+  const std::string& pci_bus_id() const noexcept { return pci_bus_id_; }
   /// "device cuda:0 (NVIDIA H100 80GB HBM3, 0000:0f:00.0)".
   const std::string& description() const noexcept { return description_; }
 
@@ -64,6 +66,7 @@ class CudaContext {
   // Constant after construction.
   const CudaDriver driver_;
   std::string name_;
+  std::string pci_bus_id_;
   std::string description_;
   CudaOrdinal ordinal_ = 0;
   CudaContextHandle handle_ = nullptr;

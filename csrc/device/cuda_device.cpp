@@ -3,6 +3,7 @@
 #include <atomic>
 #include <bit>
 #include <map>
+#include <optional>
 #include <span>
 #include <utility>
 #include <variant>
@@ -13,6 +14,7 @@
 #include "device/cuda_event.h"
 #include "device/cuda_memory.h"
 #include "device/cuda_stream.h"
+#include "platform/numa.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -40,12 +42,14 @@ class CudaDevice final : public Device {
         context_(driver, options.index),
         total_bytes_(total_bytes_of(context_)),
         registers_host_memory_(tensorstream::registers_host_memory(context_)),
+        numa_node_(numa_node_of_pci_device(context_.pci_bus_id(), "")),
         caller_stream_(context_, next_checks(), nullptr) {}
 
   std::string name() const override { return context_.name(); }
   std::uint64_t total_bytes() const override { return total_bytes_; }
   std::uint64_t free_bytes() const override { return cuda_memory_size(context_).free_bytes; }
   bool host_accessible() const noexcept override { return false; }
+  std::optional<int> numa_node() const override { return numa_node_; }
 
   std::unique_ptr<DeviceMemory> allocate(std::uint64_t size_bytes) override;
   std::unique_ptr<Stream> create_stream() override {
@@ -66,6 +70,7 @@ class CudaDevice final : public Device {
   const CudaContext context_;
   const std::uint64_t total_bytes_;
   const bool registers_host_memory_;
+  const std::optional<int> numa_node_;
 
   // Own synchronisation.
   std::atomic<std::uint64_t> streams_made_ = 0;

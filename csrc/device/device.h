@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -89,6 +90,8 @@ class Device {
   virtual std::uint64_t free_bytes() const = 0;
   /// True where the host reads and writes the device's memory by its address.
   virtual bool host_accessible() const noexcept = 0;
+  /// The NUMA node whose memory is near the device; nothing where none is nearer than another.
+  virtual std::optional<int> numa_node() const = 0;
 
   /// `size_bytes` (more than 0) at a multiple of kGroupAlignment. Raises BudgetError when the
   /// device has no such memory.

@@ -1,6 +1,7 @@
 #include "device/host_device.h"
 
 #include <atomic>
+#include <optional>
 #include <string>
 
 #include "device/host_event.h"
@@ -31,6 +32,7 @@ class HostDevice final : public Device {
   std::uint64_t total_bytes() const override { return usable_ram_bytes(); }
   std::uint64_t free_bytes() const override { return available_ram_bytes(); }
   bool host_accessible() const noexcept override { return true; }
+  std::optional<int> numa_node() const override { return std::nullopt; }
 
   std::unique_ptr<DeviceMemory> allocate(std::uint64_t size_bytes) override {
     return memory_.allocate(size_bytes);

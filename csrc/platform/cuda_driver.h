@@ -125,6 +125,7 @@ inline constexpr std::uintptr_t kCudaPerThreadStream = 0x2;
 
 /// The table of entry points. An immutable value once loaded; its library stays loaded for good.
 struct CudaDriver {
+  // NOLINTNEXTLINE(bugprone-macro-parentheses): `parameters` is a parenthesised list already
 #define TS_CUDA_DRIVER_FIELD(name, parameters) CudaResult(*name) parameters = nullptr;
   TS_CUDA_DRIVER_ENTRIES(TS_CUDA_DRIVER_FIELD)
 #undef TS_CUDA_DRIVER_FIELD

@@ -87,13 +87,15 @@ Mapping Mapping::of_file(const File& file) {
 
 Mapping::Mapping(Mapping&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
-      size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+      size_bytes_(std::exchange(other.size_bytes_, 0)),
+      kept_by_(std::exchange(other.kept_by_, 0)) {}
 
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
   if (this == &other) return *this;
   unmap();
   data_ = std::exchange(other.data_, nullptr);
   size_bytes_ = std::exchange(other.size_bytes_, 0);
+  kept_by_ = std::exchange(other.kept_by_, 0);
   return *this;
 }
 
@@ -101,9 +103,12 @@ Mapping::~Mapping() { unmap(); }
 
 void Mapping::unmap() noexcept {
   if (data_ == nullptr) return;
-  if (::munmap(data_, size_bytes_) != 0) log_failed("munmap", size_bytes_, errno);
+  // In a child that did not get it, other memory may be there by now.
+  const bool is_here = kept_by_ == 0 || kept_by_ == ::getpid();
+  if (is_here && ::munmap(data_, size_bytes_) != 0) log_failed("munmap", size_bytes_, errno);
   data_ = nullptr;
   size_bytes_ = 0;
+  kept_by_ = 0;
 }
 
 void Mapping::set_access(std::uint64_t offset_bytes, std::uint64_t size_bytes,
@@ -121,6 +126,15 @@ void Mapping::set_access(std::uint64_t offset_bytes, std::uint64_t size_bytes,
   throw Error("mprotect of " + format_size(size_bytes) + " at offset " +
               std::to_string(offset_bytes) + " failed: " + std::generic_category().message(error) +
               (error == ENOMEM ? "; raise vm.max_map_count" : ""));
+}
+
+void Mapping::keep_from_children() noexcept {
+  if (data_ == nullptr) return;
+  if (::madvise(data_, size_bytes_, MADV_DONTFORK) == 0) {
+    kept_by_ = ::getpid();
+  } else {
+    log_failed("madvise to keep from children", size_bytes_, errno);
+  }
 }
 
 std::error_code Mapping::populate(std::uint64_t offset_bytes,

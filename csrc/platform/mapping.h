@@ -40,6 +40,9 @@ class Mapping {
   /// Gives or takes the right to touch the pages that [offset_bytes, offset_bytes + size_bytes)
   /// covers. Raises Error.
   void set_access(std::uint64_t offset_bytes, std::uint64_t size_bytes, Access access) const;
+  /// Processes that are forked from now on do not get the mapping: for memory that a device reads
+  /// and writes by itself, whose pages a fork would take from one side or copy in whole.
+  void keep_from_children() noexcept;
   /// Makes the pages of the range present, so that touching them does not fault: the error where
   /// they cannot be read (a truncated file, a bad disk), and none on systems that only take this as
   /// a hint (Linux before 5.14).
@@ -56,6 +59,7 @@ class Mapping {
 
   std::byte* data_ = nullptr;
   std::uint64_t size_bytes_ = 0;
+  std::int64_t kept_by_ = 0;  // the one process that has it; 0 where its children have it too
 };
 
 /// Bytes of a page of this system.

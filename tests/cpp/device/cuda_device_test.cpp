@@ -13,6 +13,7 @@
 #include "base/units.h"
 #include "device/gate.h"
 #include "fake_cuda/fake_cuda.h"
+#include "platform/numa.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -63,6 +64,7 @@ TEST_F(FakeCudaDevice, IsTheOneOfItsIndex) {
   EXPECT_EQ(device->total_bytes(), 1_GiB);
   EXPECT_EQ(device->free_bytes(), 1_GiB);
   EXPECT_FALSE(device->host_accessible());
+  EXPECT_EQ(device->numa_node(), numa_node_of_pci_device("0000:01:00.0", ""));
 }
 
 TEST_F(FakeCudaDevice, LargeMemoryCostsWhatItHolds) {

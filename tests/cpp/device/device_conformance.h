@@ -101,6 +101,7 @@ TEST_P(DeviceConformance, HasANameAndASize) {
   EXPECT_GT(device_->total_bytes(), 1_MiB);
   EXPECT_GT(device_->free_bytes(), 0U);
   EXPECT_LE(device_->free_bytes(), device_->total_bytes());
+  EXPECT_GE(device_->numa_node().value_or(0), 0);
 }
 
 TEST_P(DeviceConformance, MemoryIsAlignedAndApart) {

@@ -1,10 +1,14 @@
 #include "platform/mapping.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "base/units.h"
@@ -122,6 +126,48 @@ TEST(Mapping, ReleasedPagesOfAFileComeBack) {
   mapping.prefetch(0, mapping.size_bytes());
   mapping.release_pages(0, mapping.size_bytes());
   EXPECT_EQ(std::memcmp(mapping.data(), bytes.data(), bytes.size()), 0);
+}
+
+/// What `work` gives in a forked process.
+int in_a_child(const std::function<int()>& work) {
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(work());
+  int status = 0;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+bool is_mapped(std::byte* data) {
+  unsigned char present = 0;
+  return ::mincore(data, page_size_bytes(), &present) == 0;
+}
+
+TEST(Mapping, ChildrenGetItUnlessItIsKept) {
+  Mapping mapping = Mapping::anonymous(page_size_bytes());
+  mapping.data()[0] = std::byte{7};
+  EXPECT_EQ(in_a_child([&] { return is_mapped(mapping.data()) ? 1 : 0; }), 1);
+  mapping.keep_from_children();
+  EXPECT_EQ(in_a_child([&] { return is_mapped(mapping.data()) ? 1 : 0; }), 0);
+  EXPECT_EQ(mapping.data()[0], std::byte{7});
+  Mapping().keep_from_children();
+}
+
+TEST(Mapping, AChildThatDidNotGetItUnmapsNothingElse) {
+  Mapping kept = Mapping::anonymous(page_size_bytes());
+  kept.keep_from_children();
+  Mapping mapping = std::move(kept);
+  EXPECT_EQ(in_a_child([&] {
+              std::byte* const data = mapping.data();
+              void* const others = ::mmap(data, page_size_bytes(), PROT_READ,
+                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+              if (others != data) return 2;
+              mapping = Mapping();
+              return is_mapped(data) ? 1 : 0;
+            }),
+            1);
+  std::byte* const data = mapping.data();
+  mapping = Mapping();
+  EXPECT_FALSE(is_mapped(data));
 }
 
 TEST(Mapping, PopulateTellsOfPagesBehindATruncation) {
