@@ -9,9 +9,12 @@
 #include "base/mutex.h"
 #include "base/units.h"
 #include "engine/group_layout.h"
+#include "engine/host_home.h"
+#include "engine/load.h"
 #include "engine/loader.h"
 #include "engine/source_table.h"
 #include "memory/pool.h"
+#include "memory/staging_ring.h"
 #include "scheduler/planner.h"
 #include "tensorstream/error.h"
 
@@ -90,6 +93,8 @@ class Engine::State {
                             footprints(groups, sources.tensors()))),
         plan(make_plan(footprints(groups, sources.tensors()), pool.budget().free_bytes(),
                        rates_for(options, on))),
+        ram_budget(options.ram_budget),
+        homes(groups.size()),
         resident_leases(groups.size()) {
     if (options.piece_bytes == 0)
       throw ConfigError("EngineOptions::piece_bytes is 0; give the bytes that one read may move");
@@ -97,9 +102,15 @@ class Engine::State {
       layouts.push_back(lay_out(group, sources.tensors()));
       if (device.host_accessible()) lie_as_sources_do(layouts.back(), group, sources);
     }
+    if (!device.host_accessible()) {
+      staging = std::make_unique<StagingRing>(
+          device,
+          StagingRingOptions{.piece_bytes = options.piece_bytes, .budget = options.ram_budget});
+      transfers = device.create_stream();
+    }
     place_residents();
     start_loader(options);
-    load_residents();
+    load_residents(options.piece_bytes);
   }
 
   Placement placement(GroupId group) const { return plan.groups.at(group).placement; }
@@ -114,7 +125,11 @@ class Engine::State {
   const std::byte* resident_bytes_of(TensorId id) const { return resident_places[id]; }
 
   void read(TensorId id, std::uint64_t offset_bytes, std::span<std::byte> out) {
-    if (const std::byte* bytes = resident_bytes_of(id)) {
+    const std::byte* const bytes = resident_bytes_of(id);
+    if (bytes != nullptr && transfers != nullptr) {
+      transfers->copy_to_host(out.data(), bytes + offset_bytes, out.size());
+      transfers->synchronize();
+    } else if (bytes != nullptr) {
       if (!out.empty()) std::memcpy(out.data(), bytes + offset_bytes, out.size());
     } else {
       sources.read(id, offset_bytes, out);
@@ -138,11 +153,16 @@ class Engine::State {
   std::vector<const std::byte*> resident_places;  // by TensorId
   Reservation in_place;                           // residents that stay where a RAM source has them
   Block residents;
+  const std::shared_ptr<Budget> ram_budget;  // shared with other engines
+  std::unique_ptr<StagingRing> staging;      // on devices that are not the host, as `transfers`:
+  std::unique_ptr<Stream> transfers;         // of what nobody leases
   std::unique_ptr<Loader> loader;
 
   // Guarded by mutex.
-  Mutex mutex;
+  mutable Mutex mutex;
   std::optional<Clock::time_point> first_use TS_GUARDED_BY(mutex);
+  std::vector<std::shared_ptr<HostHome>> homes
+      TS_GUARDED_BY(mutex);                                         // by GroupId; shared with loads
   std::vector<std::uint32_t> resident_leases TS_GUARDED_BY(mutex);  // by GroupId
   std::uint64_t resident_acquires TS_GUARDED_BY(mutex) = 0;
   std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;
@@ -179,16 +199,31 @@ class Engine::State {
     return true;
   }
 
-  void load_residents() {
+  void load_residents(std::uint64_t piece_bytes) {
     if (residents.size_bytes() == 0) return;
     device.caller_stream().set_access(residents.data(), residents.size_bytes(), Access::kReadWrite);
     for (GroupId group = 0; group < groups.size(); ++group) {
       if (placement(group) != Placement::kResident || stays_in_place(group)) continue;
-      for (const TensorId id : groups[group].tensors) {
-        auto* target = const_cast<std::byte*>(resident_places[id]);
-        sources.read(id, 0, {target, tensor(id).size_bytes});
-      }
+      for (const TensorId id : groups[group].tensors) load_resident(id, piece_bytes);
     }
+    if (transfers != nullptr) transfers->synchronize();
+  }
+
+  void load_resident(TensorId id, std::uint64_t piece_bytes) {
+    auto* target = const_cast<std::byte*>(resident_places[id]);
+    if (transfers == nullptr) return sources.read(id, 0, {target, tensor(id).size_bytes});
+    Load load(0, Load::Reads::kStaged);
+    for (const BoundExtent& extent : sources.extents(id)) {
+      load.add(extent, target, piece_bytes);
+      target += extent.size_bytes;
+    }
+    for (const Load::Copy& copy : load.copies()) {
+      transfers->copy_to_device(copy.target.data(), copy.source, copy.target.size());
+    }
+    load.read_through(*staging, *transfers);
+    if (const std::exception_ptr error = load.error()) std::rethrow_exception(error);
+    // The readers go with the load: what is copied straight from them has to be done.
+    if (!load.copies().empty()) transfers->synchronize();
   }
 
   void start_loader(const EngineOptions& options) {
@@ -200,7 +235,7 @@ class Engine::State {
     }
     if (streamed.empty()) return;
     Block arena = pool.allocate(plan.arena_bytes, kGroupAlignment, "the arena of streamed weights");
-    loader = std::make_unique<Loader>(device, sources, std::move(arena), groups.size(),
+    loader = std::make_unique<Loader>(device, sources, std::move(arena), staging.get(),
                                       std::move(streamed), options);
   }
 };
@@ -337,6 +372,49 @@ void Engine::replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
   }
 }
 
+void Engine::bring_home(GroupId group) {
+  State& state = *state_;
+  if (state.device.host_accessible() || state.placement(group) == Placement::kResident) return;
+  {
+    const MutexLock lock(state.mutex);
+    if (state.homes[group] != nullptr) return;
+  }
+  const Group& moved = state.groups[group];
+  const GroupLayout& layout = state.layouts[group];
+  std::vector<std::vector<BoundExtent>> from;
+  for (const TensorId tensor : moved.tensors) from.push_back(state.sources.extents(tensor));
+  const std::shared_ptr<HostHome> home =
+      make_home(state.device, moved, layout, state.sources, {.budget = state.ram_budget});
+  for (std::size_t i = 0; i < moved.tensors.size(); ++i) {
+    const std::uint64_t size_bytes = state.tensor(moved.tensors[i]).size_bytes;
+    // One that was written to meanwhile stays where it is.
+    static_cast<void>(state.sources.try_move(moved.tensors[i], from[i],
+                                             {home, layout.offsets_bytes[i], size_bytes}));
+  }
+  const MutexLock lock(state.mutex);
+  state.homes[group] = home;
+}
+
+std::byte* Engine::home_address(TensorId tensor) const {
+  const State& state = *state_;
+  const std::uint64_t size_bytes = state.tensor(tensor).size_bytes;
+  const std::vector<BoundExtent> extents = state.sources.extents(tensor);
+  const std::optional<GroupId> group = state.group_of[tensor];
+  if (!group || extents.size() != 1) return nullptr;
+  const MutexLock lock(state.mutex);
+  const std::shared_ptr<HostHome>& home = state.homes[*group];
+  if (home == nullptr || extents[0].reader != home) return nullptr;
+  return home->device_address(extents[0].offset_bytes, size_bytes);
+}
+
+void Engine::note_write(TensorId tensor, Stream& stream) {
+  State& state = *state_;
+  const std::optional<GroupId> group = state.group_of[tensor];
+  if (group && state.placement(*group) == Placement::kStreamed) {
+    state.loader->note_write(*group, stream);
+  }
+}
+
 Statistics Engine::statistics() const {
   State& state = *state_;
   Statistics result;
@@ -349,6 +427,9 @@ Statistics Engine::statistics() const {
   result.acquires += state.resident_acquires;
   result.hits += state.resident_acquires;
   result.on_demand_bytes = state.on_demand_bytes;
+  for (const std::shared_ptr<HostHome>& home : state.homes) {
+    if (home != nullptr) result.pinned_bytes += home->pinned_bytes();
+  }
   if (state.first_use) result.active_seconds = seconds_since(*state.first_use);
   return result;
 }

@@ -13,37 +13,84 @@ constexpr std::uint64_t kSharedReadBytes = 2_MiB;
 
 }  // namespace
 
-void Load::add(const BoundExtent& extent, std::byte* target, std::uint64_t piece_bytes) {
+std::uint64_t Load::copied_bytes(const BoundExtent& extent, std::uint64_t offset_bytes) const {
+  const std::uint64_t left = extent.offset_bytes + extent.size_bytes - offset_bytes;
+  if (extent.reader->address(offset_bytes) == nullptr) return 0;
+  if (how_ == Reads::kInPlace) return left;
+  return std::min(left, extent.reader->pinned_end(offset_bytes) - offset_bytes);
+}
+
+void Load::keep(const BoundExtent& extent) {
   extents_.push_back(extent);
   (extent.reader->tier() == Tier::kRam ? ram_bytes_ : disk_bytes_) += extent.size_bytes;
+}
+
+void Load::add_read(Reader& reader, std::uint64_t offset_bytes, std::span<std::byte> target) {
+  reads_.push_back({&reader, offset_bytes, target});
+  read_bytes_ += target.size();
+}
+
+void Load::add_read(const BoundExtent& extent, std::byte* target) {
+  keep(extent);
+  for (std::uint64_t done = 0; done < extent.size_bytes; done += kSharedReadBytes) {
+    const std::uint64_t size = std::min(kSharedReadBytes, extent.size_bytes - done);
+    add_read(*extent.reader, extent.offset_bytes + done, {target + done, size});
+  }
+}
+
+void Load::add(const BoundExtent& extent, std::byte* target, std::uint64_t piece_bytes) {
+  keep(extent);
+  const std::uint64_t read_bytes =
+      how_ == Reads::kInPlace ? std::min(piece_bytes, kSharedReadBytes) : piece_bytes;
   for (std::uint64_t done = 0; done < extent.size_bytes;) {
     const std::uint64_t offset = extent.offset_bytes + done;
-    const std::byte* const source = extent.reader->address(offset);
-    const std::uint64_t most =
-        source != nullptr ? piece_bytes : std::min(piece_bytes, kSharedReadBytes);
-    const std::uint64_t size = std::min(most, extent.size_bytes - done);
-    if (source != nullptr) {
-      copies_.push_back({source, {target + done, size}});
+    std::uint64_t size = std::min(copied_bytes(extent, offset), piece_bytes);
+    if (size > 0) {
+      copies_.push_back({extent.reader->address(offset), {target + done, size}});
     } else {
-      reads_.push_back({extent.reader.get(), offset, {target + done, size}});
+      size = std::min(read_bytes, extent.size_bytes - done);
+      add_read(*extent.reader, offset, {target + done, size});
     }
     done += size;
   }
 }
 
-bool Load::is_large() const noexcept { return disk_bytes_ > kSharedReadBytes; }
+bool Load::is_large() const noexcept { return read_bytes_ > kSharedReadBytes; }
 
 void Load::read() noexcept {
   for (std::size_t index = next_++; index < reads_.size(); index = next_++) {
     const Read& piece = reads_[index];
     try {
       piece.reader->read(piece.offset_bytes, piece.target);
-    } catch (...) {  // acquire() raises it
-      next_ = reads_.size();
-      const MutexLock lock(mutex_);
-      if (!error_) error_ = std::current_exception();
+    } catch (...) {
+      note_failure();
     }
   }
+}
+
+void Load::read_through(StagingRing& ring, Stream& stream) noexcept {
+  for (std::size_t index = next_++; index < reads_.size(); index = next_++) {
+    const Read& piece = reads_[index];
+    try {
+      for (std::uint64_t done = 0; done < piece.target.size();) {
+        StagingRing::Piece staged = ring.take();
+        const std::span<std::byte> bytes = staged.bytes().first(
+            std::min<std::uint64_t>(staged.bytes().size(), piece.target.size() - done));
+        piece.reader->read(piece.offset_bytes + done, bytes);
+        staged.copy_to_device(stream, piece.target.data() + done, bytes);
+        done += bytes.size();
+      }
+    } catch (...) {
+      note_failure();
+    }
+  }
+}
+
+// acquire() raises it.
+void Load::note_failure() noexcept {
+  next_ = reads_.size();
+  const MutexLock lock(mutex_);
+  if (!error_) error_ = std::current_exception();
 }
 
 std::exception_ptr Load::error() const {

@@ -10,7 +10,9 @@
 
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "device/device.h"
 #include "engine/source_table.h"
+#include "memory/staging_ring.h"
 #include "tensorstream/plan.h"
 
 namespace tensorstream {
@@ -25,10 +27,21 @@ class Load {
     std::span<std::byte> target;
   };
 
-  explicit Load(GroupId group) : group_(group) {}
+  /// Who moves the pieces that are not copied from pinned memory.
+  enum class Reads {
+    /// Threads of the host, into the device's memory, which is theirs.
+    kInPlace,
+    /// One thread, through a staging ring.
+    kStaged,
+  };
+
+  Load(GroupId group, Reads reads) : group_(group), how_(reads) {}
 
   /// Adds the bytes of an extent, in pieces of at most `piece_bytes`, and keeps its reader alive.
   void add(const BoundExtent& extent, std::byte* target, std::uint64_t piece_bytes);
+
+  /// As add(), but all of it is read, from RAM too.
+  void add_read(const BoundExtent& extent, std::byte* target);
 
   GroupId group() const noexcept { return group_; }
   std::uint64_t ram_bytes() const noexcept { return ram_bytes_; }
@@ -39,12 +52,13 @@ class Load {
   /// True where reading is worth several threads.
   bool is_large() const noexcept;
 
-  /// Starts the clock of seconds().
   void start() { started_ = Clock::now(); }
-  double seconds() const { return seconds_since(started_); }
+  Clock::time_point started() const noexcept { return started_; }
   /// Reads pieces that nobody has taken yet, until none is left or one fails. Several threads may
   /// share the work.
   void read() noexcept;
+  /// The same for Reads::kStaged, by one thread: each piece goes through `ring` into `stream`.
+  void read_through(StagingRing& ring, Stream& stream) noexcept;
   /// What failed first; null where nothing did. Valid once every read() has returned.
   std::exception_ptr error() const;
   /// Lets the readers go.
@@ -57,11 +71,19 @@ class Load {
     std::span<std::byte> target;
   };
 
+  /// The longest copy that the device makes by itself from here; 0 where the bytes are to be read.
+  std::uint64_t copied_bytes(const BoundExtent& extent, std::uint64_t offset_bytes) const;
+  void keep(const BoundExtent& extent);
+  void add_read(Reader& reader, std::uint64_t offset_bytes, std::span<std::byte> target);
+  void note_failure() noexcept;
+
   // Constant from the moment that it is enqueued.
   const GroupId group_;
+  const Reads how_;
   std::vector<BoundExtent> extents_;
   std::vector<Copy> copies_;
   std::vector<Read> reads_;
+  std::uint64_t read_bytes_ = 0;
   std::uint64_t ram_bytes_ = 0;
   std::uint64_t disk_bytes_ = 0;
   Clock::time_point started_;

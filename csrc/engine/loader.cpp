@@ -29,14 +29,14 @@ std::vector<GroupId> ids_of(const std::vector<StreamedGroup>& groups) {
 
 }  // namespace
 
-Loader::Loader(Device& device, const SourceTable& sources, Block arena, std::size_t group_count,
+Loader::Loader(Device& device, const SourceTable& sources, Block arena, StagingRing* staging,
                std::vector<StreamedGroup> groups, const EngineOptions& options)
     : device_(device),
       sources_(sources),
       options_(options),
       prefetch_(resolve_prefetch(options.prefetch, compute_place(device))),
+      staging_(staging),
       arena_(std::move(arena)),
-      slots_(group_count),
       streamed_(ids_of(groups)),
       order_(streamed_),
       copy_stream_(device.create_stream()) {
@@ -44,9 +44,11 @@ Loader::Loader(Device& device, const SourceTable& sources, Block arena, std::siz
     auto slot = std::make_unique<Slot>();
     slot->loaded = device_.create_event();
     slot->last_use = device_.create_event();
+    slot->written = device_.create_event();
     const GroupId id = group.id;
     slot->group = std::move(group);
-    slots_.at(id) = std::move(slot);
+    if (slots_.size() <= id) slots_.resize(id + 1);
+    slots_[id] = std::move(slot);
   }
   thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
 }
@@ -58,6 +60,7 @@ Loader::~Loader() {
     work_.notify_all();
   }
   thread_.join();
+  if (staging_ != nullptr) staging_->drain();  // it may know copies of the stream that goes
   // Callbacks of loads under way use this object, copies write into the arena, and work that was
   // enqueued before a release still reads from it.
   copy_stream_->synchronize();
@@ -113,19 +116,24 @@ void Loader::demand(Slot& slot, MutexLock& lock) {
 // On the threads that compute: they would wait for the load, and on a host a thread of the loader's
 // takes a core from them. What is enqueued is done at once, and needs the lock to finish.
 void Loader::load_at_use(Slot& slot, MutexLock& lock) {
-  const Issue ready = issue(slot);
-  note_issued(slot, ready.load);
+  enqueue_unlocked(device_.caller_stream(), slot, issue(slot), lock);
+}
+
+// Only for loads that acquire() waits for: until the event is recorded, waiting for it says
+// nothing.
+void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue, MutexLock& lock) {
+  note_issued(slot, issue.load);
   lock.unlock();
   std::exception_ptr error;
   try {
-    enqueue(device_.caller_stream(), slot, ready);
+    enqueue(stream, slot, issue);
   } catch (...) {  // acquire() raises it
     error = std::current_exception();
   }
   lock.lock();
   if (!error) return;
   --in_flight_;
-  settle(slot, *ready.load, error);
+  settle(slot, *issue.load, error);
   changed_.notify_all();
 }
 
@@ -217,6 +225,14 @@ void Loader::change(GroupId group, const std::function<void()>& change) {
   }
 }
 
+void Loader::note_write(GroupId group, Stream& stream) {
+  change(group, [&] {
+    Slot& slot = slot_of(group);
+    stream.record(*slot.written);
+    copy_stream_->wait(*slot.written);  // guard: wait-for-written-source
+  });
+}
+
 std::byte* Loader::place(GroupId group) const {
   return arena_.data() + slot_of(group).group.offset_bytes;
 }
@@ -246,16 +262,26 @@ void Loader::run(const std::stop_token& stop) {
       while (!dirty_ && !stop.stop_requested()) work_.wait(lock);
       continue;
     }
-    Slot& slot = slot_of(*group);
-    try {
-      const Issue ready = issue(slot);
+    load_apart(*group, lock);
+    changed_.notify_all();
+  }
+}
+
+// On the copy stream. What is read through the ring is read by this thread, which must not hold the
+// lock then: others would wait for a disk, and callbacks of the stream need it.
+void Loader::load_apart(GroupId group, MutexLock& lock) {
+  Slot& slot = slot_of(group);
+  try {
+    const Issue ready = issue(slot);
+    if (staging_ != nullptr && ready.load->can_fail()) {
+      enqueue_unlocked(*copy_stream_, slot, ready, lock);
+    } else {
       enqueue(*copy_stream_, slot, ready);
       note_issued(slot, ready.load);
-    } catch (...) {  // whoever asks for the group gets it
-      slot.content = Content::kFailed;
-      slot.error = std::current_exception();
     }
-    changed_.notify_all();
+  } catch (...) {  // whoever asks for the group gets it
+    slot.content = Content::kFailed;
+    slot.error = std::current_exception();
   }
 }
 
@@ -331,7 +357,8 @@ bool Loader::leased_overlap(const Slot& slot) const {
 }
 
 Loader::Issue Loader::issue(Slot& slot) {
-  Issue result{std::make_shared<Load>(slot.group.id), {}, {}};
+  const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
+  Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}};
   std::byte* const base = place(slot.group.id);
   for (std::size_t i = 0; i < slot.group.tensors.size(); ++i) {
     std::byte* target = base + slot.group.layout.offsets_bytes[i];
@@ -375,34 +402,42 @@ void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
   std::byte* const data = place(slot.group.id);
   stream.set_access(data, slot.group.layout.size_bytes, Access::kReadWrite);
   stream.poison(data, slot.group.layout.size_bytes);
-  stream.run([load] { load->start(); });
+  load->start();
   for (const Load::Copy& copy : load->copies()) {
     stream.copy_to_device(copy.target.data(), copy.source, copy.target.size());
   }
-  if (load->can_fail()) {
-    const bool shared = &stream != copy_stream_.get() && load->is_large();
-    stream.run([load, shared] {
-      if (shared) {
-        run_on_team([&] { load->read(); });
-      } else {
-        load->read();
-      }
-    });
-  }
+  if (load->can_fail()) enqueue_reads(stream, load);
   stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
   stream.record(*slot.loaded);
   stream.run([this, load] { finish(load); });
 }
 
+void Loader::enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load) {
+  if (staging_ != nullptr) {
+    load->read_through(*staging_, stream);
+    return;
+  }
+  const bool shared = &stream != copy_stream_.get() && load->is_large();
+  stream.run([load, shared] {
+    if (shared) {
+      run_on_team([&] { load->read(); });
+    } else {
+      load->read();
+    }
+  });
+}
+
 void Loader::finish(const std::shared_ptr<Load>& load) {
   const std::exception_ptr error = load->error();
-  const double seconds = load->seconds();
   load->end();  // readers end here, not under the lock
   const MutexLock lock(mutex_);
+  // A load that was enqueued behind another began when that one was done.
+  const Clock::time_point started = std::max(load->started(), last_finish_);
+  last_finish_ = Clock::now();
   --in_flight_;
   ++counted_.loads;
   if (!error) {
-    counted_.load_seconds += seconds;
+    counted_.load_seconds += seconds_between(started, last_finish_);
     counted_.streamed_ram_bytes += load->ram_bytes();
     counted_.streamed_disk_bytes += load->disk_bytes();
     counted_.streamed_bytes += load->ram_bytes() + load->disk_bytes();

@@ -12,12 +12,14 @@
 #include <thread>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/mutex.h"
 #include "device/device.h"
 #include "engine/group_layout.h"
 #include "engine/load.h"
 #include "engine/source_table.h"
 #include "memory/pool.h"
+#include "memory/staging_ring.h"
 #include "scheduler/order.h"
 #include "tensorstream/engine.h"
 
@@ -35,8 +37,9 @@ struct StreamedGroup {
 /// outlive it.
 class Loader {
  public:
-  /// `group_count` is the model's; `groups` are the streamed ones in their planned order.
-  Loader(Device& device, const SourceTable& sources, Block arena, std::size_t group_count,
+  /// `groups` are the streamed ones, in their planned order.
+  /// `staging` is null on a device that is the host; else it outlives the loader.
+  Loader(Device& device, const SourceTable& sources, Block arena, StagingRing* staging,
          std::vector<StreamedGroup> groups, const EngineOptions& options);
   ~Loader();
   Loader(const Loader&) = delete;
@@ -49,6 +52,8 @@ class Loader {
   /// Runs `change`, after which what the arena holds of `group` is out of date. Raises LeaseError
   /// while the group is leased.
   void change(GroupId group, const std::function<void()>& change);
+  /// As change(), for bytes that work of `stream` has changed: later copies wait for that work.
+  void note_write(GroupId group, Stream& stream);
   /// Start of the group's place.
   std::byte* place(GroupId group) const;
 
@@ -70,6 +75,7 @@ class Loader {
     StreamedGroup group;
     std::unique_ptr<Event> loaded;
     std::unique_ptr<Event> last_use;
+    std::unique_ptr<Event> written;       // the last write by the device to the group's source
     const Stream* last_stream = nullptr;  // compared, never used
     Content content = Content::kEmpty;
     std::uint32_t leases = 0;
@@ -84,12 +90,16 @@ class Loader {
   std::optional<GroupId> find_prefetch() const TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
   void demand(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
+  void load_apart(GroupId group, MutexLock& lock) TS_REQUIRES(mutex_);
   void load_at_use(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
   void read_ahead() const TS_REQUIRES(mutex_);
   Issue issue(Slot& slot) TS_REQUIRES(mutex_);
   void evict_overlapping(const Slot& slot, Issue& issue) TS_REQUIRES(mutex_);
   void note_issued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
   void enqueue(Stream& stream, const Slot& slot, const Issue& issue);
+  void enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load);
+  void enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue, MutexLock& lock)
+      TS_REQUIRES(mutex_);
   void finish(const std::shared_ptr<Load>& load) TS_EXCLUDES(mutex_);
   static void settle(Slot& slot, const Load& load, const std::exception_ptr& error);
   static bool on_device(const Slot& slot);
@@ -105,6 +115,7 @@ class Loader {
   const SourceTable& sources_;
   const EngineOptions options_;
   const Prefetch prefetch_;  // resolved
+  StagingRing* const staging_;
   Block arena_;
   std::vector<std::unique_ptr<Slot>> slots_;  // by GroupId; null for groups that are not streamed.
                                               // What the slots hold is guarded by mutex_.
@@ -117,6 +128,7 @@ class Loader {
   std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;
   bool dirty_ TS_GUARDED_BY(mutex_) = true;
   Statistics counted_ TS_GUARDED_BY(mutex_);
+  Clock::time_point last_finish_ TS_GUARDED_BY(mutex_);
 
   // Own synchronisation.
   ConditionVariable work_;

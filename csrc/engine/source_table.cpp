@@ -98,14 +98,33 @@ void SourceTable::prefetch(TensorId tensor) const noexcept {
 
 std::vector<BoundExtent> SourceTable::replace(TensorId tensor, std::shared_ptr<Reader> reader) {
   const std::uint64_t size = reader->size_bytes();
-  if (size != tensors_.at(tensor).size_bytes) {  // guard: replaced-size
+  return replace(tensor, BoundExtent{std::move(reader), 0, size});
+}
+
+std::vector<BoundExtent> SourceTable::replace(TensorId tensor, BoundExtent extent) {
+  if (extent.size_bytes != tensors_.at(tensor).size_bytes) {  // guard: replaced-size
     throw ConfigError("new bytes for tensor '" + tensors_.at(tensor).name + "' are " +
-                      std::to_string(size) + ", not its " +
+                      std::to_string(extent.size_bytes) + ", not its " +
                       std::to_string(tensors_.at(tensor).size_bytes));
   }
+  std::vector<BoundExtent> now;
+  now.push_back(std::move(extent));
   const MutexLock lock(mutex_);
-  std::vector<BoundExtent> now = {BoundExtent{std::move(reader), 0, size}};
   return std::exchange(bound_.at(tensor), std::move(now));
+}
+
+bool SourceTable::try_move(TensorId tensor, std::vector<BoundExtent>& from, BoundExtent to) {
+  std::vector<BoundExtent> now;
+  now.push_back(std::move(to));
+  const MutexLock lock(mutex_);
+  std::vector<BoundExtent>& bound = bound_.at(tensor);
+  const bool same = std::ranges::equal(bound, from, [](const BoundExtent& a, const BoundExtent& b) {
+    return a.reader == b.reader && a.offset_bytes == b.offset_bytes;
+  });
+  if (!same) return false;  // guard: moved-unchanged
+  bound.swap(now);
+  from.swap(now);  // goes after every lock, with the caller's
+  return true;
 }
 
 std::uint64_t SourceTable::ram_bytes() const {

@@ -42,6 +42,11 @@ class SourceTable {
   /// Makes `reader`, whole, the tensor's bytes. Returns the old ones, for the caller to drop once
   /// it holds no lock: what a reader keeps alive may run any code when it goes.
   std::vector<BoundExtent> replace(TensorId tensor, std::shared_ptr<Reader> reader);
+  /// The same for a part of a reader that several tensors share.
+  std::vector<BoundExtent> replace(TensorId tensor, BoundExtent extent);
+  /// Makes `to`, which holds a copy of what was read from `from`, the tensor's bytes, unless others
+  /// are by now: false then.
+  [[nodiscard]] bool try_move(TensorId tensor, std::vector<BoundExtent>& from, BoundExtent to);
   /// Bytes of tensors that RAM owns.
   std::uint64_t ram_bytes() const;
 

@@ -4,6 +4,8 @@ namespace tensorstream {
 
 const std::byte* Reader::address(std::uint64_t /*offset_bytes*/) const noexcept { return nullptr; }
 
+std::uint64_t Reader::pinned_end(std::uint64_t offset_bytes) const noexcept { return offset_bytes; }
+
 void Reader::prefetch(std::uint64_t /*offset_bytes*/, std::uint64_t /*size_bytes*/) const noexcept {
 }
 

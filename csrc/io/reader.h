@@ -32,6 +32,10 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// for asynchronous copies; null elsewhere.
   virtual const std::byte* address(std::uint64_t offset_bytes) const noexcept;
 
+  /// How far one asynchronous copy to a device may go that begins at `offset_bytes`; that offset
+  /// where the device cannot copy these bytes by itself.
+  virtual std::uint64_t pinned_end(std::uint64_t offset_bytes) const noexcept;
+
   /// Says that the range will be read soon. A hint that does not wait.
   virtual void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
 };

@@ -77,6 +77,8 @@ struct EngineOptions {
   std::uint64_t fixed_bytes = 0;
   /// Largest piece that one read or copy moves.
   std::uint64_t piece_bytes = 16U << 20U;
+  /// What homes in host memory are charged to; null where nothing is. Shared with other engines.
+  std::shared_ptr<Budget> ram_budget;
 };
 
 /// Where one tensor of a group is while the group is leased or resident: `data` is device memory,
@@ -135,6 +137,19 @@ class Engine {
   /// on the device are the truth).
   void replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
                       std::shared_ptr<const void> owner);
+
+  /// Moves a group's bytes into pinned host memory of the engine, from where a device that is not
+  /// the host loads them at the full rate of its link; their sources are let go. For groups that
+  /// are not resident; nothing happens on a host, or where the group is at home. Raises BudgetError
+  /// where host memory has no room, and IoError: the group is loaded from its sources then, slower.
+  void bring_home(GroupId group);
+  /// Where kernels see the tensor's bytes in its group's home, at its place in the layout; null
+  /// where it is not pinned there. Valid while the engine lives. A kernel that writes there changes
+  /// the tensor: say so by note_write().
+  std::byte* home_address(TensorId tensor) const;
+  /// The tensor's home was changed by work that `stream` holds now: later loads see it. Raises
+  /// LeaseError while its group is leased.
+  void note_write(TensorId tensor, Stream& stream);
 
   Statistics statistics() const;
 

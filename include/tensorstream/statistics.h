@@ -14,6 +14,8 @@ struct Statistics {
   /// Weight bytes owned by host RAM (made at loading, or written by the user) and not by a file.
   /// Outside the budget on devices that are not the host.
   std::uint64_t source_ram_bytes = 0;
+  /// Of these, bytes in pinned host memory.
+  std::uint64_t pinned_bytes = 0;
 
   std::uint64_t acquires = 0;
   /// Acquires that found the group on the device.

@@ -140,7 +140,7 @@ TEST(EngineAtUseThreads, TwoCallersOfOneGroupShareItsLoad) {
 TEST(LoadTest, ThreadsShareTheReadsOfALoad) {
   const auto bytes = std::make_shared<const Bytes>(Bytes(100'000, std::byte{7}));
   const auto reader = std::make_shared<HeldReader>(memory_reader("a buffer", bytes));
-  Load load(0);
+  Load load(0, Load::Reads::kInPlace);
   Bytes target(bytes->size());
   load.add({reader, 0, bytes->size()}, target.data(), 10);
   ASSERT_TRUE(load.can_fail());

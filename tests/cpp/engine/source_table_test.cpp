@@ -92,5 +92,21 @@ TEST(SourceTable, ReplacedBytesAreReadAndOldExtentsStayReadable) {
   EXPECT_EQ(read(table, 0, 5), std::vector<int>(5, 7));
 }
 
+TEST(SourceTable, AMoveIsGivenUpWhereTheTensorWasWrittenToMeanwhile) {
+  const auto old = std::make_shared<const Bytes>(Bytes(100, std::byte{1}));
+  const auto written = std::make_shared<const Bytes>(Bytes(100, std::byte{2}));
+  SourceTable sources({memory_reader("old", old)}, {{"t", Dtype::kU8, 100, {{0, 0, 100}}}});
+  const auto home = memory_reader("home", old);
+  std::vector<BoundExtent> from = sources.extents(0);
+  EXPECT_TRUE(sources.try_move(0, from, {home, 0, 100}));
+  EXPECT_EQ(sources.extents(0)[0].reader, home);
+  from = sources.extents(0);
+  static_cast<void>(sources.replace(0, memory_reader("written", written)));
+  EXPECT_FALSE(sources.try_move(0, from, {home, 0, 100}));
+  Bytes now(100);
+  sources.read(0, 0, now);
+  EXPECT_EQ(now, *written);
+}
+
 }  // namespace
 }  // namespace tensorstream

@@ -1,0 +1,74 @@
+#include "engine/host_home.h"
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "base/units.h"
+#include "engine/load.h"
+#include "platform/processors.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+// More do not read a page cache faster, and a disk slower.
+constexpr std::size_t kMostThreads = 8;
+
+}  // namespace
+
+HostHome::HostHome(Device& device, const std::string& group, std::uint64_t size_bytes,
+                   const PinnedMemoryOptions& options)
+    : name_("host memory of '" + group + "'"),
+      memory_(device, size_bytes, "the weights of '" + group + "' in host memory", options) {}
+
+void HostHome::read(std::uint64_t offset_bytes, std::span<std::byte> out) {
+  const auto end = checked_add(offset_bytes, out.size());
+  if (!end || *end > size_bytes()) {
+    throw IoError("read of " + format_size(out.size()) + " at offset " +
+                      std::to_string(offset_bytes) + " of " + name_ + " failed: it has " +
+                      std::to_string(size_bytes()) + " bytes",
+                  name_, offset_bytes, 0);
+  }
+  if (!out.empty()) std::memcpy(out.data(), memory_.data() + offset_bytes, out.size());
+}
+
+const std::byte* HostHome::address(std::uint64_t offset_bytes) const noexcept {
+  return offset_bytes < size_bytes() ? memory_.data() + offset_bytes : nullptr;
+}
+
+std::uint64_t HostHome::pinned_end(std::uint64_t offset_bytes) const noexcept {
+  return memory_.is_pinned(offset_bytes, 1) ? memory_.piece_end(offset_bytes) : offset_bytes;
+}
+
+std::byte* HostHome::device_address(std::uint64_t offset_bytes,
+                                    std::uint64_t size_bytes) const noexcept {
+  if (!memory_.is_pinned(offset_bytes, size_bytes)) return nullptr;
+  return memory_.device_address(offset_bytes);
+}
+
+std::shared_ptr<HostHome> make_home(Device& device, const Group& group, const GroupLayout& layout,
+                                    const SourceTable& sources,
+                                    const PinnedMemoryOptions& options) {
+  auto home = std::make_shared<HostHome>(device, group.name, layout.size_bytes, options);
+  Load load(0, Load::Reads::kInPlace);
+  for (std::size_t i = 0; i < group.tensors.size(); ++i) {
+    std::byte* target = home->bytes().data() + layout.offsets_bytes[i];
+    for (const BoundExtent& extent : sources.extents(group.tensors[i])) {
+      load.add_read(extent, target);
+      target += extent.size_bytes;
+    }
+  }
+  {
+    std::vector<std::jthread> threads;
+    const std::size_t count =
+        load.is_large() ? std::min<std::size_t>(usable_processors(), kMostThreads) : 1;
+    for (std::size_t i = 1; i < count; ++i) threads.emplace_back([&] { load.read(); });
+    load.read();
+  }
+  if (const std::exception_ptr error = load.error()) std::rethrow_exception(error);
+  return home;
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,354 @@
+// The engine on a GPU: the fake driver here, the real one where there is one. Device memory is
+// looked at by copies alone.
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <functional>
+#include <list>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "device/cuda_device.h"
+#include "device/gate.h"
+#include "device/gpu_required.h"
+#include "device/real_cuda.h"
+#include "engine/open_engine.h"
+#include "engine/test_model.h"
+#include "fake_cuda/fake_cuda.h"
+#include "io/faulty_reader.h"
+
+namespace tensorstream {
+namespace {
+
+struct Gpu {
+  std::string name;
+  CudaDeviceOptions options;
+};
+
+std::ostream& operator<<(std::ostream& out, const Gpu& gpu) { return out << gpu.name; }
+
+/// Reads the places of leased groups back, in the order of a stream, and compares them afterwards.
+class ReadBack {
+ public:
+  ReadBack(Engine& engine, const TestModel& model, Stream& stream)
+      : engine_(engine), model_(model), stream_(stream) {}
+
+  bool use(GroupId group) {
+    if (!engine_.acquire(group, stream_)) return false;
+    try {
+      for (const TensorPlace& place : engine_.places(group)) read(place);
+    } catch (const CudaError&) {
+      engine_.release(group, stream_);
+      throw;
+    }
+    engine_.release(group, stream_);
+    return true;
+  }
+  void pass() {
+    for (GroupId group = 0; group < model_.group_count(); ++group) {
+      ASSERT_TRUE(use(group)) << "group " << group;
+    }
+  }
+  /// How many tensors were wrong since the last time.
+  int wrong() {
+    stream_.synchronize();
+    int count = 0;
+    for (const Read& read : read_) count += read.bytes == *read.truth ? 0 : 1;
+    read_.clear();
+    return count;
+  }
+
+ private:
+  struct Read {
+    Bytes bytes;
+    std::shared_ptr<const Bytes> truth;
+  };
+  void read(const TensorPlace& place) {
+    const auto truth = model_.bytes(place.tensor);
+    std::list<Read> one;
+    one.push_back({Bytes(truth->size()), truth});
+    stream_.copy_to_host(one.back().bytes.data(), place.data, place.size_bytes);
+    read_.splice(read_.end(), one);
+  }
+  Engine& engine_;
+  const TestModel& model_;
+  Stream& stream_;
+  std::list<Read> read_;
+};
+
+class EngineCuda : public ::testing::TestWithParam<Gpu> {
+ protected:
+  void SetUp() override {
+    fake_.reset();
+    if (GetParam().options.driver_library == FakeCuda::path()) {
+      device_ = create_cuda_device(GetParam().options);
+    } else if (const auto reason = why_no_real_cuda()) {
+      ASSERT_FALSE(gpu_is_required()) << *reason;
+      GTEST_SKIP() << *reason;
+    } else {
+      device_ = create_cuda_device(GetParam().options);
+    }
+    stream_ = device_->create_stream();
+  }
+
+  std::unique_ptr<Engine> open(const ModelSpec& spec, std::uint64_t budget_bytes,
+                               Prefetch prefetch = Prefetch::kAdaptive) {
+    EngineOptions options = with_prefetch(prefetch);
+    options.piece_bytes = 3000;
+    return open_engine(*device_, spec, budget_bytes, options);
+  }
+  static void bring_all_home(Engine& engine) {
+    for (GroupId group = 0; group < engine.groups().size(); ++group) engine.bring_home(group);
+  }
+  /// Passes at budgets from the smallest to everything: first from the sources, then from home.
+  void sweep(const TestModel& model, const ModelSpec& spec, Prefetch prefetch) {
+    for (const std::uint64_t budget : budgets_of(spec, 6)) {
+      SCOPED_TRACE("budget " + std::to_string(budget));
+      const auto engine = open(spec, budget, prefetch);
+      ReadBack read(*engine, model, *stream_);
+      for (int i = 0; i < 2; ++i) read.pass();
+      EXPECT_EQ(read.wrong(), 0) << "from the sources";
+      bring_all_home(*engine);
+      for (int i = 0; i < 3; ++i) read.pass();
+      EXPECT_EQ(read.wrong(), 0) << "from home";
+      EXPECT_LE(engine->statistics().peak_held_bytes, budget);
+      EXPECT_EQ(engine->statistics().surprises, 0U);
+    }
+  }
+
+  const FakeCuda fake_;
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Stream> stream_;
+};
+
+TEST_P(EngineCuda, WeightsInMemory) {
+  for (const Prefetch prefetch : {Prefetch::kNone, Prefetch::kNext, Prefetch::kAdaptive}) {
+    const TestModel model = uneven_model(7, 3);
+    sweep(model, model.in_memory(), prefetch);
+  }
+}
+
+TEST_P(EngineCuda, WeightsInFilesAndPieces) {
+  const TemporaryFolder folder;
+  TestModel model = uneven_model(6, 4);
+  sweep(model, model.in_files(folder), Prefetch::kAdaptive);
+  sweep(model, model.in_pieces(folder), Prefetch::kAdaptive);
+}
+
+TEST_P(EngineCuda, AHomeKeepsNoSource) {
+  const TestModel model = equal_model(4, 9000);
+  ModelSpec spec = model.in_memory();
+  const auto engine = open(spec, smallest_budget_of(spec));
+  EXPECT_EQ(engine->statistics().pinned_bytes, 0U);
+  std::vector<std::weak_ptr<Reader>> sources(spec.sources.begin(), spec.sources.end());
+  spec = {};
+  bring_all_home(*engine);
+  for (const auto& source : sources) EXPECT_TRUE(eventually([&] { return source.expired(); }));
+  EXPECT_GE(engine->statistics().pinned_bytes, 4U * 9000);
+  EXPECT_EQ(engine->statistics().source_ram_bytes, 4U * 9000);
+}
+
+TEST_P(EngineCuda, HomesAreChargedToTheRamBudgetAndRefusedWithoutHarm) {
+  const TestModel model = equal_model(4, 9000);
+  const ModelSpec spec = model.in_memory();
+  EngineOptions options;
+  options.piece_bytes = 4096;
+  options.ram_budget = Budget::create(4 * 4096 + 3 * 12'288);
+  const auto engine = open_engine(*device_, spec, smallest_budget_of(spec), options);
+  for (GroupId group = 0; group < 3; ++group) engine->bring_home(group);
+  EXPECT_THROW(engine->bring_home(3), BudgetError);
+  ReadBack read(*engine, model, *stream_);
+  for (int i = 0; i < 3; ++i) read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+}
+
+TEST_P(EngineCuda, BytesWrittenByTheHostShow) {
+  TestModel model = equal_model(4, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto engine = open(spec, smallest_budget_of(spec));
+  bring_all_home(*engine);
+  ReadBack read(*engine, model, *stream_);
+  read.pass();
+  for (int round = 0; round < 4; ++round) {
+    const auto bytes = model.change(1);
+    engine->replace_tensor(1, *bytes, bytes);
+    EXPECT_EQ(engine->home_address(1), nullptr);
+    read.pass();
+    EXPECT_EQ(read.wrong(), 0);
+    EXPECT_TRUE(engine->tensor_equals(1, *bytes));
+  }
+}
+
+/// The copy of a group's new bytes waits for the work that writes them to its home.
+TEST_P(EngineCuda, BytesWrittenByTheDeviceShow) {
+  TestModel model = equal_model(4, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto engine = open(spec, 3 * smallest_budget_of(spec));
+  bring_all_home(*engine);
+  GroupId group = 0;
+  while (engine->plan().groups[group].placement != Placement::kStreamed) ++group;
+  ReadBack read(*engine, model, *stream_);
+  read.pass();
+  for (int round = 0; round < 5; ++round) {
+    const auto bytes = model.change(group);
+    std::byte* const home = engine->home_address(group);
+    ASSERT_NE(home, nullptr);
+    const auto device_bytes = device_->allocate(bytes->size());
+    const auto late = device_->create_stream();
+    late->copy_to_device(device_bytes->data(), bytes->data(), bytes->size());
+    late->synchronize();
+    Gate gate(*late);
+    late->copy_to_host(home, device_bytes->data(), bytes->size());  // as a kernel writes it
+    engine->note_write(group, *late);
+    {
+      const std::jthread opener([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        gate.open();
+      });
+      ASSERT_TRUE(read.use(group));
+    }
+    EXPECT_EQ(read.wrong(), 0);
+    late->synchronize();
+    read.pass();
+    EXPECT_EQ(read.wrong(), 0);
+  }
+}
+
+TEST_P(EngineCuda, TensorsAreReadWhereverTheyAre) {
+  const TestModel model = equal_model(5, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto engine = open(spec, budgets_of(spec, 4)[2]);
+  for (int home = 0; home < 2; ++home) {
+    for (TensorId tensor = 0; tensor < 5; ++tensor) {
+      Bytes bytes(9000);
+      engine->read_tensor(tensor, bytes);
+      EXPECT_EQ(bytes, *model.bytes(tensor));
+      EXPECT_TRUE(engine->tensor_equals(tensor, bytes));
+      bytes[8999] ^= std::byte{1};
+      EXPECT_FALSE(engine->tensor_equals(tensor, bytes));
+    }
+    bring_all_home(*engine);
+  }
+}
+
+TEST_P(EngineCuda, AReadThatFailsIsRaisedWhereItIsNeededAndTheEngineGoesOn) {
+  const TestModel model = equal_model(4, 9000);
+  for (GroupId broken = 0; broken < 4; ++broken) {
+    ModelSpec spec = model.in_memory();
+    spec.sources[broken] = std::make_shared<FaultyReader>(
+        create_memory_reader("a disk", *model.bytes(broken), model.bytes(broken)),
+        Faults{.failing_read = 2});
+    const auto engine = open(spec, smallest_budget_of(spec), Prefetch::kNone);
+    ReadBack read(*engine, model, *stream_);
+    for (GroupId group = 0; group < 4; ++group) {
+      if (group == broken) {
+        EXPECT_THROW(read.use(group), IoError);
+      } else {
+        EXPECT_TRUE(read.use(group));
+      }
+    }
+    read.pass();
+    EXPECT_EQ(read.wrong(), 0);
+  }
+}
+
+TEST_P(EngineCuda, ABringingHomeThatFailsLeavesTheSources) {
+  const TestModel model = equal_model(3, 9000);
+  ModelSpec spec = model.in_memory();
+  spec.sources[1] = std::make_shared<FaultyReader>(
+      create_memory_reader("a disk", *model.bytes(1), model.bytes(1)), Faults{.failing_read = 1});
+  const auto engine = open(spec, smallest_budget_of(spec), Prefetch::kNone);
+  EXPECT_THROW(engine->bring_home(1), IoError);
+  ReadBack read(*engine, model, *stream_);
+  read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+  engine->bring_home(1);
+  read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+}
+
+TEST_P(EngineCuda, StreamsTakeTurns) {
+  const TestModel model = equal_model(5, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto engine = open(spec, 2 * smallest_budget_of(spec));
+  bring_all_home(*engine);
+  const auto other = device_->create_stream();
+  ReadBack first(*engine, model, *stream_);
+  ReadBack second(*engine, model, *other);
+  for (int round = 0; round < 40; ++round) {
+    ASSERT_TRUE((round % 3 == 0 ? first : second).use(static_cast<GroupId>(round % 5)));
+  }
+  EXPECT_EQ(first.wrong() + second.wrong(), 0);
+}
+
+CudaDeviceOptions on_fake(Checking checking) {
+  return {.checking = checking, .longest_delay_us = 50, .driver_library = FakeCuda::path()};
+}
+
+INSTANTIATE_TEST_SUITE_P(FakeCuda, EngineCuda,
+                         ::testing::Values(Gpu{"Unchecked", on_fake(Checking::kOff)},
+                                           Gpu{"Checked", on_fake(Checking::kOn)}),
+                         [](const auto& instance) { return instance.param.name; });
+INSTANTIATE_TEST_SUITE_P(RealCuda, EngineCuda,
+                         ::testing::Values(Gpu{"Unchecked", {}},
+                                           Gpu{"Checked", {.checking = Checking::kOn}}),
+                         [](const auto& instance) { return instance.param.name; });
+
+/// What only the fake driver can be told to do.
+class EngineFakeCuda : public ::testing::Test {
+ protected:
+  EngineFakeCuda() { fake_.reset(); }
+  ~EngineFakeCuda() override {
+    EXPECT_EQ(fake_.get("leaked"), 0);
+    EXPECT_EQ(fake_.held(), 0);
+  }
+  const FakeCuda fake_;
+};
+
+TEST_F(EngineFakeCuda, WhereNothingIsPinnedWeightsAreStaged) {
+  fake_.set("most_registered_bytes", 1);
+  const TestModel model = equal_model(4, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto device = create_cuda_device(on_fake(Checking::kOn));
+  const auto stream = device->create_stream();
+  const auto engine = open_engine(*device, spec, smallest_budget_of(spec), {});
+  for (GroupId group = 0; group < 4; ++group) engine->bring_home(group);
+  EXPECT_EQ(engine->statistics().pinned_bytes, 0U);
+  EXPECT_EQ(engine->home_address(0), nullptr);
+  ReadBack read(*engine, model, *stream);
+  for (int i = 0; i < 3; ++i) read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+}
+
+/// Each driver call of a run fails once: an error that is raised, or a result that is right.
+TEST_F(EngineFakeCuda, ADriverCallThatFailsIsNeverAWrongResult) {
+  const TestModel model = equal_model(4, 9000);
+  const ModelSpec spec = model.in_memory();
+  for (const char* function :
+       {"cuMemcpyHtoDAsync_v2", "cuStreamWaitEvent", "cuEventRecord", "cuLaunchHostFunc"}) {
+    for (int nth = 1; nth <= 24; ++nth) {
+      SCOPED_TRACE(std::string(function) + " " + std::to_string(nth));
+      fake_.reset();
+      const auto device = create_cuda_device(on_fake(Checking::kOff));
+      const auto stream = device->create_stream();
+      const auto engine =
+          open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNone));
+      for (GroupId group = 0; group < 4; ++group) engine->bring_home(group);
+      ReadBack read(*engine, model, *stream);
+      fake_.fail(function, nth, CudaResult::kInvalidHandle);
+      for (GroupId group = 0; group < 8; ++group) {
+        try {
+          static_cast<void>(read.use(group % 4));
+        } catch (const CudaError&) {  // raised to whoever asked for it
+        }
+      }
+      EXPECT_EQ(read.wrong(), 0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tensorstream
