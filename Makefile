@@ -19,6 +19,10 @@ CXX_FILES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' | sort)
 SHELL_FILES := .ci/run $(wildcard scripts/*.sh)
 # Of hundreds of tests only what is not a pass is shown, and the summary.
 UNLESS_PASSED := | { grep -v -E '^ +Start +[0-9]+:|^ *[0-9]+/[0-9]+ Test .* Passed ' || true; }
+# The others need a GPU.
+CPU_BENCHMARKS := $(filter-out benchmarks/cuda_%,$(wildcard benchmarks/*.py))
+OUTPUT ?= build/gpu-check/result.json
+OPTIONS ?=
 TSAN_PROGRAMS := device memory scheduler engine
 
 .PHONY: help
@@ -138,7 +142,13 @@ bench: build  ## Run the C++ and Python benchmarks
 	@cmake --preset release --log-level=WARNING
 	@cmake --build --preset release
 	@for program in build/release/benchmarks/*_benchmark; do "$$program"; done
-	@for program in benchmarks/*.py; do python "$$program"; done
+	@for program in $(CPU_BENCHMARKS); do python "$$program"; done
+
+# Where the GPU is, nothing is installed but the package itself, into the Python that is first on the path.
+.PHONY: gpu-check
+gpu-check:  ## Build, test, memcheck and measure on this machine's GPU (OUTPUT=, OPTIONS=)
+	@rm -f $(STAMPS)/package
+	@$(PYTHON) scripts/gpu_check.py --output $(OUTPUT) $(OPTIONS)
 
 .PHONY: lock
 lock:  ## Write the lock files in requirements/ anew

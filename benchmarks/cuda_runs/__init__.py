@@ -1,0 +1,1 @@
+"""What the CUDA benchmarks share: models of a shape, ways to run them, measurements, targets."""

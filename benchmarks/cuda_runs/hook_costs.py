@@ -1,0 +1,80 @@
+"""What acquiring and releasing a group costs in Python, hooks included."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from cuda_runs.accelerator import Accelerator
+from cuda_runs.budgets import budget_bytes, budget_options
+from cuda_runs.llama_model import weights_bytes
+
+PARAMETERS = 9
+_TIMINGS = 9
+
+
+class Nothing(nn.Module):
+    """A block whose forward does nothing: what is left is the cost of its hooks."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        made = [
+            nn.Parameter(torch.ones(side, side), requires_grad=False) for _ in range(PARAMETERS)
+        ]
+        self.weights = nn.ParameterList(made)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def microseconds(block: nn.Module, x: torch.Tensor, count: int, accelerator: Accelerator) -> Any:
+    """Microseconds of one call: the median of some timings of `count` calls, and their ends."""
+    times = []
+    for _ in range(_TIMINGS):
+        block(x)
+        accelerator.synchronize()
+        start = time.perf_counter()
+        for _ in range(count):
+            block(x)
+        times.append((time.perf_counter() - start) / count * 1e6)
+    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
+
+
+def measure_hooks(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
+    """A call of a resident block and of a streamed one that is loaded, each less a plain call."""
+    import tensorstream as ts
+
+    model = nn.Sequential(*(Nothing(options.hook_side) for _ in range(options.hook_blocks)))
+    x = torch.ones(1, device=accelerator.device)
+    budget = budget_bytes(options.budget, weights_bytes(model))
+    place = budget_options(str(accelerator.device), budget)
+    planned = ts.plan(model, **place)
+    named = {
+        kind: [group.name for group in planned.groups if group.placement == kind]
+        for kind in ("resident", "streamed")
+    }
+    with torch.no_grad():
+        plain = microseconds(model[0], x, options.hook_calls, accelerator)
+        ts.offload(model, **place)
+        model(x)
+        costs = {}
+        for kind, names in named.items():
+            if names:
+                block = model.get_submodule(names[len(names) // 2].removesuffix(".weights"))
+                costs[kind] = microseconds(block, x, options.hook_calls, accelerator)
+    return {
+        "how": f"blocks of {PARAMETERS} parameters of {options.hook_side} squared, whose forward is empty",
+        "budget_bytes": budget,
+        "weights_bytes": weights_bytes(model),
+        "groups": {kind: len(names) for kind, names in named.items()},
+        "plain_call_us": plain,
+        "call_us": costs,
+        "acquire_release_us": {
+            kind: cost["median"] - plain["median"] for kind, cost in costs.items()
+        },
+    }

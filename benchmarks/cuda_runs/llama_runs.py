@@ -1,0 +1,199 @@
+"""What each process of the Llama benchmark measures; every function returns what is printed as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cuda_runs.accelerator import Accelerator
+from cuda_runs.budgets import budget_bytes, budget_options
+from cuda_runs.llama_model import make_llama, one_layer_of, weights_bytes, write_checkpoint
+from cuda_runs.llama_passes import (
+    Lengths,
+    Pass,
+    Timed,
+    decode,
+    prefill,
+    run_pass,
+    spread,
+    tokens_of,
+)
+from cuda_runs.memory_watch import MemoryWatch
+from cuda_runs.offloaders import OFFLOADERS, Offloader, count_hooks
+
+
+def lengths_of(options: argparse.Namespace) -> Lengths:
+    """The lengths that the options say."""
+    return Lengths(options.prompt, options.new_tokens, options.context, options.repeats)
+
+
+def warm_up(options: argparse.Namespace, passes: Sequence[Pass], accelerator: Accelerator) -> None:
+    """Runs one layer of the same widths natively: contexts, kernels and workspaces are there then."""
+    model = make_llama(one_layer_of(options.shape), accelerator, in_ram=False)
+    lengths = Lengths(options.prompt, 2, options.context, 1)
+    for one in passes:
+        run_pass(one, lengths, model, accelerator)
+    del model
+    gc.collect()
+    accelerator.release_cached()
+
+
+def row_of(one: Pass, timed: Timed, watch: MemoryWatch) -> dict[str, Any]:
+    """A row of the result, of a pass that was run."""
+    times = spread(timed.seconds)
+    produced = one.batch if one.kind == "decode" else 0
+    return {
+        "pass": one.name,
+        **times,
+        **({"tokens_per_second": produced / times["seconds_median"]} if produced else {}),
+        "peak_device_bytes": watch.lap().device_bytes,
+        "tokens": timed.tokens,
+        "logits_sha256": timed.logits_sha256,
+    }
+
+
+def measured_row(
+    one: Pass, options: argparse.Namespace, way: Offloader, model: Any, watch: MemoryWatch
+) -> dict[str, Any]:
+    """Runs a pass; where it fails, the row says how, and the next pass is run all the same."""
+    before = way.streamed_bytes(model)
+    try:
+        timed = run_pass(one, lengths_of(options), model, way.accelerator)
+    except (RuntimeError, MemoryError, OSError) as error:  # torch's and the library's own
+        watch.lap()
+        return {"pass": one.name, "error": f"{type(error).__name__}: {error}"}
+    calls = len(timed.logits_sha256)
+    streamed = (way.streamed_bytes(model) - before) // calls
+    return {**row_of(one, timed, watch), "streamed_bytes_a_pass": streamed}
+
+
+def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
+    """One way to run the model: set-up and the rows of its passes."""
+    passes = [Pass.parse(text) for text in options.passes.split(",")]
+    warm_up(options, passes, accelerator)
+    model = make_llama(options.shape, accelerator)
+    total = weights_bytes(model)
+    budget = budget_bytes(options.budget, total) if options.budget else None
+    way = OFFLOADERS[options.way](accelerator, budget)
+    with MemoryWatch(accelerator, options.sample_s) as watch:
+        predicted = way.predict(model)
+        start = time.perf_counter()
+        model = way.prepare(model)
+        accelerator.synchronize()
+        setup_seconds = time.perf_counter() - start
+        setup_peak = watch.lap()
+        rows = [measured_row(one, options, way, model, watch) for one in passes]
+        whole = watch.whole()
+    return {
+        "how": way.how,
+        "weights_bytes": total,
+        "budget_bytes": budget,
+        **predicted,
+        "setup_seconds": setup_seconds,
+        "setup_peak_device_bytes": setup_peak.device_bytes,
+        "peak_device_bytes": whole.device_bytes,
+        "host_bytes_beyond_the_model": whole.host_bytes,
+        "reserved_at_baseline_bytes": watch.reserved_at_baseline_bytes,
+        "rows": rows,
+        **way.conclude(model),
+    }
+
+
+def paired_row(
+    one: Pass, options: argparse.Namespace, native: Any, ours: Any, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Times a prefill of both models in turns, each first every other time."""
+    tokens = tokens_of(one, lengths_of(options), native, accelerator)
+    plain, streamed = Timed(), Timed()
+    for repeat in range(options.pairs + 1):
+        turns = [(native, plain), (ours, streamed)]
+        for model, timed in turns if repeat % 2 else reversed(turns):
+            seconds, logits = prefill(model, tokens)
+            timed.keep(logits)
+            if repeat > 0:
+                timed.seconds.append(seconds)
+    ratios = [ours / its for ours, its in zip(streamed.seconds, plain.seconds, strict=True)]
+    return {
+        "pass": one.name,
+        **spread(streamed.seconds),
+        "native": spread(plain.seconds),
+        "ratio_of_medians": statistics.median(streamed.seconds) / statistics.median(plain.seconds),
+        "ratio_median": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "tokens": streamed.tokens,
+        "logits_sha256": streamed.logits_sha256,
+        "identical_to_paired": streamed.logits_sha256 == plain.logits_sha256,
+    }
+
+
+def measure_paired(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
+    """A budget that holds everything, against a native model in the same process."""
+    import tensorstream as ts
+
+    passes = [Pass.parse(text) for text in options.passes.split(",")]
+    warm_up(options, passes, accelerator)
+    native = make_llama(options.shape, accelerator, in_ram=False)
+    model = make_llama(options.shape, accelerator)
+    total = weights_bytes(model)
+    budget = budget_bytes(options.budget, total)
+    with MemoryWatch(accelerator, options.sample_s) as watch:
+        ts.offload(model, **budget_options(str(accelerator.device), budget))
+        rows = [paired_row(one, options, native, model, accelerator) for one in passes]
+        peak = watch.whole()
+    return {
+        "how": "tensorstream.offload with room for everything, and native, in turns",
+        "weights_bytes": total,
+        "budget_bytes": budget,
+        "peak_device_bytes": peak.device_bytes,
+        "rows": rows,
+        "hooks": count_hooks(model),
+    }
+
+
+def measure_checkpoint(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
+    """From safetensors in the page cache to the first token."""
+    from transformers import LlamaForCausalLM
+
+    import tensorstream as ts
+
+    one = Pass("decode", 1)
+    warm_up(options, [one], accelerator)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = options.folder / name
+        # Imports what from_pretrained imports.
+        small = make_llama(one_layer_of(options.tiny_shape), accelerator)
+        write_checkpoint(small, folder / "small", options.shape.shard_bytes)
+        LlamaForCausalLM.from_pretrained(folder / "small")
+        model = make_llama(options.shape, accelerator)
+        total = weights_bytes(model)
+        write_checkpoint(model, folder / "whole", options.shape.shard_bytes)
+        tokens = tokens_of(one, lengths_of(options), model, accelerator)
+        del model, small
+        budget = budget_bytes(options.budget, total)
+        with MemoryWatch(accelerator, options.sample_s) as watch:
+            start = time.perf_counter()
+            place = budget_options(str(accelerator.device), budget)
+            model = ts.from_pretrained(folder / "whole", **place)
+            loaded_seconds = time.perf_counter() - start
+            timed = decode(model, tokens, 0)
+            first_token_seconds = time.perf_counter() - start
+            peak = watch.whole()
+        del model
+        gc.collect()
+    return {
+        "how": "tensorstream.from_pretrained, page cache warm, to the first token",
+        "weights_bytes": total,
+        "budget_bytes": budget,
+        "loaded_seconds": loaded_seconds,
+        "first_token_seconds": first_token_seconds,
+        "peak_device_bytes": peak.device_bytes,
+        "host_bytes": peak.host_bytes,
+        "rows": [{"pass": one.name, "tokens": timed.tokens, "logits_sha256": timed.logits_sha256}],
+    }
