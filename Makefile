@@ -61,6 +61,9 @@ test-cpp: setup  ## Build and run the C++ tests
 
 .PHONY: test-python
 test-python: build  ## Run the Python tests
+	@echo "==> building the fake CUDA driver (preset dev)"
+	@cmake --preset dev --log-level=WARNING >/dev/null
+	@cmake --build --preset dev --target fake_cuda >/dev/null
 	@echo "==> running the Python tests"
 	@python -m pytest -n 2
 

@@ -2,17 +2,21 @@
 #include "tensorstream/engine.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "bindings.h"
+#include "device/cuda_device.h"
 #include "device/host_device.h"
 #include "engine/model_plan.h"
 #include "io/reader.h"
@@ -61,7 +65,8 @@ class BoundEngine {
     }
     return *engine_;
   }
-  Stream& stream() { return device_->caller_stream(); }
+  /// What the caller computes on: a CUDA stream's handle; 0 is the device's default.
+  Stream& stream(std::uintptr_t handle) { return device_->stream_of(handle); }
 
  private:
   std::shared_ptr<Device> device_;  // shared by the engines on it
@@ -71,13 +76,32 @@ class BoundEngine {
   bool in_its_process() const { return process_ == process_id(); }
 };
 
+/// Where arrays say that their memory is.
+enum class ArrayDevice { kHost, kCuda };
+
+ByteArray byte_array(std::byte* data, std::uint64_t size_bytes, const nb::object& owner,
+                     const std::pair<ArrayDevice, int>& place) {
+  const int type =
+      place.first == ArrayDevice::kCuda ? nb::device::cuda::value : nb::device::cpu::value;
+  return ByteArray(data, {size_bytes}, owner, {}, nb::dtype<std::uint8_t>(), type, place.second);
+}
+
 /// The device memory of each tensor of a group, as arrays that keep the engine alive.
-std::vector<ByteArray> places(const nb::object& self, GroupId group) {
+std::vector<ByteArray> places(const nb::object& self, GroupId group,
+                              const std::pair<ArrayDevice, int>& on) {
   std::vector<ByteArray> result;
   for (const TensorPlace& place : nb::cast<BoundEngine&>(self).engine().places(group)) {
-    result.emplace_back(place.data, std::initializer_list<std::size_t>{place.size_bytes}, self);
+    result.push_back(byte_array(place.data, place.size_bytes, self, on));
   }
   return result;
+}
+
+/// The home of a tensor, as an array that keeps the engine alive; nothing where it has none.
+std::optional<ByteArray> home(const nb::object& self, TensorId tensor, std::uint64_t size_bytes,
+                              const std::pair<ArrayDevice, int>& on) {
+  std::byte* const data = nb::cast<BoundEngine&>(self).engine().home_address(tensor);
+  if (data == nullptr) return std::nullopt;
+  return byte_array(data, size_bytes, self, on);
 }
 
 void init_statistics(nb::module_& module) {
@@ -86,6 +110,7 @@ void init_statistics(nb::module_& module) {
       .def_ro("held_bytes", &Statistics::held_bytes)
       .def_ro("peak_held_bytes", &Statistics::peak_held_bytes)
       .def_ro("source_ram_bytes", &Statistics::source_ram_bytes)
+      .def_ro("pinned_bytes", &Statistics::pinned_bytes)
       .def_ro("acquires", &Statistics::acquires)
       .def_ro("hits", &Statistics::hits)
       .def_ro("partial_hits", &Statistics::partial_hits)
@@ -106,7 +131,11 @@ void init_statistics(nb::module_& module) {
 void init_device(nb::module_& module) {
   nb::class_<Device>(module, "Device")
       .def_prop_ro("name", &Device::name)
-      .def_prop_ro("total_bytes", &Device::total_bytes);
+      .def_prop_ro("total_bytes", &Device::total_bytes)
+      .def_prop_ro("free_bytes", &Device::free_bytes)
+      .def(
+          "synchronize", [](Device& self) { self.caller_stream().synchronize(); },
+          nb::call_guard<nb::gil_scoped_release>(), "Waits for the work of the default stream.");
   nb::enum_<Checking>(module, "Checking").value("OFF", Checking::kOff).value("ON", Checking::kOn);
   module.def(
       "host_device",
@@ -114,6 +143,21 @@ void init_device(nb::module_& module) {
         return std::shared_ptr<Device>(create_host_device({checking, seed}));
       },
       "checking"_a, "seed"_a, "The host as a device.");
+  module.def(
+      "cuda_device",
+      [](int index, Checking checking, std::uint64_t seed, const std::string& driver_library) {
+        CudaDeviceOptions options;
+        options.index = index;
+        options.checking = checking;
+        options.seed = seed;
+        options.driver_library = driver_library;
+        return std::shared_ptr<Device>(create_cuda_device(options));
+      },
+      "index"_a, "checking"_a, "seed"_a, "driver_library"_a = std::string(kCudaDriverLibrary),
+      "A GPU, by its driver's number; tests give another driver.");
+  nb::enum_<ArrayDevice>(module, "ArrayDevice")
+      .value("HOST", ArrayDevice::kHost)
+      .value("CUDA", ArrayDevice::kCuda);
 
   nb::class_<Budget>(module, "Budget")
       .def_prop_ro("limit_bytes", &Budget::limit_bytes)
@@ -159,7 +203,8 @@ void init_options(nb::module_& module) {
       .value("ACCELERATOR", ComputePlace::kAccelerator);
   nb::class_<EngineOptions>(module, "EngineOptions")
       .def(nb::init<>())
-      .def_rw("prefetch", &EngineOptions::prefetch);
+      .def_rw("prefetch", &EngineOptions::prefetch)
+      .def_rw("ram_budget", &EngineOptions::ram_budget);
 }
 
 using Release = nb::call_guard<nb::gil_scoped_release>;
@@ -170,23 +215,45 @@ void init_leases(nb::class_<BoundEngine>& engine) {
                     const Grouping&, std::vector<std::shared_ptr<Reader>>, EngineOptions>(),
            "device"_a, "budget"_a, "tree"_a, "grouping"_a, "sources"_a, "options"_a, Release())
       .def(
-          "places", [](const nb::object& self, GroupId group) { return places(self, group); },
-          "group"_a,
+          "places", &places, "group"_a, "on"_a,
           "One uint8 array a tensor of a group: its device memory, valid while the group is leased "
           "or resident.")
       .def(
           "acquire",
-          [](BoundEngine& self, GroupId group) {
-            return self.engine().acquire(group, self.stream());
+          [](BoundEngine& self, GroupId group, std::uintptr_t stream) {
+            return self.engine().acquire(group, self.stream(stream));
           },
-          "group"_a, Release(), "Takes a lease; False where the group has no place to be now.")
+          "group"_a, "stream"_a = 0, Release(),
+          "Takes a lease for work of a stream; False where the group has no place to be now.")
       .def(
           "release",
-          [](BoundEngine& self, GroupId group) { self.engine().release(group, self.stream()); },
-          "group"_a, Release())
+          [](BoundEngine& self, GroupId group, std::uintptr_t stream) {
+            self.engine().release(group, self.stream(stream));
+          },
+          "group"_a, "stream"_a = 0, Release())
       .def(
-          "release_all", [](BoundEngine& self) { self.engine().release_all(self.stream()); },
-          Release());
+          "release_all",
+          [](BoundEngine& self, std::uintptr_t stream) {
+            self.engine().release_all(self.stream(stream));
+          },
+          "stream"_a = 0, Release());
+}
+
+void init_homes(nb::class_<BoundEngine>& engine) {
+  engine
+      .def(
+          "bring_home", [](BoundEngine& self, GroupId group) { self.engine().bring_home(group); },
+          "group"_a, Release(),
+          "Moves a group's bytes into pinned host memory, from which it is loaded.")
+      .def("home", &home, "tensor"_a, "size_bytes"_a, "on"_a,
+           "A tensor's bytes in its group's home, as kernels see them, or None.")
+      .def(
+          "note_write",
+          [](BoundEngine& self, TensorId tensor, std::uintptr_t stream) {
+            self.engine().note_write(tensor, self.stream(stream));
+          },
+          "tensor"_a, "stream"_a, Release(),
+          "Says that work of a stream writes to a tensor's home.");
 }
 
 void init_bytes(nb::class_<BoundEngine>& engine) {
@@ -238,6 +305,7 @@ void init_engine(nb::module_& module) {
   init_statistics(module);
   nb::class_<BoundEngine> engine(module, "Engine");
   init_leases(engine);
+  init_homes(engine);
   init_bytes(engine);
 }
 

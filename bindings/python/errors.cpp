@@ -37,6 +37,11 @@ void translate(const std::exception_ptr& raised, void* /*payload*/) {
     exception.attr("needed_bytes") = error.needed_bytes();
     exception.attr("budget_bytes") = error.budget_bytes();
     raise(exception);
+  } catch (const CudaError& error) {
+    nb::object exception = make_exception("CudaError", error);
+    exception.attr("call") = error.call();
+    exception.attr("result") = error.result();
+    raise(exception);
   } catch (const ConfigError& error) {
     raise(make_exception("ConfigError", error));
   } catch (const UnsupportedError& error) {

@@ -6,6 +6,7 @@ from tensorstream.config import Config
 from tensorstream.exceptions import (
     BudgetError,
     ConfigError,
+    CudaError,
     FormatError,
     IoError,
     LeaseError,
@@ -19,6 +20,7 @@ __all__ = [
     "BudgetError",
     "Config",
     "ConfigError",
+    "CudaError",
     "FormatError",
     "GroupInfo",
     "IoError",

@@ -111,8 +111,8 @@ class Checkpoint:
 
 LARGEST_BUDGET_BYTES: int = 1152921504606846976
 
-def default_budget_bytes() -> int:
-    """The budget where none is given: what is available less 1 GiB."""
+def default_budget_bytes(available_bytes: int) -> int:
+    """The budget where the user gives none."""
 
 def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether elements fill their bytes exactly once."""
@@ -232,6 +232,12 @@ class Device:
     @property
     def total_bytes(self) -> int: ...
 
+    @property
+    def free_bytes(self) -> int: ...
+
+    def synchronize(self) -> None:
+        """Waits for the work of the default stream."""
+
 class Checking(enum.Enum):
     OFF = 0
 
@@ -239,6 +245,14 @@ class Checking(enum.Enum):
 
 def host_device(checking: Checking, seed: int) -> Device:
     """The host as a device."""
+
+def cuda_device(index: int, checking: Checking, seed: int, driver_library: str = 'libcuda.so.1') -> Device:
+    """A GPU, by its driver's number; tests give another driver."""
+
+class ArrayDevice(enum.Enum):
+    HOST = 0
+
+    CUDA = 1
 
 class Budget:
     @property
@@ -296,6 +310,12 @@ class EngineOptions:
     @prefetch.setter
     def prefetch(self, arg: Prefetch, /) -> None: ...
 
+    @property
+    def ram_budget(self) -> Budget: ...
+
+    @ram_budget.setter
+    def ram_budget(self, arg: Budget, /) -> None: ...
+
 class Statistics:
     @property
     def budget_bytes(self) -> int: ...
@@ -308,6 +328,9 @@ class Statistics:
 
     @property
     def source_ram_bytes(self) -> int: ...
+
+    @property
+    def pinned_bytes(self) -> int: ...
 
     @property
     def acquires(self) -> int: ...
@@ -357,17 +380,30 @@ class Statistics:
 class Engine:
     def __init__(self, device: Device, budget: Budget, tree: ModelTree, grouping: Grouping, sources: Sequence[Reader], options: EngineOptions) -> None: ...
 
-    def places(self, group: int) -> list[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C')]]:
+    def places(self, group: int, on: tuple[ArrayDevice, int]) -> list[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C')]]:
         """
         One uint8 array a tensor of a group: its device memory, valid while the group is leased or resident.
         """
 
-    def acquire(self, group: int) -> bool:
-        """Takes a lease; False where the group has no place to be now."""
+    def acquire(self, group: int, stream: int = 0) -> bool:
+        """
+        Takes a lease for work of a stream; False where the group has no place to be now.
+        """
 
-    def release(self, group: int) -> None: ...
+    def release(self, group: int, stream: int = 0) -> None: ...
 
-    def release_all(self) -> None: ...
+    def release_all(self, stream: int = 0) -> None: ...
+
+    def bring_home(self, group: int) -> None:
+        """
+        Moves a group's bytes into pinned host memory, from which it is loaded.
+        """
+
+    def home(self, tensor: int, size_bytes: int, on: tuple[ArrayDevice, int]) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C')] | None:
+        """A tensor's bytes in its group's home, as kernels see them, or None."""
+
+    def note_write(self, tensor: int, stream: int) -> None:
+        """Says that work of a stream writes to a tensor's home."""
 
     def read_tensor(self, tensor: int, address: int, size_bytes: int) -> None:
         """Writes a tensor's true bytes to host memory."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tensorstream import _native
+from tensorstream.compute_device import check_available, open_device
 from tensorstream.exceptions import ConfigError, UnsupportedError
 
 Size = int | str
@@ -27,10 +28,12 @@ class Config:
     """Options of `offload` and `from_pretrained`.
 
     Attributes:
-        device: Where the model computes: "cpu", or None for the default, which is the CPU too.
-        vram_budget: Device memory for a GPU, in bytes or as "4GiB", "500MB", "60%". Not for the CPU.
-        ram_budget: RAM that weights may take when the device is the CPU, in the same forms. None
-            takes what is available less 1 GiB.
+        device: Where the model computes: "cpu", "cuda" or "cuda:N". None is the GPU where vram_budget
+            is given, the CPU where only ram_budget is, and the GPU, if there is one, where neither is.
+        vram_budget: Device memory that weights may take on a GPU, in bytes or as "4GiB", "500MB",
+            "60%". None takes what is free less 1 GiB. Not for the CPU.
+        ram_budget: RAM that weights may take, in the same forms: the budget of a model on the CPU, where
+            None takes what is available less 1 GiB, and the ceiling of pinned host memory beside a GPU.
         backend: How files are read: "auto" reads them by pread; "mmap" maps them, for files that nobody
             truncates while the model is in use.
         prefetch: "aggressive" loads as far ahead as the budget has room for, "next" one group, "none"
@@ -60,12 +63,12 @@ class Config:
             raise ConfigError(f"keep_resident is {names!r}; give a sequence of names")
         if isinstance(names, str):
             raise ConfigError(f"keep_resident is one text, {names!r}; give ({names!r},)")
-        device = self.torch_device
-        if device.type != "cpu":
+        if self.torch_device.type not in ("cpu", "cuda"):
             raise UnsupportedError(
-                f"device '{device}' is not supported by this version, which runs on 'cpu'"
+                f"device '{self.torch_device}' is not supported; use 'cuda', 'cuda:N' or 'cpu'"
             )
-        if self.vram_budget is not None:
+        check_available(self.torch_device)
+        if self.torch_device.type == "cpu" and self.vram_budget is not None:
             raise ConfigError(
                 "vram_budget is given, but the device is 'cpu', whose budget is ram_budget"
             )
@@ -73,8 +76,14 @@ class Config:
     @property
     def torch_device(self) -> torch.device:
         """The device that the model computes on."""
+        chosen = self.device
+        if chosen is None:
+            on_gpu = self.vram_budget is not None or (
+                self.ram_budget is None and torch.cuda.is_available()
+            )
+            chosen = "cuda" if on_gpu else "cpu"
         try:
-            return torch.device(self.device if self.device is not None else "cpu")
+            return torch.device(chosen)
         except RuntimeError as error:
             raise ConfigError(f"device: {error}") from error
 
@@ -84,14 +93,33 @@ class Config:
         place = _native.ComputePlace.HOST if on_cpu else _native.ComputePlace.ACCELERATOR
         return tree.plan(budget_bytes, PREFETCH[self.prefetch], place)
 
-    def budget_bytes(self) -> int:
-        """The budget in bytes, for the device as it is now."""
-        budget = self.ram_budget
-        if budget is None:
-            return _native.default_budget_bytes()
-        if isinstance(budget, bool) or not isinstance(budget, int | str):
-            raise ConfigError(f"ram_budget is {budget!r}; give bytes or text like '4GiB'")
-        return _native.parse_size(str(budget), "ram_budget", _native.usable_ram_bytes())
+    def budget_bytes(self, device: _native.Device | None = None) -> int:
+        """The budget in bytes, for the device as it is now; a GPU's needs its `device`."""
+        if self.torch_device.type == "cpu":
+            return self.ram_budget_bytes()
+        if device is None:
+            device = open_device(self.torch_device, self_check=False).native
+        if self.vram_budget is None:
+            return _native.default_budget_bytes(device.free_bytes)
+        budget = _size_bytes("vram_budget", self.vram_budget, device.total_bytes)
+        if budget > device.total_bytes:
+            raise ConfigError(
+                f"vram_budget is {_native.format_size(budget)}, and {device.name} has "
+                f"{_native.format_size(device.total_bytes)}"
+            )
+        return budget
+
+    def ram_budget_bytes(self) -> int:
+        """The budget of host RAM in bytes."""
+        if self.ram_budget is None:
+            return _native.default_budget_bytes(_native.available_ram_bytes())
+        return _size_bytes("ram_budget", self.ram_budget, _native.usable_ram_bytes())
+
+
+def _size_bytes(option: str, size: Size, whole_bytes: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int | str):
+        raise ConfigError(f"{option} is {size!r}; give bytes or text like '4GiB'")
+    return _native.parse_size(str(size), option, whole_bytes)
 
 
 def make_config(config: Config | None, options: dict[str, Any]) -> Config:

@@ -48,6 +48,18 @@ class BudgetError(TensorStreamError, MemoryError):
     budget_bytes: int = 0
 
 
+class CudaError(TensorStreamError):
+    """A call of the CUDA driver failed.
+
+    Attributes:
+        call: The driver's function.
+        result: Its result, a CUresult.
+    """
+
+    call: str = ""
+    result: int = 0
+
+
 class ConfigError(TensorStreamError, ValueError):
     """An option or argument cannot be used as given."""
 

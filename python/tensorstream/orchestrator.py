@@ -8,18 +8,18 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Container, Iterable
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from tensorstream import _native
+from tensorstream.compute_device import ComputeDevice, open_device
 from tensorstream.config import BACKENDS, PREFETCH, Config
-from tensorstream.exceptions import ConfigError, UnsupportedError
-from tensorstream.proxy import LentParameter, ParkedParameter
+from tensorstream.exceptions import BudgetError, ConfigError, UnsupportedError
+from tensorstream.lent import LentGroup, without_views
+from tensorstream.proxy import LentParameter
 from tensorstream.saved import SavedHooks
 from tensorstream.session import Session
 from tensorstream.sources import (
@@ -30,7 +30,7 @@ from tensorstream.sources import (
     sources_in_checkpoint,
 )
 from tensorstream.walk import FoundWeight, Walk, walk
-from tensorstream.weight import Loans, Weight, storage_users
+from tensorstream.weight import Loans, Weight
 
 logger = logging.getLogger("tensorstream")
 
@@ -63,69 +63,6 @@ def _renew_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_locks)
-
-
-class _Lent:
-    """One streamed group: its weights and their views on the arena."""
-
-    def __init__(self, group: int, weights: list[Weight], places: Iterable[Any]) -> None:
-        self.group = group
-        self.weights = weights
-        self.views = [
-            weight.view_of(torch.from_dlpack(place))
-            for weight, place in zip(weights, places, strict=True)
-        ]
-        self.storages = [view.untyped_storage() for view in self.views]
-        self.addresses = {
-            storage.data_ptr(): weight
-            for storage, weight in zip(self.storages, weights, strict=True)
-        }
-        self.versions = [0] * len(weights)
-        self.depth = 0
-        self.hooked = False
-        # Holders of the views' storages when nobody else has one.
-        self._users = [storage_users(storage) for storage in self.storages]
-
-    def lend(self) -> None:
-        """Makes the group's parameters usable ones on the arena."""
-        for index, (weight, view) in enumerate(zip(self.weights, self.views, strict=True)):
-            weight.lend(view)
-            self.versions[index] = weight.parameter._version
-
-    def park(self) -> list[tuple[Weight, torch.Tensor]]:
-        """Parks the weights; those that were written to while they were lent, with their bytes."""
-        with torch.inference_mode(False), torch.no_grad():
-            written = [
-                (weight, torch.clone(weight.parameter.detach()))
-                for weight, view, version in zip(
-                    self.weights, self.views, self.versions, strict=True
-                )
-                if weight.parameter._version != version
-                or weight.parameter.data_ptr() != view.data_ptr()
-            ]
-        for weight in self.weights:
-            weight.park()
-        return written
-
-    def escaped(self) -> list[int]:
-        """Positions of weights of whose bytes in the arena somebody holds a view since the lease."""
-        return [
-            index
-            for index, storage in enumerate(self.storages)
-            if storage_users(storage) > self._users[index]
-        ]
-
-    def kept(self, returned: list[torch.Tensor]) -> str | None:
-        """A weight of which somebody holds another view than those that the forward returned."""
-        held = {id(view): view for view in returned}
-        held.update({id(view._base): view._base for view in returned if view._base is not None})
-        addresses = [view.untyped_storage().data_ptr() for view in held.values()]
-        for index in self.escaped():
-            storage = self.storages[index]
-            known = addresses.count(storage.data_ptr())
-            if storage_users(storage) > self._users[index] + known:
-                return self.weights[index].name
-        return None
 
 
 class _Hook:
@@ -166,10 +103,10 @@ def _frame_of_call() -> FrameType:
 class _Unit:
     """A hooked module: leases its groups for the time of its forward."""
 
-    def __init__(self, orchestrator: Orchestrator, groups: list[_Lent]) -> None:
+    def __init__(self, orchestrator: Orchestrator, groups: list[LentGroup]) -> None:
         self._orchestrator = orchestrator
         self._groups = groups
-        self._running: list[tuple[FrameType, list[_Lent]]] = []
+        self._running: list[tuple[FrameType, list[LentGroup]]] = []
 
     def attach(self, module: nn.Module) -> list[Any]:
         """Registers the hooks; torch.compile calls them between graphs and does not trace them."""
@@ -186,7 +123,7 @@ class _Unit:
             )
         frame = _frame_of_call()
         self._orchestrator.session.enter(frame)
-        held: list[_Lent] = []
+        held: list[LentGroup] = []
         self._running.append((frame, held))
         for lent in self._groups:
             if self._orchestrator.take(lent):
@@ -198,7 +135,7 @@ class _Unit:
         frame, held = self._running.pop()
         result = output
 
-        def give_back(lent: _Lent) -> None:
+        def give_back(lent: LentGroup) -> None:
             nonlocal result
             result = self._orchestrator.give_back(lent, result)
 
@@ -213,6 +150,13 @@ class _Unit:
         self._running.clear()
 
 
+def _ram_budget(config: Config) -> _native.Budget | None:
+    """The ceiling of host memory beside a GPU, where the user gave one."""
+    if config.ram_budget is None:
+        return None
+    return _native.create_budget(config.ram_budget_bytes())
+
+
 class Orchestrator:
     """Runs one model on the engine. Made by `offload`, ended by `restore`."""
 
@@ -225,42 +169,51 @@ class Orchestrator:
                 "this model is offloaded already; call tensorstream.restore(model) first"
             )
         self.config = config
+        self.device: ComputeDevice = open_device(config.torch_device, config.self_check)
         found = walk(model, config.keep_resident)
         backend = BACKENDS[config.backend]
         if checkpoint is None:
             sources = find_sources(found, backend)
         else:
             sources = sources_in_checkpoint(found, checkpoint, backend)
-        if ram_counts:
+        if ram_counts and self.device.is_host:
             for tensor in sources.in_ram:
                 found.tree.keep_resident(found.weights[tensor].names[0])
-        budget_bytes = config.budget_bytes()  # once: what is available changes
+        budget_bytes = config.budget_bytes(self.device.native)  # once: what is available changes
         self.grouping: _native.Grouping = config.plan(found.tree, budget_bytes).grouping
         self.budget = _native.create_budget(budget_bytes)
         self.engine = self._open(found, sources)
         if checkpoint is not None:
             check_equal(found, self.engine)  # guard: checkpoint-equal
-            materialize_forms(found, found.modules)
+            materialize_forms(found, found.modules, self.device.torch_device)
         self.loans = Loans()
         self.saved = SavedHooks()
         self.session = Session(self._reclaim)
         self.names = [weight.names for weight in found.weights]
         self._resident: list[FoundWeight] = []
         self._weights: dict[int, Weight] = {}
-        self._lent: dict[int, _Lent] = {}
+        self._lent: dict[int, LentGroup] = {}
         self._units: list[_Unit] = []
         self._handles: list[Any] = []
+        # What was moved to the device, and where it was.
+        self._moved: list[tuple[torch.Tensor, torch.device]] = []
         self._attach(model, found, sources)
         _orchestrators[model] = self
-        self._warn_of_no_gain(sources)
+        if self.device.is_host:
+            self._warn_of_no_gain(sources)
+        else:
+            sources.readers.clear()  # what is in RAM goes as it is brought home
+            sources.in_ram.clear()
+            self._bring_home()
 
     def _open(self, found: Walk, sources: Sources) -> _native.Engine:
         options = _native.EngineOptions()
         options.prefetch = PREFETCH[self.config.prefetch]
-        checking = _native.Checking.ON if self.config.self_check else _native.Checking.OFF
-        device = _native.host_device(checking, 0)
+        ram_budget = None if self.device.is_host else _ram_budget(self.config)
+        if ram_budget is not None:
+            options.ram_budget = ram_budget
         return _native.Engine(
-            device, self.budget, found.tree, self.grouping, sources.readers, options
+            self.device.native, self.budget, found.tree, self.grouping, sources.readers, options
         )
 
     def _attach(self, model: nn.Module, found: Walk, sources: Sources) -> None:
@@ -271,9 +224,13 @@ class Orchestrator:
             else:
                 weights = [self._make_weight(member) for member in members]
                 if placement == _native.Placement.STREAMED:
-                    self._lent[group] = _Lent(group, weights, self.engine.places(group))
+                    self._lent[group] = LentGroup(
+                        group, weights, self.device.places(self.engine, group)
+                    )
                 for weight in weights:
                     weight.take_over(sources.in_ram.get(weight.tensor))
+        if not self.device.is_host:
+            self._move_what_stays(model)
         if not self._weights:
             return
         root = _Unit(self, [])
@@ -288,9 +245,10 @@ class Orchestrator:
 
     def _settle_residents(self, group: int, members: list[FoundWeight]) -> None:
         """Puts resident parameters on the engine's memory, unless that is where they are."""
-        for member, place in zip(members, self.engine.places(group), strict=True):
+        places = self.device.places(self.engine, group)
+        for member, place in zip(members, places, strict=True):
             parameter = member.parameter
-            view = torch.from_dlpack(place).view(parameter.dtype)
+            view = place.view(parameter.dtype)
             if view.data_ptr() != parameter.data_ptr():
                 parameter.data = view.as_strided(member.form.shape, member.form.stride())
                 self._resident.append(member)
@@ -303,42 +261,74 @@ class Orchestrator:
             member.tensor,
             form=member.form,
             engine=self.engine,
+            device=self.device,
             loans=self.loans,
         )
         parameter._tensorstream_weight = weight  # type: ignore[attr-defined]
         self._weights[member.tensor] = weight
         return weight
 
+    def _move_what_stays(self, model: nn.Module) -> None:
+        """Puts buffers, and parameters that cannot be streamed, on the device."""
+        target = self.device.torch_device
+        kept = [tensor for tensor in model.buffers() if tensor.device != target]
+        kept += [
+            parameter
+            for parameter in model.parameters()
+            if not hasattr(parameter, "_tensorstream_weight") and parameter.device != target
+        ]
+        for tensor in kept:
+            self._moved.append((tensor, tensor.device))
+            tensor.data = tensor.data.to(target)
+
+    def _bring_home(self) -> None:
+        """Moves what is streamed into pinned host memory, as far as there is room."""
+        for group, placement in enumerate(self.engine.plan.placements):
+            if placement == _native.Placement.RESIDENT:
+                continue
+            try:
+                self.engine.bring_home(group)
+            except BudgetError as error:
+                logger.warning(
+                    "host memory holds only a part of the weights; the others are read from where they "
+                    "are at each use, slower: %s",
+                    error,
+                )
+                break
+            for tensor in self.grouping.groups[group].tensors:
+                self._weights[tensor].come_home()
+
     def _warn_of_no_gain(self, sources: Sources) -> None:
-        if sources.in_ram and self._weights and self.config.torch_device.type == "cpu":
+        if sources.in_ram and self._weights:
             logger.warning(
                 "%d weights are in RAM already: streaming them to the CPU saves no memory. Save the "
                 "model and load it with tensorstream.from_pretrained to stream it from disk",
                 len(sources.in_ram),
             )
 
-    def take(self, lent: _Lent) -> bool:
+    def take(self, lent: LentGroup) -> bool:
         """Leases a group and lends its weights. False where it has no place now: they stay parked."""
         if lent.depth == 0:
             if self.loans:
                 with self.loans.lock:
                     for weight in lent.weights:
                         weight.end_pointing()  # guard: loans-settled
-            if not self.engine.acquire(lent.group):
+            if not self.engine.acquire(lent.group, self.device.stream()):
                 return False
+            self.device.settle()
             try:
                 lent.lend()
             except UnsupportedError:
                 for weight in lent.weights:  # those before the one that failed
                     if isinstance(weight.parameter, LentParameter):
                         weight.park()
-                self.engine.release(lent.group)
+                self.engine.release(lent.group, self.device.stream())
                 raise
             lent.hooked = self.saved.push(lent.addresses)
         lent.depth += 1
         return True
 
-    def give_back(self, lent: _Lent, output: Any) -> Any:
+    def give_back(self, lent: LentGroup, output: Any) -> Any:
         """Parks a group's weights and gives the lease back; `output` without views of the arena."""
         lent.depth -= 1
         if lent.depth > 0:
@@ -350,9 +340,9 @@ class Orchestrator:
             written = self._park(lent)
             escaped = bool(lent.escaped())
             if escaped:  # guard: returned-view
-                output = _without_views(output, lent.addresses, returned)
+                output = without_views(output, lent.addresses, returned)
         finally:
-            self.engine.release(lent.group)
+            self.engine.release(lent.group, self.device.stream())
             self._keep(written)
         if self.loans:
             for weight in lent.weights:
@@ -361,7 +351,7 @@ class Orchestrator:
             self._check_kept(lent, returned)
         return output
 
-    def _park(self, lent: _Lent) -> list[tuple[Weight, torch.Tensor]]:
+    def _park(self, lent: LentGroup) -> list[tuple[Weight, torch.Tensor]]:
         self.saved.pop(lent.addresses, lent.hooked)
         return lent.park()
 
@@ -371,7 +361,7 @@ class Orchestrator:
             weight.check_form(value)
             weight.adopt(value)  # guard: written-in-forward
 
-    def _check_kept(self, lent: _Lent, returned: list[torch.Tensor]) -> None:
+    def _check_kept(self, lent: LentGroup, returned: list[torch.Tensor]) -> None:
         name = lent.kept(returned)
         if name is not None:
             raise UnsupportedError(
@@ -388,7 +378,7 @@ class Orchestrator:
             if lent.depth:
                 lent.depth = 0
                 written += self._park(lent)
-        self.engine.release_all()
+        self.engine.release_all(self.device.stream())
         self._keep(written)
 
     def renew_locks(self) -> None:
@@ -416,37 +406,14 @@ class Orchestrator:
         self.session.leave(frame)
         for weight in self._weights.values():
             with self.loans.lock:
-                value = weight.truth()
+                value = weight.truth() if self.device.is_host else weight.truth().cpu()
             weight.free(value)
             del weight.parameter._tensorstream_weight  # type: ignore[attr-defined]
         for member in self._resident:
-            member.parameter.data = member.parameter.data.clone()
+            value = member.parameter.data
+            member.parameter.data = value.clone() if self.device.is_host else value.cpu()
+        for tensor, device in self._moved:
+            tensor.data = tensor.data.to(device)
         for handle in self._handles:
             handle.remove()
         del _orchestrators[model]
-
-
-def _without_views(output: Any, places: Container[int], views: list[torch.Tensor]) -> Any:
-    """`output` with clones in place of tensors in `places`; containers keep their types.
-
-    What was replaced is appended to `views`.
-    """
-
-    def own(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or isinstance(leaf, ParkedParameter):
-            return leaf
-        if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
-            return leaf  # has no storage to look at; whether it keeps a view is checked by count
-        if leaf.layout is not torch.strided or leaf.untyped_storage().data_ptr() not in places:
-            return leaf
-        views.append(leaf)
-        return leaf.clone()
-
-    if isinstance(output, dict):
-        for key, value in output.items():
-            output[key] = _without_views(value, places, views)
-        return output
-    if isinstance(output, list):
-        output[:] = [_without_views(value, places, views) for value in output]
-        return output
-    return pytree.tree_map(own, output)

@@ -236,7 +236,12 @@ def _embedding(  # noqa: PLR0917 - the arguments are those of F.embedding
     """F.embedding on a parked table: its rows are read, not the table."""
     plain = isinstance(table, ParkedParameter) and not isinstance(indices, ParkedParameter)
     integral = plain and indices.dtype in (torch.int32, torch.int64)
-    if not integral or max_norm is not None or sparse or not weight_of(table).form.is_contiguous():
+    by_rows = integral and max_norm is None and not sparse and weight_of(table).form.is_contiguous()
+    if by_rows and weight_of(table).is_home:  # the device reads the rows that it looks up
+        with weight_of(table)._loans.lock:
+            weight_of(table).end_pointing()
+        by_rows = False
+    if not by_rows:
         return _on_the_truth(  # type: ignore[no-any-return]
             F.embedding,
             (indices, table, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse),

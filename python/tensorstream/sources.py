@@ -111,8 +111,8 @@ def check_equal(found: Walk, engine: _native.Engine) -> None:
             )
 
 
-def materialize_forms(found: Walk, modules: list[torch.nn.Module]) -> None:
-    """Puts parameters that take no memory in place of those on the meta device.
+def materialize_forms(found: Walk, modules: list[torch.nn.Module], device: torch.device) -> None:
+    """Puts parameters on `device` that take no memory in place of those on the meta device.
 
     Raises:
         ConfigError: A buffer is on the meta device, and no checkpoint tells its value.
@@ -129,7 +129,9 @@ def materialize_forms(found: Walk, modules: list[torch.nn.Module]) -> None:
         old = weight.parameter
         if old.device.type != "meta":
             continue
-        value = torch.empty((), dtype=old.dtype).expand(old.shape)  # lent or parked next
+        value = torch.empty((), dtype=old.dtype, device=device).expand(
+            old.shape
+        )  # lent or parked next
         made[id(old)] = weight.parameter = torch.nn.Parameter(value, old.requires_grad)
     for module in modules:
         for name, parameter in list(module._parameters.items()):

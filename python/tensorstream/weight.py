@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tensorstream import _native
+from tensorstream.compute_device import ComputeDevice
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.proxy import LentParameter, ParkedParameter
 
@@ -68,6 +69,7 @@ class Weight:
         *,
         form: torch.Tensor,
         engine: _native.Engine,
+        device: ComputeDevice,
         loans: Loans,
     ) -> None:
         """`form` has the weight's shape, strides and type, on the meta device."""
@@ -77,8 +79,10 @@ class Weight:
         self.form = form
         self.size_bytes = form.nbytes
         self.engine = engine
+        self._device = device
         self._loans = loans
-        self._poison = _poison(form)
+        self._poison = _poison(form, device.torch_device)
+        self._home: torch.Tensor | None = None
         self._loan: torch.Tensor | None = None
         self._loan_version = 0
         self._pointed_at: torch.Tensor | None = None
@@ -96,10 +100,27 @@ class Weight:
 
         Whoever holds the parameter's memory keeps an alias of the weight.
         """
+        if not self._device.is_host:  # the memory that it had is no alias of what the device uses
+            self.park()
+            return
         value = self.parameter.detach() if in_ram is None else in_ram
         self._owned = in_ram
         self.park()
         self._watch(value)
+
+    def come_home(self) -> None:
+        """Makes the bytes in its group's home, if they are pinned there, the weight's true value."""
+        place = self._device.home(self.engine, self.tensor, self.size_bytes)
+        if place is not None:
+            form = self.form
+            home = torch.empty(0, dtype=form.dtype, device=place.device)
+            home.set_(place.untyped_storage(), 0, form.shape, form.stride())
+            self._home = self._owned = home
+
+    @property
+    def is_home(self) -> bool:
+        """Whether the device reads the weight where it lies in host memory."""
+        return self._home is not None
 
     def park(self) -> None:
         """Takes the bytes away from the parameter."""
@@ -142,24 +163,21 @@ class Weight:
     def read(self) -> torch.Tensor:
         """A fresh copy of the weight's bytes, of its shape, strides and type."""
         with torch.inference_mode(False), torch.no_grad():
+            if self._home is not None:
+                return torch.clone(self._home)
             value = torch.empty_strided(
-                self.form.shape,
-                self.form.stride(),
-                dtype=self.form.dtype,
-                device=self._poison.device,
+                self.form.shape, self.form.stride(), dtype=self.form.dtype, device="cpu"
             )
-        self.engine.read_tensor(self.tensor, value.data_ptr(), self.size_bytes)
-        return value
+            self.engine.read_tensor(self.tensor, value.data_ptr(), self.size_bytes)
+            return value.to(self._poison.device)
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows of a 2-dimensional weight: indices (...) int, result (..., columns)."""
         self.end_pointing()
-        flat = indices.to(torch.int64).contiguous()
+        flat = indices.to("cpu", torch.int64).contiguous()
         with torch.no_grad():
             columns = self.form.shape[1]
-            out = torch.empty(
-                (*indices.shape, columns), dtype=self.form.dtype, device=indices.device
-            )
+            out = torch.empty((*indices.shape, columns), dtype=self.form.dtype, device="cpu")
         row_bytes = self.form[:1].nbytes
         try:
             self.engine.read_rows(
@@ -167,7 +185,7 @@ class Weight:
             )
         except ConfigError as error:
             raise IndexError(f"index out of range in self: {error}") from error
-        return out
+        return out.to(indices.device)
 
     def after_use(self, value: torch.Tensor, version: int) -> None:
         """Takes note of what an operation did with `value`, which truth() gave at `version`."""
@@ -197,12 +215,16 @@ class Weight:
             return  # in use: settled before the next one
         if loan is self._owned or loan._version != self._loan_version:
             self.adopt(loan)  # owned memory is the source already: what was loaded of it is not
-        elif not self.engine.holds(self.tensor, loan.data_ptr(), self.size_bytes):
+        elif not self._holds(loan):
             self.adopt(loan)  # written past torch, through NumPy or a pointer
         self._loan_version = loan._version
         if storage_users(loan.untyped_storage()) == _SOLE_USER:
             self._loan = None
             self._loans.discard(self)
+
+    def _holds(self, value: torch.Tensor) -> bool:
+        host = value if self._device.is_host else value.cpu()
+        return bool(self.engine.holds(self.tensor, host.data_ptr(), self.size_bytes))
 
     def check_unwritten(self) -> None:
         """Raises UnsupportedError where a loan was written to while the weight was in use."""
@@ -219,8 +241,17 @@ class Weight:
 
     def adopt(self, value: torch.Tensor) -> None:
         """Makes `value`, of the weight's type, shape and strides, its source from now on."""
-        self.engine.replace_tensor(self.tensor, value.data_ptr(), self.size_bytes, value)
-        self._owned = value
+        if self._device.is_host:
+            self.engine.replace_tensor(self.tensor, value.data_ptr(), self.size_bytes, value)
+            self._owned = value
+        elif self._home is not None:
+            if value.data_ptr() != self._home.data_ptr():
+                with torch.inference_mode(False), torch.no_grad():
+                    self._home.copy_(value)
+            self.engine.note_write(self.tensor, self._device.stream())
+        else:
+            host = value.detach().to("cpu", copy=True)
+            self.engine.replace_tensor(self.tensor, host.data_ptr(), self.size_bytes, host)
         self.generation += 1
 
     def assign(self, value: torch.Tensor) -> None:
@@ -241,7 +272,9 @@ class Weight:
         with torch.inference_mode(False), torch.no_grad():
             kept = value.detach()
             if kept.stride() != form.stride() or kept.is_inference():
-                kept = torch.empty_strided(form.shape, form.stride(), dtype=form.dtype).copy_(kept)
+                kept = torch.empty_strided(
+                    form.shape, form.stride(), dtype=form.dtype, device=kept.device
+                ).copy_(kept)
         self._loan = None
         self._loans.discard(self)
         self.adopt(kept)
@@ -258,8 +291,8 @@ class Weight:
             )
 
 
-def _poison(like: torch.Tensor) -> torch.Tensor:
+def _poison(like: torch.Tensor, device: torch.device) -> torch.Tensor:
     """One loud element, seen with the shape of `like`: NaN, or 0xFF in types that have none."""
     fill = 1 if like.dtype is torch.bool else 0xFF
-    raw = torch.full((like.element_size(),), fill, dtype=torch.uint8)
+    raw = torch.full((like.element_size(),), fill, dtype=torch.uint8, device=device)
     return raw.view(like.dtype).reshape(()).expand(like.shape)

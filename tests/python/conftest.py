@@ -22,6 +22,15 @@ transformers.logging.disable_progress_bar()
 transformers.logging.set_verbosity_error()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that needs a GPU is skipped without one, or fails where one is required."""
+    if item.get_closest_marker("needs_gpu") is None or torch.cuda.is_available():
+        return
+    if os.environ.get("TENSORSTREAM_REQUIRE_GPU") == "1":
+        pytest.fail("a GPU is required, and torch sees none")
+    pytest.skip("torch sees no GPU")
+
+
 def tensors_of(value: Any) -> list[torch.Tensor]:
     """Every tensor in a model's output: nested containers and key-value caches included."""
     if isinstance(value, torch.Tensor):

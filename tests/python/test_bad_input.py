@@ -157,9 +157,9 @@ CONFIGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"prefetch": 3}, ts.ConfigError, "prefetch is 3"),
     ({"backend": "gds"}, ts.ConfigError, "backend is 'gds'.*mmap"),
     ({"keep_resident": "blocks"}, ts.ConfigError, r"\('blocks',\)"),
-    ({"device": "cuda"}, ts.UnsupportedError, "'cuda'.*'cpu'"),
+    ({"device": "xpu"}, ts.UnsupportedError, "'xpu'.*'cpu'"),
     ({"device": "nonsense"}, ts.ConfigError, "device"),
-    ({"vram_budget": "4GiB"}, ts.ConfigError, "'cpu', whose budget is ram_budget"),
+    ({"vram_budget": 4.5, "device": "cpu"}, ts.ConfigError, "'cpu', whose budget is ram_budget"),
     ({"vram_budget": "4GiB", "device": "cpu"}, ts.ConfigError, "'cpu', whose budget is ram_budget"),
 ]
 
@@ -177,6 +177,19 @@ def test_options_that_cannot_be_used(
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.parametrize(
+    "options",
+    [{"device": "cuda"}, {"device": "cuda:1", "vram_budget": "1GiB"}, {"vram_budget": "1GiB"}],
+)
+def test_a_gpu_is_asked_for_where_there_is_none(options: dict[str, Any]) -> None:
+    model = make_stack(2)
+    for call in (lambda: ts.Config(**options), lambda: ts.offload(model, **options)):
+        with pytest.raises(ts.UnsupportedError, match=r"'cuda.* sees no GPU.*device='cpu'"):
+            call()
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 
 
 def test_configs_and_options_are_merged() -> None:

@@ -1,0 +1,76 @@
+"""The device that a model computes on: the engine's and torch's, and what they hand each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from tensorstream import _native
+from tensorstream.exceptions import UnsupportedError
+
+
+class ComputeDevice:
+    """A device of the engine and the torch device that is the same.
+
+    Attributes:
+        native: The engine's.
+        torch_device: Torch's.
+        is_host: Whether the model computes in host RAM: then weights that are in RAM are where they
+            are needed.
+    """
+
+    def __init__(
+        self, native: _native.Device, torch_device: torch.device, array_device: _native.ArrayDevice
+    ) -> None:
+        """`array_device` is what torch is told of the engine's memory."""
+        self.native = native
+        self.torch_device = torch_device
+        self.is_host = array_device == _native.ArrayDevice.HOST
+        self._on = (array_device, torch_device.index or 0)
+
+    def stream(self) -> int:
+        """The handle of the stream that the calling code computes on."""
+        if self.torch_device.type == "cpu":
+            return 0
+        return int(torch.cuda.current_stream(self.torch_device).cuda_stream)
+
+    def settle(self) -> None:
+        """Called once a group is acquired, before anything computes with it."""
+
+    def places(self, engine: _native.Engine, group: int) -> Iterator[torch.Tensor]:
+        """The places of a group's tensors: uint8 (size_bytes,) on the device."""
+        return (torch.from_dlpack(place) for place in engine.places(group, self._on))
+
+    def home(self, engine: _native.Engine, tensor: int, size_bytes: int) -> torch.Tensor | None:
+        """A tensor's bytes in host memory, as the device sees them: uint8 (size_bytes,)."""
+        array: Any = engine.home(tensor, size_bytes, self._on)
+        return None if array is None else torch.from_dlpack(array)
+
+
+def check_available(device: torch.device) -> None:
+    """Raises UnsupportedError where `device` is a GPU and torch sees none."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedError(
+            f"device '{device}' is asked for, and this torch ({torch.__version__}) sees no GPU: install "
+            "a CUDA build of torch and a driver, or use device='cpu'"
+        )
+
+
+def open_device(device: torch.device, self_check: bool) -> ComputeDevice:
+    """The engine's device for `device`.
+
+    Raises:
+        UnsupportedError: Torch or the driver has no such device here.
+        ConfigError: There are fewer GPUs.
+    """
+    checking = _native.Checking.ON if self_check else _native.Checking.OFF
+    if device.type == "cpu":
+        native = _native.host_device(checking, 0)
+        return ComputeDevice(native, torch.device("cpu"), _native.ArrayDevice.HOST)
+    check_available(device)
+    torch.cuda.init()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    native = _native.cuda_device(index, checking, 0)
+    return ComputeDevice(native, torch.device("cuda", index), _native.ArrayDevice.CUDA)

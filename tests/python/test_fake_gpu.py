@@ -1,0 +1,97 @@
+"""Models on a device that is not the host, by the fake driver: with weights at home and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tensorstream as ts
+from conftest import assert_same, offload_tightly, save
+from fake_gpu import use_fake_gpu
+from model_shapes import SHAPES, make_stack, row_ids
+from parked_pair import make_pair
+from tensorstream.orchestrator import orchestrator_of
+from test_parking_gradients import *  # noqa: F403 - the same tests, on the other device
+from test_parking_reads import *  # noqa: F403
+from test_parking_writes import *  # noqa: F403
+
+# Memory that a model had before it was moved to a device is no alias of what it has there, and weights
+# at home are counted and read otherwise than those in files: see below.
+for name in (
+    "test_a_tensor_held_since_before_the_offload_stays_an_alias",
+    "test_rows_of_an_embedding_are_read_without_its_table",
+    "test_reads_between_uses_keep_no_memory",
+):
+    del globals()[name]
+
+
+@pytest.fixture(autouse=True, params=["home", "no home"])
+def homes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Every test of this module runs on the fake GPU."""
+    at_home: bool = request.param == "home"
+    use_fake_gpu(monkeypatch, homes=at_home)
+    return at_home
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bert"])
+@pytest.mark.parametrize("source", ["file", "memory"])
+def test_models_are_bit_identical(name: str, source: str, tmp_path: Path) -> None:
+    shape = SHAPES[name]
+    plain: Any = shape.make(4)
+    path = save(plain, tmp_path / name)
+    model: nn.Module = type(plain).from_pretrained(path) if source == "file" else shape.make(4)
+    estimate = ts.estimate_memory(model)
+    smallest, fits = estimate.smallest_budget_bytes, estimate.everything_fits_bytes
+    with torch.no_grad():
+        expected = plain(**shape.inputs())
+    for step in range(5):
+        ts.offload(model, ram_budget=smallest + (fits - smallest) * step // 4)
+        with torch.no_grad():
+            for round_ in range(2):
+                assert_same(model(**shape.inputs()), expected, f"budget {step}, forward {round_}")
+        ts.restore(model)
+        with torch.no_grad():
+            assert_same(model(**shape.inputs()), expected, f"restored after budget {step}")
+
+
+def test_what_is_at_home_is_pinned_and_let_go_by_its_source(homes: bool) -> None:
+    model = offload_tightly(make_stack(4))
+    streamed = [p for p in model.parameters() if hasattr(p, "_tensorstream_weight")]
+    pinned = orchestrator_of(model).engine.statistics().pinned_bytes
+    assert pinned >= sum(p.nbytes for p in streamed) if homes else pinned == 0
+
+
+def test_rows_of_a_table_at_home_need_no_copy_of_it(homes: bool, tmp_path: Path) -> None:
+    pair = make_pair("file", tmp_path)
+    for ids in (row_ids(), torch.tensor(3), torch.zeros(0, dtype=torch.int64)):
+        before = ts.stats(pair.streamed).on_demand_bytes
+        with torch.no_grad():
+            assert_same(pair.streamed.table(ids), pair.plain.table(ids))
+        read = ts.stats(pair.streamed).on_demand_bytes - before
+        assert read == (0 if homes else ids.numel() * 256 * 4)
+
+
+def test_values_that_nobody_holds_take_no_memory(tmp_path: Path) -> None:
+    pair = make_pair("file", tmp_path)
+    loans = orchestrator_of(pair.streamed).loans
+    held = pair.weights[0].detach()
+    assert loans._weights, "a value that somebody holds is watched"
+    del held
+    pair.streamed.blocks[0].up.weight.sum()
+    assert not loans._weights
+    values = pair.streamed.state_dict()
+    del values
+    pair.check_forward()
+    assert not loans._weights
+
+
+def test_host_memory_that_is_too_small_is_a_warning(
+    homes: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    offload_tightly(make_stack(4))
+    warned = any("holds only a part of the weights" in r.message for r in caplog.records)
+    assert warned != homes
