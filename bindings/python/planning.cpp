@@ -41,12 +41,12 @@ void init_sizes(nb::module_& module) {
   module.attr("LARGEST_BUDGET_BYTES") = kLargestBudgetBytes;
   module.def("default_budget_bytes", &default_budget_bytes, "available_bytes"_a,
              "The budget where the user gives none.");
-module.def(
-    "is_dense",
-    [](const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& strides) {
-      return is_dense(shape, strides);
-    },
-    "shape"_a, "strides"_a, "Whether elements fill their bytes exactly once.");
+  module.def(
+      "is_dense",
+      [](const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& strides) {
+        return is_dense(shape, strides);
+      },
+      "shape"_a, "strides"_a, "Whether elements fill their bytes exactly once.");
 }
 
 void init_plan(nb::module_& module) {
