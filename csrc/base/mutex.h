@@ -1,6 +1,7 @@
 // std::mutex and std::condition_variable with clang's thread-safety annotations.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 
@@ -49,6 +50,10 @@ class TS_SCOPED_CAPABILITY MutexLock {
 class ConditionVariable {
  public:
   void wait(MutexLock& lock) { condition_.wait(lock.lock_); }
+  /// As wait(), for `longest` at most; false where that passed.
+  bool wait_for(MutexLock& lock, std::chrono::milliseconds longest) {
+    return condition_.wait_for(lock.lock_, longest) == std::cv_status::no_timeout;
+  }
   void notify_all() noexcept { condition_.notify_all(); }
   void notify_one() noexcept { condition_.notify_one(); }
 

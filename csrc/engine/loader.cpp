@@ -1,6 +1,7 @@
 #include "engine/loader.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "base/log.h"
@@ -12,10 +13,14 @@ namespace tensorstream {
 namespace {
 
 // Loads that the copy stream holds at once: one that runs and one that follows it without a gap.
-// More would only delay a load that is asked for out of turn.
+// More would only delay a load that is asked for out of turn, and a caller that runs far ahead of
+// its GPU would fill the driver's queue: to enqueue then waits, with the lock that the callback at
+// the queue's head needs.
 constexpr std::uint32_t kLoadsInFlight = 2;
 // How far ahead the order is asked.
 constexpr std::size_t kLookAhead = 64;
+// How long a caller waits for a load before it asks whether its device still works.
+constexpr std::chrono::milliseconds kHealthCheck{500};
 // Bytes of the groups that come next which the disk is asked for: enough to keep it busy while a
 // group computes.
 constexpr std::uint64_t kReadAheadBytes = 64_MiB;
@@ -85,8 +90,7 @@ bool Loader::acquire(GroupId group, Stream& stream) {
     --slot.leases;
     throw;
   }
-  while (!usable(slot) && slot.content != Content::kFailed) changed_.wait(lock);
-  std::exception_ptr error = slot.content == Content::kFailed ? slot.error : nullptr;
+  std::exception_ptr error = wait_until_usable(slot, lock);
   lock.unlock();  // a host's wait blocks, and loads need the lock to finish
   if (!error) error = hand_out(slot, stream, last_stream);
   lock.lock();
@@ -97,6 +101,24 @@ bool Loader::acquire(GroupId group, Stream& stream) {
     std::rethrow_exception(error);
   }
   return true;
+}
+
+// A GPU that lost its context runs no callback any more, so that nobody would end this wait: it is
+// asked from time to time.
+std::exception_ptr Loader::wait_until_usable(const Slot& slot, MutexLock& lock) {
+  while (!usable(slot) && slot.content != Content::kFailed) {
+    if (changed_.wait_for(lock, kHealthCheck)) continue;
+    lock.unlock();
+    std::exception_ptr lost;
+    try {
+      static_cast<void>(slot.loaded->complete());
+    } catch (...) {  // acquire() raises it
+      lost = std::current_exception();
+    }
+    lock.lock();
+    if (lost) return lost;
+  }
+  return slot.content == Content::kFailed ? slot.error : nullptr;
 }
 
 void Loader::demand(Slot& slot, MutexLock& lock) {
@@ -286,7 +308,7 @@ void Loader::load_apart(GroupId group, MutexLock& lock) {
 }
 
 std::optional<GroupId> Loader::next_demanded() {
-  while (!demanded_.empty()) {
+  while (!demanded_.empty() && in_flight_ < kLoadsInFlight) {
     const GroupId group = demanded_.front();
     demanded_.pop_front();
     if (slot_of(group).content == Content::kQueued) return group;
@@ -296,6 +318,7 @@ std::optional<GroupId> Loader::next_demanded() {
 
 // To look costs less than to wake a thread that finds nothing to do.
 void Loader::wake_if_needed() {
+  if (in_flight_ >= kLoadsInFlight) return;
   if (demanded_.empty() && !next_prefetch()) return;
   dirty_ = true;
   work_.notify_one();

@@ -90,6 +90,7 @@ class Loader {
   std::optional<GroupId> find_prefetch() const TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
   void demand(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
+  std::exception_ptr wait_until_usable(const Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
   void load_apart(GroupId group, MutexLock& lock) TS_REQUIRES(mutex_);
   void load_at_use(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
   void read_ahead() const TS_REQUIRES(mutex_);

@@ -323,6 +323,56 @@ TEST_F(EngineFakeCuda, WhereNothingIsPinnedWeightsAreStaged) {
   EXPECT_EQ(read.wrong(), 0);
 }
 
+/// However far the caller runs ahead of the GPU: a full queue blocks whoever enqueues.
+TEST_F(EngineFakeCuda, TheDriverHoldsFewLoadsAtOnce) {
+  const TestModel model = equal_model(8, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto device = create_cuda_device(on_fake(Checking::kOff));
+  const auto stream = device->create_stream();
+  const auto engine =
+      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNone));
+  for (GroupId group = 0; group < 8; ++group) engine->bring_home(group);
+  ASSERT_TRUE(engine->acquire(0, *stream));
+  ASSERT_TRUE(eventually([&] { return engine->statistics().loads == 1; }));
+  Gate gate(*stream);
+  engine->release(0, *stream);
+  const long long copies = fake_.calls("cuMemcpyHtoDAsync_v2");
+  std::jthread caller([&] {
+    for (GroupId group = 1; group < 8; ++group) {
+      EXPECT_TRUE(engine->acquire(group, *stream));
+      engine->release(group, *stream);
+    }
+  });
+  EXPECT_TRUE(eventually([&] { return fake_.calls("cuMemcpyHtoDAsync_v2") == copies + 2; }));
+  EXPECT_TRUE(stays_false([&] { return fake_.calls("cuMemcpyHtoDAsync_v2") > copies + 2; }));
+  gate.open();
+  caller.join();
+  EXPECT_TRUE(eventually([&] { return engine->statistics().loads == 8; }));
+}
+
+/// Its callbacks may never run then, and nobody may wait for them for ever.
+TEST_F(EngineFakeCuda, ALostContextIsAnErrorAndNoHang) {
+  const TestModel model = equal_model(6, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto device = create_cuda_device(on_fake(Checking::kOff));
+  const auto stream = device->create_stream();
+  {
+    const auto engine =
+        open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNone));
+    for (GroupId group = 0; group < 6; ++group) engine->bring_home(group);
+    ASSERT_TRUE(engine->acquire(0, *stream));
+    Gate gate(*stream);
+    engine->release(0, *stream);
+    ASSERT_TRUE(engine->acquire(1, *stream));  // its copy waits for the gate, and the next ones too
+    engine->release(1, *stream);
+    ASSERT_TRUE(engine->acquire(2, *stream));
+    engine->release(2, *stream);
+    fake_.set("lost", static_cast<int>(CudaResult::kIllegalAddress));
+    EXPECT_THROW(static_cast<void>(engine->acquire(3, *stream)), CudaError);
+    fake_.set("lost", 0);
+  }
+}
+
 /// Each driver call of a run fails once: an error that is raised, or a result that is right.
 TEST_F(EngineFakeCuda, ADriverCallThatFailsIsNeverAWrongResult) {
   const TestModel model = equal_model(4, 9000);
