@@ -61,6 +61,10 @@ Reservation reserve_fixed(Budget& budget, std::uint64_t fixed_bytes,
 }
 
 Rates rates_for(const EngineOptions& options, const Device& device) {
+  if (options.prefetch == Prefetch::kReadAhead && !device.host_accessible()) {
+    throw ConfigError("Prefetch::kReadAhead loads on the host's threads, and " + device.name() +
+                      " is not the host; use kAdaptive or kAhead");
+  }
   Rates rates = options.rates;
   rates.loading = loading_of(resolve_prefetch(options.prefetch, compute_place(device)));
   return rates;

@@ -152,6 +152,8 @@ void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue, Mu
   } catch (...) {  // acquire() raises it
     error = std::current_exception();
   }
+  // On a host all of it is over by now: readers end here, not under the lock.
+  if (error && staging_ == nullptr) issue.load->end();
   lock.lock();
   if (!error) return;
   --in_flight_;
@@ -176,6 +178,8 @@ std::exception_ptr Loader::hand_out(Slot& slot, Stream& stream, const Stream* la
 bool Loader::usable(const Slot& slot) const {
   if (slot.content != Content::kIssued) return slot.content == Content::kReady;
   if (slot.load->can_fail()) return false;  // guard: wait-for-reads
+  // Its event is recorded last, by the caller that loads it.
+  if (prefetch_ == Prefetch::kReadAhead) return false;  // guard: wait-for-other-caller
   return true;
 }
 
@@ -355,11 +359,11 @@ std::optional<GroupId> Loader::find_prefetch() const {
 
 // The disk works while the caller computes; from the page cache to its place a group is copied by
 // load_at_use().
-void Loader::read_ahead() const {
+void Loader::read_ahead() {
   std::uint64_t ahead_bytes = 0;
   for (const GroupId group : order_.upcoming(std::min(kLookAhead, streamed_.size()))) {
-    const Slot& slot = slot_of(group);
-    if (!on_device(slot)) {
+    Slot& slot = slot_of(group);
+    if (!on_device(slot) && !std::exchange(slot.asked_for, true)) {
       for (const TensorId tensor : slot.group.tensors) sources_.prefetch(tensor);
     }
     ahead_bytes += slot.group.layout.size_bytes;
@@ -380,6 +384,7 @@ bool Loader::leased_overlap(const Slot& slot) const {
 }
 
 Loader::Issue Loader::issue(Slot& slot) {
+  slot.asked_for = false;
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
   Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}};
   std::byte* const base = place(slot.group.id);

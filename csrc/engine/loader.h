@@ -1,4 +1,4 @@
-// Loader: brings streamed groups into the arena, on its own thread, ahead of their use.
+// Loader: brings streamed groups into the arena, ahead of their use or for whoever uses them.
 #pragma once
 
 #include <cstddef>
@@ -78,6 +78,7 @@ class Loader {
     std::unique_ptr<Event> written;       // the last write by the device to the group's source
     const Stream* last_stream = nullptr;  // compared, never used
     Content content = Content::kEmpty;
+    bool asked_for = false;  // the disk was, since the last load
     std::uint32_t leases = 0;
     std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
     std::shared_ptr<Load> load;  // the one that `content` speaks of; shared with callbacks
@@ -93,7 +94,7 @@ class Loader {
   std::exception_ptr wait_until_usable(const Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
   void load_apart(GroupId group, MutexLock& lock) TS_REQUIRES(mutex_);
   void load_at_use(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
-  void read_ahead() const TS_REQUIRES(mutex_);
+  void read_ahead() TS_REQUIRES(mutex_);
   Issue issue(Slot& slot) TS_REQUIRES(mutex_);
   void evict_overlapping(const Slot& slot, Issue& issue) TS_REQUIRES(mutex_);
   void note_issued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);

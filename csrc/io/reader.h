@@ -36,7 +36,7 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// where the device cannot copy these bytes by itself.
   virtual std::uint64_t pinned_end(std::uint64_t offset_bytes) const noexcept;
 
-  /// Says that the range will be read soon. A hint that does not wait.
+  /// Says that the range will be read soon. A hint, as File::prefetch.
   virtual void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
 };
 

@@ -5,6 +5,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
@@ -122,9 +123,14 @@ void File::prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const 
     return ::preadv2(descriptor_, &target, 1, static_cast<off_t>(offset), RWF_NOWAIT) == 1;
   };
   if (cached(offset_bytes) && cached(offset_bytes + size_bytes - 1)) return;
-  // Its result says nothing that a later read would not say.
-  static_cast<void>(::posix_fadvise(descriptor_, static_cast<off_t>(offset_bytes),
-                                    static_cast<off_t>(size_bytes), POSIX_FADV_WILLNEED));
+  // The kernel takes no more of one call than the disk's largest request.
+  constexpr std::uint64_t kAskedBytes = 1_MiB;
+  for (std::uint64_t done = 0; done < size_bytes; done += kAskedBytes) {
+    // Its result says nothing that a later read would not say.
+    static_cast<void>(::posix_fadvise(descriptor_, static_cast<off_t>(offset_bytes + done),
+                                      static_cast<off_t>(std::min(kAskedBytes, size_bytes - done)),
+                                      POSIX_FADV_WILLNEED));
+  }
 }
 
 void File::check_unchanged() const {

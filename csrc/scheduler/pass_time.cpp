@@ -24,7 +24,7 @@ double pass_seconds(std::span<const PassStep> steps, const Rates& rates) {
     for (const PassStep& step : steps) {
       const auto bytes = static_cast<double>(step.size_bytes);
       if (step.streamed) {
-        double start = link_free;
+        double start = rates.loading == Loading::kAtUse ? compute_free : link_free;
         if (step.sharing_distance <= use_ends.size()) {
           start = std::max(start, use_ends[use_ends.size() - step.sharing_distance]);
         }

@@ -54,7 +54,7 @@ enum class Prefetch {
   /// sooner.
   kAhead,
   /// When they are acquired, on the threads of the caller; the disk is asked for the next ones, so
-  /// that their bytes are in the page cache by then.
+  /// that their bytes are in the page cache by then. For devices that are the host.
   kReadAhead,
   /// kReadAhead where the device computes on the host's cores, which a copy ahead would take from
   /// it; kAhead elsewhere.
@@ -109,10 +109,11 @@ class Engine {
   std::vector<TensorPlace> places(GroupId group) const;
 
   /// Takes a lease of a streamed or resident group: work that `stream` is given after this call
-  /// sees the group's bytes. Blocks the caller only until the load is enqueued (done, where it can
-  /// fail). Leases nest. False, and no lease, where the group has no place to be now: it is on
-  /// demand, or leases of other groups hold its part of the arena; read its tensors one by one
-  /// then. Raises what the load raised (the engine stays usable).
+  /// sees the group's bytes. Blocks the caller until the load is enqueued (done, where it can
+  /// fail), for which only few others may be under way. Leases nest. False, and no lease, where the
+  /// group has no place to be now: it is on demand, or leases of other groups hold its part of the
+  /// arena; read its tensors one by one then. Raises what the load raised (the engine stays
+  /// usable).
   [[nodiscard]] bool acquire(GroupId group, Stream& stream);
   /// Gives a lease back: once the work that `stream` holds now is done, the place may be reused.
   /// Raises LeaseError where the group is not leased.

@@ -73,7 +73,8 @@ struct Plan {
   std::uint64_t smallest_budget_bytes = 0;
   std::uint64_t everything_fits_bytes = 0;
   /// Pairs of streamed groups that follow each other and share arena bytes: the second's load waits
-  /// for the first's use.
+  /// for the first's use. 0 where groups are loaded at their use: there every load does, and none
+  /// is counted.
   std::uint32_t exposed_loads = 0;
   /// Time of one pass in a steady state by the model of time, and what bounds it: "link", "compute"
   /// or "nothing streamed".

@@ -32,7 +32,8 @@ struct Statistics {
   std::uint64_t streamed_disk_bytes = 0;
   /// Rows and whole tensors read outside any lease.
   std::uint64_t on_demand_bytes = 0;
-  /// Time that loads took, first byte to last, and the time callers of acquire() were blocked.
+  /// Time that loads took, from when each was enqueued, or the one before it was done, to its end,
+  /// and the time callers of acquire() were blocked.
   double load_seconds = 0;
   double stalled_seconds = 0;
   /// Time since the first acquire.

@@ -313,6 +313,7 @@ class Orchestrator:
                 with self.loans.lock:
                     for weight in lent.weights:
                         weight.end_pointing()  # guard: loans-settled
+            torch.get_num_threads()  # only then does torch tell OpenMP its number for this thread
             if not self.engine.acquire(lent.group, self.device.stream()):
                 return False
             self.device.settle()

@@ -83,7 +83,8 @@ class Plan:
         on_demand_bytes: Tables of which rows are read.
         smallest_budget_bytes: The smallest budget that works.
         everything_fits_bytes: From this budget on nothing is streamed.
-        exposed_loads: Loads of one pass that cannot overlap with the use before them.
+        exposed_loads: Loads of one pass that cannot overlap with the use before them; 0 where groups
+            are loaded at their use, as all of them are then.
         predicted_seconds: Time of one pass at batch 1, by the model of time.
         bound: What bounds it: "link", "compute" or "nothing streamed".
     """

@@ -1,18 +1,22 @@
 // Groups that their caller loads: on which threads, what is asked of the disk, who waits.
 #include <gtest/gtest.h>
+#include <omp.h>
 
-#include <chrono>
+#include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <set>
 #include <thread>
 #include <vector>
 
 #include "base/mutex.h"
+#include "base/units.h"
+#include "device/gate.h"
 #include "engine/held_reader.h"
-#include "engine/load.h"
 #include "engine/open_engine.h"
 #include "engine/test_model.h"
+#include "io/faulty_reader.h"
 
 namespace tensorstream {
 namespace {
@@ -20,15 +24,19 @@ namespace {
 /// Notes which threads read and what was asked for ahead. Thread-safe.
 class NotingReader final : public Reader {
  public:
-  explicit NotingReader(std::shared_ptr<Reader> reader) : reader_(std::move(reader)) {}
+  /// Reads wait until `together` threads have begun one.
+  explicit NotingReader(std::shared_ptr<Reader> reader, std::size_t together = 1)
+      : reader_(std::move(reader)), together_(together) {}
 
   const std::string& name() const noexcept override { return reader_->name(); }
   Tier tier() const noexcept override { return Tier::kDisk; }
   std::uint64_t size_bytes() const noexcept override { return reader_->size_bytes(); }
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
     {
-      const MutexLock lock(mutex_);
+      MutexLock lock(mutex_);
       threads_.insert(std::this_thread::get_id());
+      changed_.notify_all();
+      while (threads_.size() < together_) changed_.wait(lock);
     }
     reader_->read(offset_bytes, out);
   }
@@ -50,9 +58,11 @@ class NotingReader final : public Reader {
  private:
   // Constant after construction.
   const std::shared_ptr<Reader> reader_;  // shared with the model that it was taken from
+  const std::size_t together_;
 
   // Guarded by mutex_.
   mutable Mutex mutex_;
+  ConditionVariable changed_;
   std::set<std::thread::id> threads_ TS_GUARDED_BY(mutex_);
   mutable int asked_ TS_GUARDED_BY(mutex_) = 0;
 };
@@ -103,6 +113,19 @@ TEST_F(EngineAtUse, TheDiskIsAskedForWhatComesNext) {
   engine->release(0, caller_);
 }
 
+TEST_F(EngineAtUse, TheDiskIsAskedOnceForEachLoad) {
+  const auto engine = open(Prefetch::kReadAhead);
+  Computation computation(*engine, model_);
+  for (int pass = 1; pass <= 3; ++pass) {
+    for (GroupId group = 0; group < 5; ++group) {
+      ASSERT_TRUE(engine->acquire(group, caller_));
+      ASSERT_TRUE(computation.use(group, caller_));
+      engine->release(group, caller_);
+    }
+    for (const auto& reader : readers_) EXPECT_LE(reader->asked(), pass + 1);  // the next one too
+  }
+}
+
 TEST_F(EngineAtUse, NothingIsAskedForWithoutPrefetch) {
   const auto engine = open(Prefetch::kNone);
   ASSERT_TRUE(engine->acquire(0, caller_));
@@ -136,22 +159,74 @@ TEST(EngineAtUseThreads, TwoCallersOfOneGroupShareItsLoad) {
   engine->release(0, device->caller_stream());
 }
 
-/// As the threads of a team do.
-TEST(LoadTest, ThreadsShareTheReadsOfALoad) {
-  const auto bytes = std::make_shared<const Bytes>(Bytes(100'000, std::byte{7}));
-  const auto reader = std::make_shared<HeldReader>(memory_reader("a buffer", bytes));
-  Load load(0, Load::Reads::kInPlace);
-  Bytes target(bytes->size());
-  load.add({reader, 0, bytes->size()}, target.data(), 10);
-  ASSERT_TRUE(load.can_fail());
-  {
-    std::vector<std::jthread> team;
-    for (int i = 0; i < 3; ++i) team.emplace_back([&] { load.read(); });
-    reader->wait_until_begun();
-    reader->open();
+/// A copy from RAM cannot fail, but it is the first caller that makes it and records its event.
+TEST(EngineAtUseThreads, TheSecondCallerWaitsForACopyThatTheFirstHasNotMade) {
+  const TestModel model = equal_model(2, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto device = checking_device();
+  const auto engine =
+      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kReadAhead));
+  const auto other = device->create_stream();
+  ASSERT_TRUE(engine->acquire(0, *other));
+  Gate gate(*other);
+  engine->release(0, *other);  // the copy of group 1 waits for it
+  std::atomic<int> leases = 0;
+  std::atomic<int> right = 0;
+  std::vector<std::jthread> threads;
+  for (int i = 0; i < 2; ++i) {
+    threads.emplace_back([&] {
+      if (!engine->acquire(1, device->caller_stream())) return;
+      ++leases;
+      const TensorPlace place = engine->places(1)[0];
+      if (std::memcmp(place.data, model.bytes(1)->data(), place.size_bytes) == 0) ++right;
+    });
   }
-  EXPECT_EQ(load.error(), nullptr);
-  EXPECT_EQ(target, *bytes);
+  EXPECT_TRUE(stays_false([&] { return leases > 0; }));
+  gate.open();
+  threads.clear();
+  EXPECT_EQ(leases, 2);
+  EXPECT_EQ(right, 2);
+  engine->release(1, device->caller_stream());
+  engine->release(1, device->caller_stream());
+}
+
+/// Groups large enough for several threads, on the OpenMP team of this program.
+class EngineAtUseTeam : public ::testing::Test {
+ protected:
+  EngineAtUseTeam() { omp_set_num_threads(kTeam); }
+
+  static constexpr int kTeam = 3;
+  const TestModel model_ = equal_model(2, 9_MiB + 77);
+  ModelSpec spec_ = model_.in_memory();
+  const std::unique_ptr<Device> device_ = create_host_device();
+};
+
+TEST_F(EngineAtUseTeam, EveryThreadOfTheTeamReads) {
+  std::vector<std::shared_ptr<NotingReader>> readers;
+  for (auto& source : spec_.sources) {
+    readers.push_back(std::make_shared<NotingReader>(source, kTeam));
+    source = readers.back();
+  }
+  const auto engine =
+      open_engine(*device_, spec_, smallest_budget_of(spec_), with_prefetch(Prefetch::kReadAhead));
+  Computation computation(*engine, model_);
+  computation.pass(device_->caller_stream());
+  EXPECT_EQ(computation.right(), 2U);
+  for (const auto& reader : readers) EXPECT_EQ(reader->threads().size(), std::size_t{kTeam});
+}
+
+TEST_F(EngineAtUseTeam, AReadThatFailsInTheTeamIsRaisedOnce) {
+  for (int failing_read = 1; failing_read <= 5; ++failing_read) {
+    const auto bytes = model_.bytes(0);
+    spec_.sources[0] = std::make_shared<FaultyReader>(create_memory_reader("a disk", *bytes, bytes),
+                                                      Faults{.failing_read = failing_read});
+    const auto engine = open_engine(*device_, spec_, smallest_budget_of(spec_),
+                                    with_prefetch(Prefetch::kReadAhead));
+    Computation computation(*engine, model_);
+    EXPECT_THROW(static_cast<void>(computation.use(0, device_->caller_stream())), IoError);
+    computation.pass(device_->caller_stream());
+    EXPECT_EQ(computation.right(), 2U);
+  }
 }
 
 }  // namespace

@@ -138,6 +138,12 @@ TEST_P(EngineCuda, WeightsInFilesAndPieces) {
   sweep(model, model.in_pieces(folder), Prefetch::kAdaptive);
 }
 
+TEST_P(EngineCuda, ItsCallersThreadsDoNotLoad) {
+  const TestModel model = equal_model(3, 9000);
+  const ModelSpec spec = model.in_memory();
+  EXPECT_THROW(open(spec, smallest_budget_of(spec), Prefetch::kReadAhead), ConfigError);
+}
+
 TEST_P(EngineCuda, AHomeKeepsNoSource) {
   const TestModel model = equal_model(4, 9000);
   ModelSpec spec = model.in_memory();
