@@ -59,11 +59,14 @@ test-cpp: setup  ## Build and run the C++ tests
 	@cmake --build --preset dev
 	@ctest --preset dev $(UNLESS_PASSED)
 
-.PHONY: test-python
-test-python: build  ## Run the Python tests
-	@echo "==> building the fake CUDA driver (preset dev)"
+# The engine's CUDA device runs on it where there is no GPU.
+.PHONY: fake-cuda
+fake-cuda: setup
 	@cmake --preset dev --log-level=WARNING >/dev/null
 	@cmake --build --preset dev --target fake_cuda >/dev/null
+
+.PHONY: test-python
+test-python: build fake-cuda  ## Run the Python tests
 	@echo "==> running the Python tests"
 	@python -m pytest -n 2
 
@@ -129,8 +132,8 @@ docs:  ## Check that the documents name only files, targets and presets that exi
 	@$(PYTHON) scripts/check_docs.py
 
 .PHONY: guards
-guards: build  ## Take each guard out in turn and see a test fail
-	@python scripts/check_guards.py
+guards: build fake-cuda  ## Take each guard out in turn and see a test fail
+	@TENSORSTREAM_FAKE_CUDA="$(CURDIR)/build/dev/tests/cpp/fake_cuda/libfake_cuda.so" python scripts/check_guards.py
 
 .PHONY: wheel
 wheel: setup  ## Build the wheel into dist/ and check what it contains and links

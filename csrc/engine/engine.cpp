@@ -158,15 +158,15 @@ class Engine::State {
   Reservation in_place;                           // residents that stay where a RAM source has them
   Block residents;
   const std::shared_ptr<Budget> ram_budget;  // shared with other engines
-  std::unique_ptr<StagingRing> staging;      // on devices that are not the host, as `transfers`:
-  std::unique_ptr<Stream> transfers;         // of what nobody leases
+  mutable Mutex mutex;
+  // By GroupId, guarded by mutex; shared with loads. Before the loader: no load is the last to go.
+  std::vector<std::shared_ptr<HostHome>> homes TS_GUARDED_BY(mutex);
+  std::unique_ptr<StagingRing> staging;  // on devices that are not the host, as `transfers`:
+  std::unique_ptr<Stream> transfers;     // of what nobody leases
   std::unique_ptr<Loader> loader;
 
   // Guarded by mutex.
-  mutable Mutex mutex;
   std::optional<Clock::time_point> first_use TS_GUARDED_BY(mutex);
-  std::vector<std::shared_ptr<HostHome>> homes
-      TS_GUARDED_BY(mutex);                                         // by GroupId; shared with loads
   std::vector<std::uint32_t> resident_leases TS_GUARDED_BY(mutex);  // by GroupId
   std::uint64_t resident_acquires TS_GUARDED_BY(mutex) = 0;
   std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;

@@ -23,11 +23,14 @@ void check_piece(std::uint64_t piece_bytes) {
 
 /// Linux gives out memory that it does not have and ends a process that then uses it.
 void check_available(std::uint64_t size_bytes, std::string_view purpose) {
-  const std::uint64_t available = available_ram_bytes();
+  // Pinned memory cannot be swapped: some is left for everything else.
+  const std::uint64_t now = available_ram_bytes();
+  const std::uint64_t available = now < 2_GiB ? now / 2 : now - 1_GiB;
   if (size_bytes <= available) return;
   throw BudgetError("host memory: " + std::string(purpose) + " needs " + format_size(size_bytes) +
                         " of RAM, " + format_size(available) +
-                        " are available to this process; lower the RAM budget, end what else uses "
+                        " are available to this process beside what it leaves to others; lower the "
+                        "RAM budget, end what else uses "
                         "memory, or raise the container's limit",
                     size_bytes, available);
 }

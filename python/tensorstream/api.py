@@ -65,7 +65,7 @@ def restore(model: Model) -> Model:
         ConfigError: The model is not offloaded.
     """
     orchestrator = orchestrator_of(model)
-    needed = orchestrator.streamed_from_disk_bytes()
+    needed = orchestrator.restored_bytes()
     available = _native.available_ram_bytes()
     if needed > available:
         error = BudgetError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
@@ -36,6 +38,16 @@ class ComputeDevice:
             return 0
         return int(torch.cuda.current_stream(self.torch_device).cuda_stream)
 
+    def follow(self, stream: Any) -> None:
+        """Has later work of the calling code wait for what `stream` (current()) holds now."""
+        if stream is not None:
+            torch.cuda.current_stream(self.torch_device).wait_stream(stream)
+
+    def current(self) -> Any:
+        """The stream that the calling code computes on; None on the CPU."""
+        on_cpu = self.torch_device.type == "cpu"
+        return None if on_cpu else torch.cuda.current_stream(self.torch_device)
+
     def settle(self) -> None:
         """Called once a group is acquired, before anything computes with it."""
 
@@ -47,6 +59,27 @@ class ComputeDevice:
         """A tensor's bytes in host memory, as the device sees them: uint8 (size_bytes,)."""
         array: Any = engine.home(tensor, size_bytes, self._on)
         return None if array is None else torch.from_dlpack(array)
+
+
+_is_made_of_parts: Callable[[object], bool] = is_traceable_wrapper_subclass
+
+
+def move(tensor: Any, device: torch.device) -> None:
+    """Puts a tensor of a model, of any class, on `device`, its gradient too; it stays that object."""
+    if _is_made_of_parts(tensor):  # which move only where it is made anew
+        moved = tensor.detach().to(device)
+        if isinstance(tensor, nn.Parameter):
+            moved = nn.Parameter(moved, tensor.requires_grad)
+        torch.utils.swap_tensors(tensor, moved)
+    else:
+        tensor.data = tensor.data.to(device)
+    move_gradient(tensor, device)
+
+
+def move_gradient(tensor: torch.Tensor, device: torch.device) -> None:
+    """Puts the gradient of a tensor, if it has one, on `device`."""
+    if tensor.is_leaf and tensor.grad is not None and tensor.grad.device != device:
+        tensor.grad.data = tensor.grad.data.to(device)
 
 
 def check_available(device: torch.device) -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from tensorstream import _native
-from tensorstream.compute_device import ComputeDevice, open_device
+from tensorstream.compute_device import ComputeDevice, move, move_gradient, open_device
 from tensorstream.config import BACKENDS, PREFETCH, Config
-from tensorstream.exceptions import BudgetError, ConfigError, UnsupportedError
+from tensorstream.exceptions import BudgetError, ConfigError, IoError, UnsupportedError
 from tensorstream.lent import LentGroup, without_views
 from tensorstream.proxy import LentParameter
 from tensorstream.saved import SavedHooks
@@ -195,9 +195,10 @@ class Orchestrator:
         self._lent: dict[int, LentGroup] = {}
         self._units: list[_Unit] = []
         self._handles: list[Any] = []
+        self._last_stream: Any = None
         # What was moved to the device, and where it was.
         self._moved: list[tuple[torch.Tensor, torch.device]] = []
-        self._attach(model, found, sources)
+        self._attach_or_undo(model, found, sources)
         _orchestrators[model] = self
         if self.device.is_host:
             self._warn_of_no_gain(sources)
@@ -215,6 +216,23 @@ class Orchestrator:
         return _native.Engine(
             self.device.native, self.budget, found.tree, self.grouping, sources.readers, options
         )
+
+    def _attach_or_undo(self, model: nn.Module, found: Walk, sources: Sources) -> None:
+        # On the host nothing is allocated here, and aliases would count as holders of the weights.
+        undone = [] if self.device.is_host else found.weights
+        before = [(weight.parameter, weight.parameter.data) for weight in undone]
+        try:
+            self._attach(model, found, sources)
+        except BaseException:
+            for handle in self._handles:
+                handle.remove()
+            for parameter, data in before:
+                parameter.__class__ = nn.Parameter
+                parameter.data = data
+                parameter.__dict__.pop("_tensorstream_weight", None)
+            for tensor, device in self._moved:
+                move(tensor, device)
+            raise
 
     def _attach(self, model: nn.Module, found: Walk, sources: Sources) -> None:
         for group, placement in enumerate(self.engine.plan.placements):
@@ -279,7 +297,7 @@ class Orchestrator:
         ]
         for tensor in kept:
             self._moved.append((tensor, tensor.device))
-            tensor.data = tensor.data.to(target)
+            move(tensor, target)
 
     def _bring_home(self) -> None:
         """Moves what is streamed into pinned host memory, as far as there is room."""
@@ -288,10 +306,10 @@ class Orchestrator:
                 continue
             try:
                 self.engine.bring_home(group)
-            except BudgetError as error:
+            except (BudgetError, IoError) as error:
                 logger.warning(
                     "host memory holds only a part of the weights; the others are read from where they "
-                    "are at each use, slower: %s",
+                    "are at each use, which is slower: %s",
                     error,
                 )
                 break
@@ -317,6 +335,7 @@ class Orchestrator:
             if not self.engine.acquire(lent.group, self.device.stream()):
                 return False
             self.device.settle()
+            self._last_stream = self.device.current()
             try:
                 lent.lend()
             except UnsupportedError:
@@ -345,6 +364,8 @@ class Orchestrator:
         finally:
             self.engine.release(lent.group, self.device.stream())
             self._keep(written)
+        if torch.is_autocast_enabled(self.device.torch_device.type):
+            torch.clear_autocast_cache()  # casts of weights that are gone
         if self.loans:
             for weight in lent.weights:
                 weight.check_unwritten()
@@ -372,6 +393,7 @@ class Orchestrator:
 
     def _reclaim(self) -> None:
         """Gives back what a forward held that will never run its post-hooks."""
+        self.device.follow(self._last_stream)  # its work still reads what is given back here
         for unit in self._units:
             unit.forget()
         written: list[tuple[Weight, torch.Tensor]] = []
@@ -394,9 +416,11 @@ class Orchestrator:
             return "pread (auto: a file truncated under a mapping would end the process)"
         return f"{self.config.backend} (asked for)"
 
-    def streamed_from_disk_bytes(self) -> int:
-        """Bytes of weights that only files hold now."""
-        return self.engine.plan.streamed_bytes + self.engine.plan.on_demand_bytes
+    def restored_bytes(self) -> int:
+        """Bytes of RAM that restore() takes."""
+        plan = self.engine.plan
+        on_device = 0 if self.device.is_host else plan.resident_bytes
+        return plan.streamed_bytes + plan.on_demand_bytes + on_device
 
     def restore(self, model: nn.Module) -> None:
         """Gives every parameter memory of its own, takes the hooks off, ends the engine."""
@@ -405,16 +429,38 @@ class Orchestrator:
         self.session.enter(frame)
         self._reclaim()
         self.session.leave(frame)
-        for weight in self._weights.values():
+        ram = torch.device("cpu")
+        values: list[tuple[Weight, torch.Tensor]] = []
+        for weight in self._weights.values():  # what can fail comes before anything is changed
             with self.loans.lock:
-                value = weight.truth() if self.device.is_host else weight.truth().cpu()
+                values.append((weight, weight.truth() if self.device.is_host else weight.on_host()))
+        for weight, value in values:
             weight.free(value)
+            move_gradient(weight.parameter, ram)
             del weight.parameter._tensorstream_weight  # type: ignore[attr-defined]
         for member in self._resident:
             value = member.parameter.data
             member.parameter.data = value.clone() if self.device.is_host else value.cpu()
-        for tensor, device in self._moved:
-            tensor.data = tensor.data.to(device)
+            move_gradient(member.parameter, ram)
+        if not self.device.is_host:
+            self._move_back(model)
         for handle in self._handles:
             handle.remove()
         del _orchestrators[model]
+        self._let_go()
+
+    def _move_back(self, model: nn.Module) -> None:
+        """Puts what stayed on the device, and what came there since, where the model was."""
+        for tensor, device in self._moved:
+            move(tensor, device)
+        for tensor in [*model.buffers(), *model.parameters()]:
+            if tensor.device == self.device.torch_device:
+                move(tensor, torch.device("cpu"))
+
+    def _let_go(self) -> None:
+        """Ends the engine now: objects in cycles would keep its memory until they are collected."""
+        for unit in self._units:
+            unit.forget()
+        for held in (self._units, self._handles, self._lent, self._weights, self._resident):
+            held.clear()
+        del self.engine

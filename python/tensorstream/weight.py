@@ -86,6 +86,7 @@ class Weight:
         self._loan: torch.Tensor | None = None
         self._loan_version = 0
         self._pointed_at: torch.Tensor | None = None
+        self._was_pointed_at = False  # since the loan was compared
         self._owned: torch.Tensor | None = None
         # Counts the values that the weight had: raised with each write.
         self.generation = 0
@@ -113,8 +114,9 @@ class Weight:
         place = self._device.home(self.engine, self.tensor, self.size_bytes)
         if place is not None:
             form = self.form
-            home = torch.empty(0, dtype=form.dtype, device=place.device)
-            home.set_(place.untyped_storage(), 0, form.shape, form.stride())
+            with torch.inference_mode(False):
+                home = torch.empty(0, dtype=form.dtype, device=place.device)
+                home.set_(place.untyped_storage(), 0, form.shape, form.stride())
             self._home = self._owned = home
 
     @property
@@ -165,11 +167,23 @@ class Weight:
         with torch.inference_mode(False), torch.no_grad():
             if self._home is not None:
                 return torch.clone(self._home)
+            return self._read_on_host().to(self._poison.device)
+
+    def on_host(self) -> torch.Tensor:
+        """The weight's true value in RAM of its own, whatever the device has room for."""
+        self.settle()
+        value = self._loan if self._loan is not None else self._owned
+        if value is not None:
+            return value.detach().to("cpu", copy=True)
+        return self._read_on_host()
+
+    def _read_on_host(self) -> torch.Tensor:
+        with torch.inference_mode(False), torch.no_grad():
             value = torch.empty_strided(
                 self.form.shape, self.form.stride(), dtype=self.form.dtype, device="cpu"
             )
-            self.engine.read_tensor(self.tensor, value.data_ptr(), self.size_bytes)
-            return value.to(self._poison.device)
+        self.engine.read_tensor(self.tensor, value.data_ptr(), self.size_bytes)
+        return value
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows of a 2-dimensional weight: indices (...) int, result (..., columns)."""
@@ -202,6 +216,7 @@ class Weight:
     def point_at(self, value: torch.Tensor) -> None:
         """Keeps `value`, which truth() gave, for an address in it: nobody else may hold it."""
         self._pointed_at = value.detach()
+        self._was_pointed_at = True
 
     def end_pointing(self) -> None:
         """Settles the loan before the weight is used: addresses given out are void from now on."""
@@ -213,14 +228,24 @@ class Weight:
         loan = self._loan
         if loan is None or type(self.parameter) is LentParameter:
             return  # in use: settled before the next one
-        if loan is self._owned or loan._version != self._loan_version:
-            self.adopt(loan)  # owned memory is the source already: what was loaded of it is not
-        elif not self._holds(loan):
-            self.adopt(loan)  # written past torch, through NumPy or a pointer
+        if self._is_written(loan):
+            self.adopt(loan)
+        self._was_pointed_at = self._pointed_at is not None
         self._loan_version = loan._version
         if storage_users(loan.untyped_storage()) == _SOLE_USER:
             self._loan = None
             self._loans.discard(self)
+
+    def _is_written(self, loan: torch.Tensor) -> bool:
+        if loan._version != self._loan_version:
+            return True
+        if loan is self._home and not loan.is_cpu:
+            return (
+                self._was_pointed_at
+            )  # NumPy does not reach it: past its version, pointers alone do
+        # Owned memory is the source already: what was loaded of it is not. Other memory is compared: it
+        # may have been written past torch, through NumPy or a pointer.
+        return loan is self._owned or not self._holds(loan)
 
     def _holds(self, value: torch.Tensor) -> bool:
         host = value if self._device.is_host else value.cpu()
@@ -275,10 +300,19 @@ class Weight:
                 kept = torch.empty_strided(
                     form.shape, form.stride(), dtype=form.dtype, device=kept.device
                 ).copy_(kept)
+        self._leave_home_if_held()
         self._loan = None
         self._loans.discard(self)
         self.adopt(kept)
         self._watch(kept)
+
+    def _leave_home_if_held(self) -> None:
+        """Leaves the home to whoever holds its bytes: they are the weight's no more."""
+        self._pointed_at = None
+        if self._home is None:
+            return
+        if storage_users(self._home.untyped_storage()) > _SOLE_USER:  # guard: home-held
+            self._home = self._owned = None
 
     def check_form(self, value: torch.Tensor) -> None:
         """Raises UnsupportedError where `value` cannot be the weight's."""

@@ -358,3 +358,34 @@ def test_a_group_with_an_exchanged_weight_lends_none_of_the_others() -> None:
             model(torch.ones(1, 256))
         assert isinstance(weight, ParkedParameter)
         assert same_bytes(weight.detach(), truth)
+
+
+@pytest.mark.parametrize("source", ["file", "memory"])
+def test_a_value_set_aside_is_put_back(source: str, tmp_path: Path) -> None:
+    """As averages of weights and adapters are swapped in and out."""
+    pair = make_pair(source, tmp_path)
+
+    def swap_in(model: nn.Module) -> torch.Tensor:
+        weight = model.blocks[1].up.weight
+        aside = weight.data
+        weight.data = torch.zeros_like(aside)
+        return aside
+
+    asides = pair.on_both(swap_in)
+    pair.check_forward("zeros are in")
+    for weight, aside in zip(pair.weights, asides, strict=True):
+        weight.data = aside
+    pair.check_forward("the old value is back")
+
+
+@pytest.mark.parametrize("source", ["file", "memory"])
+def test_two_weights_change_places(source: str, tmp_path: Path) -> None:
+    pair = make_pair(source, tmp_path)
+
+    def exchange(model: nn.Module) -> None:
+        one, other = model.blocks[0].up.weight, model.blocks[2].up.weight
+        one.data, other.data = other.data, one.data
+
+    for round_ in range(3):
+        pair.on_both(exchange)
+        pair.check_forward(f"round {round_}")
