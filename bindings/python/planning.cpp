@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/units.h"
 #include "bindings.h"
 #include "engine/model_plan.h"
 #include "platform/process_memory.h"
@@ -30,14 +31,15 @@ ModuleId add_module(ModelTree& tree, std::string name, std::uint32_t type, Modul
 }
 
 TensorId add_tensor(ModelTree& tree, std::string name, const std::string& torch_name,
-                    std::uint64_t size_bytes) {
+                    std::uint64_t size_bytes, std::uint32_t line_offset_bytes) {
   const auto dtype = dtype_from_torch_name(torch_name);
   if (!dtype) throw UnsupportedError("element type '" + torch_name + "' cannot be streamed");
-  tree.tensors.push_back({std::move(name), *dtype, size_bytes, {}});
+  tree.tensors.push_back({std::move(name), *dtype, size_bytes, {}, line_offset_bytes});
   return static_cast<TensorId>(tree.tensors.size() - 1);
 }
 
 void init_sizes(nb::module_& module) {
+  module.attr("CACHE_LINE_BYTES") = kCacheLineBytes;
   module.attr("LARGEST_BUDGET_BYTES") = kLargestBudgetBytes;
   module.def("default_budget_bytes", &default_budget_bytes, "available_bytes"_a,
              "The budget where the user gives none.");
@@ -92,8 +94,10 @@ void init_tree(nb::module_& module) {
       .def("add_module", &add_module, "name"_a, "type"_a, "parent"_a, "container"_a,
            "looks_up_rows"_a,
            "Adds a module, parents first; the first is the root. Returns its id.")
-      .def("add_tensor", &add_tensor, "name"_a, "dtype"_a, "size_bytes"_a,
-           "Adds a tensor. Returns its id.")
+      .def("add_tensor", &add_tensor, "name"_a, "dtype"_a, "size_bytes"_a, "line_offset_bytes"_a,
+           "Adds a tensor, which begins there within a cache line in the model's memory. Returns "
+           "its "
+           "id.")
       .def(
           "hold",
           [](ModelTree& self, ModuleId id, TensorId tensor) {

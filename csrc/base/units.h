@@ -21,6 +21,8 @@ inline constexpr std::uint64_t kTensorAlignment = 512;
 /// group.
 inline constexpr std::uint64_t kGroupAlignment = 4096;
 
+inline constexpr std::uint64_t kCacheLineBytes = 64;
+
 /// a + b, or nothing on overflow.
 constexpr std::optional<std::uint64_t> checked_add(std::uint64_t a, std::uint64_t b) {
   std::uint64_t sum = 0;

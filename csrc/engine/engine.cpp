@@ -104,7 +104,7 @@ class Engine::State {
       throw ConfigError("EngineOptions::piece_bytes is 0; give the bytes that one read may move");
     for (const Group& group : groups) {
       layouts.push_back(lay_out(group, sources.tensors()));
-      if (device.host_accessible()) lie_as_sources_do(layouts.back(), group, sources);
+      if (device.host_accessible()) lie_as_in_model(layouts.back(), group, sources.tensors());
     }
     if (!device.host_accessible()) {
       staging = std::make_unique<StagingRing>(

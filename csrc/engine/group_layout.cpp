@@ -1,17 +1,9 @@
 #include "engine/group_layout.h"
 
-#include <algorithm>
-
 #include "base/units.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
-namespace {
-
-constexpr std::uint64_t kCacheLineBytes = 64;
-constexpr std::uint64_t kBitsOfByte = 8;
-
-}  // namespace
 
 GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors) {
   // Sizes stay far from overflow: a group is smaller than any address space.
@@ -36,14 +28,15 @@ GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors) {
   return layout;
 }
 
-void lie_as_sources_do(GroupLayout& layout, const Group& group, const SourceTable& sources) {
+void lie_as_in_model(GroupLayout& layout, const Group& group, std::span<const TensorSpec> tensors) {
   for (std::size_t i = 0; i < group.tensors.size(); ++i) {
-    const TensorId tensor = group.tensors[i];
-    const std::uint64_t element_bytes =
-        std::max<std::uint64_t>(dtype_bits(sources.tensors()[tensor].dtype) / kBitsOfByte, 1);
-    const std::uint64_t in_line = sources.position(tensor) % kCacheLineBytes;
-    // A source may begin anywhere; what computes needs whole elements.
-    if (in_line % element_bytes == 0) layout.offsets_bytes[i] += in_line;
+    const TensorSpec& tensor = tensors[group.tensors[i]];
+    if (tensor.line_offset_bytes >= kCacheLineBytes) {
+      throw ConfigError("tensor '" + tensor.name + "' begins at byte " +
+                        std::to_string(tensor.line_offset_bytes) + " of a cache line of " +
+                        std::to_string(kCacheLineBytes));
+    }
+    layout.offsets_bytes[i] += tensor.line_offset_bytes;
   }
 }
 

@@ -5,14 +5,13 @@
 #include <span>
 #include <vector>
 
-#include "engine/source_table.h"
 #include "tensorstream/engine.h"
 
 namespace tensorstream {
 
 struct GroupLayout {
   /// Offset of each tensor from the place's start, in the order of Group::tensors: multiples of
-  /// kTensorAlignment, until lie_as_sources_do() moves them.
+  /// kTensorAlignment, until lie_as_in_model() moves them.
   std::vector<std::uint64_t> offsets_bytes;
   /// Size of the place, a multiple of kGroupAlignment.
   std::uint64_t size_bytes = 0;
@@ -22,11 +21,10 @@ struct GroupLayout {
 /// `tensors` does not have and for sizes that overflow.
 GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors);
 
-/// Moves each tensor within its room to where its source begins within a cache line (of the file's
-/// page, or of RAM). So it is aligned as in a model whose weights are mapped from that file, and
-/// the kernel copies it a third faster. For devices that are the host; vendors' libraries for other
-/// devices choose kernels by alignment.
-void lie_as_sources_do(GroupLayout& layout, const Group& group, const SourceTable& sources);
+/// Moves each tensor within its room to its TensorSpec::line_offset_bytes, for devices that are the
+/// host. Where the model was mapped from a file, the kernel copies a third faster to there, too.
+/// Raises ConfigError where a line has no such offset.
+void lie_as_in_model(GroupLayout& layout, const Group& group, std::span<const TensorSpec> tensors);
 
 /// What the planner needs to know of the groups of `model`.
 std::vector<GroupFootprint> footprints(std::span<const Group> groups,

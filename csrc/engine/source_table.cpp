@@ -1,7 +1,6 @@
 #include "engine/source_table.h"
 
 #include <algorithm>
-#include <bit>
 #include <utility>
 
 #include "base/units.h"
@@ -59,14 +58,6 @@ const std::byte* SourceTable::address(TensorId tensor) const {
   const MutexLock lock(mutex_);
   const std::vector<BoundExtent>& pieces = bound_.at(tensor);
   return pieces.size() == 1 ? pieces[0].reader->address(pieces[0].offset_bytes) : nullptr;
-}
-
-std::uint64_t SourceTable::position(TensorId tensor) const {
-  const MutexLock lock(mutex_);
-  const std::vector<BoundExtent>& pieces = bound_.at(tensor);
-  if (pieces.empty()) return 0;
-  const std::byte* const data = pieces[0].reader->address(pieces[0].offset_bytes);
-  return data != nullptr ? std::bit_cast<std::uint64_t>(data) : pieces[0].offset_bytes;
 }
 
 void SourceTable::read(TensorId tensor, std::uint64_t offset_bytes,

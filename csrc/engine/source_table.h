@@ -33,8 +33,6 @@ class SourceTable {
   std::vector<BoundExtent> extents(TensorId tensor) const;
   /// The tensor's address where it is one piece of RAM; null elsewhere.
   const std::byte* address(TensorId tensor) const;
-  /// Where the tensor begins: its address in RAM, or its offset in its file; 0 for one of no bytes.
-  std::uint64_t position(TensorId tensor) const;
   /// Reads `out.size()` bytes of the tensor from `offset_bytes` on. Raises IoError.
   void read(TensorId tensor, std::uint64_t offset_bytes, std::span<std::byte> out) const;
   /// Asks for the tensor's bytes ahead of a read. A hint.

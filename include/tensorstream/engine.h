@@ -35,6 +35,10 @@ struct TensorSpec {
   Dtype dtype = Dtype::kU8;
   std::uint64_t size_bytes = 0;
   std::vector<Extent> extents;
+  /// Where the tensor begins within a cache line (kCacheLineBytes) in the model's own memory. On a
+  /// host its place begins there too: what multiplies matrices chooses its code by alignment, and
+  /// other code rounds otherwise.
+  std::uint32_t line_offset_bytes = 0;
 };
 
 /// What an engine runs.

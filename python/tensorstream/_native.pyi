@@ -109,6 +109,8 @@ class Checkpoint:
         The checkpoint's tensor for each wanted one, prefixes and ties resolved.
         """
 
+CACHE_LINE_BYTES: int = 64
+
 LARGEST_BUDGET_BYTES: int = 1152921504606846976
 
 def default_budget_bytes(available_bytes: int) -> int:
@@ -192,8 +194,10 @@ class ModelTree:
     def add_module(self, name: str, type: int, parent: int, container: bool, looks_up_rows: bool) -> int:
         """Adds a module, parents first; the first is the root. Returns its id."""
 
-    def add_tensor(self, name: str, dtype: str, size_bytes: int) -> int:
-        """Adds a tensor. Returns its id."""
+    def add_tensor(self, name: str, dtype: str, size_bytes: int, line_offset_bytes: int) -> int:
+        """
+        Adds a tensor, which begins there within a cache line in the model's memory. Returns its id.
+        """
 
     def hold(self, module: int, tensor: int) -> None:
         """Says that a module holds a tensor itself."""

@@ -278,6 +278,7 @@ class Orchestrator:
             member.names,
             member.tensor,
             form=member.form,
+            line_offset=member.line_offset if self.device.is_host else 0,
             engine=self.engine,
             device=self.device,
             loans=self.loans,

@@ -32,7 +32,7 @@ class _SavedWeight:
             )
         value = self.weight.read()
         view = torch.empty(0, dtype=self.form.dtype, device=value.device)
-        offset = int(self.form.storage_offset())
+        offset = int(value.storage_offset()) + int(self.form.storage_offset())
         return view.set_(value.untyped_storage(), offset, self.form.shape, self.form.stride())
 
 

@@ -25,12 +25,15 @@ class FoundWeight:
         names: Every dotted name that it has in the model; several where it is tied.
         tensor: Its id in the tree.
         form: Its shape, strides and type, without memory.
+        line_offset: The byte of a cache line at which it begins in the model's memory. What multiplies
+            matrices on the CPU chooses its code by that, and other code rounds otherwise.
     """
 
     parameter: nn.Parameter
     names: list[str]
     tensor: int
     form: torch.Tensor
+    line_offset: int
 
 
 @dataclasses.dataclass
@@ -92,7 +95,8 @@ def _add_weights(found: Walk, model: nn.Module, names: dict[int, list[str]]) -> 
         if reason is None:
             dtype = str(parameter.dtype).removeprefix("torch.")
             try:
-                tensor = found.tree.add_tensor(name, dtype, parameter.nbytes)
+                line_offset = _line_offset(parameter)
+                tensor = found.tree.add_tensor(name, dtype, parameter.nbytes, line_offset)
             except UnsupportedError as error:
                 reason = str(error)
             else:
@@ -100,11 +104,21 @@ def _add_weights(found: Walk, model: nn.Module, names: dict[int, list[str]]) -> 
                 form = torch.empty_strided(
                     parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta"
                 )
-                found.weights.append(FoundWeight(parameter, names[id(parameter)], tensor, form))
+                found.weights.append(
+                    FoundWeight(parameter, names[id(parameter)], tensor, form, line_offset)
+                )
         if reason is not None:
             found.left[name] = reason
             found.tree.add_fixed_bytes(_size_bytes(parameter))
     return by_parameter
+
+
+def _line_offset(parameter: nn.Parameter) -> int:
+    """Where a parameter begins within a cache line; 0, as torch allocates, for one without memory."""
+    if parameter.device.type != "cpu":
+        return 0
+    offset = parameter.data_ptr() % _native.CACHE_LINE_BYTES
+    return offset if offset % parameter.element_size() == 0 else 0
 
 
 def _reason_to_leave(parameter: nn.Parameter, shared: set[int]) -> str | None:

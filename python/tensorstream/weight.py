@@ -68,15 +68,20 @@ class Weight:
         tensor: int,
         *,
         form: torch.Tensor,
+        line_offset: int,
         engine: _native.Engine,
         device: ComputeDevice,
         loans: Loans,
     ) -> None:
-        """`form` has the weight's shape, strides and type, on the meta device."""
+        """`form` has the weight's shape, strides and type, on the meta device.
+
+        `line_offset` is the byte of a cache line at which its value begins in RAM.
+        """
         self.parameter = parameter
         self.names = names
         self.tensor = tensor
         self.form = form
+        self._line_offset = line_offset
         self.size_bytes = form.nbytes
         self.engine = engine
         self._device = device
@@ -179,9 +184,7 @@ class Weight:
 
     def _read_on_host(self) -> torch.Tensor:
         with torch.inference_mode(False), torch.no_grad():
-            value = torch.empty_strided(
-                self.form.shape, self.form.stride(), dtype=self.form.dtype, device="cpu"
-            )
+            value = _empty_at(self.form, self._line_offset)
         self.engine.read_tensor(self.tensor, value.data_ptr(), self.size_bytes)
         return value
 
@@ -323,6 +326,19 @@ class Weight:
                 f"become {tuple(value.shape)} {value.dtype} on {value.device}. Call "
                 "tensorstream.restore(model) first, or load the model that way"
             )
+
+
+def _empty_at(form: torch.Tensor, line_offset: int) -> torch.Tensor:
+    """Memory in RAM for a tensor of `form` that begins at that byte of a cache line."""
+    if line_offset == 0:
+        return torch.empty_strided(form.shape, form.stride(), dtype=form.dtype, device="cpu")
+    line = int(_native.CACHE_LINE_BYTES)
+    raw = torch.empty(form.nbytes + line, dtype=torch.uint8)
+    start = (line_offset - raw.data_ptr()) % line // form.element_size()
+    value = torch.empty(
+        0, dtype=form.dtype
+    )  # a view of `raw` would count as a holder of its memory
+    return value.set_(raw.untyped_storage(), start, form.shape, form.stride())
 
 
 def _poison(like: torch.Tensor, device: torch.device) -> torch.Tensor:

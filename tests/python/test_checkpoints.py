@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,65 @@ def test_a_model_partly_on_meta(tmp_path: Path) -> None:
     model.blocks[1] = copy.deepcopy(plain.blocks[1])
     ts.offload(model, ram_budget=smallest_budget(model), checkpoint=tmp_path)
     _check(model, plain, X)
+
+
+def _save_at(path: Path, tensors: dict[str, torch.Tensor], data_offset: int) -> None:
+    """A safetensors file whose data begins at `data_offset` bytes modulo 64."""
+    header, offset = {}, 0
+    for name, tensor in tensors.items():
+        dtype = {torch.float32: "F32", torch.bfloat16: "BF16"}[tensor.dtype]
+        span = [offset, offset + tensor.nbytes]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": span}
+        offset = span[1]
+    text = json.dumps(header).encode()
+    text += b" " * ((data_offset - 8 - len(text)) % 64)
+    raw = b"".join(t.contiguous().view(torch.uint8).numpy().tobytes() for t in tensors.values())
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "data_offset"),
+    [
+        (torch.float32, 0),
+        (torch.float32, 4),
+        (torch.float32, 36),
+        (torch.float32, 56),
+        (torch.bfloat16, 2),
+        (torch.bfloat16, 50),
+    ],
+)
+def test_products_do_not_change_with_where_weights_lie(
+    dtype: torch.dtype, data_offset: int, mapped: bool, tmp_path: Path
+) -> None:
+    """Code for matrices on the CPU rounds by alignment: places have that of the model's memory."""
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        plain = nn.Sequential(*(nn.Linear(1040, 1040, dtype=dtype) for _ in range(4))).eval()
+        inputs = [torch.randn(rows, 1040, dtype=dtype) for rows in (1, 7, 64)]
+    path = tmp_path / "model.safetensors"
+    _save_at(path, _parameters(plain), data_offset)
+    model = copy.deepcopy(plain)
+    if mapped:
+        plain.load_state_dict(load_file(path), assign=True)
+        model.load_state_dict(load_file(path), assign=True)
+        assert plain[0].weight.data_ptr() % 64 == data_offset
+    else:
+        model.to("meta")
+    ts.offload(model, ram_budget=smallest_budget(model), checkpoint=None if mapped else path)
+    assert hooks_of(model)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for x in inputs:
+                with torch.no_grad():
+                    what = f"{len(x)} rows, {threads} threads"
+                    assert_same(model(x), plain(x), what)
+                    read = nn.functional.linear(x, model[1].weight, model[1].bias)
+                    assert_same(read, plain[1](x), f"{what}, parked")
+    finally:
+        torch.set_num_threads(before)
+    ts.restore(model)
+    with torch.no_grad():
+        assert_same(model(inputs[0]), plain(inputs[0]), "restored")

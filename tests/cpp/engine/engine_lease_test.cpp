@@ -195,9 +195,7 @@ TEST_P(EnginePlacements, PlacesInTheArenaAreAligned) {
   for (GroupId group = 0; group < model_.group_count(); ++group) {
     if (engine_->plan().groups[group].placement != Placement::kStreamed) continue;
     for (const TensorPlace& place : engine_->places(group)) {
-      const auto source = std::bit_cast<std::uintptr_t>(model_.bytes(place.tensor)->data());
-      EXPECT_EQ(std::bit_cast<std::uintptr_t>(place.data) % kTensorAlignment, source % 64)
-          << "on a host a tensor lies as its source does";
+      EXPECT_EQ(std::bit_cast<std::uintptr_t>(place.data) % kTensorAlignment, 0U);
       EXPECT_EQ(place.size_bytes, model_.bytes(place.tensor)->size());
     }
   }

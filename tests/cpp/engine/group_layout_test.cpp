@@ -2,14 +2,10 @@
 
 #include <gtest/gtest.h>
 
-#include <array>
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "base/units.h"
-#include "engine/source_table.h"
-#include "io/reader.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -31,26 +27,18 @@ TEST(GroupLayout, TensorsFollowEachOtherAlignedInTheGroupsOrder) {
   EXPECT_EQ(layout.size_bytes, 8192U);
 }
 
-TEST(GroupLayout, OnAHostTensorsLieWithinALineAsTheirSourcesDo) {
-  auto tensors = tensors_of({100, 200, 300, 400, 0});
-  tensors[2].dtype = Dtype::kF32;
-  tensors[3].dtype = Dtype::kF32;
-  alignas(64) static constexpr std::array<std::byte, 512> kBytes{};
-  const auto memory = [&](std::size_t begin, std::size_t size) {
-    return create_memory_reader("a buffer", std::span(kBytes).subspan(begin, size), nullptr);
-  };
-  tensors[0].extents = {{0, 8, 100}};
-  tensors[1].extents = {{1, 70, 200}};
-  tensors[2].extents = {{0, 12, 300}};
-  tensors[3].extents = {{1, 6, 400}};
-  const SourceTable sources({memory(0, 512), memory(0, 512)}, tensors);
-  const Group group = {"g", {0, 1, 2, 3, 4}, Residency::kAny};
+TEST(GroupLayout, OnAHostTensorsBeginWithinALineAsInTheModel) {
+  auto tensors = tensors_of({100, 449, 512, 0});
+  tensors[0].line_offset_bytes = 8;
+  tensors[1].line_offset_bytes = 63;
+  const Group group = {"g", {0, 1, 2, 3}, Residency::kAny};
   GroupLayout layout = lay_out(group, tensors);
   const std::uint64_t size_bytes = layout.size_bytes;
-  lie_as_sources_do(layout, group, sources);
-  EXPECT_EQ(layout.offsets_bytes, (std::vector<std::uint64_t>{8, 512 + 6, 1024 + 12, 1536, 2048}))
-      << "the fourth would be misaligned for its type, the last has no bytes";
+  lie_as_in_model(layout, group, tensors);
+  EXPECT_EQ(layout.offsets_bytes, (std::vector<std::uint64_t>{8, 512 + 63, 1024, 2048}));
   EXPECT_EQ(layout.size_bytes, size_bytes);
+  tensors[2].line_offset_bytes = 64;
+  EXPECT_THROW(lie_as_in_model(layout, group, tensors), ConfigError);
 }
 
 TEST(GroupLayout, AGroupWithoutBytesTakesNone) {
