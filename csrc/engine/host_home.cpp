@@ -1,14 +1,11 @@
 #include "engine/host_home.h"
 
 #include <algorithm>
-#include <cstring>
 #include <thread>
 #include <vector>
 
-#include "base/units.h"
 #include "engine/load.h"
 #include "platform/processors.h"
-#include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
@@ -20,23 +17,8 @@ constexpr std::size_t kMostThreads = 8;
 
 HostHome::HostHome(Device& device, const std::string& group, std::uint64_t size_bytes,
                    const PinnedMemoryOptions& options)
-    : name_("host memory of '" + group + "'"),
-      memory_(device, size_bytes, "the weights of '" + group + "' in host memory", options) {}
-
-void HostHome::read(std::uint64_t offset_bytes, std::span<std::byte> out) {
-  const auto end = checked_add(offset_bytes, out.size());
-  if (!end || *end > size_bytes()) {
-    throw IoError("read of " + format_size(out.size()) + " at offset " +
-                      std::to_string(offset_bytes) + " of " + name_ + " failed: it has " +
-                      std::to_string(size_bytes()) + " bytes",
-                  name_, offset_bytes, 0);
-  }
-  if (!out.empty()) std::memcpy(out.data(), memory_.data() + offset_bytes, out.size());
-}
-
-const std::byte* HostHome::address(std::uint64_t offset_bytes) const noexcept {
-  return offset_bytes < size_bytes() ? memory_.data() + offset_bytes : nullptr;
-}
+    : memory_(device, size_bytes, "the weights of '" + group + "' in host memory", options),
+      bytes_(create_memory_reader("host memory of '" + group + "'", memory_.bytes(), nullptr)) {}
 
 std::uint64_t HostHome::pinned_end(std::uint64_t offset_bytes) const noexcept {
   return memory_.is_pinned(offset_bytes, 1) ? memory_.piece_end(offset_bytes) : offset_bytes;

@@ -21,11 +21,15 @@ class HostHome final : public Reader {
   HostHome(Device& device, const std::string& group, std::uint64_t size_bytes,
            const PinnedMemoryOptions& options);
 
-  const std::string& name() const noexcept override { return name_; }
+  const std::string& name() const noexcept override { return bytes_->name(); }
   Tier tier() const noexcept override { return Tier::kRam; }
   std::uint64_t size_bytes() const noexcept override { return memory_.size_bytes(); }
-  void read(std::uint64_t offset_bytes, std::span<std::byte> out) override;
-  const std::byte* address(std::uint64_t offset_bytes) const noexcept override;
+  void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
+    bytes_->read(offset_bytes, out);
+  }
+  const std::byte* address(std::uint64_t offset_bytes) const noexcept override {
+    return bytes_->address(offset_bytes);
+  }
   std::uint64_t pinned_end(std::uint64_t offset_bytes) const noexcept override;
 
   std::uint64_t pinned_bytes() const noexcept { return memory_.pinned_bytes(); }
@@ -34,8 +38,8 @@ class HostHome final : public Reader {
   std::byte* device_address(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
 
  private:
-  const std::string name_;
   const PinnedMemory memory_;
+  const std::unique_ptr<Reader> bytes_;  // of memory_
 };
 
 /// A home that holds the bytes of `group`, laid out as in its place: read from its sources by
