@@ -84,7 +84,7 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   const Stream* const last_stream = slot.last_stream;
   const Clock::time_point start = Clock::now();
   try {
-    demand(slot, lock);
+    demand(slot);
   } catch (...) {  // no memory to ask for it
     --slot.waiting;
     --slot.leases;
@@ -108,24 +108,24 @@ bool Loader::acquire(GroupId group, Stream& stream) {
 std::exception_ptr Loader::wait_until_usable(const Slot& slot, MutexLock& lock) {
   while (!usable(slot) && slot.content != Content::kFailed) {
     if (changed_.wait_for(lock, kHealthCheck)) continue;
-    lock.unlock();
+    mutex_.unlock();
     std::exception_ptr lost;
     try {
       static_cast<void>(slot.loaded->complete());
     } catch (...) {  // acquire() raises it
       lost = std::current_exception();
     }
-    lock.lock();
+    mutex_.lock();
     if (lost) return lost;
   }
   return slot.content == Content::kFailed ? slot.error : nullptr;
 }
 
-void Loader::demand(Slot& slot, MutexLock& lock) {
+void Loader::demand(Slot& slot) {
   const bool missing = slot.content == Content::kEmpty || slot.content == Content::kFailed;
   if (prefetch_ == Prefetch::kReadAhead) {
     read_ahead();
-    if (missing) load_at_use(slot, lock);
+    if (missing) load_at_use(slot);
     return;
   }
   if (missing) {
@@ -137,15 +137,15 @@ void Loader::demand(Slot& slot, MutexLock& lock) {
 
 // On the threads that compute: they would wait for the load, and on a host a thread of the loader's
 // takes a core from them. What is enqueued is done at once, and needs the lock to finish.
-void Loader::load_at_use(Slot& slot, MutexLock& lock) {
-  enqueue_unlocked(device_.caller_stream(), slot, issue(slot), lock);
+void Loader::load_at_use(Slot& slot) {
+  enqueue_unlocked(device_.caller_stream(), slot, issue(slot));
 }
 
 // Only for loads that acquire() waits for: until the event is recorded, waiting for it says
 // nothing.
-void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue, MutexLock& lock) {
+void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
   note_issued(slot, issue.load);
-  lock.unlock();
+  mutex_.unlock();
   std::exception_ptr error;
   try {
     enqueue(stream, slot, issue);
@@ -154,7 +154,7 @@ void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue, Mu
   }
   // On a host all of it is over by now: readers end here, not under the lock.
   if (error && staging_ == nullptr) issue.load->end();
-  lock.lock();
+  mutex_.lock();
   if (!error) return;
   --in_flight_;
   settle(slot, *issue.load, error);
@@ -288,19 +288,19 @@ void Loader::run(const std::stop_token& stop) {
       while (!dirty_ && !stop.stop_requested()) work_.wait(lock);
       continue;
     }
-    load_apart(*group, lock);
+    load_apart(*group);
     changed_.notify_all();
   }
 }
 
 // On the copy stream. What is read through the ring is read by this thread, which must not hold the
 // lock then: others would wait for a disk, and callbacks of the stream need it.
-void Loader::load_apart(GroupId group, MutexLock& lock) {
+void Loader::load_apart(GroupId group) {
   Slot& slot = slot_of(group);
   try {
     const Issue ready = issue(slot);
     if (staging_ != nullptr && ready.load->can_fail()) {
-      enqueue_unlocked(*copy_stream_, slot, ready, lock);
+      enqueue_unlocked(*copy_stream_, slot, ready);
     } else {
       enqueue(*copy_stream_, slot, ready);
       note_issued(slot, ready.load);

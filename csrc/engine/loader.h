@@ -90,18 +90,17 @@ class Loader {
   std::optional<GroupId> next_prefetch() const noexcept TS_REQUIRES(mutex_);
   std::optional<GroupId> find_prefetch() const TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
-  void demand(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
+  void demand(Slot& slot) TS_REQUIRES(mutex_);
   std::exception_ptr wait_until_usable(const Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
-  void load_apart(GroupId group, MutexLock& lock) TS_REQUIRES(mutex_);
-  void load_at_use(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
+  void load_apart(GroupId group) TS_REQUIRES(mutex_);
+  void load_at_use(Slot& slot) TS_REQUIRES(mutex_);
   void read_ahead() TS_REQUIRES(mutex_);
   Issue issue(Slot& slot) TS_REQUIRES(mutex_);
   void evict_overlapping(const Slot& slot, Issue& issue) TS_REQUIRES(mutex_);
   void note_issued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
   void enqueue(Stream& stream, const Slot& slot, const Issue& issue);
   void enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load);
-  void enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue, MutexLock& lock)
-      TS_REQUIRES(mutex_);
+  void enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) TS_REQUIRES(mutex_);
   void finish(const std::shared_ptr<Load>& load) TS_EXCLUDES(mutex_);
   static void settle(Slot& slot, const Load& load, const std::exception_ptr& error);
   static bool on_device(const Slot& slot);

@@ -14,6 +14,7 @@
 #include "base/units.h"
 #include "device/gate.h"
 #include "engine/held_reader.h"
+#include "engine/load.h"
 #include "engine/open_engine.h"
 #include "engine/test_model.h"
 #include "io/faulty_reader.h"
@@ -190,7 +191,24 @@ TEST(EngineAtUseThreads, TheSecondCallerWaitsForACopyThatTheFirstHasNotMade) {
   engine->release(1, device->caller_stream());
 }
 
-/// Groups large enough for several threads, on the OpenMP team of this program.
+/// As the threads of a team do.
+TEST(LoadTest, ThreadsShareTheReadsOfALoad) {
+  const auto bytes = std::make_shared<const Bytes>(patterned_bytes(9_MiB + 5));
+  const auto reader = std::make_shared<NotingReader>(memory_reader("a buffer", bytes), 3);
+  Load load(0, Load::Reads::kInPlace);
+  Bytes target(bytes->size());
+  load.add({reader, 0, bytes->size()}, target.data(), 16_MiB);
+  ASSERT_TRUE(load.can_fail() && load.is_large());
+  {
+    std::vector<std::jthread> team;
+    for (int i = 0; i < 3; ++i) team.emplace_back([&] { load.read(); });
+  }
+  EXPECT_EQ(load.error(), nullptr);
+  EXPECT_EQ(target, *bytes);
+}
+
+/// Groups large enough for several threads, on the OpenMP team of this program. Not for the thread
+/// sanitizer, which does not see how an OpenMP runtime orders its threads.
 class EngineAtUseTeam : public ::testing::Test {
  protected:
   EngineAtUseTeam() { omp_set_num_threads(kTeam); }
