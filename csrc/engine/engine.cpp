@@ -386,6 +386,7 @@ void Engine::bring_home(GroupId group) {
   const Group& moved = state.groups[group];
   const GroupLayout& layout = state.layouts[group];
   std::vector<std::vector<BoundExtent>> from;
+  from.reserve(moved.tensors.size());
   for (const TensorId tensor : moved.tensors) from.push_back(state.sources.extents(tensor));
   const std::shared_ptr<HostHome> home =
       make_home(state.device, moved, layout, state.sources, {.budget = state.ram_budget});
