@@ -161,8 +161,9 @@ class Engine::State {
   mutable Mutex mutex;
   // By GroupId, guarded by mutex; shared with loads. Before the loader: no load is the last to go.
   std::vector<std::shared_ptr<HostHome>> homes TS_GUARDED_BY(mutex);
-  std::unique_ptr<StagingRing> staging;  // on devices that are not the host, as `transfers`:
-  std::unique_ptr<Stream> transfers;     // of what nobody leases
+  // On devices that are not the host. The ring goes before the stream that its copies are in.
+  std::unique_ptr<Stream> transfers;  // of what nobody leases
+  std::unique_ptr<StagingRing> staging;
   std::unique_ptr<Loader> loader;
 
   // Guarded by mutex.

@@ -243,9 +243,8 @@ class Weight:
         if loan._version != self._loan_version:
             return True
         if loan is self._home and not loan.is_cpu:
-            return (
-                self._was_pointed_at
-            )  # NumPy does not reach it: past its version, pointers alone do
+            # NumPy does not reach it: past its version only pointers do.
+            return self._was_pointed_at
         # Owned memory is the source already: what was loaded of it is not. Other memory is compared: it
         # may have been written past torch, through NumPy or a pointer.
         return loan is self._owned or not self._holds(loan)
@@ -335,9 +334,8 @@ def _empty_at(form: torch.Tensor, line_offset: int) -> torch.Tensor:
     line = int(_native.CACHE_LINE_BYTES)
     raw = torch.empty(form.nbytes + line, dtype=torch.uint8)
     start = (line_offset - raw.data_ptr()) % line // form.element_size()
-    value = torch.empty(
-        0, dtype=form.dtype
-    )  # a view of `raw` would count as a holder of its memory
+    # Not a view of `raw`, which would count as a holder of its memory.
+    value = torch.empty(0, dtype=form.dtype)
     return value.set_(raw.untyped_storage(), start, form.shape, form.stride())
 
 
