@@ -43,28 +43,53 @@ std::shared_ptr<Budget> Budget::create(std::uint64_t limit_bytes) {
 std::optional<Reservation> Budget::try_reserve(std::uint64_t size_bytes) {
   auto self = shared_from_this();
   const MutexLock lock(mutex_);
-  if (size_bytes > limit_bytes_ - used_bytes_) return std::nullopt;  // guard: budget-check
+  if (size_bytes > left()) return std::nullopt;  // guard: budget-check
+  return take(size_bytes, std::move(self));
+}
+
+Reservation Budget::reserve_beyond(std::uint64_t size_bytes) {
+  auto self = shared_from_this();
+  const MutexLock lock(mutex_);
+  return take(size_bytes, std::move(self));
+}
+
+Reservation Budget::take(std::uint64_t size_bytes, std::shared_ptr<Budget> self) {
   used_bytes_ += size_bytes;
   peak_bytes_ = std::max(peak_bytes_, used_bytes_);
-  return Reservation(std::move(self), size_bytes);
+  return {std::move(self), size_bytes};
+}
+
+// More than the limit is used where something was reserved beyond it.
+std::uint64_t Budget::left() const {
+  return limit_bytes_ > used_bytes_ ? limit_bytes_ - used_bytes_ : 0;
+}
+
+bool Budget::try_set_limit(std::uint64_t limit_bytes) {
+  const MutexLock lock(mutex_);
+  if (used_bytes_ > limit_bytes) return false;  // guard: limit-in-use
+  limit_bytes_ = limit_bytes;
+  return true;
 }
 
 Reservation Budget::reserve(std::uint64_t size_bytes, std::string_view purpose) {
   if (auto reservation = try_reserve(size_bytes)) return *std::move(reservation);
-  const std::uint64_t used = used_bytes();
+  const MutexLock lock(mutex_);
   const std::uint64_t needed =
-      checked_add(used, size_bytes).value_or(std::numeric_limits<std::uint64_t>::max());
+      checked_add(used_bytes_, size_bytes).value_or(std::numeric_limits<std::uint64_t>::max());
   throw BudgetError("budget: " + std::string(purpose) + " needs " + format_size(size_bytes) + ", " +
-                        format_size(limit_bytes_ - used) + " of " + format_size(limit_bytes_) +
+                        format_size(left()) + " of " + format_size(limit_bytes_) +
                         " are free; raise the budget to at least " + format_size(needed),
                     needed, limit_bytes_);
 }
 
-std::uint64_t Budget::limit_bytes() const { return limit_bytes_; }
+std::uint64_t Budget::limit_bytes() const {
+  const MutexLock lock(mutex_);
+  return limit_bytes_;
+}
 
 std::uint64_t Budget::free_bytes() const {
   const MutexLock lock(mutex_);
-  return limit_bytes_ - used_bytes_;
+  return left();
 }
 
 std::uint64_t Budget::used_bytes() const {

@@ -41,8 +41,13 @@ class Budget : public std::enable_shared_from_this<Budget> {
 
   /// Takes `size_bytes`, or nothing where that would pass the limit.
   [[nodiscard]] std::optional<Reservation> try_reserve(std::uint64_t size_bytes);
+  /// Takes `size_bytes` even where that passes the limit.
+  [[nodiscard]] Reservation reserve_beyond(std::uint64_t size_bytes);
   /// Takes `size_bytes` for `purpose`, or raises BudgetError with the numbers.
   [[nodiscard]] Reservation reserve(std::uint64_t size_bytes, std::string_view purpose);
+
+  /// Moves the ceiling. False, and nothing changes, where more than that is in use.
+  [[nodiscard]] bool try_set_limit(std::uint64_t limit_bytes);
 
   std::uint64_t limit_bytes() const;
   std::uint64_t used_bytes() const;
@@ -56,11 +61,12 @@ class Budget : public std::enable_shared_from_this<Budget> {
   explicit Budget(std::uint64_t limit_bytes) : limit_bytes_(limit_bytes) {}
   void give_back(std::uint64_t size_bytes) noexcept;
 
-  // Constant after construction.
-  const std::uint64_t limit_bytes_;
+  std::uint64_t left() const TS_REQUIRES(mutex_);
+  Reservation take(std::uint64_t size_bytes, std::shared_ptr<Budget> self) TS_REQUIRES(mutex_);
 
   // Guarded by mutex_.
   mutable Mutex mutex_;
+  std::uint64_t limit_bytes_ TS_GUARDED_BY(mutex_);
   std::uint64_t used_bytes_ TS_GUARDED_BY(mutex_) = 0;
   std::uint64_t peak_bytes_ TS_GUARDED_BY(mutex_) = 0;
 };

@@ -160,5 +160,29 @@ TEST(Budget, ThreadsNeverPassTheLimitAndEndAtNothing) {
   EXPECT_EQ(budget->used_bytes(), 0U);
 }
 
+TEST(BudgetLimit, MovesWhereWhatIsInUseFits) {
+  const auto budget = Budget::create(100);
+  const auto taken = budget->try_reserve(60);
+  EXPECT_FALSE(budget->try_set_limit(59));
+  EXPECT_EQ(budget->limit_bytes(), 100U);
+  EXPECT_TRUE(budget->try_set_limit(60));
+  EXPECT_EQ(budget->free_bytes(), 0U);
+  EXPECT_FALSE(budget->try_reserve(1));
+  EXPECT_TRUE(budget->try_set_limit(70));
+  EXPECT_EQ(budget->free_bytes(), 10U);
+  EXPECT_TRUE(budget->try_reserve(10));
+}
+
+TEST(BudgetLimit, IsPassedByWhatIsReservedBeyondItAndByNothingElse) {
+  const auto budget = Budget::create(100);
+  auto beyond = budget->reserve_beyond(130);
+  EXPECT_EQ(budget->used_bytes(), 130U);
+  EXPECT_EQ(budget->free_bytes(), 0U);
+  EXPECT_FALSE(budget->try_reserve(1));
+  EXPECT_THROW(static_cast<void>(budget->reserve(1, "a test")), BudgetError);
+  beyond.release();
+  EXPECT_EQ(budget->free_bytes(), 100U);
+}
+
 }  // namespace
 }  // namespace tensorstream
