@@ -151,6 +151,28 @@ void place_streamed(std::span<const GroupFootprint> groups, std::uint64_t room_b
   plan.exposed_loads = choice.layout.exposed_pairs;
 }
 
+bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint64_t b_bytes) {
+  return a < b + b_bytes && b < a + a_bytes;
+}
+
+// Where residents lie when they give way: at an end of the arena, away from the group before them.
+void place_spares(std::span<const GroupFootprint> groups, std::uint64_t largest_any, Plan& plan) {
+  plan.spare_arena_bytes = plan.arena_bytes != 0 ? plan.arena_bytes : largest_any;
+  std::uint64_t before = 0;
+  std::uint64_t before_bytes = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].residency != Residency::kAny) continue;
+    const std::uint64_t bytes = placed_bytes(groups[i]);
+    std::uint64_t& offset = plan.groups[i].offset_bytes;
+    if (plan.groups[i].placement == Placement::kResident) {
+      if (bytes > plan.spare_arena_bytes) continue;
+      if (overlap(offset, bytes, before, before_bytes)) offset = plan.spare_arena_bytes - bytes;
+    }
+    before = offset;
+    before_bytes = bytes;
+  }
+}
+
 void predict(std::span<const GroupFootprint> groups, const Rates& rates, Plan& plan) {
   if (plan.streamed_bytes == 0) {
     plan.predicted_seconds = rates.compute_seconds;
@@ -199,6 +221,7 @@ Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_byte
     place_streamed(groups, room_bytes, rates, plan);
   }
   place_by_rows(groups, all_resident ? room_bytes - needs.any : 0, plan);
+  place_spares(groups, needs.largest_any, plan);
   predict(groups, rates, plan);
   return plan;
 }

@@ -56,7 +56,7 @@ struct Rates {
 
 struct GroupPlacement {
   Placement placement = Placement::kStreamed;
-  /// Start of its place in the arena, for streamed groups.
+  /// Start of its place in the arena: of a streamed group, or of a resident one that gives way.
   std::uint64_t offset_bytes = 0;
 };
 
@@ -66,6 +66,9 @@ struct Plan {
   std::uint64_t budget_bytes = 0;
   std::uint64_t resident_bytes = 0;
   std::uint64_t arena_bytes = 0;
+  /// The arena in which residents that give way compute: the same, or, where nothing is streamed,
+  /// one that the largest of them fits. A resident that is larger does not give way.
+  std::uint64_t spare_arena_bytes = 0;
   /// Bytes of the streamed groups' places, alignment included: what one pass moves, but for that.
   std::uint64_t streamed_bytes = 0;
   std::uint64_t on_demand_bytes = 0;

@@ -187,5 +187,29 @@ TEST(Planner, SmallGroupsAreNotStreamedBesideLargeOnes) {
   }
 }
 
+/// What gives way goes into the arena, beside the group before it where both fit.
+TEST(PlannerSpares, ResidentsHaveAPlaceInTheArena) {
+  for (std::uint64_t room = 2; room <= 9; ++room) {
+    const std::vector<GroupFootprint> groups = equal_groups(10, kBlock);
+    const Plan plan = make_plan(groups, room * kBlock, {});
+    EXPECT_EQ(plan.spare_arena_bytes, plan.arena_bytes);
+    for (std::size_t i = 0; i < 10; ++i) {
+      EXPECT_LE(plan.groups[i].offset_bytes + kBlock, plan.spare_arena_bytes) << i;
+      EXPECT_EQ(plan.groups[i].offset_bytes % kGroupAlignment, 0U);
+      if (i == 0 || plan.groups[i].placement != Placement::kResident) continue;
+      if (plan.spare_arena_bytes < 2 * kBlock) continue;
+      EXPECT_NE(plan.groups[i].offset_bytes, plan.groups[i - 1].offset_bytes) << i;
+    }
+  }
+}
+
+TEST(PlannerSpares, WhereNothingIsStreamedTheArenaFitsTheLargest) {
+  std::vector<GroupFootprint> groups = equal_groups(5, kBlock);
+  groups[2].size_bytes = 3 * kBlock;
+  const Plan plan = make_plan(groups, 100 * kBlock, {});
+  EXPECT_EQ(plan.arena_bytes, 0U);
+  EXPECT_EQ(plan.spare_arena_bytes, 3 * kBlock);
+}
+
 }  // namespace
 }  // namespace tensorstream
