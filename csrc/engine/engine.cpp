@@ -38,26 +38,41 @@ std::vector<std::optional<GroupId>> group_of_tensors(const std::vector<Group>& g
   return result;
 }
 
-/// Takes the bytes that are neither group nor arena. Raises BudgetError where the groups' smallest
-/// plan does not fit beside them and what the budget's other users hold.
-Reservation reserve_fixed(Budget& budget, std::uint64_t fixed_bytes,
-                          std::span<const GroupFootprint> groups) {
-  const std::uint64_t others = budget.used_bytes();
+/// Raises BudgetError where the groups' smallest plan does not fit `limit_bytes` beside what is
+/// neither group nor arena and what the budget's other users hold. Returns what is left for groups.
+std::uint64_t bytes_for_groups(std::uint64_t limit_bytes, std::uint64_t fixed_bytes,
+                               std::uint64_t others, std::span<const GroupFootprint> groups) {
   const std::uint64_t smallest = smallest_budget_bytes(groups);
   const auto beside = checked_add(others, fixed_bytes);
   const auto needed = beside ? checked_add(*beside, smallest) : std::nullopt;
   if (!needed) throw ConfigError("the model's sizes add up to more than 2^64 bytes");
-  if (*beside != 0 && *needed > budget.limit_bytes()) {
+  if (*beside != 0 && *needed > limit_bytes) {
     throw BudgetError(
-        "budget of " + format_size(budget.limit_bytes()) + " (" +
-            std::to_string(budget.limit_bytes()) +
+        "budget of " + format_size(limit_bytes) + " (" + std::to_string(limit_bytes) +
             " bytes) is too small: the model's groups need at least " + std::to_string(smallest) +
             " bytes beside " + std::to_string(fixed_bytes) + " of buffers and " +
             std::to_string(others) + " that others hold; the smallest budget that works is " +
             std::to_string(*needed) + " bytes (" + format_size(*needed) + ")",
-        *needed, budget.limit_bytes());
+        *needed, limit_bytes);
   }
+  return limit_bytes - *beside;
+}
+
+Reservation reserve_fixed(Budget& budget, std::uint64_t fixed_bytes,
+                          std::span<const GroupFootprint> groups) {
+  static_cast<void>(
+      bytes_for_groups(budget.limit_bytes(), fixed_bytes, budget.used_bytes(), groups));
   return budget.reserve(fixed_bytes, "buffers and weights that stay in place");
+}
+
+// What else a forward may take of a budget where all weights fit, before they have to give way.
+constexpr std::uint64_t kRoomForActivations = 4_GiB;
+
+ResidentUse resident_use(const EngineOptions& options, const Plan& plan) {
+  const std::uint64_t room = std::min(plan.everything_fits_bytes, kRoomForActivations);
+  const bool roomy = plan.streamed_bytes == 0 && plan.on_demand_bytes == 0 &&
+                     plan.budget_bytes - plan.resident_bytes >= room;
+  return roomy ? ResidentUse::kSettled : options.residents;
 }
 
 Rates rates_for(const EngineOptions& options, const Device& device) {
@@ -87,24 +102,26 @@ Loading loading_of(Prefetch prefetch) noexcept {
 
 class Engine::State {
  public:
-  State(Device& on, std::shared_ptr<Budget> budget, ModelSpec model, const EngineOptions& options)
+  State(Device& on, std::shared_ptr<Budget> budget, ModelSpec model, const EngineOptions& opened)
       : device(on),
         pool(on, std::move(budget)),
+        options(opened),
         groups(std::move(model.groups)),
         group_of(group_of_tensors(groups, model.tensors.size())),
         sources(model.sources, std::move(model.tensors)),
         fixed(reserve_fixed(pool.budget(), options.fixed_bytes,
                             footprints(groups, sources.tensors()))),
-        plan(make_plan(footprints(groups, sources.tensors()), pool.budget().free_bytes(),
-                       rates_for(options, on))),
-        ram_budget(options.ram_budget),
-        homes(groups.size()),
-        resident_leases(groups.size()) {
+        homes(groups.size()) {
     if (options.piece_bytes == 0)
       throw ConfigError("EngineOptions::piece_bytes is 0; give the bytes that one read may move");
+    const Plan first = plan_for(pool.budget().limit_bytes());
+    offsets.resize(sources.tensors().size());
     for (const Group& group : groups) {
       layouts.push_back(lay_out(group, sources.tensors()));
       if (device.host_accessible()) lie_as_in_model(layouts.back(), group, sources.tensors());
+      for (std::size_t i = 0; i < group.tensors.size(); ++i) {
+        offsets[group.tensors[i]] = layouts.back().offsets_bytes[i];
+      }
     }
     if (!device.host_accessible()) {
       staging = std::make_unique<StagingRing>(
@@ -112,12 +129,43 @@ class Engine::State {
           StagingRingOptions{.piece_bytes = options.piece_bytes, .budget = options.ram_budget});
       transfers = device.create_stream();
     }
-    place_residents();
-    start_loader(options);
-    load_residents(options.piece_bytes);
+    make_loader();
+    follow(first);
   }
 
-  Placement placement(GroupId group) const { return plan.groups.at(group).placement; }
+  Plan current_plan() const {
+    const MutexLock lock(mutex);
+    return plan;
+  }
+
+  Plan plan_for(std::uint64_t limit_bytes) const {
+    const std::vector<GroupFootprint> sizes = footprints(groups, sources.tensors());
+    const std::uint64_t mine = fixed.size_bytes() + (loader ? loader->held_bytes() : 0);
+    const std::uint64_t others = pool.budget().used_bytes() - mine;
+    return make_plan(sizes, bytes_for_groups(limit_bytes, fixed.size_bytes(), others, sizes),
+                     rates_for(options, device));
+  }
+
+  /// Which groups a plan settles.
+  std::vector<bool> settled_by(const Plan& wanted) const {
+    const bool leased = resident_use(options, wanted) == ResidentUse::kLeased;
+    std::vector<bool> result;
+    for (GroupId group = 0; group < groups.size(); ++group) {
+      const bool may_go =
+          leased && groups[group].residency == Residency::kAny && layouts[group].size_bytes != 0;
+      result.push_back(!may_go && wanted.groups[group].placement == Placement::kResident);
+    }
+    return result;
+  }
+
+  /// Brings the groups to the places of a plan that fits the budget.
+  void follow(const Plan& wanted) {
+    {
+      const MutexLock lock(mutex);
+      plan = wanted;
+    }
+    loader->arrange(wanted, resident_use(options, wanted));
+  }
 
   const TensorSpec& tensor(TensorId id) const {
     if (id >= sources.tensors().size())
@@ -125,11 +173,21 @@ class Engine::State {
     return sources.tensors()[id];
   }
 
-  /// Device bytes of a resident tensor; null for any other.
-  const std::byte* resident_bytes_of(TensorId id) const { return resident_places[id]; }
+  /// Start of a tensor of a group that has a place; null for any other.
+  std::byte* place(TensorId id) const {
+    const std::optional<GroupId> group = group_of[id];
+    if (!group) return nullptr;
+    if (loader->where(*group) == Where::kSource) {
+      return const_cast<std::byte*>(sources.address(id));
+    }
+    std::byte* const base = loader->place(*group);
+    return base == nullptr ? nullptr : base + offsets[id];
+  }
+
+  bool settled(TensorId id) const { return group_of[id] && loader->settled(*group_of[id]); }
 
   void read(TensorId id, std::uint64_t offset_bytes, std::span<std::byte> out) {
-    const std::byte* const bytes = resident_bytes_of(id);
+    const std::byte* const bytes = settled(id) ? place(id) : nullptr;
     if (bytes != nullptr && transfers != nullptr) {
       transfers->copy_to_host(out.data(), bytes + offset_bytes, out.size());
       transfers->synchronize();
@@ -137,6 +195,23 @@ class Engine::State {
       if (!out.empty()) std::memcpy(out.data(), bytes + offset_bytes, out.size());
     } else {
       sources.read(id, offset_bytes, out);
+    }
+  }
+
+  /// Makes what the device's memory of a settled tensor holds its source, where the source has
+  /// something else.
+  void keep_written(TensorId id) {
+    const TensorSpec& spec = tensor(id);
+    const auto now = std::make_shared<std::vector<std::byte>>(spec.size_bytes);
+    read(id, 0, *now);
+    std::vector<std::byte> piece(std::min<std::uint64_t>(spec.size_bytes, 1_MiB));
+    for (std::uint64_t done = 0; done < spec.size_bytes; done += piece.size()) {
+      const std::span<std::byte> part =
+          std::span(piece).first(std::min<std::uint64_t>(piece.size(), spec.size_bytes - done));
+      sources.read(id, done, part);
+      if (std::memcmp(part.data(), now->data() + done, part.size()) == 0) continue;
+      sources.replace(id, create_memory_reader("memory of '" + spec.name + "'", *now, now));
+      return;
     }
   }
 
@@ -148,16 +223,13 @@ class Engine::State {
   // Constant after construction.
   Device& device;
   Pool pool;
+  const EngineOptions options;
   const std::vector<Group> groups;
   const std::vector<std::optional<GroupId>> group_of;  // by TensorId
   SourceTable sources;
   const Reservation fixed;
-  const Plan plan;
-  std::vector<GroupLayout> layouts;               // by GroupId
-  std::vector<const std::byte*> resident_places;  // by TensorId
-  Reservation in_place;                           // residents that stay where a RAM source has them
-  Block residents;
-  const std::shared_ptr<Budget> ram_budget;  // shared with other engines
+  std::vector<GroupLayout> layouts;    // by GroupId
+  std::vector<std::uint64_t> offsets;  // in the place of its group, by TensorId
   mutable Mutex mutex;
   // By GroupId, guarded by mutex; shared with loads. Before the loader: no load is the last to go.
   std::vector<std::shared_ptr<HostHome>> homes TS_GUARDED_BY(mutex);
@@ -167,81 +239,17 @@ class Engine::State {
   std::unique_ptr<Loader> loader;
 
   // Guarded by mutex.
+  Plan plan TS_GUARDED_BY(mutex);
   std::optional<Clock::time_point> first_use TS_GUARDED_BY(mutex);
-  std::vector<std::uint32_t> resident_leases TS_GUARDED_BY(mutex);  // by GroupId
-  std::uint64_t resident_acquires TS_GUARDED_BY(mutex) = 0;
   std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;
 
  private:
-  void place_residents() {
-    resident_places.resize(sources.tensors().size());
-    std::uint64_t copied = 0;
-    std::uint64_t kept = 0;
+  void make_loader() {
+    std::vector<LoadedGroup> loaded;
     for (GroupId group = 0; group < groups.size(); ++group) {
-      if (placement(group) != Placement::kResident) continue;
-      (stays_in_place(group) ? kept : copied) += layouts[group].size_bytes;
+      loaded.push_back({group, groups[group].tensors, layouts[group], groups[group].residency});
     }
-    in_place = pool.budget().reserve(kept, "resident weights that are in RAM already");
-    residents = pool.allocate(copied, kGroupAlignment, "resident weights");
-    std::uint64_t offset = 0;
-    for (GroupId group = 0; group < groups.size(); ++group) {
-      if (placement(group) != Placement::kResident) continue;
-      const bool stays = stays_in_place(group);
-      for (std::size_t i = 0; i < groups[group].tensors.size(); ++i) {
-        const TensorId id = groups[group].tensors[i];
-        resident_places[id] = stays ? sources.address(id)
-                                    : residents.data() + offset + layouts[group].offsets_bytes[i];
-      }
-      if (!stays) offset += layouts[group].size_bytes;
-    }
-  }
-
-  bool stays_in_place(GroupId group) const {
-    if (!device.host_accessible()) return false;
-    for (const TensorId id : groups[group].tensors) {
-      if (sources.address(id) == nullptr) return false;
-    }
-    return true;
-  }
-
-  void load_residents(std::uint64_t piece_bytes) {
-    if (residents.size_bytes() == 0) return;
-    device.caller_stream().set_access(residents.data(), residents.size_bytes(), Access::kReadWrite);
-    for (GroupId group = 0; group < groups.size(); ++group) {
-      if (placement(group) != Placement::kResident || stays_in_place(group)) continue;
-      for (const TensorId id : groups[group].tensors) load_resident(id, piece_bytes);
-    }
-    if (transfers != nullptr) transfers->synchronize();
-  }
-
-  void load_resident(TensorId id, std::uint64_t piece_bytes) {
-    auto* target = const_cast<std::byte*>(resident_places[id]);
-    if (transfers == nullptr) return sources.read(id, 0, {target, tensor(id).size_bytes});
-    Load load(0, Load::Reads::kStaged);
-    for (const BoundExtent& extent : sources.extents(id)) {
-      load.add(extent, target, piece_bytes);
-      target += extent.size_bytes;
-    }
-    for (const Load::Copy& copy : load.copies()) {
-      transfers->copy_to_device(copy.target.data(), copy.source, copy.target.size());
-    }
-    load.read_through(*staging, *transfers);
-    if (const std::exception_ptr error = load.error()) std::rethrow_exception(error);
-    // The readers go with the load: what is copied straight from them has to be done.
-    if (!load.copies().empty()) transfers->synchronize();
-  }
-
-  void start_loader(const EngineOptions& options) {
-    std::vector<StreamedGroup> streamed;
-    for (GroupId group = 0; group < groups.size(); ++group) {
-      if (placement(group) != Placement::kStreamed) continue;
-      streamed.push_back(
-          {group, groups[group].tensors, layouts[group], plan.groups[group].offset_bytes});
-    }
-    if (streamed.empty()) return;
-    Block arena = pool.allocate(plan.arena_bytes, kGroupAlignment, "the arena of streamed weights");
-    loader = std::make_unique<Loader>(device, sources, std::move(arena), staging.get(),
-                                      std::move(streamed), options);
+    loader = std::make_unique<Loader>(pool, sources, staging.get(), std::move(loaded), options);
   }
 };
 
@@ -251,59 +259,64 @@ Engine::Engine(Device& device, std::shared_ptr<Budget> budget, ModelSpec model,
 
 Engine::~Engine() = default;
 
-const Plan& Engine::plan() const noexcept { return state_->plan; }
+Plan Engine::plan() const { return state_->current_plan(); }
 const std::vector<Group>& Engine::groups() const noexcept { return state_->groups; }
+std::uint32_t Engine::place_number(GroupId group) const {
+  return state_->loader->place_number(group);
+}
+bool Engine::settled(GroupId group) const { return state_->loader->settled(group); }
 
 std::vector<TensorPlace> Engine::places(GroupId group) const {
   const State& state = *state_;
   std::vector<TensorPlace> result;
-  const Placement placement = state.placement(group);
-  if (placement == Placement::kOnDemand) return result;
-  for (std::size_t i = 0; i < state.groups[group].tensors.size(); ++i) {
-    const TensorId id = state.groups[group].tensors[i];
-    std::byte* const data =
-        placement == Placement::kResident
-            ? const_cast<std::byte*>(state.resident_bytes_of(id))
-            : state.loader->place(group) + state.layouts[group].offsets_bytes[i];
-    result.push_back({id, data, state.tensor(id).size_bytes});
+  if (state.loader->where(group) == Where::kNowhere) return result;
+  for (const TensorId id : state.groups[group].tensors) {
+    result.push_back({id, state.place(id), state.tensor(id).size_bytes});
   }
   return result;
 }
 
-bool Engine::acquire(GroupId group, Stream& stream) {
+std::vector<bool> Engine::settled_under(std::uint64_t limit_bytes) const {
+  return state_->settled_by(state_->plan_for(limit_bytes));
+}
+
+void Engine::set_budget(std::uint64_t limit_bytes) {
   State& state = *state_;
-  state.note_use();
-  switch (state.placement(group)) {
-    case Placement::kResident: {
-      const MutexLock lock(state.mutex);
-      ++state.resident_acquires;
-      ++state.resident_leases[group];
-      return true;
+  Budget& budget = state.pool.budget();
+  const Plan plan = state.plan_for(limit_bytes);
+  state.loader->check_unleased();
+  const std::vector<bool> stays = state.settled_by(plan);
+  for (GroupId group = 0; group < state.groups.size(); ++group) {
+    if (stays[group] || !state.loader->settled(group)) continue;
+    for (const TensorId id : state.groups[group].tensors) {
+      state.keep_written(id);  // guard: written-resident
     }
-    case Placement::kStreamed:
-      return state.loader->acquire(group, stream);
-    case Placement::kOnDemand:
-      return false;
   }
-  return false;
+  if (limit_bytes > budget.limit_bytes()) static_cast<void>(budget.try_set_limit(limit_bytes));
+  state.follow(plan);
+  if (!budget.try_set_limit(limit_bytes)) {
+    throw BudgetError("budget: others hold so much of it that it cannot be lowered to " +
+                          format_size(limit_bytes) + "; " + format_size(budget.used_bytes()) +
+                          " are in use",
+                      budget.used_bytes(), limit_bytes);
+  }
 }
 
-void Engine::release(GroupId group, Stream& stream) {
-  State& state = *state_;
-  if (state.placement(group) == Placement::kStreamed) return state.loader->release(group, stream);
-  const MutexLock lock(state.mutex);
-  if (state.resident_leases[group] == 0) {
-    throw LeaseError("group '" + state.groups[group].name + "' is released but not leased");
-  }
-  --state.resident_leases[group];
+std::uint64_t Engine::give_way(std::uint64_t wanted_bytes) {
+  return state_->loader->give_way(wanted_bytes);
+}
+std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
+  return state_->loader->take_back(spared_bytes);
 }
 
-void Engine::release_all(Stream& stream) noexcept {
-  State& state = *state_;
-  if (state.loader) state.loader->release_all(stream);
-  const MutexLock lock(state.mutex);
-  std::fill(state.resident_leases.begin(), state.resident_leases.end(), 0U);
+bool Engine::acquire(GroupId group, Stream& stream) {
+  state_->note_use();
+  return state_->loader->acquire(group, stream);
 }
+
+void Engine::release(GroupId group, Stream& stream) { state_->loader->release(group, stream); }
+
+void Engine::release_all(Stream& stream) noexcept { state_->loader->release_all(stream); }
 
 void Engine::read_tensor(TensorId tensor, std::span<std::byte> out) {
   State& state = *state_;
@@ -362,7 +375,7 @@ void Engine::replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
   State& state = *state_;
   const TensorSpec& spec = state.tensor(tensor);
   const std::optional<GroupId> group = state.group_of[tensor];
-  if (state.resident_bytes_of(tensor) != nullptr) {  // guard: replaced-resident
+  if (state.settled(tensor)) {  // guard: replaced-resident
     throw ConfigError("tensor '" + spec.name + "' is resident: write to it in its place");
   }
   std::vector<BoundExtent> replaced;  // goes after every lock
@@ -370,7 +383,7 @@ void Engine::replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
     replaced = state.sources.replace(
         tensor, create_memory_reader("memory of '" + spec.name + "'", bytes, std::move(owner)));
   };
-  if (group && state.placement(*group) == Placement::kStreamed) {
+  if (group) {
     state.loader->change(*group, replace);
   } else {
     replace();
@@ -379,7 +392,7 @@ void Engine::replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
 
 void Engine::bring_home(GroupId group) {
   State& state = *state_;
-  if (state.device.host_accessible() || state.placement(group) == Placement::kResident) return;
+  if (state.device.host_accessible() || state.loader->settled(group)) return;
   {
     const MutexLock lock(state.mutex);
     if (state.homes[group] != nullptr) return;
@@ -390,7 +403,7 @@ void Engine::bring_home(GroupId group) {
   from.reserve(moved.tensors.size());
   for (const TensorId tensor : moved.tensors) from.push_back(state.sources.extents(tensor));
   const std::shared_ptr<HostHome> home =
-      make_home(state.device, moved, layout, state.sources, {.budget = state.ram_budget});
+      make_home(state.device, moved, layout, state.sources, {.budget = state.options.ram_budget});
   for (std::size_t i = 0; i < moved.tensors.size(); ++i) {
     const std::uint64_t size_bytes = state.tensor(moved.tensors[i]).size_bytes;
     // One that was written to meanwhile stays where it is.
@@ -416,22 +429,18 @@ std::byte* Engine::home_address(TensorId tensor) const {
 void Engine::note_write(TensorId tensor, Stream& stream) {
   State& state = *state_;
   const std::optional<GroupId> group = state.group_of[tensor];
-  if (group && state.placement(*group) == Placement::kStreamed) {
-    state.loader->note_write(*group, stream);
-  }
+  if (group) state.loader->note_write(*group, stream);
 }
 
 Statistics Engine::statistics() const {
   State& state = *state_;
   Statistics result;
   result.budget_bytes = state.pool.budget().limit_bytes();
-  result.held_bytes = state.fixed.size_bytes() + state.plan.resident_bytes + state.plan.arena_bytes;
-  result.peak_held_bytes = result.held_bytes;  // taken when it was opened, kept until it ends
   result.source_ram_bytes = state.sources.ram_bytes();
-  if (state.loader) state.loader->add_to(result);
+  state.loader->add_to(result);
+  result.held_bytes += state.fixed.size_bytes();
+  result.peak_held_bytes += state.fixed.size_bytes();
   const MutexLock lock(state.mutex);
-  result.acquires += state.resident_acquires;
-  result.hits += state.resident_acquires;
   result.on_demand_bytes = state.on_demand_bytes;
   for (const std::shared_ptr<HostHome>& home : state.homes) {
     if (home != nullptr) result.pinned_bytes += home->pinned_bytes();

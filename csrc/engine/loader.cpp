@@ -1,7 +1,6 @@
 #include "engine/loader.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "base/log.h"
@@ -19,64 +18,61 @@ namespace {
 constexpr std::uint32_t kLoadsInFlight = 2;
 // How far ahead the order is asked.
 constexpr std::size_t kLookAhead = 64;
-// How long a caller waits for a load before it asks whether its device still works.
-constexpr std::chrono::milliseconds kHealthCheck{500};
 // Bytes of the groups that come next which the disk is asked for: enough to keep it busy while a
 // group computes.
 constexpr std::uint64_t kReadAheadBytes = 64_MiB;
 
-std::vector<GroupId> ids_of(const std::vector<StreamedGroup>& groups) {
-  std::vector<GroupId> ids;
-  ids.reserve(groups.size());
-  for (const StreamedGroup& group : groups) ids.push_back(group.id);
-  return ids;
-}
-
 }  // namespace
 
-Loader::Loader(Device& device, const SourceTable& sources, Block arena, StagingRing* staging,
-               std::vector<StreamedGroup> groups, const EngineOptions& options)
-    : device_(device),
+Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging,
+               std::vector<LoadedGroup> groups, const EngineOptions& options)
+    : pool_(pool),
+      device_(pool.device()),
       sources_(sources),
       options_(options),
-      prefetch_(resolve_prefetch(options.prefetch, compute_place(device))),
+      prefetch_(resolve_prefetch(options.prefetch, compute_place(device_))),
       staging_(staging),
-      arena_(std::move(arena)),
-      streamed_(ids_of(groups)),
-      order_(streamed_),
-      copy_stream_(device.create_stream()) {
-  for (StreamedGroup& group : groups) {
+      order_({}),
+      copy_stream_(device_.create_stream()) {
+  for (LoadedGroup& group : groups) {
     auto slot = std::make_unique<Slot>();
     slot->loaded = device_.create_event();
     slot->last_use = device_.create_event();
     slot->written = device_.create_event();
-    const GroupId id = group.id;
     slot->group = std::move(group);
-    if (slots_.size() <= id) slots_.resize(id + 1);
-    slots_[id] = std::move(slot);
+    slots_.push_back(std::move(slot));
   }
-  thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
 }
 
 Loader::~Loader() {
-  thread_.request_stop();
-  {
-    const MutexLock lock(mutex_);
-    work_.notify_all();
+  if (thread_.joinable()) {
+    thread_.request_stop();
+    {
+      const MutexLock lock(mutex_);
+      work_.notify_all();
+    }
+    thread_.join();
   }
-  thread_.join();
   if (staging_ != nullptr) staging_->drain();  // it may know copies of the stream that goes
-  // Callbacks of loads under way use this object, copies write into the arena, and work that was
-  // enqueued before a release still reads from it.
+  // Callbacks of loads under way use this object, copies write into the places, and work that was
+  // enqueued before a release still reads from them.
   copy_stream_->synchronize();
-  for (const GroupId group : streamed_) {
-    slot_of(group).last_use->synchronize();  // guard: wait-before-freeing
+  for (const auto& slot : slots_) {
+    slot->last_use->synchronize();  // guard: wait-before-freeing
   }
 }
 
 bool Loader::acquire(GroupId group, Stream& stream) {
   Slot& slot = slot_of(group);
   MutexLock lock(mutex_);
+  while (arranging_) changed_.wait(lock);
+  if (slot.where == Where::kNowhere) return false;
+  if (slot.settled) {
+    ++slot.leases;
+    ++counted_.acquires;
+    ++counted_.hits;
+    return true;
+  }
   if (slot.leases == 0 && leased_overlap(slot)) return false;  // guard: leased-overlap
   count_acquire(slot);
   ++slot.leases;  // from here on nothing evicts it
@@ -108,17 +104,25 @@ bool Loader::acquire(GroupId group, Stream& stream) {
 std::exception_ptr Loader::wait_until_usable(const Slot& slot, MutexLock& lock) {
   while (!usable(slot) && slot.content != Content::kFailed) {
     if (changed_.wait_for(lock, kHealthCheck)) continue;
-    mutex_.unlock();
-    std::exception_ptr lost;
     try {
-      static_cast<void>(slot.loaded->complete());
+      check_health(*slot.loaded);
     } catch (...) {  // acquire() raises it
-      lost = std::current_exception();
+      return std::current_exception();
     }
-    mutex_.lock();
-    if (lost) return lost;
   }
   return slot.content == Content::kFailed ? slot.error : nullptr;
+}
+
+void Loader::check_health(const Event& event) {
+  mutex_.unlock();
+  std::exception_ptr lost;
+  try {
+    static_cast<void>(event.complete());
+  } catch (...) {
+    lost = std::current_exception();
+  }
+  mutex_.lock();
+  if (lost) std::rethrow_exception(lost);
 }
 
 void Loader::demand(Slot& slot) {
@@ -162,13 +166,13 @@ void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
 }
 
 // The slot is leased: nothing but the order of streams is still to be kept.
-std::exception_ptr Loader::hand_out(Slot& slot, Stream& stream, const Stream* last_stream) const {
+std::exception_ptr Loader::hand_out(Slot& slot, Stream& stream, const Stream* last_stream) {
   try {
     stream.wait(*slot.loaded);  // guard: wait-for-copy
     if (last_stream != nullptr && last_stream != &stream) {
       stream.wait(*slot.last_use);  // guard: wait-between-streams
     }
-    stream.set_access(place(slot.group.id), slot.group.layout.size_bytes, Access::kReadWrite);
+    stream.set_access(slot.data, slot.group.layout.size_bytes, Access::kReadWrite);
   } catch (...) {  // acquire() raises it
     return std::current_exception();
   }
@@ -207,11 +211,16 @@ void Loader::release(GroupId group, Stream& stream) {
   if (slot.leases == 0) {  // guard: lease-check
     throw LeaseError("group '" + std::to_string(group) + "' is released but not leased");
   }
+  if (slot.settled) {
+    --slot.leases;
+    return;
+  }
   if (slot.leases == 1) {  // guard: access-rights
-    stream.set_access(place(group), slot.group.layout.size_bytes, Access::kNone);
+    stream.set_access(slot.data, slot.group.layout.size_bytes, Access::kNone);
   }
   stream.record(*slot.last_use);
   slot.last_stream = &stream;
+  slot.last_used = ++uses_;
   --slot.leases;
   wake_if_needed();
 }
@@ -219,15 +228,18 @@ void Loader::release(GroupId group, Stream& stream) {
 void Loader::release_all(Stream& stream) noexcept {
   try {
     const MutexLock lock(mutex_);
-    for (const GroupId group : streamed_) {
-      Slot& slot = slot_of(group);
+    for (const auto& owned : slots_) {
+      Slot& slot = *owned;
       if (slot.leases == slot.waiting) continue;
-      const std::uint64_t size_bytes = slot.group.layout.size_bytes;
-      if (slot.waiting == 0) {
-        stream.set_access(place(group), size_bytes, Access::kNone);  // guard: access-rights
+      if (!slot.settled) {
+        const std::uint64_t size_bytes = slot.group.layout.size_bytes;
+        if (slot.waiting == 0) {
+          stream.set_access(slot.data, size_bytes, Access::kNone);  // guard: access-rights
+        }
+        stream.record(*slot.last_use);
+        slot.last_stream = &stream;
+        slot.last_used = ++uses_;
       }
-      stream.record(*slot.last_use);
-      slot.last_stream = &stream;
       slot.leases = slot.waiting;  // who still waits for its lease gets it
     }
     order_.restart();
@@ -259,17 +271,20 @@ void Loader::note_write(GroupId group, Stream& stream) {
   });
 }
 
-std::byte* Loader::place(GroupId group) const {
-  return arena_.data() + slot_of(group).group.offset_bytes;
-}
-
 void Loader::add_to(Statistics& statistics) const {
   const MutexLock lock(mutex_);
+  statistics.held_bytes += held();
+  statistics.peak_held_bytes += counted_.peak_held_bytes;
+  statistics.gave_way += counted_.gave_way;
+  for (const auto& slot : slots_) {
+    const bool away = slot->where == Where::kArena || slot->where == Where::kNowhere;
+    if (slot->resident && away) statistics.given_way_bytes += slot->group.layout.size_bytes;
+  }
   statistics.acquires += counted_.acquires;
   statistics.hits += counted_.hits;
   statistics.partial_hits += counted_.partial_hits;
   statistics.misses += counted_.misses;
-  statistics.surprises += order_.surprises();
+  statistics.surprises += counted_.surprises + order_.surprises();
   statistics.loads += counted_.loads;
   statistics.streamed_bytes += counted_.streamed_bytes;
   statistics.streamed_ram_bytes += counted_.streamed_ram_bytes;
@@ -281,8 +296,9 @@ void Loader::add_to(Statistics& statistics) const {
 void Loader::run(const std::stop_token& stop) {
   MutexLock lock(mutex_);
   while (!stop.stop_requested()) {
-    std::optional<GroupId> group = next_demanded();
-    if (!group) group = next_prefetch();
+    std::optional<GroupId> group;
+    if (!arranging_) group = next_demanded();
+    if (!arranging_ && !group) group = next_prefetch();
     if (!group) {
       dirty_ = false;
       while (!dirty_ && !stop.stop_requested()) work_.wait(lock);
@@ -344,6 +360,7 @@ std::optional<GroupId> Loader::find_prefetch() const {
   std::vector<const Slot*> sooner;
   for (const GroupId group : order_.upcoming(ahead)) {
     const Slot& slot = slot_of(group);
+    if (slot.where == Where::kNowhere) continue;
     if (slot.content == Content::kEmpty) {
       const auto needed = [&](const Slot* other) { return overlap(slot, *other); };
       if (leased_overlap(slot)) return std::nullopt;  // guard: prefetch-over-lease
@@ -371,23 +388,11 @@ void Loader::read_ahead() {
   }
 }
 
-bool Loader::overlap(const Slot& a, const Slot& b) {
-  return a.group.offset_bytes < b.group.offset_bytes + b.group.layout.size_bytes &&
-         b.group.offset_bytes < a.group.offset_bytes + a.group.layout.size_bytes;
-}
-
-bool Loader::leased_overlap(const Slot& slot) const {
-  return std::any_of(streamed_.begin(), streamed_.end(), [&](GroupId group) {
-    const Slot& other = slot_of(group);
-    return &other != &slot && other.leases != 0 && overlap(slot, other);
-  });
-}
-
 Loader::Issue Loader::issue(Slot& slot) {
   slot.asked_for = false;
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
   Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}};
-  std::byte* const base = place(slot.group.id);
+  std::byte* const base = slot.data;
   for (std::size_t i = 0; i < slot.group.tensors.size(); ++i) {
     std::byte* target = base + slot.group.layout.offsets_bytes[i];
     for (const BoundExtent& extent : sources_.extents(slot.group.tensors[i])) {
@@ -424,10 +429,10 @@ void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
     stream.wait(*other->last_use);  // guard: wait-for-last-reader
   }
   for (const Slot* other : issue.stale) {
-    stream.poison(place(other->group.id), other->group.layout.size_bytes);
+    stream.poison(other->data, other->group.layout.size_bytes);
   }
   stream.wait(*slot.last_use);  // guard: wait-for-own-reader
-  std::byte* const data = place(slot.group.id);
+  std::byte* const data = slot.data;
   stream.set_access(data, slot.group.layout.size_bytes, Access::kReadWrite);
   stream.poison(data, slot.group.layout.size_bytes);
   load->start();

@@ -1,6 +1,8 @@
-// Loader: brings streamed groups into the arena, ahead of their use or for whoever uses them.
+// Loader: brings groups into their places, ahead of their use or for whoever uses them, and moves
+// those places as the budget asks.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -25,27 +27,59 @@
 
 namespace tensorstream {
 
-/// A group that the loader streams.
-struct StreamedGroup {
+/// A group, as the loader needs it.
+struct LoadedGroup {
   GroupId id = 0;
   std::vector<TensorId> tensors;
   GroupLayout layout;
-  std::uint64_t offset_bytes = 0;  // of its place in the arena
+  Residency residency = Residency::kAny;
 };
 
-/// Owns the arena, what is in it, and who leases it. Thread-safe. The device and the source table
-/// outlive it.
+/// Where a group's bytes are while it is used.
+enum class Where {
+  /// Nowhere: it is read on demand, or its place could not be had.
+  kNowhere,
+  /// In the arena, which it shares.
+  kArena,
+  /// In memory of its own.
+  kOwn,
+  /// Where its sources, all of them RAM of a device that is the host, have them.
+  kSource,
+};
+
+/// Owns the groups' places, what is in them, and who leases them. Thread-safe. The pool and the
+/// source table outlive it.
+///
+/// A group that is resident has memory of its own. One that is *settled* stays there: its users
+/// need no lease. One that is not is leased at each use as a streamed group is, and may give way.
 class Loader {
  public:
-  /// `groups` are the streamed ones, in their planned order.
-  /// `staging` is null on a device that is the host; else it outlives the loader.
-  Loader(Device& device, const SourceTable& sources, Block arena, StagingRing* staging,
-         std::vector<StreamedGroup> groups, const EngineOptions& options);
+  /// `groups` by GroupId. None has a place until arrange(). `staging` is null on a device that is
+  /// the host; else it outlives the loader.
+  Loader(Pool& pool, const SourceTable& sources, StagingRing* staging,
+         std::vector<LoadedGroup> groups, const EngineOptions& options);
   ~Loader();
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
-  /// As Engine::acquire, for streamed groups.
+  /// Gives every group the place that `plan` says, and settles and loads residents: all of them, or
+  /// with ResidentUse::kLeased those that are no Residency::kAny. Raises LeaseError while a group
+  /// is leased, and changes nothing then; BudgetError where the device has no memory for some of
+  /// it, and what a settled group's load raised. Groups that found no place are nowhere then, those
+  /// that could not be read are not settled, and the rest works.
+  void arrange(const Plan& plan, ResidentUse residents);
+  /// Frees at least `wanted_bytes` of the budget, as far as there are residents that nobody leases
+  /// and that may give way; the ones whose next use is furthest first. Returns what it freed. They
+  /// are streamed from then on. Blocks until the work that uses them is done.
+  std::uint64_t give_way(std::uint64_t wanted_bytes);
+  /// Gives residents that gave way their own memory again while more than `spared_bytes` of the
+  /// budget stay free; they are loaded at their next use. Returns what it took. Blocks as
+  /// give_way() does.
+  std::uint64_t take_back(std::uint64_t spared_bytes);
+  /// Raises LeaseError while a group is leased.
+  void check_unleased() const;
+
+  /// As Engine::acquire.
   bool acquire(GroupId group, Stream& stream);
   void release(GroupId group, Stream& stream);
   void release_all(Stream& stream) noexcept;
@@ -54,14 +88,22 @@ class Loader {
   void change(GroupId group, const std::function<void()>& change);
   /// As change(), for bytes that work of `stream` has changed: later copies wait for that work.
   void note_write(GroupId group, Stream& stream);
-  /// Start of the group's place.
+  Where where(GroupId group) const;
+  bool settled(GroupId group) const;
+  /// Start of the group's place; null where it is nowhere or in its sources.
   std::byte* place(GroupId group) const;
+  /// Raised each time that the group's place moves.
+  std::uint32_t place_number(GroupId group) const;
+  /// Bytes of the budget that the groups' places take.
+  std::uint64_t held_bytes() const;
 
   /// Adds what the loader counted.
   void add_to(Statistics& statistics) const;
 
  private:
   struct Slot;
+  // How long a caller waits for a load before it asks whether its device still works.
+  static constexpr std::chrono::milliseconds kHealthCheck{500};
   enum class Content { kEmpty, kQueued, kIssued, kReady, kFailed };
 
   /// A load that is ready to be enqueued, and what it has to wait for.
@@ -72,7 +114,16 @@ class Loader {
   };
 
   struct Slot {
-    StreamedGroup group;
+    LoadedGroup group;
+    Where where = Where::kNowhere;
+    std::uint64_t offset_bytes = 0;  // in the arena, also of a resident that may give way
+    std::byte* data = nullptr;       // start of its place
+    Block own;                       // kOwn; empty for one in required_
+    Reservation in_source;           // kSource
+    std::uint32_t place_number = 0;
+    bool resident = false;        // by the plan: it comes back after it gave way
+    bool settled = false;         // in its place for as long as the plan holds
+    std::uint64_t last_used = 0;  // a number that grows with each lease that ends
     std::unique_ptr<Event> loaded;
     std::unique_ptr<Event> last_use;
     std::unique_ptr<Event> written;       // the last write by the device to the group's source
@@ -105,25 +156,52 @@ class Loader {
   static void settle(Slot& slot, const Load& load, const std::exception_ptr& error);
   static bool on_device(const Slot& slot);
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
+  void check_health(const Event& event) TS_REQUIRES(mutex_);
+  // In loader_places.cpp.
+  void check_unleased_locked() const TS_REQUIRES(mutex_);
+  void note_held() TS_REQUIRES(mutex_);
+  std::uint64_t held() const TS_REQUIRES(mutex_);
+  void begin_arranging(MutexLock& lock) TS_REQUIRES(mutex_);
+  void end_arranging() TS_REQUIRES(mutex_);
+  void quiesce(MutexLock& lock) TS_REQUIRES(mutex_);
+  void leave_places(const Plan& plan) TS_REQUIRES(mutex_);
+  void take_places(const Plan& plan) TS_REQUIRES(mutex_);
+  void place_required() TS_REQUIRES(mutex_);
+  void place_resident(Slot& slot) TS_REQUIRES(mutex_);
+  void place_in_arena(Slot& slot) TS_REQUIRES(mutex_);
+  void settle_residents(MutexLock& lock) TS_REQUIRES(mutex_);
+  void load_settled(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
+  void make_spare_arena() TS_REQUIRES(mutex_);
+  Slot* next_to_give_way() TS_REQUIRES(mutex_);
+  bool try_take_back(Slot& slot, std::uint64_t spared_bytes) TS_REQUIRES(mutex_);
+  bool is_leased(const Slot& slot) const TS_REQUIRES(mutex_);
+  bool lies_in_sources(const Slot& slot) const TS_REQUIRES(mutex_);
+  static void move(Slot& slot, Where where, std::byte* data);
   bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
-  std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream) const;
+  static std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream);
   void count_acquire(const Slot& slot) TS_REQUIRES(mutex_);
   static bool overlap(const Slot& a, const Slot& b);
   Slot& slot_of(GroupId group) const;
 
   // Constant after construction.
+  Pool& pool_;
   Device& device_;
   const SourceTable& sources_;
   const EngineOptions options_;
   const Prefetch prefetch_;  // resolved
   StagingRing* const staging_;
-  Block arena_;
-  std::vector<std::unique_ptr<Slot>> slots_;  // by GroupId; null for groups that are not streamed.
-                                              // What the slots hold is guarded by mutex_.
-  std::vector<GroupId> streamed_;
+  std::vector<std::unique_ptr<Slot>> slots_;  // by GroupId. What they hold is guarded by mutex_.
 
   // Guarded by mutex_.
   mutable Mutex mutex_;
+  Block arena_ TS_GUARDED_BY(mutex_);
+  std::uint64_t spare_arena_bytes_ TS_GUARDED_BY(mutex_) = 0;
+  Block required_ TS_GUARDED_BY(mutex_);  // of all groups that every plan has resident
+  // Groups that are leased at each use, in planned order.
+  std::vector<GroupId> streamed_ TS_GUARDED_BY(mutex_);
+  ResidentUse residents_ TS_GUARDED_BY(mutex_) = ResidentUse::kSettled;
+  bool arranging_ TS_GUARDED_BY(mutex_) = false;
+  std::uint64_t uses_ TS_GUARDED_BY(mutex_) = 0;
   OrderTable order_ TS_GUARDED_BY(mutex_);
   std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
   std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;

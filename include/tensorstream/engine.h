@@ -74,8 +74,20 @@ Prefetch resolve_prefetch(Prefetch prefetch, ComputePlace place) noexcept;
 /// What the planner needs to know of it. `prefetch` is resolved.
 Loading loading_of(Prefetch prefetch) noexcept;
 
+/// How residents are used.
+enum class ResidentUse {
+  /// Without leases: they stay where they are until set_budget(), and what is written there is
+  /// their value.
+  kSettled,
+  /// By leases, as streamed groups are: they may give way. Residency::kRequired and kByRows ones
+  /// are settled all the same, and all are where everything fits and the budget has room for as
+  /// much again, or 4 GiB: then nothing has to give way.
+  kLeased,
+};
+
 struct EngineOptions {
   Prefetch prefetch = Prefetch::kAdaptive;
+  ResidentUse residents = ResidentUse::kSettled;
   Rates rates;
   /// Bytes that the model keeps on the device besides its groups (buffers): charged to the budget.
   std::uint64_t fixed_bytes = 0;
@@ -86,9 +98,10 @@ struct EngineOptions {
 };
 
 /// Where one tensor of a group is while the group is leased or resident: `data` is device memory,
-/// valid from the moment the wait that acquire() enqueued is over until release(). The address
-/// never changes while the engine lives. On a host device a resident tensor that a RAM source owns
-/// stays where it is.
+/// valid from the moment the wait that acquire() enqueued is over until release(), and for a
+/// settled resident until set_budget(). The address stays the same until the group's place_number()
+/// changes: by set_budget(), where it gives way, and where it comes back. On a host device a
+/// resident tensor that a RAM source owns stays where it is.
 struct TensorPlace {
   TensorId tensor = 0;
   std::byte* data = nullptr;
@@ -107,10 +120,33 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  const Plan& plan() const noexcept;
+  /// The plan that the budget was last set to.
+  Plan plan() const;
   const std::vector<Group>& groups() const noexcept;
-  /// The places of a group's tensors, in the order of Group::tensors; empty for a group on demand.
+  /// The places of a group's tensors, in the order of Group::tensors; empty for a group that has
+  /// none now.
   std::vector<TensorPlace> places(GroupId group) const;
+  std::uint32_t place_number(GroupId group) const;
+  /// Whether the group is resident and used without leases.
+  bool settled(GroupId group) const;
+
+  /// Which groups set_budget() would settle, by GroupId. Raises BudgetError, with the smallest
+  /// budget that works for these groups, where `limit_bytes` is less.
+  std::vector<bool> settled_under(std::uint64_t limit_bytes) const;
+  /// Moves the ceiling of the engine's budget and gives every group its place by a new plan; what
+  /// the device's memory of settled residents holds, and their sources do not, is kept in RAM.
+  /// Nobody uses the engine meanwhile; views of places that change are void. Raises BudgetError,
+  /// and LeaseError while a group is leased, and changes nothing then; BudgetError and what a load
+  /// raises where the device or a source fails on the way: some groups have no place then, or are
+  /// not settled, and the engine stays usable.
+  void set_budget(std::uint64_t limit_bytes);
+  /// Frees at least `wanted_bytes` of the budget as far as leased residents can give way; returns
+  /// what it freed. They are streamed from then on. From any thread, at any time; blocks until work
+  /// that uses them is done.
+  std::uint64_t give_way(std::uint64_t wanted_bytes);
+  /// Gives residents that gave way memory of their own again where more than `spared_bytes` of the
+  /// budget stay free beside them; returns what it took. Blocks until enqueued work is done.
+  std::uint64_t take_back(std::uint64_t spared_bytes);
 
   /// Takes a lease of a streamed or resident group: work that `stream` is given after this call
   /// sees the group's bytes. Blocks the caller until the load is enqueued (done, where it can
@@ -138,14 +174,14 @@ class Engine {
   bool tensor_equals(TensorId tensor, std::span<const std::byte> bytes);
   /// From now on the tensor's bytes are those at `bytes`, which `owner` keeps alive: a write by the
   /// user, owned by host RAM. The next lease of its group sees them, also where the old ones were
-  /// loaded already. Not for a leased group (LeaseError) nor a resident one (ConfigError: its bytes
+  /// loaded already. Not for a leased group (LeaseError) nor a settled one (ConfigError: its bytes
   /// on the device are the truth).
   void replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
                       std::shared_ptr<const void> owner);
 
   /// Moves a group's bytes into pinned host memory of the engine, from where a device that is not
   /// the host loads them at the full rate of its link; their sources are let go. For groups that
-  /// are not resident; nothing happens on a host, or where the group is at home. Raises BudgetError
+  /// are not settled; nothing happens on a host, or where the group is at home. Raises BudgetError
   /// where host memory has no room, and IoError: the group is loaded from its sources then, slower.
   void bring_home(GroupId group);
   /// Where kernels see the tensor's bytes in its group's home, at its place in the layout; null

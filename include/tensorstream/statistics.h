@@ -11,6 +11,9 @@ struct Statistics {
   /// Device memory that the engine holds now, and the most it ever held.
   std::uint64_t held_bytes = 0;
   std::uint64_t peak_held_bytes = 0;
+  /// Bytes of residents that gave way and have not come back, and how many groups ever did.
+  std::uint64_t given_way_bytes = 0;
+  std::uint64_t gave_way = 0;
   /// Weight bytes owned by host RAM (made at loading, or written by the user) and not by a file.
   /// Outside the budget on devices that are not the host.
   std::uint64_t source_ram_bytes = 0;

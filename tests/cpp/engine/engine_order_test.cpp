@@ -101,8 +101,8 @@ class Walk {
   }
 
   bool share_bytes(GroupId a, GroupId b) const {
-    const GroupPlacement& of_a = engine_.plan().groups[a];
-    const GroupPlacement& of_b = engine_.plan().groups[b];
+    const GroupPlacement of_a = engine_.plan().groups[a];
+    const GroupPlacement of_b = engine_.plan().groups[b];
     return of_a.placement == Placement::kStreamed && of_b.placement == Placement::kStreamed &&
            of_a.offset_bytes < of_b.offset_bytes + sizes_[b].size_bytes &&
            of_b.offset_bytes < of_a.offset_bytes + sizes_[a].size_bytes;

@@ -209,7 +209,8 @@ TEST(EngineStatisticsAhead, EachUseNeedsOneLoad) {
         open_engine(*device, spec, 3 * smallest_budget_of(spec), with_prefetch(prefetch));
     ASSERT_EQ(engine->plan().exposed_loads, 0U);
     std::uint64_t streamed = 0;
-    for (const GroupPlacement& group : engine->plan().groups) {
+    const Plan plan = engine->plan();
+    for (const GroupPlacement& group : plan.groups) {
       streamed += group.placement == Placement::kStreamed ? 1U : 0U;
     }
     ASSERT_GT(streamed, 2U);

@@ -1,0 +1,358 @@
+// Where the loader's groups are: by a plan, and as residents give way and come back.
+#include <algorithm>
+#include <utility>
+
+#include "engine/loader.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+
+Where Loader::where(GroupId group) const {
+  const MutexLock lock(mutex_);
+  return slot_of(group).where;
+}
+
+bool Loader::settled(GroupId group) const {
+  const MutexLock lock(mutex_);
+  return slot_of(group).settled;
+}
+
+std::byte* Loader::place(GroupId group) const {
+  const MutexLock lock(mutex_);
+  return slot_of(group).data;
+}
+
+std::uint32_t Loader::place_number(GroupId group) const {
+  const MutexLock lock(mutex_);
+  return slot_of(group).place_number;
+}
+
+std::uint64_t Loader::held_bytes() const {
+  const MutexLock lock(mutex_);
+  return held();
+}
+
+std::uint64_t Loader::held() const {
+  std::uint64_t held = arena_.size_bytes() + required_.size_bytes();
+  for (const auto& slot : slots_) held += slot->own.size_bytes() + slot->in_source.size_bytes();
+  return held;
+}
+
+void Loader::note_held() { counted_.peak_held_bytes = std::max(counted_.peak_held_bytes, held()); }
+
+void Loader::check_unleased() const {
+  const MutexLock lock(mutex_);
+  check_unleased_locked();
+}
+
+void Loader::check_unleased_locked() const {
+  for (const auto& slot : slots_) {
+    if (slot->leases == 0) continue;  // guard: arranged-while-leased
+    throw LeaseError("group " + std::to_string(slot->group.id) +
+                     " is in use: groups find other places between forwards alone");
+  }
+}
+
+void Loader::arrange(const Plan& plan, ResidentUse residents) {
+  MutexLock lock(mutex_);
+  while (arranging_) changed_.wait(lock);
+  check_unleased_locked();
+  begin_arranging(lock);
+  residents_ = residents;
+  const Statistics counted = counted_;  // what is settled is not streamed
+  std::exception_ptr error;
+  try {
+    leave_places(plan);
+    take_places(plan);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  try {
+    settle_residents(lock);
+  } catch (...) {
+    if (!error) error = std::current_exception();
+  }
+  counted_ = counted;
+  note_held();
+  counted_.surprises += order_.surprises();
+  streamed_.clear();
+  for (const auto& slot : slots_) {
+    if (!slot->settled && slot->where != Where::kNowhere) streamed_.push_back(slot->group.id);
+  }
+  order_ = OrderTable(streamed_);
+  end_arranging();
+  if (error) std::rethrow_exception(error);
+  if (!thread_.joinable() && !streamed_.empty()) {
+    thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
+  }
+}
+
+// From here on nothing is loaded and nobody is given a lease.
+void Loader::begin_arranging(MutexLock& lock) {
+  arranging_ = true;
+  try {
+    quiesce(lock);
+  } catch (...) {
+    end_arranging();
+    throw;
+  }
+}
+
+void Loader::end_arranging() {
+  arranging_ = false;
+  changed_.notify_all();
+  wake_if_needed();
+}
+
+// Until nothing that is enqueued uses any place. Without the lock, which callbacks need.
+void Loader::quiesce(MutexLock& lock) {
+  while (in_flight_ > 0) {
+    if (changed_.wait_for(lock, kHealthCheck)) continue;
+    for (const auto& slot : slots_) check_health(*slot->loaded);
+  }
+  mutex_.unlock();
+  std::exception_ptr error;
+  try {
+    copy_stream_->synchronize();
+    for (const auto& slot : slots_) slot->last_use->synchronize();  // guard: wait-before-moving
+  } catch (...) {
+    error = std::current_exception();
+  }
+  mutex_.lock();
+  if (error) std::rethrow_exception(error);
+}
+
+void Loader::move(Slot& slot, Where where, std::byte* data) {
+  slot.where = where;
+  slot.data = data;
+  ++slot.place_number;
+  slot.content = Content::kEmpty;
+  slot.load = nullptr;
+  slot.error = nullptr;
+}
+
+void Loader::leave_places(const Plan& plan) {
+  for (const auto& slot : slots_) {
+    const bool placed =
+        slot->where == Where::kOwn || (slot->where == Where::kSource && lies_in_sources(*slot));
+    const bool stays = placed && plan.groups[slot->group.id].placement == Placement::kResident;
+    if (stays) continue;
+    slot->settled = false;
+    move(*slot, Where::kNowhere, nullptr);
+    slot->own = {};
+    slot->in_source.release();
+  }
+  if (arena_.size_bytes() != plan.arena_bytes) arena_ = {};
+}
+
+void Loader::take_places(const Plan& plan) {
+  spare_arena_bytes_ = plan.spare_arena_bytes;
+  std::exception_ptr error;
+  const auto attempt = [&](const auto& take) {
+    try {
+      take();
+    } catch (const BudgetError&) {  // the others may find room
+      if (!error) error = std::current_exception();
+    }
+  };
+  attempt([&]() TS_REQUIRES(mutex_) {
+    if (arena_.size_bytes() != plan.arena_bytes) {
+      arena_ = pool_.allocate(plan.arena_bytes, kGroupAlignment, "the arena of streamed weights");
+    }
+  });
+  attempt([&]() TS_REQUIRES(mutex_) { place_required(); });
+  for (const auto& slot : slots_) {
+    const GroupPlacement& planned = plan.groups[slot->group.id];
+    slot->offset_bytes = planned.offset_bytes;
+    slot->resident = planned.placement == Placement::kResident;
+    if (planned.placement == Placement::kStreamed) place_in_arena(*slot);
+    if (!slot->resident || slot->where != Where::kNowhere) continue;
+    attempt([&]() TS_REQUIRES(mutex_) { place_resident(*slot); });
+    if (slot->where == Where::kNowhere) place_in_arena(*slot);
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+// In one piece: most of them are small, and none ever moves.
+void Loader::place_required() {
+  std::uint64_t size_bytes = 0;
+  std::vector<Slot*> placed;
+  for (const auto& slot : slots_) {
+    const bool required = slot->group.residency == Residency::kRequired;
+    if (!required || slot->where != Where::kNowhere || lies_in_sources(*slot)) continue;
+    placed.push_back(slot.get());
+    size_bytes += slot->group.layout.size_bytes;
+  }
+  if (placed.empty()) return;
+  required_ = pool_.allocate(size_bytes, kGroupAlignment, "resident weights");
+  std::byte* data = required_.data();
+  for (Slot* const slot : placed) {
+    move(*slot, Where::kOwn, data);
+    data += slot->group.layout.size_bytes;
+  }
+}
+
+void Loader::place_resident(Slot& slot) {
+  const std::uint64_t size_bytes = slot.group.layout.size_bytes;
+  if (lies_in_sources(slot)) {
+    slot.in_source = pool_.budget().reserve(size_bytes, "resident weights that are in RAM already");
+    move(slot, Where::kSource, nullptr);
+  } else {
+    slot.own = pool_.allocate(size_bytes, kGroupAlignment, "resident weights");
+    move(slot, Where::kOwn, slot.own.data());
+  }
+}
+
+// Nowhere, where it has no room.
+void Loader::place_in_arena(Slot& slot) {
+  const std::uint64_t size_bytes = slot.group.layout.size_bytes;
+  const bool fits =
+      size_bytes <= arena_.size_bytes() && slot.offset_bytes <= arena_.size_bytes() - size_bytes;
+  if (fits && size_bytes != 0) {
+    move(slot, Where::kArena, arena_.data() + slot.offset_bytes);
+  } else {
+    move(slot, Where::kNowhere, nullptr);
+  }
+}
+
+bool Loader::is_leased(const Slot& slot) const {
+  return residents_ == ResidentUse::kLeased && slot.group.residency == Residency::kAny &&
+         slot.group.layout.size_bytes != 0;
+}
+
+bool Loader::lies_in_sources(const Slot& slot) const {
+  if (!device_.host_accessible() || is_leased(slot)) return false;
+  return std::ranges::all_of(slot.group.tensors,
+                             [&](TensorId tensor) { return sources_.address(tensor) != nullptr; });
+}
+
+void Loader::settle_residents(MutexLock& lock) {
+  std::exception_ptr error;
+  for (const auto& slot : slots_) {
+    slot->settled =
+        !is_leased(*slot) && (slot->where == Where::kOwn || slot->where == Where::kSource);
+    if (!slot->settled || slot->where == Where::kSource) continue;
+    try {
+      load_settled(*slot, lock);
+    } catch (...) {
+      slot->settled = false;
+      if (!error) error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+void Loader::load_settled(Slot& slot, MutexLock& lock) {
+  if (slot.group.layout.size_bytes == 0) return;
+  if (slot.content != Content::kReady) {
+    const bool at_use = prefetch_ == Prefetch::kReadAhead;
+    enqueue_unlocked(at_use ? device_.caller_stream() : *copy_stream_, slot, issue(slot));
+    while (slot.content == Content::kIssued) {
+      if (!changed_.wait_for(lock, kHealthCheck)) check_health(*slot.loaded);
+    }
+    if (slot.content == Content::kFailed) std::rethrow_exception(slot.error);
+  }
+  device_.caller_stream().set_access(slot.data, slot.group.layout.size_bytes, Access::kReadWrite);
+}
+
+// In a cyclic order what was used last is needed last. Of those, one whose work is done comes
+// first: nobody has to wait for it.
+Loader::Slot* Loader::next_to_give_way() {
+  const std::uint64_t room = arena_.size_bytes() != 0 ? arena_.size_bytes() : spare_arena_bytes_;
+  std::vector<Slot*> candidates;
+  for (const auto& slot : slots_) {
+    const bool idle = slot->content == Content::kReady || in_flight_ == 0;
+    if (slot->where != Where::kOwn || slot->settled || slot->own.size_bytes() == 0) continue;
+    if (slot->leases != 0) continue;  // guard: give-way-while-leased
+    if (!idle || slot->group.layout.size_bytes > room) continue;
+    candidates.push_back(slot.get());
+  }
+  std::ranges::stable_sort(candidates, std::ranges::greater{}, &Slot::last_used);
+  const auto done =
+      std::ranges::find_if(candidates, [](const Slot* slot) { return slot->last_use->complete(); });
+  if (done != candidates.end()) return *done;
+  return candidates.empty() ? nullptr : candidates.front();
+}
+
+std::uint64_t Loader::give_way(std::uint64_t wanted_bytes) {
+  std::uint64_t freed = 0;
+  for (;;) {
+    Block leaving;
+    const Slot* left = nullptr;
+    {
+      const MutexLock lock(mutex_);
+      if (arranging_) return freed;
+      const std::uint64_t arena_bytes = arena_.size_bytes() == 0 ? spare_arena_bytes_ : 0;
+      Slot* const next = freed >= wanted_bytes + arena_bytes ? nullptr : next_to_give_way();
+      if (next == nullptr) {
+        if (freed != 0 && arena_bytes != 0) make_spare_arena();
+        return freed - std::min(freed, arena_bytes);
+      }
+      leaving = std::move(next->own);
+      ++counted_.gave_way;
+      place_in_arena(*next);
+      left = next;
+    }
+    left->loaded->synchronize();
+    left->last_use->synchronize();  // guard: wait-before-giving-way
+    freed += leaving.size_bytes();
+  }
+}
+
+// Where a model fitted whole there is no arena before the first resident gives way.
+void Loader::make_spare_arena() {
+  try {
+    arena_ = pool_.allocate(spare_arena_bytes_, kGroupAlignment, "the arena of streamed weights");
+  } catch (const BudgetError&) {  // what gave way is read where it is, until an arena can be had
+    return;
+  }
+  for (const auto& slot : slots_) {
+    if (slot->resident && slot->where == Where::kNowhere) place_in_arena(*slot);
+  }
+  note_held();
+}
+
+std::uint64_t Loader::take_back(std::uint64_t spared_bytes) {
+  MutexLock lock(mutex_);
+  if (arranging_) return 0;
+  begin_arranging(lock);
+  std::uint64_t taken = 0;
+  for (const auto& slot : slots_) {
+    if (try_take_back(*slot, spared_bytes)) taken += slot->own.size_bytes();
+  }
+  note_held();
+  end_arranging();
+  return taken;
+}
+
+bool Loader::try_take_back(Slot& slot, std::uint64_t spared_bytes) {
+  const std::uint64_t size_bytes = slot.group.layout.size_bytes;
+  const bool away = slot.where == Where::kArena || slot.where == Where::kNowhere;
+  if (!slot.resident || !away || slot.leases != 0) return false;
+  const std::uint64_t free_bytes = pool_.budget().free_bytes();
+  if (free_bytes < size_bytes || free_bytes - size_bytes < spared_bytes) return false;
+  Block own;
+  try {
+    own = pool_.allocate(size_bytes, kGroupAlignment, "resident weights");
+  } catch (const BudgetError&) {  // the device has it no more
+    return false;
+  }
+  slot.own = std::move(own);
+  move(slot, Where::kOwn, slot.own.data());
+  return true;
+}
+
+bool Loader::overlap(const Slot& a, const Slot& b) {
+  return a.where == Where::kArena && b.where == Where::kArena &&
+         a.offset_bytes < b.offset_bytes + b.group.layout.size_bytes &&
+         b.offset_bytes < a.offset_bytes + a.group.layout.size_bytes;
+}
+
+bool Loader::leased_overlap(const Slot& slot) const {
+  return std::any_of(streamed_.begin(), streamed_.end(), [&](GroupId group) {
+    const Slot& other = slot_of(group);
+    return &other != &slot && other.leases != 0 && overlap(slot, other);
+  });
+}
+
+}  // namespace tensorstream
