@@ -111,6 +111,8 @@ void init_statistics(nb::module_& module) {
       .def_ro("peak_held_bytes", &Statistics::peak_held_bytes)
       .def_ro("source_ram_bytes", &Statistics::source_ram_bytes)
       .def_ro("pinned_bytes", &Statistics::pinned_bytes)
+      .def_ro("given_way_bytes", &Statistics::given_way_bytes)
+      .def_ro("gave_way", &Statistics::gave_way)
       .def_ro("acquires", &Statistics::acquires)
       .def_ro("hits", &Statistics::hits)
       .def_ro("partial_hits", &Statistics::partial_hits)
@@ -201,8 +203,12 @@ void init_options(nb::module_& module) {
   nb::enum_<ComputePlace>(module, "ComputePlace")
       .value("HOST", ComputePlace::kHost)
       .value("ACCELERATOR", ComputePlace::kAccelerator);
+  nb::enum_<ResidentUse>(module, "ResidentUse")
+      .value("SETTLED", ResidentUse::kSettled)
+      .value("LEASED", ResidentUse::kLeased);
   nb::class_<EngineOptions>(module, "EngineOptions")
       .def(nb::init<>())
+      .def_rw("residents", &EngineOptions::residents)
       .def_rw("prefetch", &EngineOptions::prefetch)
       .def_rw("ram_budget", &EngineOptions::ram_budget);
 }
@@ -220,11 +226,14 @@ void init_leases(nb::class_<BoundEngine>& engine) {
           "or resident.")
       .def(
           "acquire",
-          [](BoundEngine& self, GroupId group, std::uintptr_t stream) {
-            return self.engine().acquire(group, self.stream(stream));
+          [](BoundEngine& self, GroupId group, std::uintptr_t stream) -> std::uint32_t {
+            if (!self.engine().acquire(group, self.stream(stream))) return 0;
+            return self.engine().place_number(group);
           },
           "group"_a, "stream"_a = 0, Release(),
-          "Takes a lease for work of a stream; False where the group has no place to be now.")
+          "Takes a lease for work of a stream, and gives the number of the group's place; 0, and "
+          "no "
+          "lease, where it has none now.")
       .def(
           "release",
           [](BoundEngine& self, GroupId group, std::uintptr_t stream) {
@@ -237,6 +246,40 @@ void init_leases(nb::class_<BoundEngine>& engine) {
             self.engine().release_all(self.stream(stream));
           },
           "stream"_a = 0, Release());
+}
+
+void init_budget(nb::class_<BoundEngine>& engine) {
+  engine
+      .def(
+          "settled", [](BoundEngine& self, GroupId group) { return self.engine().settled(group); },
+          "group"_a, Release(), "Whether a group is resident and used without leases.")
+      .def(
+          "settled_under",
+          [](BoundEngine& self, std::uint64_t limit_bytes) {
+            return self.engine().settled_under(limit_bytes);
+          },
+          "limit_bytes"_a, Release(), "Which groups set_budget() would settle.")
+      .def(
+          "set_budget",
+          [](BoundEngine& self, std::uint64_t limit_bytes) {
+            self.engine().set_budget(limit_bytes);
+          },
+          "limit_bytes"_a, Release(),
+          "Moves the ceiling and the groups with it; nobody uses the engine meanwhile.")
+      .def(
+          "give_way",
+          [](BoundEngine& self, std::uint64_t wanted_bytes) {
+            return self.engine().give_way(wanted_bytes);
+          },
+          "wanted_bytes"_a, Release(), "Frees bytes of leased residents; returns how many.")
+      .def(
+          "take_back",
+          [](BoundEngine& self, std::uint64_t spared_bytes) {
+            return self.engine().take_back(spared_bytes);
+          },
+          "spared_bytes"_a, Release(),
+          "Makes residents that gave way resident again where so much stays free; returns how many "
+          "bytes.");
 }
 
 void init_homes(nb::class_<BoundEngine>& engine) {
@@ -305,6 +348,7 @@ void init_engine(nb::module_& module) {
   init_statistics(module);
   nb::class_<BoundEngine> engine(module, "Engine");
   init_leases(engine);
+  init_budget(engine);
   init_homes(engine);
   init_bytes(engine);
 }

@@ -1,7 +1,7 @@
 """Runs PyTorch models larger than memory, unchanged and bit-identical, by streaming their weights."""
 
 from tensorstream import log as _log
-from tensorstream.api import analyze, estimate_memory, offload, plan, restore, stats
+from tensorstream.api import analyze, estimate_memory, offload, plan, restore, set_budget, stats
 from tensorstream.config import Config
 from tensorstream.exceptions import (
     BudgetError,
@@ -37,6 +37,7 @@ __all__ = [
     "offload",
     "plan",
     "restore",
+    "set_budget",
     "stats",
 ]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tensorstream import _native, report
-from tensorstream.config import Config, make_config
+from tensorstream.config import Config, Size, make_config
 from tensorstream.exceptions import BudgetError, ConfigError
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
 from tensorstream.walk import walk
@@ -76,6 +76,35 @@ def restore(model: Model) -> Model:
         raise error
     orchestrator.restore(model)
     logger.info("restored: all weights are in RAM, on the CPU")
+    return model
+
+
+def set_budget(
+    model: Model, *, vram_budget: Size | None = None, ram_budget: Size | None = None
+) -> Model:
+    """Moves the budget of an offloaded model, between its forwards.
+
+    More or fewer weights are resident afterwards; outputs stay bit for bit the same. What the model is cut
+    into stays as it was offloaded, so that the smallest budget that works is that of its largest part.
+
+    Args:
+        model: An offloaded model. Where another thread runs it, its forward is waited for.
+        vram_budget: Of a model on a GPU, in the forms that Config takes.
+        ram_budget: Of a model on the CPU.
+
+    Returns:
+        `model`.
+
+    Raises:
+        BudgetError: The budget is too small, and the message names the smallest that works, or the device
+            has not so much; the model is as it was in the first case, and goes on working in both.
+        ConfigError: The model is not offloaded, its device has another budget, or the calling thread is in
+            a forward of it.
+        UnsupportedError: Somebody holds memory of a weight that would go; nothing is changed.
+    """
+    orchestrator = orchestrator_of(model)
+    given = {"vram_budget": vram_budget, "ram_budget": ram_budget}
+    orchestrator.set_budget(orchestrator.config.moved_budget(given, orchestrator.device.native))
     return model
 
 

@@ -109,6 +109,21 @@ class Config:
             )
         return budget
 
+    def moved_budget(self, given: dict[str, Size | None], device: _native.Device) -> int:
+        """The budget in bytes that set_budget() was given.
+
+        Raises:
+            ConfigError: It is not the one that this device has.
+        """
+        wanted = "ram_budget" if self.torch_device.type == "cpu" else "vram_budget"
+        named = [name for name, size in given.items() if size is not None]
+        if named != [wanted]:
+            raise ConfigError(
+                f"the budget of a model on '{self.torch_device}' is {wanted}, and "
+                f"{' and '.join(named) or 'nothing'} is given; call set_budget(model, {wanted}=...)"
+            )
+        return dataclasses.replace(self, **{wanted: given[wanted]}).budget_bytes(device)
+
     def ram_budget_bytes(self) -> int:
         """The budget of host RAM in bytes."""
         if self.ram_budget is None:

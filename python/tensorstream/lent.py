@@ -13,21 +13,33 @@ from tensorstream.weight import Weight, storage_users
 
 
 class LentGroup:
-    """One streamed group: its weights and their views on the arena."""
+    """One group that is leased at each use: its weights and their views on its place."""
 
-    def __init__(self, group: int, weights: list[Weight], places: Iterable[torch.Tensor]) -> None:
-        """`places` are the group's on the arena, uint8 (size_bytes,) each; nobody else keeps them."""
+    def __init__(self, group: int, weights: list[Weight]) -> None:
         self.group = group
         self.weights = weights
-        self.views = [weight.view_of(place) for weight, place in zip(weights, places, strict=True)]
+        self.place_number = 0  # of the place that the views are on; 0 for none
+        self.views: list[torch.Tensor] = []
+        self.storages: list[torch.UntypedStorage] = []
+        self.addresses: dict[int, Weight] = {}
+        self.versions = [0] * len(weights)
+        self.depth = 0
+        self.hooked = False
+        self._users: list[int] = []
+
+    def move(self, place_number: int, places: Iterable[torch.Tensor]) -> None:
+        """Makes views on a new place: `places` are uint8 (size_bytes,) each, and nobody else's."""
+        weights = self.weights
+        self.place_number = place_number
+        with torch.inference_mode(False), torch.no_grad():  # views without versions hide writes
+            self.views = [
+                weight.view_of(place) for weight, place in zip(weights, places, strict=True)
+            ]
         self.storages = [view.untyped_storage() for view in self.views]
         self.addresses = {
             storage.data_ptr(): weight
             for storage, weight in zip(self.storages, weights, strict=True)
         }
-        self.versions = [0] * len(weights)
-        self.depth = 0
-        self.hooked = False
         # Holders of the views' storages when nobody else has one.
         self._users = [storage_users(storage) for storage in self.storages]
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 import threading
 import weakref
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,10 +16,12 @@ from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice, move, move_gradient, open_device
 from tensorstream.config import BACKENDS, PREFETCH, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError, UnsupportedError
+from tensorstream.hooks import Unit
 from tensorstream.lent import LentGroup, without_views
 from tensorstream.proxy import LentParameter
 from tensorstream.saved import SavedHooks
 from tensorstream.session import Session
+from tensorstream.settled import check_can_leave, check_returned
 from tensorstream.sources import (
     Sources,
     check_equal,
@@ -65,91 +65,6 @@ def _renew_locks() -> None:
 os.register_at_fork(after_in_child=_renew_locks)
 
 
-class _Hook:
-    """A hook of ours on a module. A copy of the module gets one that does nothing."""
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any) -> Any:
-        return self._call(*args)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return _no_hook
-
-    def __reduce__(self) -> Any:
-        return _make_no_hook, ()
-
-
-def _make_no_hook() -> Any:
-    return _no_hook
-
-
-def _no_hook(*_: Any) -> None:
-    """Stands for a hook of ours on a copy of an offloaded model, which is a plain model."""
-
-
-_MODULE_CODE = nn.Module.__call__.__code__.co_filename
-
-
-def _frame_of_call() -> FrameType:
-    """The frame that runs a module's hooks: the nearest one of torch's own code for modules."""
-    frame = sys._getframe()
-    while frame.f_code.co_filename != _MODULE_CODE and frame.f_back is not None:
-        frame = frame.f_back
-    return frame
-
-
-class _Unit:
-    """A hooked module: leases its groups for the time of its forward."""
-
-    def __init__(self, orchestrator: Orchestrator, groups: list[LentGroup]) -> None:
-        self._orchestrator = orchestrator
-        self._groups = groups
-        self._running: list[tuple[FrameType, list[LentGroup]]] = []
-
-    def attach(self, module: nn.Module) -> list[Any]:
-        """Registers the hooks; torch.compile calls them between graphs and does not trace them."""
-        before, after = torch.compiler.disable(self.before), torch.compiler.disable(self.after)
-        return [
-            module.register_forward_pre_hook(_Hook(before), prepend=True),
-            module.register_forward_hook(_Hook(after), always_call=True),
-        ]
-
-    def before(self, module: nn.Module, args: Any) -> None:
-        if torch._C._get_tracing_state() is not None:
-            raise UnsupportedError(
-                "torch.jit.trace would freeze streamed weights; restore the model first"
-            )
-        frame = _frame_of_call()
-        self._orchestrator.session.enter(frame)
-        held: list[LentGroup] = []
-        self._running.append((frame, held))
-        for lent in self._groups:
-            if self._orchestrator.take(lent):
-                held.append(lent)
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not self._running:
-            return None
-        frame, held = self._running.pop()
-        result = output
-
-        def give_back(lent: LentGroup) -> None:
-            nonlocal result
-            result = self._orchestrator.give_back(lent, result)
-
-        with contextlib.ExitStack() as stack:  # every group is given back, whatever fails
-            stack.callback(self._orchestrator.session.leave, frame)
-            for lent in held:
-                stack.callback(give_back, lent)
-        return None if result is output else result
-
-    def forget(self) -> None:
-        """Drops what an abandoned forward left."""
-        self._running.clear()
-
-
 def _ram_budget(config: Config) -> _native.Budget | None:
     """The ceiling of host memory beside a GPU, where the user gave one."""
     if config.ram_budget is None:
@@ -190,11 +105,15 @@ class Orchestrator:
         self.saved = SavedHooks()
         self.session = Session(self._reclaim)
         self.names = [weight.names for weight in found.weights]
-        self._resident: list[FoundWeight] = []
+        # By the ids of the tree. The model is not to be kept alive from here.
+        self._members = found.weights
+        self._modules = [weakref.ref(module) for module in found.modules]
+        # Settled residents whose parameters are on the engine's memory, not on their own.
+        self._resident: dict[int, FoundWeight] = {}
         self._weights: dict[int, Weight] = {}
         self._lent: dict[int, LentGroup] = {}
-        self._units: list[_Unit] = []
-        self._handles: list[Any] = []
+        # Of each module with hooks of ours, by its id: the root's is 0.
+        self._units: dict[int, Unit] = {}
         self._last_stream: Any = None
         # What was moved to the device, and where it was.
         self._moved: list[tuple[torch.Tensor, torch.device]] = []
@@ -222,10 +141,14 @@ class Orchestrator:
         undone = [] if self.device.is_host else found.weights
         before = [(weight.parameter, weight.parameter.data) for weight in undone]
         try:
-            self._attach(model, found, sources)
+            for group in range(len(self.grouping.groups)):
+                self._attach(group, sources.in_ram)
+            if not self.device.is_host:
+                self._move_what_stays(model)
+            self._hook()
         except BaseException:
-            for handle in self._handles:
-                handle.remove()
+            for unit in self._units.values():
+                unit.detach()
             for parameter, data in before:
                 parameter.__class__ = nn.Parameter
                 parameter.data = data
@@ -234,42 +157,132 @@ class Orchestrator:
                 move(tensor, device)
             raise
 
-    def _attach(self, model: nn.Module, found: Walk, sources: Sources) -> None:
-        for group, placement in enumerate(self.engine.plan.placements):
-            members = [found.weights[tensor] for tensor in self.grouping.groups[group].tensors]
-            if placement == _native.Placement.RESIDENT:
-                self._settle_residents(group, members)
-            else:
-                weights = [self._make_weight(member) for member in members]
-                if placement == _native.Placement.STREAMED:
-                    self._lent[group] = LentGroup(
-                        group, weights, self.device.places(self.engine, group)
-                    )
-                for weight in weights:
-                    weight.take_over(sources.in_ram.get(weight.tensor))
-        if not self.device.is_host:
-            self._move_what_stays(model)
-        if not self._weights:
+    def _attach(self, group: int, in_ram: dict[int, torch.Tensor]) -> None:
+        """Puts the parameters of a group where the engine has it, or parks them."""
+        tensors = self.grouping.groups[group].tensors
+        if self.engine.settled(group):
+            self._settle(group)
             return
-        root = _Unit(self, [])
-        self._units.append(root)
-        self._handles += root.attach(model)
+        weights = [self._weights.get(tensor) or self._park(tensor, in_ram) for tensor in tensors]
+        if self.engine.plan.placements[group] == _native.Placement.ON_DEMAND:
+            self._lent.pop(group, None)
+        elif group not in self._lent:
+            self._lent[group] = LentGroup(group, weights)
+
+    def _settle(self, group: int) -> None:
+        """Puts parameters of a settled group on the engine's memory, unless that is where they are."""
+        self._lent.pop(group, None)
+        places = self.device.places(self.engine, group)
+        for tensor, place in zip(self.grouping.groups[group].tensors, places, strict=True):
+            member = self._members[tensor]
+            parameter = member.parameter
+            view = place.view(parameter.dtype)
+            weight = self._weights.pop(tensor, None)
+            if weight is not None:
+                del parameter._tensorstream_weight  # type: ignore[attr-defined]
+                owned = weight.owned
+                at_home = owned is not None and owned.data_ptr() == view.data_ptr()
+                parameter.__class__ = nn.Parameter
+                if at_home:
+                    parameter.data = owned
+                    continue
+            if view.data_ptr() != parameter.data_ptr():
+                parameter.data = view.as_strided(member.form.shape, member.form.stride())
+                self._resident[tensor] = member
+
+    def _park(self, tensor: int, in_ram: dict[int, torch.Tensor]) -> Weight:
+        weight = self._make_weight(self._members[tensor])
+        weight.take_over(in_ram.get(tensor))
+        self._resident.pop(tensor, None)
+        return weight
+
+    def _hook(self) -> None:
+        """Hooks the modules whose groups are leased, and the root where any weight is parked."""
+        wanted: dict[int, list[LentGroup]] = {0: []} if self._weights else {}
         for hook in self.grouping.hooks:
             groups = [self._lent[group] for group in hook.groups if group in self._lent]
             if groups:
-                unit = _Unit(self, groups)
-                self._units.append(unit)
-                self._handles += unit.attach(found.modules[hook.module])
+                wanted.setdefault(hook.module, []).extend(groups)
+        for module in [module for module in self._units if module not in wanted]:
+            self._units.pop(module).detach()
+        for module, groups in wanted.items():
+            if module in self._units:
+                self._units[module].groups = groups
+                continue
+            hooked = self._modules[module]()
+            if hooked is not None:
+                self._units[module] = Unit(self, groups)
+                self._units[module].attach(hooked)
 
-    def _settle_residents(self, group: int, members: list[FoundWeight]) -> None:
-        """Puts resident parameters on the engine's memory, unless that is where they are."""
-        places = self.device.places(self.engine, group)
-        for member, place in zip(members, places, strict=True):
-            parameter = member.parameter
-            view = place.view(parameter.dtype)
-            if view.data_ptr() != parameter.data_ptr():
-                parameter.data = view.as_strided(member.form.shape, member.form.stride())
-                self._resident.append(member)
+    def set_budget(self, limit_bytes: int) -> None:
+        """Moves the ceiling, and the groups with it.
+
+        Raises:
+            BudgetError: It is too small, and nothing changes.
+            ConfigError: This thread runs a forward of the model.
+            UnsupportedError: Somebody holds memory that would go, and nothing changes.
+        """
+        frame = sys._getframe()
+        self.session.enter_alone(frame)
+        try:
+            will_settle = self.engine.settled_under(limit_bytes)
+            written = self._leave(will_settle)
+            try:
+                self.engine.set_budget(limit_bytes)
+            finally:
+                self._follow(written)
+        finally:
+            self.session.leave(frame)
+
+    def _leave(self, will_settle: list[bool]) -> dict[int, torch.Tensor]:
+        """Parks the parameters of groups that will not be settled any more.
+
+        Returns the values, by tensor, that were put in the place of the engine's.
+        """
+        leaving: list[int] = []
+        places: list[torch.Tensor] = []
+        for group, stays in enumerate(will_settle):
+            tensors = self.grouping.groups[group].tensors
+            if self.engine.settled(group) and not stays:
+                leaving += tensors
+                places += self.device.places(self.engine, group)
+            elif stays and not self.engine.settled(group):
+                with self.loans.lock:
+                    check_returned([self._weights[tensor] for tensor in tensors])
+        in_place = {
+            tensor: self._members[tensor].parameter.data_ptr() == place.data_ptr()
+            for tensor, place in zip(leaving, places, strict=True)
+        }
+        places.clear()  # or they would be holders of what is to go
+        on_engine = {tensor for tensor in leaving if in_place[tensor] and tensor in self._resident}
+        for tensor in leaving:
+            check_can_leave(self._members[tensor], tensor in on_engine)
+        replaced: dict[int, torch.Tensor] = {}
+        for tensor in leaving:
+            member = self._members[tensor]
+            if tensor in on_engine:  # nobody has an alias of it
+                self._make_weight(member).park()
+                del self._resident[tensor]
+                continue
+            value = member.parameter.detach()
+            if not in_place[tensor]:
+                replaced[tensor] = value
+            self._park(tensor, {tensor: value} if in_place[tensor] else {})
+        return replaced
+
+    def _follow(self, replaced: dict[int, torch.Tensor]) -> None:
+        """Puts parameters where the engine has their groups now."""
+        for tensor, value in replaced.items():
+            if not self.engine.settled(self._group_of(tensor)):
+                self._weights[tensor].adopt(value)
+        for group in range(len(self.grouping.groups)):
+            self._attach(group, {})
+        self._hook()
+        if not self.device.is_host:
+            self._bring_home()
+
+    def _group_of(self, tensor: int) -> int:
+        return next(g for g, group in enumerate(self.grouping.groups) if tensor in group.tensors)
 
     def _make_weight(self, member: FoundWeight) -> Weight:
         parameter = member.parameter
@@ -302,8 +315,8 @@ class Orchestrator:
 
     def _bring_home(self) -> None:
         """Moves what is streamed into pinned host memory, as far as there is room."""
-        for group, placement in enumerate(self.engine.plan.placements):
-            if placement == _native.Placement.RESIDENT:
+        for group in range(len(self.grouping.groups)):
+            if self.engine.settled(group):
                 continue
             try:
                 self.engine.bring_home(group)
@@ -315,7 +328,8 @@ class Orchestrator:
                 )
                 break
             for tensor in self.grouping.groups[group].tensors:
-                self._weights[tensor].come_home()
+                if not self._weights[tensor].is_home:
+                    self._weights[tensor].come_home()
 
     def _warn_of_no_gain(self, sources: Sources) -> None:
         if sources.in_ram and self._weights:
@@ -333,8 +347,11 @@ class Orchestrator:
                     for weight in lent.weights:
                         weight.end_pointing()  # guard: loans-settled
             torch.get_num_threads()  # only then does torch tell OpenMP its number for this thread
-            if not self.engine.acquire(lent.group, self.device.stream()):
+            place_number = self.engine.acquire(lent.group, self.device.stream())
+            if place_number == 0:
                 return False
+            if place_number != lent.place_number:
+                lent.move(place_number, self.device.places(self.engine, lent.group))
             self.device.settle()
             self._last_stream = self.device.current()
             try:
@@ -358,7 +375,7 @@ class Orchestrator:
         written: list[tuple[Weight, torch.Tensor]] = []
         escaped = False
         try:
-            written = self._park(lent)
+            written = self._park_lent(lent)
             escaped = bool(lent.escaped())
             if escaped:  # guard: returned-view
                 output = without_views(output, lent.addresses, returned)
@@ -374,7 +391,7 @@ class Orchestrator:
             self._check_kept(lent, returned)
         return output
 
-    def _park(self, lent: LentGroup) -> list[tuple[Weight, torch.Tensor]]:
+    def _park_lent(self, lent: LentGroup) -> list[tuple[Weight, torch.Tensor]]:
         self.saved.pop(lent.addresses, lent.hooked)
         return lent.park()
 
@@ -395,13 +412,13 @@ class Orchestrator:
     def _reclaim(self) -> None:
         """Gives back what a forward held that will never run its post-hooks."""
         self.device.follow(self._last_stream)  # its work still reads what is given back here
-        for unit in self._units:
+        for unit in self._units.values():
             unit.forget()
         written: list[tuple[Weight, torch.Tensor]] = []
         for lent in self._lent.values():
             if lent.depth:
                 lent.depth = 0
-                written += self._park(lent)
+                written += self._park_lent(lent)
         self.engine.release_all(self.device.stream())
         self._keep(written)
 
@@ -439,14 +456,14 @@ class Orchestrator:
             weight.free(value)
             move_gradient(weight.parameter, ram)
             del weight.parameter._tensorstream_weight  # type: ignore[attr-defined]
-        for member in self._resident:
+        for member in self._resident.values():
             value = member.parameter.data
             member.parameter.data = value.clone() if self.device.is_host else value.cpu()
             move_gradient(member.parameter, ram)
         if not self.device.is_host:
             self._move_back(model)
-        for handle in self._handles:
-            handle.remove()
+        for unit in self._units.values():
+            unit.detach()
         del _orchestrators[model]
         self._let_go()
 
@@ -460,8 +477,8 @@ class Orchestrator:
 
     def _let_go(self) -> None:
         """Ends the engine now: objects in cycles would keep its memory until they are collected."""
-        for unit in self._units:
+        for unit in self._units.values():
             unit.forget()
-        for held in (self._units, self._handles, self._lent, self._weights, self._resident):
+        for held in (self._units, self._lent, self._weights, self._resident):
             held.clear()
         del self.engine

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+from tensorstream.exceptions import ConfigError
+
 # How often a thread that waits for a model looks whether the forward it waits for was abandoned: a thread
 # that ends inside a forward (Ctrl-C skips post-hooks) wakes nobody.
 _ABANDONED_CHECK_SECONDS = 0.05
@@ -29,14 +31,33 @@ class Session:
 
     def enter(self, frame: FrameType) -> None:
         """Waits until no other thread runs the model, and takes it for the forward that `frame` runs."""
-        me = threading.get_ident()
         with self._changed:
-            while self._owner not in (None, me) and not self._end_if_abandoned():
-                self._changed.wait(_ABANDONED_CHECK_SECONDS)
-            if self._owner == me:
-                self._end_if_abandoned()
-            self._owner = me
+            self._wait()
+            self._owner = threading.get_ident()
             self._frames.append(frame)
+
+    def enter_alone(self, frame: FrameType) -> None:
+        """As enter(), for what cannot be done in the midst of a forward.
+
+        Raises:
+            ConfigError: This thread runs one.
+        """
+        with self._changed:
+            self._wait()
+            if self._owner is not None:  # guard: amidst-forward
+                raise ConfigError(
+                    "this thread is in a forward of the model: set its budget before or after it"
+                )
+            self._owner = threading.get_ident()
+            self._frames.append(frame)
+
+    def _wait(self) -> None:
+        """Waits until nobody, or this thread, runs the model."""
+        me = threading.get_ident()
+        while self._owner not in (None, me) and not self._end_if_abandoned():
+            self._changed.wait(_ABANDONED_CHECK_SECONDS)
+        if self._owner == me:
+            self._end_if_abandoned()
 
     def leave(self, frame: FrameType) -> bool:
         """Ends the forward that entered with `frame`. False where it was given up before."""

@@ -25,7 +25,8 @@ def storage_users(storage: torch.UntypedStorage) -> int:
 
 
 _ALONE = torch.empty(1)
-_SOLE_USER = storage_users(_ALONE.untyped_storage())
+# What storage_users() says where one tensor has the storage.
+SOLE_USER = storage_users(_ALONE.untyped_storage())
 
 
 class Loans:
@@ -129,6 +130,16 @@ class Weight:
         """Whether the device reads the weight where it lies in host memory."""
         return self._home is not None
 
+    @property
+    def owned(self) -> torch.Tensor | None:
+        """The memory that is the weight's source, where that is a tensor's."""
+        return self._owned
+
+    @property
+    def is_lent_out(self) -> bool:
+        """Whether somebody may hold the weight's true value."""
+        return self._loan is not None
+
     def park(self) -> None:
         """Takes the bytes away from the parameter."""
         self.parameter.__class__ = nn.Parameter
@@ -212,7 +223,7 @@ class Weight:
 
     def _watch(self, value: torch.Tensor) -> None:
         """Makes `value` a loan where somebody else holds its memory."""
-        if storage_users(value.untyped_storage()) > _SOLE_USER:
+        if storage_users(value.untyped_storage()) > SOLE_USER:
             self._loan, self._loan_version = value, value._version
             self._loans.add(self)
 
@@ -235,7 +246,7 @@ class Weight:
             self.adopt(loan)
         self._was_pointed_at = self._pointed_at is not None
         self._loan_version = loan._version
-        if storage_users(loan.untyped_storage()) == _SOLE_USER:
+        if storage_users(loan.untyped_storage()) == SOLE_USER:
             self._loan = None
             self._loans.discard(self)
 
@@ -263,7 +274,7 @@ class Weight:
 
     def settle_if_returned(self) -> None:
         """settle(), where nobody holds the loan any more."""
-        if self._loan is not None and storage_users(self._loan.untyped_storage()) == _SOLE_USER:
+        if self._loan is not None and storage_users(self._loan.untyped_storage()) == SOLE_USER:
             self.settle()
 
     def adopt(self, value: torch.Tensor) -> None:
@@ -313,7 +324,7 @@ class Weight:
         self._pointed_at = None
         if self._home is None:
             return
-        if storage_users(self._home.untyped_storage()) > _SOLE_USER:  # guard: home-held
+        if storage_users(self._home.untyped_storage()) > SOLE_USER:  # guard: home-held
             self._home = self._owned = None
 
     def check_form(self, value: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ from tensorstream.orchestrator import orchestrator_of
 from test_parking_gradients import *  # noqa: F403 - the same tests, on the other device
 from test_parking_reads import *  # noqa: F403
 from test_parking_writes import *  # noqa: F403
+from test_set_budget import *  # noqa: F403
 
 # Memory that a model had before it was moved to a device is no alias of what it has there, and weights
 # at home are counted and read otherwise than those in files: see below.

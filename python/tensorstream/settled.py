@@ -1,0 +1,49 @@
+"""Parameters on their way between settled residents and weights that are leased: what stands in it."""
+
+from __future__ import annotations
+
+from tensorstream.exceptions import UnsupportedError
+from tensorstream.walk import FoundWeight
+from tensorstream.weight import SOLE_USER, Weight, storage_users
+
+
+def check_can_leave(member: FoundWeight, on_engine: bool) -> None:
+    """Checks the parameter of a settled resident that is to be leased from now on.
+
+    Args:
+        member: The parameter.
+        on_engine: Whether its memory is the engine's, and goes.
+
+    Raises:
+        UnsupportedError: It cannot be streamed, or somebody else holds its memory.
+    """
+    parameter, form, name = member.parameter, member.form, member.names[0]
+    if parameter.shape != form.shape or parameter.dtype != form.dtype:
+        raise UnsupportedError(
+            f"'{name}' became {tuple(parameter.shape)} {parameter.dtype} since the model was offloaded, "
+            "and cannot be streamed; call tensorstream.restore(model), and offload it again"
+        )
+    held = on_engine and storage_users(parameter.untyped_storage()) > SOLE_USER
+    if held:  # guard: held-view
+        raise UnsupportedError(
+            f"somebody holds a view of '{name}', whose memory would go; let it go before you set the "
+            "budget"
+        )
+
+
+def check_returned(weights: list[Weight]) -> None:
+    """Checks the weights of a group that is to be settled.
+
+    Raises:
+        UnsupportedError: Somebody holds the value of one, which would be an alias no more.
+    """
+    for weight in weights:
+        weight.end_pointing()
+    if all(weight.owned is not None and not weight.is_home for weight in weights):
+        return  # they stay in the memory that they have
+    for weight in weights:
+        if weight.is_lent_out:  # guard: held-value
+            raise UnsupportedError(
+                f"somebody holds the value of '{weight.name}', which would become another's; let it go "
+                "before you set the budget"
+            )
