@@ -18,6 +18,7 @@
 #include "bindings.h"
 #include "device/cuda_device.h"
 #include "device/host_device.h"
+#include "engine/ceiling.h"
 #include "engine/model_plan.h"
 #include "io/reader.h"
 #include "memory/budget.h"
@@ -37,16 +38,17 @@ class BoundEngine {
   BoundEngine(std::shared_ptr<Device> device, std::shared_ptr<Budget> budget, const ModelTree& tree,
               const Grouping& grouping, std::vector<std::shared_ptr<Reader>> sources,
               EngineOptions options)
-      : device_(std::move(device)) {
+      : device_(std::move(device)), budget_(std::move(budget)) {
     options.fixed_bytes = tree.fixed_bytes;
     ModelSpec model{std::move(sources), tree.tensors, grouping.groups};
-    engine_ = std::make_unique<Engine>(*device_, std::move(budget), std::move(model), options);
+    engine_ = std::make_unique<Engine>(*device_, budget_, std::move(model), options);
   }
 
   /// Without the GIL: the loader's thread may be in a call that needs it, such as a log message.
   ~BoundEngine() {
     const nb::gil_scoped_release unlocked;
     if (in_its_process()) {
+      if (ceiling_) ceiling_->detach();
       engine_.reset();
     } else {
       static_cast<void>(engine_.release());  // the threads that it would wait for are not here
@@ -65,12 +67,22 @@ class BoundEngine {
     }
     return *engine_;
   }
+  /// The ceiling over what torch allocates in this engine's forwards; made at the first call.
+  std::shared_ptr<Ceiling> ceiling(Pressure pressure, int device_index) {
+    if (!ceiling_) {
+      ceiling_ = std::make_shared<Ceiling>(device_, budget_, engine(),
+                                           Ceiling::Options{pressure, device_index});
+    }
+    return ceiling_;
+  }
   /// What the caller computes on: a CUDA stream's handle; 0 is the device's default.
   Stream& stream(std::uintptr_t handle) { return device_->stream_of(handle); }
 
  private:
   std::shared_ptr<Device> device_;  // shared by the engines on it
+  std::shared_ptr<Budget> budget_;  // likewise, and by what torch holds
   std::unique_ptr<Engine> engine_;
+  std::shared_ptr<Ceiling> ceiling_;  // shared with Python; knows when the engine goes
   const std::int64_t process_ = process_id();
 
   bool in_its_process() const { return process_ == process_id(); }
@@ -203,12 +215,14 @@ void init_options(nb::module_& module) {
   nb::enum_<ComputePlace>(module, "ComputePlace")
       .value("HOST", ComputePlace::kHost)
       .value("ACCELERATOR", ComputePlace::kAccelerator);
+  module.attr("ACTIVATION_SHARE") = kActivationShare;
   nb::enum_<ResidentUse>(module, "ResidentUse")
       .value("SETTLED", ResidentUse::kSettled)
       .value("LEASED", ResidentUse::kLeased);
   nb::class_<EngineOptions>(module, "EngineOptions")
       .def(nb::init<>())
       .def_rw("residents", &EngineOptions::residents)
+      .def_rw("reserved_share", &EngineOptions::reserved_share)
       .def_rw("prefetch", &EngineOptions::prefetch)
       .def_rw("ram_budget", &EngineOptions::ram_budget);
 }
@@ -339,6 +353,33 @@ void init_bytes(nb::class_<BoundEngine>& engine) {
       .def("statistics", [](BoundEngine& self) { return self.engine().statistics(); }, Release());
 }
 
+void init_ceiling(nb::module_& module, nb::class_<BoundEngine>& engine) {
+  nb::enum_<Pressure>(module, "Pressure")
+      .value("STRICT", Pressure::kStrict)
+      .value("ADAPTIVE", Pressure::kAdaptive)
+      .value("LENIENT", Pressure::kLenient);
+  nb::class_<Refusal>(module, "Refusal")
+      .def_ro("message", &Refusal::message)
+      .def_ro("needed_bytes", &Refusal::needed_bytes)
+      .def_ro("budget_bytes", &Refusal::budget_bytes);
+  nb::class_<CeilingStatistics>(module, "CeilingStatistics")
+      .def_ro("torch_bytes", &CeilingStatistics::torch_bytes)
+      .def_ro("peak_torch_bytes", &CeilingStatistics::peak_torch_bytes)
+      .def_ro("beyond_bytes", &CeilingStatistics::beyond_bytes)
+      .def_ro("refusals", &CeilingStatistics::refusals);
+  nb::class_<Ceiling>(module, "Ceiling")
+      .def("enter", &Ceiling::enter, Release(),
+           "From here on torch's requests of this thread are charged here.")
+      .def("leave", &Ceiling::leave, Release())
+      .def("take_refusal", &Ceiling::take_refusal, Release(),
+           "Why a request was refused since this was asked, or None.")
+      .def("forward_ended", &Ceiling::forward_ended, Release(),
+           "Lets residents come back where it is time; whether torch is to give memory back.")
+      .def("statistics", &Ceiling::statistics, Release());
+  engine.def("ceiling", &BoundEngine::ceiling, "pressure"_a, "device_index"_a,
+             "The ceiling over what torch allocates in this engine's forwards.");
+}
+
 }  // namespace
 
 void init_engine(nb::module_& module) {
@@ -349,6 +390,7 @@ void init_engine(nb::module_& module) {
   nb::class_<BoundEngine> engine(module, "Engine");
   init_leases(engine);
   init_budget(engine);
+  init_ceiling(module, engine);
   init_homes(engine);
   init_bytes(engine);
 }

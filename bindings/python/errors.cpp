@@ -53,8 +53,20 @@ void translate(const std::exception_ptr& raised, void* /*payload*/) {
   }
 }
 
+/// Puts `exception` in the place of the one that the caller's `except` block handles now: a bare
+/// `raise` at its end raises it.
+void replace_handled(const nb::object& exception) {
+  PyErr_SetExcInfo(exception.type().inc_ref().ptr(), nb::object(exception).release().ptr(),
+                   nb::getattr(exception, "__traceback__").release().ptr());
+}
+
 }  // namespace
 
-void init_errors(nb::module_& /*module*/) { nb::register_exception_translator(translate); }
+void init_errors(nb::module_& module) {
+  nb::register_exception_translator(translate);
+  module.def(
+      "replace_handled", &replace_handled, nb::arg("exception"),
+      "Makes a bare `raise` of the callers raise this exception and not the one they handle.");
+}
 
 }  // namespace tensorstream

@@ -67,11 +67,13 @@ Reservation reserve_fixed(Budget& budget, std::uint64_t fixed_bytes,
 
 // What else a forward may take of a budget where all weights fit, before they have to give way.
 constexpr std::uint64_t kRoomForActivations = 4_GiB;
+constexpr std::uint64_t kLargestReserve = 1_GiB;
 
-ResidentUse resident_use(const EngineOptions& options, const Plan& plan) {
+ResidentUse resident_use(const EngineOptions& options, const Plan& plan,
+                         std::uint64_t limit_bytes) {
   const std::uint64_t room = std::min(plan.everything_fits_bytes, kRoomForActivations);
   const bool roomy = plan.streamed_bytes == 0 && plan.on_demand_bytes == 0 &&
-                     plan.budget_bytes - plan.resident_bytes >= room;
+                     limit_bytes - std::min(limit_bytes, plan.resident_bytes) >= room;
   return roomy ? ResidentUse::kSettled : options.residents;
 }
 
@@ -86,19 +88,6 @@ Rates rates_for(const EngineOptions& options, const Device& device) {
 }
 
 }  // namespace
-
-ComputePlace compute_place(const Device& device) noexcept {
-  return device.host_accessible() ? ComputePlace::kHost : ComputePlace::kAccelerator;
-}
-
-Prefetch resolve_prefetch(Prefetch prefetch, ComputePlace place) noexcept {
-  if (prefetch != Prefetch::kAdaptive) return prefetch;
-  return place == ComputePlace::kHost ? Prefetch::kReadAhead : Prefetch::kAhead;
-}
-
-Loading loading_of(Prefetch prefetch) noexcept {
-  return prefetch == Prefetch::kReadAhead ? Loading::kAtUse : Loading::kAhead;
-}
 
 class Engine::State {
  public:
@@ -130,7 +119,7 @@ class Engine::State {
       transfers = device.create_stream();
     }
     make_loader();
-    follow(first);
+    follow(first, pool.budget().limit_bytes());
   }
 
   Plan current_plan() const {
@@ -138,17 +127,23 @@ class Engine::State {
     return plan;
   }
 
-  Plan plan_for(std::uint64_t limit_bytes) const {
+  /// A plan that leaves `room_bytes` free, or as much of it as its groups can spare.
+  Plan plan_for(std::uint64_t limit_bytes, std::uint64_t room_bytes = 0) const {
     const std::vector<GroupFootprint> sizes = footprints(groups, sources.tensors());
     const std::uint64_t mine = fixed.size_bytes() + (loader ? loader->held_bytes() : 0);
     const std::uint64_t others = pool.budget().used_bytes() - mine;
-    return make_plan(sizes, bytes_for_groups(limit_bytes, fixed.size_bytes(), others, sizes),
-                     rates_for(options, device));
+    const std::uint64_t most = bytes_for_groups(limit_bytes, fixed.size_bytes(), others, sizes);
+    const std::uint64_t smallest = smallest_budget_bytes(sizes);
+    const auto share =
+        static_cast<std::uint64_t>(options.reserved_share * static_cast<double>(limit_bytes));
+    const std::uint64_t reserve = std::max(room_bytes, std::min(share, kLargestReserve));
+    const std::uint64_t spare = most > smallest ? most - smallest : 0;
+    return make_plan(sizes, most - std::min(reserve, spare), rates_for(options, device));
   }
 
   /// Which groups a plan settles.
-  std::vector<bool> settled_by(const Plan& wanted) const {
-    const bool leased = resident_use(options, wanted) == ResidentUse::kLeased;
+  std::vector<bool> settled_by(const Plan& wanted, std::uint64_t limit_bytes) const {
+    const bool leased = resident_use(options, wanted, limit_bytes) == ResidentUse::kLeased;
     std::vector<bool> result;
     for (GroupId group = 0; group < groups.size(); ++group) {
       const bool may_go =
@@ -159,12 +154,25 @@ class Engine::State {
   }
 
   /// Brings the groups to the places of a plan that fits the budget.
-  void follow(const Plan& wanted) {
+  void follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes = 0) {
     {
       const MutexLock lock(mutex);
       plan = wanted;
+      made_room_bytes = room_bytes;
     }
-    loader->arrange(wanted, resident_use(options, wanted));
+    loader->arrange(wanted, resident_use(options, wanted, limit_bytes));
+  }
+
+  /// Follows a plan that leaves `room_bytes` where that unsettles and settles no group: what
+  /// settled ones are to their users would change.
+  bool try_follow(const Plan& wanted, std::uint64_t room_bytes) {
+    const std::uint64_t limit_bytes = pool.budget().limit_bytes();
+    const std::vector<bool> settles = settled_by(wanted, limit_bytes);
+    for (GroupId group = 0; group < groups.size(); ++group) {
+      if (settles[group] != loader->settled(group)) return false;
+    }
+    follow(wanted, limit_bytes, room_bytes);
+    return true;
   }
 
   const TensorSpec& tensor(TensorId id) const {
@@ -182,6 +190,16 @@ class Engine::State {
     }
     std::byte* const base = loader->place(*group);
     return base == nullptr ? nullptr : base + offsets[id];
+  }
+
+  /// What the budget has for groups besides what others hold.
+  std::uint64_t budget_for_groups() const {
+    const std::uint64_t mine = loader->held_bytes();
+    return pool.budget().free_bytes() + mine;
+  }
+  bool made_room() const {
+    const MutexLock lock(mutex);
+    return made_room_bytes != 0;
   }
 
   bool settled(TensorId id) const { return group_of[id] && loader->settled(*group_of[id]); }
@@ -242,6 +260,7 @@ class Engine::State {
   Plan plan TS_GUARDED_BY(mutex);
   std::optional<Clock::time_point> first_use TS_GUARDED_BY(mutex);
   std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;
+  std::uint64_t made_room_bytes TS_GUARDED_BY(mutex) = 0;
 
  private:
   void make_loader() {
@@ -277,7 +296,7 @@ std::vector<TensorPlace> Engine::places(GroupId group) const {
 }
 
 std::vector<bool> Engine::settled_under(std::uint64_t limit_bytes) const {
-  return state_->settled_by(state_->plan_for(limit_bytes));
+  return state_->settled_by(state_->plan_for(limit_bytes), limit_bytes);
 }
 
 void Engine::set_budget(std::uint64_t limit_bytes) {
@@ -285,7 +304,7 @@ void Engine::set_budget(std::uint64_t limit_bytes) {
   Budget& budget = state.pool.budget();
   const Plan plan = state.plan_for(limit_bytes);
   state.loader->check_unleased();
-  const std::vector<bool> stays = state.settled_by(plan);
+  const std::vector<bool> stays = state.settled_by(plan, limit_bytes);
   for (GroupId group = 0; group < state.groups.size(); ++group) {
     if (stays[group] || !state.loader->settled(group)) continue;
     for (const TensorId id : state.groups[group].tensors) {
@@ -293,7 +312,7 @@ void Engine::set_budget(std::uint64_t limit_bytes) {
     }
   }
   if (limit_bytes > budget.limit_bytes()) static_cast<void>(budget.try_set_limit(limit_bytes));
-  state.follow(plan);
+  state.follow(plan, limit_bytes);
   if (!budget.try_set_limit(limit_bytes)) {
     throw BudgetError("budget: others hold so much of it that it cannot be lowered to " +
                           format_size(limit_bytes) + "; " + format_size(budget.used_bytes()) +
@@ -305,8 +324,35 @@ void Engine::set_budget(std::uint64_t limit_bytes) {
 std::uint64_t Engine::give_way(std::uint64_t wanted_bytes) {
   return state_->loader->give_way(wanted_bytes);
 }
+
+bool Engine::make_room(std::uint64_t wanted_bytes) {
+  State& state = *state_;
+  const std::uint64_t limit_bytes = state.pool.budget().limit_bytes();
+  try {
+    const Plan plan = state.plan_for(limit_bytes, wanted_bytes);
+    const std::uint64_t taken = plan.resident_bytes + plan.arena_bytes;
+    if (plan.budget_bytes < taken || state.budget_for_groups() - taken < wanted_bytes) return false;
+    return state.try_follow(plan, wanted_bytes);
+  } catch (const BudgetError&) {  // it is full of what others hold
+    return false;
+  }
+}
+
 std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
-  return state_->loader->take_back(spared_bytes);
+  State& state = *state_;
+  const std::uint64_t before = state.loader->held_bytes();
+  if (state.made_room()) {
+    try {
+      const Plan plan = state.plan_for(state.pool.budget().limit_bytes(), spared_bytes);
+      static_cast<void>(state.try_follow(plan, 0));
+    } catch (const BudgetError&) {  // others still hold it
+      return 0;
+    }
+  } else {
+    static_cast<void>(state.loader->take_back(spared_bytes));
+  }
+  const std::uint64_t after = state.loader->held_bytes();
+  return after > before ? after - before : 0;
 }
 
 bool Engine::acquire(GroupId group, Stream& stream) {
@@ -442,6 +488,7 @@ Statistics Engine::statistics() const {
   result.peak_held_bytes += state.fixed.size_bytes();
   const MutexLock lock(state.mutex);
   result.on_demand_bytes = state.on_demand_bytes;
+  result.made_room_bytes = state.made_room_bytes;
   for (const std::shared_ptr<HostHome>& home : state.homes) {
     if (home != nullptr) result.pinned_bytes += home->pinned_bytes();
   }

@@ -160,6 +160,7 @@ void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
   if (error && staging_ == nullptr) issue.load->end();
   mutex_.lock();
   if (!error) return;
+  --slot.in_flight;
   --in_flight_;
   settle(slot, *issue.load, error);
   changed_.notify_all();
@@ -420,6 +421,7 @@ void Loader::evict_overlapping(const Slot& slot, Issue& issue) {
 void Loader::note_issued(Slot& slot, const std::shared_ptr<Load>& load) {
   slot.load = load;
   slot.content = Content::kIssued;
+  ++slot.in_flight;
   ++in_flight_;
 }
 
@@ -467,6 +469,7 @@ void Loader::finish(const std::shared_ptr<Load>& load) {
   // A load that was enqueued behind another began when that one was done.
   const Clock::time_point started = std::max(load->started(), last_finish_);
   last_finish_ = Clock::now();
+  --slot_of(load->group()).in_flight;
   --in_flight_;
   ++counted_.loads;
   if (!error) {

@@ -129,7 +129,8 @@ class Loader {
     std::unique_ptr<Event> written;       // the last write by the device to the group's source
     const Stream* last_stream = nullptr;  // compared, never used
     Content content = Content::kEmpty;
-    bool asked_for = false;  // the disk was, since the last load
+    std::uint32_t in_flight = 0;  // loads into any of its places that are not done
+    bool asked_for = false;       // the disk was, since the last load
     std::uint32_t leases = 0;
     std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
     std::shared_ptr<Load> load;  // the one that `content` speaks of; shared with callbacks
@@ -173,6 +174,7 @@ class Loader {
   void load_settled(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
   void make_spare_arena() TS_REQUIRES(mutex_);
   Slot* next_to_give_way() TS_REQUIRES(mutex_);
+  bool may_give_way(const Slot& slot) const TS_REQUIRES(mutex_);
   bool try_take_back(Slot& slot, std::uint64_t spared_bytes) TS_REQUIRES(mutex_);
   bool is_leased(const Slot& slot) const TS_REQUIRES(mutex_);
   bool lies_in_sources(const Slot& slot) const TS_REQUIRES(mutex_);

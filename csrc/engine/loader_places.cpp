@@ -47,9 +47,10 @@ void Loader::check_unleased() const {
 
 void Loader::check_unleased_locked() const {
   for (const auto& slot : slots_) {
-    if (slot->leases == 0) continue;  // guard: arranged-while-leased
-    throw LeaseError("group " + std::to_string(slot->group.id) +
-                     " is in use: groups find other places between forwards alone");
+    if (slot->leases != 0) {  // guard: arranged-while-leased
+      throw LeaseError("group " + std::to_string(slot->group.id) +
+                       " is in use: groups find other places between forwards alone");
+    }
   }
 }
 
@@ -258,14 +259,9 @@ void Loader::load_settled(Slot& slot, MutexLock& lock) {
 // In a cyclic order what was used last is needed last. Of those, one whose work is done comes
 // first: nobody has to wait for it.
 Loader::Slot* Loader::next_to_give_way() {
-  const std::uint64_t room = arena_.size_bytes() != 0 ? arena_.size_bytes() : spare_arena_bytes_;
   std::vector<Slot*> candidates;
   for (const auto& slot : slots_) {
-    const bool idle = slot->content == Content::kReady || in_flight_ == 0;
-    if (slot->where != Where::kOwn || slot->settled || slot->own.size_bytes() == 0) continue;
-    if (slot->leases != 0) continue;  // guard: give-way-while-leased
-    if (!idle || slot->group.layout.size_bytes > room) continue;
-    candidates.push_back(slot.get());
+    if (slot->in_flight == 0 && may_give_way(*slot)) candidates.push_back(slot.get());
   }
   std::ranges::stable_sort(candidates, std::ranges::greater{}, &Slot::last_used);
   const auto done =
@@ -274,17 +270,32 @@ Loader::Slot* Loader::next_to_give_way() {
   return candidates.empty() ? nullptr : candidates.front();
 }
 
+bool Loader::may_give_way(const Slot& slot) const {
+  const std::uint64_t room = arena_.size_bytes() != 0 ? arena_.size_bytes() : spare_arena_bytes_;
+  if (slot.leases != 0) {  // guard: give-way-while-leased
+    return false;
+  }
+  return slot.where == Where::kOwn && !slot.settled && slot.own.size_bytes() != 0 &&
+         slot.group.layout.size_bytes <= room;
+}
+
 std::uint64_t Loader::give_way(std::uint64_t wanted_bytes) {
   std::uint64_t freed = 0;
   for (;;) {
     Block leaving;
     const Slot* left = nullptr;
     {
-      const MutexLock lock(mutex_);
+      MutexLock lock(mutex_);
       if (arranging_) return freed;
       const std::uint64_t arena_bytes = arena_.size_bytes() == 0 ? spare_arena_bytes_ : 0;
       Slot* const next = freed >= wanted_bytes + arena_bytes ? nullptr : next_to_give_way();
       if (next == nullptr) {
+        // What is on its way to a resident arrives soon, and then it may go.
+        const bool arriving =
+            freed < wanted_bytes + arena_bytes &&
+            std::ranges::any_of(
+                slots_, [&](const auto& slot) TS_REQUIRES(mutex_) { return may_give_way(*slot); });
+        if (arriving && changed_.wait_for(lock, kHealthCheck)) continue;
         if (freed != 0 && arena_bytes != 0) make_spare_arena();
         return freed - std::min(freed, arena_bytes);
       }

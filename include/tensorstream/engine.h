@@ -65,6 +65,9 @@ enum class Prefetch {
   kAdaptive,
 };
 
+/// EngineOptions::reserved_share where torch's allocations are under the same budget.
+inline constexpr double kActivationShare = 1.0 / 8;
+
 /// Whose cores compute.
 enum class ComputePlace { kHost, kAccelerator };
 
@@ -89,6 +92,9 @@ struct EngineOptions {
   Prefetch prefetch = Prefetch::kAdaptive;
   ResidentUse residents = ResidentUse::kSettled;
   Rates rates;
+  /// The share of the budget, 1 GiB at most, that a plan leaves to what else is allocated under it,
+  /// as far as the groups' smallest plan allows.
+  double reserved_share = 0;
   /// Bytes that the model keeps on the device besides its groups (buffers): charged to the budget.
   std::uint64_t fixed_bytes = 0;
   /// Largest piece that one read or copy moves.
@@ -144,8 +150,13 @@ class Engine {
   /// what it freed. They are streamed from then on. From any thread, at any time; blocks until work
   /// that uses them is done.
   std::uint64_t give_way(std::uint64_t wanted_bytes);
-  /// Gives residents that gave way memory of their own again where more than `spared_bytes` of the
-  /// budget stay free beside them; returns what it took. Blocks until enqueued work is done.
+  /// Plans anew so that `wanted_bytes` of the budget stay free, with a smaller arena and fewer
+  /// residents, for as long as take_back() does not undo it. Between uses. False, and nothing is
+  /// changed, where that cannot be.
+  bool make_room(std::uint64_t wanted_bytes);
+  /// Undoes make_room(), and gives residents that gave way memory of their own again where more
+  /// than `spared_bytes` of the budget stay free beside them; returns what it took. Blocks until
+  /// enqueued work is done.
   std::uint64_t take_back(std::uint64_t spared_bytes);
 
   /// Takes a lease of a streamed or resident group: work that `stream` is given after this call

@@ -14,6 +14,8 @@ struct Statistics {
   /// Bytes of residents that gave way and have not come back, and how many groups ever did.
   std::uint64_t given_way_bytes = 0;
   std::uint64_t gave_way = 0;
+  /// Bytes that the plan leaves free since a request was refused.
+  std::uint64_t made_room_bytes = 0;
   /// Weight bytes owned by host RAM (made at loading, or written by the user) and not by a file.
   /// Outside the budget on devices that are not the host.
   std::uint64_t source_ram_bytes = 0;

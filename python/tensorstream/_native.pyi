@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 def set_leak_warnings(on: bool) -> None:
     """Whether objects alive at the interpreter's end are reported."""
 
+def replace_handled(exception: object) -> None:
+    """
+    Makes a bare `raise` of the callers raise this exception and not the one they handle.
+    """
+
 def parse_size(text: str, option: str, whole_bytes: int) -> int:
     """
     Bytes of a size given as text; `whole_bytes` is what a percentage is of.
@@ -305,8 +310,27 @@ class ComputePlace(enum.Enum):
 
     ACCELERATOR = 1
 
+ACTIVATION_SHARE: float = 0.125
+
+class ResidentUse(enum.Enum):
+    SETTLED = 0
+
+    LEASED = 1
+
 class EngineOptions:
     def __init__(self) -> None: ...
+
+    @property
+    def residents(self) -> ResidentUse: ...
+
+    @residents.setter
+    def residents(self, arg: ResidentUse, /) -> None: ...
+
+    @property
+    def reserved_share(self) -> float: ...
+
+    @reserved_share.setter
+    def reserved_share(self, arg: float, /) -> None: ...
 
     @property
     def prefetch(self) -> Prefetch: ...
@@ -335,6 +359,12 @@ class Statistics:
 
     @property
     def pinned_bytes(self) -> int: ...
+
+    @property
+    def given_way_bytes(self) -> int: ...
+
+    @property
+    def gave_way(self) -> int: ...
 
     @property
     def acquires(self) -> int: ...
@@ -389,14 +419,36 @@ class Engine:
         One uint8 array a tensor of a group: its device memory, valid while the group is leased or resident.
         """
 
-    def acquire(self, group: int, stream: int = 0) -> bool:
+    def acquire(self, group: int, stream: int = 0) -> int:
         """
-        Takes a lease for work of a stream; False where the group has no place to be now.
+        Takes a lease for work of a stream, and gives the number of the group's place; 0, and no lease, where it has none now.
         """
 
     def release(self, group: int, stream: int = 0) -> None: ...
 
     def release_all(self, stream: int = 0) -> None: ...
+
+    def settled(self, group: int) -> bool:
+        """Whether a group is resident and used without leases."""
+
+    def settled_under(self, limit_bytes: int) -> list[bool]:
+        """Which groups set_budget() would settle."""
+
+    def set_budget(self, limit_bytes: int) -> None:
+        """
+        Moves the ceiling and the groups with it; nobody uses the engine meanwhile.
+        """
+
+    def give_way(self, wanted_bytes: int) -> int:
+        """Frees bytes of leased residents; returns how many."""
+
+    def take_back(self, spared_bytes: int) -> int:
+        """
+        Makes residents that gave way resident again where so much stays free; returns how many bytes.
+        """
+
+    def ceiling(self, pressure: Pressure, device_index: int) -> Ceiling:
+        """The ceiling over what torch allocates in this engine's forwards."""
 
     def bring_home(self, group: int) -> None:
         """
@@ -427,3 +479,49 @@ class Engine:
     def plan(self) -> Plan: ...
 
     def statistics(self) -> Statistics: ...
+
+class Pressure(enum.Enum):
+    STRICT = 0
+
+    ADAPTIVE = 1
+
+    LENIENT = 2
+
+class Refusal:
+    @property
+    def message(self) -> str: ...
+
+    @property
+    def needed_bytes(self) -> int: ...
+
+    @property
+    def budget_bytes(self) -> int: ...
+
+class CeilingStatistics:
+    @property
+    def torch_bytes(self) -> int: ...
+
+    @property
+    def peak_torch_bytes(self) -> int: ...
+
+    @property
+    def beyond_bytes(self) -> int: ...
+
+    @property
+    def refusals(self) -> int: ...
+
+class Ceiling:
+    def enter(self) -> None:
+        """From here on torch's requests of this thread are charged here."""
+
+    def leave(self) -> None: ...
+
+    def take_refusal(self) -> Refusal | None:
+        """Why a request was refused since this was asked, or None."""
+
+    def forward_ended(self) -> bool:
+        """
+        Lets residents come back where it is time; whether torch is to give memory back.
+        """
+
+    def statistics(self) -> CeilingStatistics: ...

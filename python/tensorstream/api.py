@@ -152,7 +152,8 @@ def stats(model: nn.Module) -> report.Stats:
         ConfigError: The model is not offloaded.
     """
     orchestrator = orchestrator_of(model)
-    return report.make_stats(orchestrator.engine.statistics(), orchestrator.backend)
+    torch_part = None if orchestrator.pool is None else orchestrator.pool.statistics()
+    return report.make_stats(orchestrator.engine.statistics(), torch_part, orchestrator.backend)
 
 
 def _as_model(model_or_path: nn.Module | PathLike) -> nn.Module:

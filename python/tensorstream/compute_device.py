@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
+from tensorstream.torch_pool import Memory, TorchMemory
 
 
 class ComputeDevice:
@@ -31,6 +32,15 @@ class ComputeDevice:
         self.torch_device = torch_device
         self.is_host = array_device == _native.ArrayDevice.HOST
         self._on = (array_device, torch_device.index or 0)
+
+    def torch_memory(self) -> Memory | None:
+        """Torch's allocator for the device; None where its allocations are not the engine's business."""
+        return TorchMemory() if self.torch_device.type == "cuda" else None
+
+    @property
+    def index(self) -> int:
+        """The device's number."""
+        return self.torch_device.index or 0
 
     def stream(self) -> int:
         """The handle of the stream that the calling code computes on."""

@@ -20,6 +20,11 @@ PREFETCH = {
     "next": _native.Prefetch.NEXT,
     "none": _native.Prefetch.NONE,
 }
+PRESSURE = {
+    "adaptive": _native.Pressure.ADAPTIVE,
+    "strict": _native.Pressure.STRICT,
+    "lenient": _native.Pressure.LENIENT,
+}
 BACKENDS = {"auto": _native.FileBackend.PREAD, "mmap": _native.FileBackend.MMAP}
 
 
@@ -30,8 +35,8 @@ class Config:
     Attributes:
         device: Where the model computes: "cpu", "cuda" or "cuda:N". None is the GPU where vram_budget
             is given, the CPU where only ram_budget is, and the GPU, if there is one, where neither is.
-        vram_budget: Device memory that weights may take on a GPU, in bytes or as "4GiB", "500MB",
-            "60%". None takes what is free less 1 GiB. Not for the CPU.
+        vram_budget: Device memory that weights, and what torch allocates in forwards, may take on a GPU, in
+            bytes or as "4GiB", "500MB", "60%". None takes what is free less 1 GiB. Not for the CPU.
         ram_budget: RAM that weights may take, in the same forms: the budget of a model on the CPU, where
             None takes what is available less 1 GiB, and the ceiling of pinned host memory beside a GPU.
         backend: How files are read: "auto" reads them by pread; "mmap" maps them, for files that nobody
@@ -42,6 +47,12 @@ class Config:
             that compute, and the disk is asked for the next ones.
         keep_resident: Names of modules or parameters, or their prefixes up to a dot, that stay on
             the device in every plan.
+        pressure: What happens when torch asks, in a forward on a GPU, for memory that the budget has no room
+            for. "adaptive": resident weights give way and are streamed, and come back when torch has not
+            needed their memory for some forwards; what does not fit even so is a BudgetError. "strict": it
+            is a BudgetError at once, and residents never give way. "lenient": as "adaptive", and then the
+            budget is passed while the GPU has free memory, with one warning, counted in the statistics.
+            Nothing on the CPU, where torch's allocations are outside the budget.
         self_check: Takes the access rights of weights that nobody uses, poisons what is stale and
             delays loads at random: slow, and a fault shows instead of a wrong number.
     """
@@ -52,12 +63,14 @@ class Config:
     backend: str = "auto"
     prefetch: str = "adaptive"
     keep_resident: Sequence[str] = ()
+    pressure: str = "adaptive"
     self_check: bool = False
 
     def __post_init__(self) -> None:
         """Checks each option by itself."""
         _check_choice("prefetch", self.prefetch, PREFETCH)
         _check_choice("backend", self.backend, BACKENDS)
+        _check_choice("pressure", self.pressure, PRESSURE)
         names = self.keep_resident
         if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"keep_resident is {names!r}; give a sequence of names")
@@ -122,7 +135,8 @@ class Config:
                 f"the budget of a model on '{self.torch_device}' is {wanted}, and "
                 f"{' and '.join(named) or 'nothing'} is given; call set_budget(model, {wanted}=...)"
             )
-        return dataclasses.replace(self, **{wanted: given[wanted]}).budget_bytes(device)
+        changed: dict[str, Any] = {wanted: given[wanted]}
+        return dataclasses.replace(self, **changed).budget_bytes(device)
 
     def ram_budget_bytes(self) -> int:
         """The budget of host RAM in bytes."""

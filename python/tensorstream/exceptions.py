@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 
 class TensorStreamError(Exception):
     """Base of every error of the library: what failed, on which object, and what to do."""
@@ -46,6 +48,13 @@ class BudgetError(TensorStreamError, MemoryError):
 
     needed_bytes: int = 0
     budget_bytes: int = 0
+
+
+class CudaBudgetError(BudgetError, torch.OutOfMemoryError):
+    """What a forward needs on a GPU does not fit the budget: also torch's own error.
+
+    What looks for that one finds a smaller batch; its text begins as torch's does.
+    """
 
 
 class CudaError(TensorStreamError):

@@ -82,7 +82,7 @@ class Unit:
                 "torch.jit.trace would freeze streamed weights; restore the model first"
             )
         frame = _frame_of_call()
-        self._orchestrator.session.enter(frame)
+        self._orchestrator.enter(frame)
         held: list[LentGroup] = []
         self._running.append((frame, held))
         for lent in self.groups:
@@ -101,7 +101,7 @@ class Unit:
             result = self._orchestrator.give_back(lent, result)
 
         with contextlib.ExitStack() as stack:  # every group is given back, whatever fails
-            stack.callback(self._orchestrator.session.leave, frame)
+            stack.callback(self._orchestrator.leave, frame, output)
             for lent in held:
                 stack.callback(give_back, lent)
         return None if result is output else result

@@ -7,17 +7,19 @@ import os
 import sys
 import threading
 import weakref
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
 from tensorstream import _native
-from tensorstream.compute_device import ComputeDevice, move, move_gradient, open_device
-from tensorstream.config import BACKENDS, PREFETCH, Config
+from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
+from tensorstream.config import BACKENDS, PREFETCH, PRESSURE, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError, UnsupportedError
 from tensorstream.hooks import Unit
 from tensorstream.lent import LentGroup, without_views
+from tensorstream.moved import Moved
 from tensorstream.proxy import LentParameter
 from tensorstream.saved import SavedHooks
 from tensorstream.session import Session
@@ -29,6 +31,7 @@ from tensorstream.sources import (
     materialize_forms,
     sources_in_checkpoint,
 )
+from tensorstream.torch_pool import TorchPool
 from tensorstream.walk import FoundWeight, Walk, walk
 from tensorstream.weight import Loans, Weight
 
@@ -115,8 +118,8 @@ class Orchestrator:
         # Of each module with hooks of ours, by its id: the root's is 0.
         self._units: dict[int, Unit] = {}
         self._last_stream: Any = None
-        # What was moved to the device, and where it was.
-        self._moved: list[tuple[torch.Tensor, torch.device]] = []
+        self.pool = self._make_pool(found.tree.fixed_bytes)
+        self._moved = Moved(self.device.torch_device)
         self._attach_or_undo(model, found, sources)
         _orchestrators[model] = self
         if self.device.is_host:
@@ -126,9 +129,40 @@ class Orchestrator:
             sources.in_ram.clear()
             self._bring_home()
 
+    def _make_pool(self, fixed_bytes: int) -> TorchPool | None:
+        memory = self.device.torch_memory()
+        if memory is None:
+            return None
+        device = self.device
+        ceiling = self.engine.ceiling(PRESSURE[self.config.pressure], device.index)
+        room = max(1, self.budget.limit_bytes - self.budget.used_bytes + fixed_bytes)
+        return TorchPool(ceiling, device.index, memory, (room, device.native.total_bytes))
+
+    def enter(self, frame: FrameType) -> None:
+        """A forward of a hooked module begins."""
+        self.session.enter(frame)
+        if self.pool is not None:
+            self.pool.enter()
+
+    def leave(self, frame: FrameType, output: Any) -> None:
+        """It ends; `output` is None where it may have failed."""
+        pool = self.pool
+        if pool is None or not self.session.is_outermost(frame):
+            self.session.leave(frame)
+            return
+        pool.leave()
+        if output is None:
+            pool.explain()
+        pool.forward_ended()
+        self.session.leave(frame)
+
     def _open(self, found: Walk, sources: Sources) -> _native.Engine:
         options = _native.EngineOptions()
         options.prefetch = PREFETCH[self.config.prefetch]
+        if self.device.torch_memory() is not None:
+            options.reserved_share = _native.ACTIVATION_SHARE
+            if self.config.pressure != "strict":
+                options.residents = _native.ResidentUse.LEASED
         ram_budget = None if self.device.is_host else _ram_budget(self.config)
         if ram_budget is not None:
             options.ram_budget = ram_budget
@@ -144,7 +178,7 @@ class Orchestrator:
             for group in range(len(self.grouping.groups)):
                 self._attach(group, sources.in_ram)
             if not self.device.is_host:
-                self._move_what_stays(model)
+                self._moved.bring(model)
             self._hook()
         except BaseException:
             for unit in self._units.values():
@@ -153,8 +187,7 @@ class Orchestrator:
                 parameter.__class__ = nn.Parameter
                 parameter.data = data
                 parameter.__dict__.pop("_tensorstream_weight", None)
-            for tensor, device in self._moved:
-                move(tensor, device)
+            self._moved.undo()
             raise
 
     def _attach(self, group: int, in_ram: dict[int, torch.Tensor]) -> None:
@@ -181,9 +214,8 @@ class Orchestrator:
             if weight is not None:
                 del parameter._tensorstream_weight  # type: ignore[attr-defined]
                 owned = weight.owned
-                at_home = owned is not None and owned.data_ptr() == view.data_ptr()
                 parameter.__class__ = nn.Parameter
-                if at_home:
+                if owned is not None and owned.data_ptr() == view.data_ptr():
                     parameter.data = owned
                     continue
             if view.data_ptr() != parameter.data_ptr():
@@ -198,7 +230,9 @@ class Orchestrator:
 
     def _hook(self) -> None:
         """Hooks the modules whose groups are leased, and the root where any weight is parked."""
-        wanted: dict[int, list[LentGroup]] = {0: []} if self._weights else {}
+        # A strict ceiling over torch's part holds whatever is resident.
+        strict = self.pool is not None and self.config.pressure == "strict"
+        wanted: dict[int, list[LentGroup]] = {0: []} if self._weights or strict else {}
         for hook in self.grouping.hooks:
             groups = [self._lent[group] for group in hook.groups if group in self._lent]
             if groups:
@@ -272,17 +306,14 @@ class Orchestrator:
 
     def _follow(self, replaced: dict[int, torch.Tensor]) -> None:
         """Puts parameters where the engine has their groups now."""
-        for tensor, value in replaced.items():
-            if not self.engine.settled(self._group_of(tensor)):
-                self._weights[tensor].adopt(value)
-        for group in range(len(self.grouping.groups)):
+        for group, members in enumerate(self.grouping.groups):
+            for tensor in members.tensors:
+                if tensor in replaced and not self.engine.settled(group):
+                    self._weights[tensor].adopt(replaced[tensor])
             self._attach(group, {})
         self._hook()
         if not self.device.is_host:
             self._bring_home()
-
-    def _group_of(self, tensor: int) -> int:
-        return next(g for g, group in enumerate(self.grouping.groups) if tensor in group.tensors)
 
     def _make_weight(self, member: FoundWeight) -> Weight:
         parameter = member.parameter
@@ -299,19 +330,6 @@ class Orchestrator:
         parameter._tensorstream_weight = weight  # type: ignore[attr-defined]
         self._weights[member.tensor] = weight
         return weight
-
-    def _move_what_stays(self, model: nn.Module) -> None:
-        """Puts buffers, and parameters that cannot be streamed, on the device."""
-        target = self.device.torch_device
-        kept = [tensor for tensor in model.buffers() if tensor.device != target]
-        kept += [
-            parameter
-            for parameter in model.parameters()
-            if not hasattr(parameter, "_tensorstream_weight") and parameter.device != target
-        ]
-        for tensor in kept:
-            self._moved.append((tensor, tensor.device))
-            move(tensor, target)
 
     def _bring_home(self) -> None:
         """Moves what is streamed into pinned host memory, as far as there is room."""
@@ -411,6 +429,8 @@ class Orchestrator:
 
     def _reclaim(self) -> None:
         """Gives back what a forward held that will never run its post-hooks."""
+        if self.pool is not None:
+            self.pool.leave()
         self.device.follow(self._last_stream)  # its work still reads what is given back here
         for unit in self._units.values():
             unit.forget()
@@ -461,19 +481,11 @@ class Orchestrator:
             member.parameter.data = value.clone() if self.device.is_host else value.cpu()
             move_gradient(member.parameter, ram)
         if not self.device.is_host:
-            self._move_back(model)
+            self._moved.put_back(model)
         for unit in self._units.values():
             unit.detach()
         del _orchestrators[model]
         self._let_go()
-
-    def _move_back(self, model: nn.Module) -> None:
-        """Puts what stayed on the device, and what came there since, where the model was."""
-        for tensor, device in self._moved:
-            move(tensor, device)
-        for tensor in [*model.buffers(), *model.parameters()]:
-            if tensor.device == self.device.torch_device:
-                move(tensor, torch.device("cpu"))
 
     def _let_go(self) -> None:
         """Ends the engine now: objects in cycles would keep its memory until they are collected."""
@@ -481,4 +493,5 @@ class Orchestrator:
             unit.forget()
         for held in (self._units, self._lent, self._weights, self._resident):
             held.clear()
+        self.pool = None  # what tensors hold of it stays with them
         del self.engine

@@ -121,6 +121,11 @@ class Stats:
         budget_bytes: The ceiling.
         held_bytes: What the engine holds of it now.
         peak_held_bytes: The most it ever held.
+        given_way_bytes: Resident weights that gave way to torch's allocations and are streamed now.
+        gave_way: How many groups ever did.
+        torch_bytes: What torch holds of the budget now: its segments of this model's forwards.
+        beyond_bytes: What torch was ever given beyond the budget, under pressure="lenient".
+        refusals: Requests of torch that were refused.
         source_ram_bytes: Weights that host RAM owns: made while loading, or written by the user.
         acquires: Leases of streamed groups.
         hits: Leases that found their group on the device.
@@ -142,6 +147,11 @@ class Stats:
     budget_bytes: int
     held_bytes: int
     peak_held_bytes: int
+    given_way_bytes: int
+    gave_way: int
+    torch_bytes: int
+    beyond_bytes: int
+    refusals: int
     source_ram_bytes: int
     acquires: int
     hits: int
@@ -196,7 +206,16 @@ def make_plan(tree: _native.ModelTree, planned: _native.ModelPlan) -> Plan:
     return Plan(groups, **{name: getattr(native, name) for name in numbers})
 
 
-def make_stats(statistics: _native.Statistics, backend: str) -> Stats:
+def make_stats(
+    statistics: _native.Statistics, torch_part: _native.CeilingStatistics | None, backend: str
+) -> Stats:
     """Statistics as plain values."""
-    names = [field.name for field in dataclasses.fields(Stats) if field.name != "backend"]
-    return Stats(backend, **{name: getattr(statistics, name) for name in names})
+    values = {
+        "torch_bytes": 0 if torch_part is None else torch_part.torch_bytes,
+        "beyond_bytes": 0 if torch_part is None else torch_part.beyond_bytes,
+        "refusals": 0 if torch_part is None else torch_part.refusals,
+    }
+    for field in dataclasses.fields(Stats):
+        if field.name != "backend" and field.name not in values:
+            values[field.name] = getattr(statistics, field.name)
+    return Stats(backend, **values)

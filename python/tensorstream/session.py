@@ -59,6 +59,11 @@ class Session:
         if self._owner == me:
             self._end_if_abandoned()
 
+    def is_outermost(self, frame: FrameType) -> bool:
+        """Whether this thread runs the model, and `frame` is the forward that all others are in."""
+        mine = self._owner == threading.get_ident()
+        return mine and bool(self._frames) and self._frames[0] is frame
+
     def leave(self, frame: FrameType) -> bool:
         """Ends the forward that entered with `frame`. False where it was given up before."""
         with self._changed:

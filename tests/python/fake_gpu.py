@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,11 +32,83 @@ class FakeGpu(ComputeDevice):
         self.native.synchronize()
 
 
-def use_fake_gpu(monkeypatch: pytest.MonkeyPatch, *, homes: bool) -> None:
+class FakeTorchMemory:
+    """Stands for torch's CUDA allocator: pools are numbers, and segments the engine's, by its functions."""
+
+    def __init__(self) -> None:
+        self.has_pools = True
+        self.pools: list[int] = []
+        self.used: list[tuple[str, int]] = []
+        self.active: list[int] = []
+        self.caps: list[float] = []
+        self.kept: list[int] = []  # free segments, by the latest pool
+        library = ctypes.CDLL(_native.__file__)
+        self._alloc, self._free = library.ts_torch_alloc, library.ts_torch_free
+        self._alloc.restype = ctypes.c_void_p
+        self._alloc.argtypes = [ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p]
+        self._free.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p]
+        self._free.restype = None
+
+    def make_pool(self) -> int:
+        if not self.has_pools:
+            raise RuntimeError("no pools here")
+        for segment in self.kept:
+            self.free(segment)
+        self.kept.clear()
+        self.pools.append(len(self.pools))
+        return self.pools[-1]
+
+    @contextlib.contextmanager
+    def use(self, pool: int, index: int) -> Iterator[None]:
+        assert index == 0
+        self.active.append(pool)
+        try:
+            yield
+        finally:
+            self.active.remove(pool)
+
+    def cap(self, share: float, index: int) -> None:
+        self.caps.append(share)
+
+    def malloc(self, size_bytes: int) -> int:
+        """As torch asks inside a pool.
+
+        Raises:
+            OutOfMemoryError: As torch's, where it is refused.
+        """
+        assert self.active, "outside a pool"
+        data: int | None = self._alloc(size_bytes, 0, None)
+        if data is None:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size_bytes}")
+        return data
+
+    def free(self, data: int) -> None:
+        """As torch gives a segment back."""
+        self._free(data, 0, 0, None)
+
+
+class FakeGpuWithTorch(FakeGpu):
+    """The same, with torch's allocator under the engine's ceiling."""
+
+    def __init__(self, memory: FakeTorchMemory) -> None:
+        super().__init__()
+        self.memory = memory
+
+    def torch_memory(self) -> FakeTorchMemory:
+        return self.memory
+
+
+def use_fake_gpu(
+    monkeypatch: pytest.MonkeyPatch, *, homes: bool, memory: FakeTorchMemory | None = None
+) -> None:
     """Makes models run on it; without `homes`, none of their weights fits host memory."""
     assert LIBRARY.exists(), f"{LIBRARY} is missing: make test-cpp builds it"
     ring_bytes = 64 << 20  # a ring for staging is all that fits
-    monkeypatch.setattr(orchestrator, "open_device", lambda device, self_check: FakeGpu())
+    monkeypatch.setattr(
+        orchestrator,
+        "open_device",
+        lambda device, self_check: FakeGpu() if memory is None else FakeGpuWithTorch(memory),
+    )
     monkeypatch.setattr(
         orchestrator,
         "_ram_budget",

@@ -1,0 +1,273 @@
+#include "engine/ceiling.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+
+/// Memory that torch holds.
+struct Ceiling::Segment {
+  std::shared_ptr<Device> device;  // shared with the ceiling and its engine
+  std::weak_ptr<Ceiling> from;
+  Reservation room;
+  std::unique_ptr<DeviceMemory> memory;  // goes first
+};
+
+/// What torch holds, and whom it asks. One for the process, as torch's callbacks are: they say
+/// nothing but an address. Thread-safe.
+class SegmentTable {
+ public:
+  static SegmentTable& of_process() {
+    // Never destroyed: torch may give memory back while the process ends.
+    static auto* const table = new SegmentTable;  // NOLINT(cppcoreguidelines-owning-memory)
+    return *table;
+  }
+
+  std::byte* add(std::unique_ptr<Ceiling::Segment> segment) {
+    std::byte* const data = segment->memory->data();
+    const MutexLock lock(mutex_);
+    segments_.emplace(data, std::move(segment));
+    return data;
+  }
+
+  std::unique_ptr<Ceiling::Segment> remove(std::byte* data) {
+    const MutexLock lock(mutex_);
+    const auto found = segments_.find(data);
+    if (found == segments_.end()) return nullptr;
+    std::unique_ptr<Ceiling::Segment> segment = std::move(found->second);
+    segments_.erase(found);
+    return segment;
+  }
+
+  void set_last(int device_index, const std::weak_ptr<Ceiling>& ceiling) {
+    const MutexLock lock(mutex_);
+    last_entered_[device_index] = ceiling;
+  }
+  void end_last(int device_index, const Ceiling* ceiling) {
+    const MutexLock lock(mutex_);
+    const auto found = last_entered_.find(device_index);
+    if (found != last_entered_.end() && found->second.lock().get() == ceiling) {
+      last_entered_.erase(found);
+    }
+  }
+  std::shared_ptr<Ceiling> last(int device_index) {
+    const MutexLock lock(mutex_);
+    const auto found = last_entered_.find(device_index);
+    return found == last_entered_.end() ? nullptr : found->second.lock();
+  }
+
+ private:
+  Mutex mutex_;
+  std::map<std::byte*, std::unique_ptr<Ceiling::Segment>> segments_ TS_GUARDED_BY(mutex_);
+  std::map<int, std::weak_ptr<Ceiling>> last_entered_ TS_GUARDED_BY(mutex_);
+};
+
+namespace {
+
+// The ceilings that this thread is under, the innermost last: models run inside each other.
+std::vector<std::weak_ptr<Ceiling>>& entered() {
+  thread_local std::vector<std::weak_ptr<Ceiling>> stack;
+  return stack;
+}
+
+// The share of a budget that stays free when residents come back, so that a forward that is a
+// little longer than the last ones does not send them away again.
+constexpr std::uint64_t kSparedShare = 16;
+
+}  // namespace
+
+Ceiling::Ceiling(std::shared_ptr<Device> device, std::shared_ptr<Budget> budget, Engine& engine,
+                 const Options& options)
+    : device_(std::move(device)), budget_(std::move(budget)), options_(options), engine_(&engine) {}
+
+void Ceiling::enter() {
+  entered().push_back(weak_from_this());
+  SegmentTable::of_process().set_last(options_.device_index, weak_from_this());
+}
+
+void Ceiling::leave() noexcept {
+  auto& stack = entered();
+  const auto is_this = [this](const std::weak_ptr<Ceiling>& other) {
+    return other.expired() || other.lock().get() == this;
+  };
+  stack.erase(std::remove_if(stack.begin(), stack.end(), is_this), stack.end());
+  SegmentTable::of_process().end_last(options_.device_index, this);
+}
+
+std::shared_ptr<Ceiling> Ceiling::current(int device_index) {
+  const auto& stack = entered();
+  for (auto it = stack.rbegin(); it != stack.rend(); ++it) {
+    const std::shared_ptr<Ceiling> ceiling = it->lock();
+    if (ceiling && ceiling->options_.device_index == device_index) return ceiling;
+  }
+  return SegmentTable::of_process().last(device_index);
+}
+
+std::byte* Ceiling::allocate(std::uint64_t size_bytes) noexcept {
+  try {
+    std::unique_ptr<Segment> segment;
+    std::string warning;
+    {
+      const MutexLock lock(mutex_);
+      segment = take(size_bytes);
+      warning.swap(warning_);
+    }
+    if (!warning.empty()) log(LogLevel::kWarning, warning);  // which may wait for the interpreter
+    if (segment == nullptr) return nullptr;
+    {
+      const MutexLock lock(counts_mutex_);
+      counts_.torch_bytes += segment->room.size_bytes();
+      counts_.peak_torch_bytes = std::max(counts_.peak_torch_bytes, counts_.torch_bytes);
+    }
+    return SegmentTable::of_process().add(std::move(segment));
+  } catch (const std::exception& error) {  // torch raises that it is out of memory
+    log(LogLevel::kError, std::string("memory for torch could not be had: ") + error.what());
+    return nullptr;
+  }
+}
+
+std::unique_ptr<Ceiling::Segment> Ceiling::take(std::uint64_t size_bytes) {
+  auto segment = std::make_unique<Segment>();
+  segment->device = device_;
+  segment->from = weak_from_this();
+  for (;;) {
+    std::optional<Reservation> room = reserve(size_bytes);
+    if (!room) return nullptr;
+    segment->room = *std::move(room);
+    try {
+      segment->memory = device_->allocate(size_bytes);
+      return segment;
+    } catch (const BudgetError& error) {
+      // Something else took what the budget counts on: residents make room on the device.
+      segment->room.release();
+      if (options_.pressure != Pressure::kStrict && give_way(size_bytes) > 0) continue;
+      refuse(size_bytes, error.what());
+      return nullptr;
+    }
+  }
+}
+
+std::optional<Reservation> Ceiling::reserve(std::uint64_t size_bytes) {
+  std::optional<Reservation> room = budget_->try_reserve(size_bytes);
+  while (!room && options_.pressure != Pressure::kStrict) {
+    const std::uint64_t free_bytes = budget_->free_bytes();
+    const std::uint64_t wanted = size_bytes > free_bytes ? size_bytes - free_bytes : 0;
+    if (wanted != 0 && give_way(wanted) == 0) break;
+    room = budget_->try_reserve(size_bytes);
+  }
+  if (room) return room;
+  if (options_.pressure == Pressure::kLenient && device_->free_bytes() >= size_bytes) {
+    if (!std::exchange(said_beyond_, true)) {
+      warning_ = "pressure='lenient': torch takes " + format_size(size_bytes) +
+                 " beyond the budget of " + format_size(budget_->limit_bytes()) +
+                 "; it is counted in the statistics, and not said again";
+    }
+    const MutexLock lock(counts_mutex_);
+    counts_.beyond_bytes += size_bytes;
+    return budget_->reserve_beyond(size_bytes);
+  }
+  refuse(size_bytes, "");
+  return std::nullopt;
+}
+
+std::uint64_t Ceiling::give_way(std::uint64_t wanted_bytes) {
+  return engine_ == nullptr ? 0 : engine_->give_way(wanted_bytes);
+}
+
+void Ceiling::refuse(std::uint64_t size_bytes, const std::string& why) {
+  std::uint64_t torch_bytes = 0;
+  {
+    const MutexLock lock(counts_mutex_);
+    ++counts_.refusals;
+    torch_bytes = counts_.torch_bytes;
+  }
+  refused_bytes_ = std::max(refused_bytes_, size_bytes);
+  if (refusal_) return;
+  const std::uint64_t used = budget_->used_bytes();
+  const std::uint64_t needed = checked_add(used, size_bytes).value_or(used);
+  std::string text = "CUDA out of memory: torch asks for " + format_size(size_bytes) + " more on " +
+                     device_->name() + "; of the budget of " + format_size(budget_->limit_bytes()) +
+                     ", " + format_size(torch_bytes) + " are torch's and " +
+                     format_size(used - std::min(used, torch_bytes)) +
+                     " are weights that cannot give way";
+  text += why.empty() ? "; raise vram_budget to at least " + format_size(needed) +
+                            ", or run a smaller batch or a shorter sequence"
+                      : "; " + why;
+  refusal_ = Refusal{std::move(text), needed, budget_->limit_bytes()};
+}
+
+std::optional<Refusal> Ceiling::take_refusal() {
+  const MutexLock lock(mutex_);
+  return std::exchange(refusal_, std::nullopt);
+}
+
+bool Ceiling::forward_ended() {
+  const MutexLock lock(mutex_);
+  if (engine_ == nullptr) return false;
+  const Statistics engine = engine_->statistics();
+  const std::uint64_t refusals = statistics().refusals;
+  const ReturnPolicy::Step step =
+      policy_.forward_ended({.pressed = engine.gave_way != gave_way_ || refusals != refusals_,
+                             .away = engine.given_way_bytes != 0 || engine.made_room_bytes != 0});
+  if (refusals != refusals_ && options_.pressure != Pressure::kStrict) {
+    // The same forward fits next time, if a smaller arena can make it fit.
+    static_cast<void>(engine_->make_room(engine.made_room_bytes + refused_bytes_));
+  }
+  refused_bytes_ = 0;
+  gave_way_ = engine.gave_way;
+  refusals_ = refusals;
+  if (step == ReturnPolicy::Step::kReturn) {
+    static_cast<void>(engine_->take_back(budget_->limit_bytes() / kSparedShare));
+  }
+  return step == ReturnPolicy::Step::kTrim;
+}
+
+CeilingStatistics Ceiling::statistics() const {
+  const MutexLock lock(counts_mutex_);
+  return counts_;
+}
+
+void Ceiling::detach() {
+  const MutexLock lock(mutex_);
+  engine_ = nullptr;
+}
+
+void Ceiling::note_released(std::uint64_t size_bytes) noexcept {
+  const MutexLock lock(counts_mutex_);
+  counts_.torch_bytes -= size_bytes;
+}
+
+bool Ceiling::release(std::byte* data) noexcept {
+  const std::unique_ptr<Segment> segment = SegmentTable::of_process().remove(data);
+  if (segment == nullptr) return false;
+  const std::uint64_t size_bytes = segment->room.size_bytes();
+  segment->memory.reset();
+  segment->room.release();
+  if (const std::shared_ptr<Ceiling> ceiling = segment->from.lock()) {
+    ceiling->note_released(size_bytes);
+  }
+  return true;
+}
+
+}  // namespace tensorstream
+
+void* ts_torch_alloc(std::int64_t size_bytes, int device, void* /*stream*/) noexcept {
+  const auto ceiling = tensorstream::Ceiling::current(device);
+  if (ceiling == nullptr || size_bytes <= 0) return nullptr;
+  return ceiling->allocate(static_cast<std::uint64_t>(size_bytes));
+}
+
+void ts_torch_free(void* data, std::int64_t /*size_bytes*/, int /*device*/,
+                   void* /*stream*/) noexcept {
+  if (data == nullptr) return;
+  if (!tensorstream::Ceiling::release(static_cast<std::byte*>(data))) {
+    tensorstream::log(tensorstream::LogLevel::kError,
+                      "torch gives back memory that it was not given here");
+  }
+}

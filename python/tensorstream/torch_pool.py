@@ -1,0 +1,127 @@
+"""Torch's allocations of a model's forwards, under the engine's ceiling."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import sys
+from typing import Any, Protocol
+
+import torch
+
+from tensorstream import _native
+from tensorstream.exceptions import CudaBudgetError
+
+logger = logging.getLogger("tensorstream")
+
+
+class Memory(Protocol):
+    """What is used of torch.cuda; tests have one of their own."""
+
+    def make_pool(self) -> Any:
+        """A memory pool whose segments the engine's library allocates."""
+
+    def use(self, pool: Any, index: int) -> contextlib.AbstractContextManager[Any]:
+        """Sends allocations of the calling thread to the pool."""
+
+    def cap(self, share: float, index: int) -> None:
+        """Refuses what the process allocates of the device beyond a share of it."""
+
+
+class TorchMemory:
+    """Torch's memory pools: torch 2.6 and later, where it is built for CUDA."""
+
+    def make_pool(self) -> Any:
+        """A pool over the engine's library.
+
+        Raises:
+            RuntimeError: This torch has none.
+        """
+        return torch.cuda.MemPool(_allocator().allocator())
+
+    def use(self, pool: Any, index: int) -> contextlib.AbstractContextManager[Any]:
+        """Sends allocations to the pool: of the calling thread; torch 2.6 those of all threads."""
+        return torch.cuda.use_mem_pool(pool, device=index)
+
+    def cap(self, share: float, index: int) -> None:
+        """Torch's own limit, which covers what its default allocator holds in this process."""
+        torch.cuda.set_per_process_memory_fraction(share, index)
+
+
+@functools.cache
+def _allocator() -> Any:
+    """Torch's handle of the two functions. One a process, never let go: segments outlive pools."""
+    if not hasattr(torch.cuda, "MemPool"):
+        raise RuntimeError("torch.cuda.MemPool is missing")
+    return torch.cuda.memory.CUDAPluggableAllocator(
+        _native.__file__, "ts_torch_alloc", "ts_torch_free"
+    )
+
+
+class TorchPool:
+    """Brings what torch allocates in one model's forwards under its engine's budget."""
+
+    def __init__(
+        self, ceiling: _native.Ceiling, index: int, memory: Memory, capped: tuple[int, int]
+    ) -> None:
+        """`capped` are the bytes that torch may hold where it has no pools, and the device's."""
+        self._ceiling = ceiling
+        self._index = index
+        self._memory = memory
+        self._scope: Any = None
+        try:
+            self._pool = memory.make_pool()
+        except (RuntimeError, OSError, AttributeError) as error:
+            self._pool = None
+            room, total = capped
+            memory.cap(min(1.0, room / total), index)
+            logger.warning(
+                "this torch (%s) has no memory pools of our own (%s): its allocations are capped for the "
+                "whole process, and resident weights do not give way to them",
+                torch.__version__,
+                error,
+            )
+
+    def enter(self) -> None:
+        """The outermost forward begins: this thread's allocations come under the ceiling."""
+        if self._pool is None or self._scope is not None:
+            return
+        self._ceiling.enter()
+        self._scope = self._memory.use(self._pool, self._index)
+        self._scope.__enter__()
+
+    def leave(self) -> None:
+        """It ended, or was abandoned: from any thread."""
+        if self._scope is None:
+            return
+        scope, self._scope = self._scope, None
+        try:
+            scope.__exit__(None, None, None)
+        finally:
+            self._ceiling.leave()
+
+    def forward_ended(self) -> None:
+        """Between forwards: lets residents come back, and torch give back what it only keeps."""
+        if self._pool is not None and self._ceiling.forward_ended():
+            # A pool keeps its free segments for as long as it lives, whatever empty_cache() is asked for.
+            # What tensors hold of the old one stays with them.
+            self._pool = self._memory.make_pool()
+
+    def explain(self) -> None:
+        """Puts the numbers in the place of torch's error that a forward ends with now, if it does."""
+        refusal = self._ceiling.take_refusal()
+        raised = sys.exc_info()[1]
+        if refusal is None or not isinstance(raised, torch.OutOfMemoryError):
+            return
+        error = CudaBudgetError(
+            f"{refusal.message}. The model goes on working; caches that this forward had grown are the "
+            "caller's to reset"
+        )
+        error.needed_bytes, error.budget_bytes = refusal.needed_bytes, refusal.budget_bytes
+        error.__cause__ = raised
+        _native.replace_handled(error.with_traceback(raised.__traceback__))
+
+    def statistics(self) -> _native.CeilingStatistics:
+        """What torch holds under the ceiling."""
+        return self._ceiling.statistics()

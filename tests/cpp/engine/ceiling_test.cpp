@@ -1,0 +1,278 @@
+// What torch's allocator asks for, by the fake driver: charged, made room for, refused, given back.
+#include "engine/ceiling.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "device/cuda_device.h"
+#include "engine/open_engine.h"
+#include "engine/test_model.h"
+#include "fake_cuda/fake_cuda.h"
+
+namespace tensorstream {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+constexpr std::uint64_t kGroupBytes = 8192;  // what a group of 6000 bytes takes
+constexpr int kIndex = 0;
+
+class CeilingTest : public ::testing::Test {
+ protected:
+  CeilingTest() { fake_.reset(); }
+  ~CeilingTest() override {
+    leave();
+    device_.reset();
+    EXPECT_EQ(fake_.get("leaked"), 0);
+    EXPECT_EQ(fake_.held(), 0);
+  }
+
+  /// An engine whose weights are at home and all loaded once, under `limit_bytes`.
+  void open(std::uint64_t limit_bytes, Pressure pressure) {
+    if (device_ == nullptr) {
+      device_ = create_cuda_device(
+          {.checking = Checking::kOn, .longest_delay_us = 20, .driver_library = FakeCuda::path()});
+    }
+    EngineOptions options;
+    options.piece_bytes = 4096;
+    options.residents =
+        pressure == Pressure::kStrict ? ResidentUse::kSettled : ResidentUse::kLeased;
+    budget_ = Budget::create(limit_bytes);
+    engine_ = std::make_unique<Engine>(*device_, budget_, spec_, options);
+    for (GroupId group = 0; group < model_.group_count(); ++group) engine_->bring_home(group);
+    stream_ = device_->create_stream();
+    pass();
+    stream_->synchronize();
+    // What is still loaded ahead does not give way: until the last load is counted.
+    ASSERT_TRUE(stays_false([loads = engine_->statistics().loads, this] {
+      return engine_->statistics().loads < loads;
+    }));
+    ceiling_ =
+        std::make_shared<Ceiling>(device_, budget_, *engine_, Ceiling::Options{pressure, kIndex});
+    ceiling_->enter();
+  }
+
+  /// As the model is used: its bytes are read back and are right.
+  void pass() {
+    for (GroupId group = 0; group < model_.group_count(); ++group) {
+      ASSERT_TRUE(engine_->acquire(group, *stream_)) << "group " << group;
+      Bytes bytes(model_.size_bytes(group));
+      stream_->copy_to_host(bytes.data(), engine_->places(group)[0].data, bytes.size());
+      stream_->synchronize();
+      EXPECT_EQ(bytes, *model_.bytes(group)) << "group " << group;
+      engine_->release(group, *stream_);
+    }
+  }
+
+  void leave() {
+    if (ceiling_) ceiling_->leave();
+    if (ceiling_) ceiling_->detach();
+    ceiling_.reset();
+    stream_.reset();
+    engine_.reset();
+  }
+
+  /// By the driver's count.
+  std::uint64_t on_device() const { return total_bytes_ - device_->free_bytes(); }
+  void set_total(std::uint64_t bytes) {
+    total_bytes_ = bytes;
+    fake_.set("total_bytes", static_cast<long long>(bytes));
+  }
+  static void* alloc(std::uint64_t size_bytes) {
+    return ts_torch_alloc(static_cast<std::int64_t>(size_bytes), kIndex, nullptr);
+  }
+  static void free(void* data) { ts_torch_free(data, 0, kIndex, nullptr); }
+
+  const FakeCuda fake_;
+  std::uint64_t total_bytes_ = 1_GiB;
+  TestModel model_ = equal_model(8, 6000);
+  ModelSpec spec_ = model_.in_memory();
+  std::uint64_t smallest_ = smallest_budget_of(spec_);
+  std::shared_ptr<Device> device_;
+  std::shared_ptr<Budget> budget_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Stream> stream_;
+  std::shared_ptr<Ceiling> ceiling_;
+};
+
+TEST_F(CeilingTest, WhatTorchHoldsIsChargedUntilItIsGivenBack) {
+  open(everything_of(spec_) + 40'000, Pressure::kAdaptive);
+  const std::uint64_t before = budget_->used_bytes();
+  void* const data = alloc(10'000);
+  ASSERT_NE(data, nullptr);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(data) % kTensorAlignment, 0U);
+  EXPECT_EQ(budget_->used_bytes(), before + 10'000);
+  EXPECT_EQ(ceiling_->statistics().torch_bytes, 10'000U);
+  free(data);
+  EXPECT_EQ(budget_->used_bytes(), before);
+  EXPECT_EQ(ceiling_->statistics().torch_bytes, 0U);
+  EXPECT_EQ(ceiling_->statistics().peak_torch_bytes, 10'000U);
+}
+
+TEST_F(CeilingTest, ResidentsGiveWayAndTheCeilingHoldsByTheDriversCount) {
+  model_ = equal_model(8, 1_MiB);  // large pieces cost what they are
+  spec_ = model_.in_memory();
+  const std::uint64_t limit = smallest_budget_of(spec_) * 6;
+  open(limit, Pressure::kAdaptive);
+  std::vector<void*> held;
+  while (void* const data = alloc(1_MiB)) {
+    held.push_back(data);
+    EXPECT_LE(budget_->used_bytes(), limit);
+    EXPECT_LE(on_device(), limit);
+    pass();
+    ASSERT_LT(held.size(), 20U);
+  }
+  EXPECT_GE(held.size(), 2U);
+  EXPECT_GT(engine_->statistics().gave_way, 1U);
+  EXPECT_LE(budget_->peak_bytes(), limit);
+  for (void* const data : held) free(data);
+  pass();
+}
+
+TEST_F(CeilingTest, WhatCannotFitIsRefusedWithTheNumbersAndLaterOnesFit) {
+  const std::uint64_t limit = smallest_ + 3 * kGroupBytes;
+  open(limit, Pressure::kAdaptive);
+  EXPECT_EQ(alloc(1_MiB), nullptr);
+  EXPECT_EQ(alloc(2_MiB), nullptr);
+  const auto refusal = ceiling_->take_refusal();
+  ASSERT_TRUE(refusal);
+  EXPECT_THAT(refusal->message, StartsWith("CUDA out of memory"));
+  EXPECT_THAT(refusal->message, HasSubstr("1.00 MiB"));
+  EXPECT_EQ(refusal->budget_bytes, limit);
+  EXPECT_EQ(refusal->needed_bytes, budget_->used_bytes() + 1_MiB);
+  EXPECT_FALSE(ceiling_->take_refusal());
+  EXPECT_EQ(ceiling_->statistics().refusals, 2U);
+  void* const data = alloc(kGroupBytes);
+  EXPECT_NE(data, nullptr);
+  pass();
+  free(data);
+}
+
+TEST_F(CeilingTest, StrictRefusesAtOnce) {
+  open(smallest_ + 4 * kGroupBytes, Pressure::kStrict);
+  const std::uint64_t held = engine_->statistics().held_bytes;
+  EXPECT_EQ(alloc(budget_->free_bytes() + 1), nullptr);
+  EXPECT_TRUE(ceiling_->take_refusal());
+  EXPECT_EQ(engine_->statistics().held_bytes, held);
+  EXPECT_EQ(engine_->statistics().gave_way, 0U);
+}
+
+TEST_F(CeilingTest, LenientPassesTheBudgetWhileTheDeviceHasMemory) {
+  open(smallest_ + 5 * kGroupBytes, Pressure::kLenient);
+  void* const data = alloc(1_MiB);
+  ASSERT_NE(data, nullptr);
+  EXPECT_EQ(ceiling_->statistics().beyond_bytes, 1_MiB);
+  const std::uint64_t residents = engine_->plan().resident_bytes;
+  EXPECT_GT(residents, 0U);
+  EXPECT_EQ(engine_->statistics().given_way_bytes, residents) << "residents go first";
+  EXPECT_GT(budget_->used_bytes(), budget_->limit_bytes());
+  pass();
+  EXPECT_EQ(alloc(2_GiB), nullptr);
+  EXPECT_TRUE(ceiling_->take_refusal());
+  free(data);
+  EXPECT_LE(budget_->used_bytes(), budget_->limit_bytes());
+}
+
+/// Another process took memory that the budget counts on.
+TEST_F(CeilingTest, ADeviceWithLessThanTheBudgetTakesItFromResidents) {
+  open(everything_of(spec_) + 20'000, Pressure::kAdaptive);
+  set_total(on_device() + 1000);
+  void* const data = alloc(10'000);
+  ASSERT_NE(data, nullptr);
+  EXPECT_GT(engine_->statistics().gave_way, 0U);
+  pass();
+  int given = 0;
+  do {
+    set_total(on_device() + 100);
+    void* const more = alloc(4000);
+    if (more == nullptr) break;
+    free(more);
+  } while (++given < 20);
+  EXPECT_LT(given, 8);
+  const auto refusal = ceiling_->take_refusal();
+  ASSERT_TRUE(refusal);
+  EXPECT_THAT(refusal->message, StartsWith("CUDA out of memory"));
+  EXPECT_THAT(refusal->message, HasSubstr("are free"));
+  free(data);
+  pass();
+}
+
+TEST_F(CeilingTest, MemoryOutlivesTheEngine) {
+  open(everything_of(spec_) + 20'000, Pressure::kAdaptive);
+  void* const data = alloc(5000);
+  ASSERT_NE(data, nullptr);
+  std::memset(data, 7, 5000);
+  const std::shared_ptr<Ceiling> ceiling = ceiling_;
+  leave();
+  EXPECT_EQ(ceiling->allocate(130'000), nullptr) << "nothing makes room";
+  EXPECT_EQ(static_cast<char*>(data)[4999], 7);
+  EXPECT_EQ(budget_->used_bytes(), 5000U);
+  free(data);
+  EXPECT_EQ(budget_->used_bytes(), 0U);
+  EXPECT_EQ(alloc(100), nullptr) << "nobody is entered";
+}
+
+TEST_F(CeilingTest, TheInnermostModelOfAThreadIsAsked) {
+  open(everything_of(spec_) + 40'000, Pressure::kAdaptive);
+  const auto inner_budget = Budget::create(everything_of(spec_) + 40'000);
+  Engine inner(*device_, inner_budget, spec_, EngineOptions{});
+  const auto inside = std::make_shared<Ceiling>(device_, inner_budget, inner,
+                                                Ceiling::Options{Pressure::kStrict, kIndex});
+  inside->enter();
+  void* const ours = alloc(5000);
+  EXPECT_EQ(inside->statistics().torch_bytes, 5000U);
+  inside->leave();
+  void* const outer = alloc(6000);
+  EXPECT_EQ(ceiling_->statistics().torch_bytes, 6000U);
+  EXPECT_EQ(ts_torch_alloc(100, kIndex + 1, nullptr), nullptr) << "another device";
+  free(ours);
+  free(outer);
+  inside->detach();
+}
+
+/// With a torch whose pools take every thread's requests, a thread of its own is charged too.
+TEST_F(CeilingTest, AThreadThatEnteredNoneIsChargedToTheLastEntered) {
+  open(everything_of(spec_) + 40'000, Pressure::kAdaptive);
+  void* data = nullptr;
+  std::jthread([&] { data = alloc(5000); }).join();
+  EXPECT_NE(data, nullptr);
+  EXPECT_EQ(ceiling_->statistics().torch_bytes, 5000U);
+  std::jthread([&] { free(data); }).join();
+  EXPECT_EQ(ceiling_->statistics().torch_bytes, 0U);
+}
+
+TEST_F(CeilingTest, AnAbandonedForwardIsLeftFromAnotherThread) {
+  open(everything_of(spec_) + 40'000, Pressure::kAdaptive);
+  std::jthread([&] { ceiling_->leave(); }).join();
+  ceiling_->leave();
+  EXPECT_EQ(alloc(100), nullptr);
+}
+
+TEST_F(CeilingTest, ResidentsComeBackWhenThePressureIsOver) {
+  open(smallest_ + 4 * kGroupBytes, Pressure::kAdaptive);
+  void* const data = alloc(budget_->free_bytes() + 2 * kGroupBytes);
+  ASSERT_NE(data, nullptr);
+  EXPECT_FALSE(ceiling_->forward_ended());
+  int forwards = 1;
+  while (!ceiling_->forward_ended()) {
+    pass();
+    ASSERT_LT(++forwards, 100);
+  }
+  EXPECT_EQ(engine_->statistics().given_way_bytes, 2 * kGroupBytes);
+  free(data);  // as torch does when it is asked to
+  pass();
+  EXPECT_FALSE(ceiling_->forward_ended());
+  EXPECT_LT(engine_->statistics().given_way_bytes, 2 * kGroupBytes);
+  pass();
+  EXPECT_LE(budget_->peak_bytes(), budget_->limit_bytes());
+}
+
+}  // namespace
+}  // namespace tensorstream

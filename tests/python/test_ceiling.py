@@ -1,0 +1,303 @@
+"""Torch's allocations under a model's budget: a stand-in for its allocator, the engine on the fake GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tensorstream as ts
+from conftest import assert_same, hooks_of
+from fake_gpu import FakeTorchMemory, use_fake_gpu
+from model_shapes import make_stack, row_ids
+from tensorstream.exceptions import CudaBudgetError
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorchMemory]:
+    made = FakeTorchMemory()
+    use_fake_gpu(monkeypatch, homes=True, memory=made)
+    yield made
+    assert made.active == []
+
+
+class Activations:
+    """What a forward of a model allocates: a hook on its second block asks for it, and keeps it cached."""
+
+    def __init__(self, model: Any, memory: FakeTorchMemory) -> None:
+        self.bytes = 0
+        self.memory = memory
+        self.handle = model.blocks[1].register_forward_pre_hook(self.ask)
+
+    def ask(self, *_: Any) -> None:
+        if self.bytes and len(self.memory.kept) == 0:
+            self.memory.kept.append(self.memory.malloc(self.bytes))
+
+
+def offload(room: float, **options: Any) -> tuple[Any, int]:
+    """A model whose budget is `room` times the smallest, and that budget."""
+    model = make_stack(8)
+    budget = int(ts.estimate_memory(model).smallest_budget_bytes * room)
+    return ts.offload(model, ram_budget=budget, **options), budget
+
+
+def check(model: nn.Module) -> None:
+    with torch.no_grad():
+        assert_same(model(row_ids()), make_stack(8)(row_ids()))
+
+
+def resident_bytes(model: Any) -> int:
+    return ts.stats(model).held_bytes
+
+
+def test_long_then_short(memory: FakeTorchMemory) -> None:
+    model, budget = offload(4)
+    check(model)
+    held = resident_bytes(model)
+    activations = Activations(model, memory)
+    activations.bytes = budget - held + 4096  # a long sequence
+    for _ in range(3):
+        check(model)
+        stats = ts.stats(model)
+        assert stats.given_way_bytes > 0
+        assert stats.held_bytes + stats.torch_bytes <= budget
+    gone = ts.stats(model).gave_way
+    activations.bytes = 0  # short ones: torch keeps what it has until it is asked to let go
+    assert len(memory.pools) == 1
+    for _ in range(12):
+        check(model)
+        stats = ts.stats(model)
+        assert stats.held_bytes + stats.torch_bytes <= budget
+    assert len(memory.pools) == 2
+    stats = ts.stats(model)
+    assert stats.torch_bytes == 0
+    assert stats.held_bytes == held
+    assert stats.gave_way == gone
+    check(model)
+
+
+def test_what_cannot_fit_is_an_error_with_the_numbers_and_the_model_goes_on(
+    memory: FakeTorchMemory,
+) -> None:
+    model, budget = offload(3)
+    activations = Activations(model, memory)
+    activations.bytes = 64 * MIB
+    for _ in range(2):
+        with pytest.raises(ts.BudgetError, match=r"^CUDA out of memory") as raised:
+            check(model)
+        error = raised.value
+        assert isinstance(error, torch.OutOfMemoryError)
+        assert isinstance(error, MemoryError)
+        assert type(error) is CudaBudgetError
+        assert error.budget_bytes == budget
+        assert error.needed_bytes > 64 * MIB
+        assert "the caller's to reset" in str(error)
+        assert isinstance(error.__cause__, torch.OutOfMemoryError)
+    activations.bytes = 1000
+    check(model)
+    check(model)
+
+
+def test_what_a_smaller_arena_fits_works_from_the_next_forward_on(
+    memory: FakeTorchMemory,
+) -> None:
+    model, budget = offload(3)
+    smallest = int(budget / 3)
+    activations = Activations(model, memory)
+    activations.bytes = budget - smallest - 4 * 4096
+    with pytest.raises(ts.BudgetError):
+        check(model)
+    for _ in range(3):
+        check(model)
+        stats = ts.stats(model)
+        assert stats.held_bytes + stats.torch_bytes <= budget
+    activations.bytes = 0
+    for _ in range(12):
+        check(model)
+    assert ts.stats(model).torch_bytes == 0
+    assert ts.stats(model).held_bytes > 2 * smallest
+
+
+def test_a_forward_that_catches_it_goes_on(memory: FakeTorchMemory) -> None:
+    model, _ = offload(2)
+
+    def ask(*_: Any) -> None:
+        with pytest.raises(torch.OutOfMemoryError):
+            memory.malloc(64 * MIB)
+
+    model.blocks[2].register_forward_pre_hook(ask)
+    check(model)
+    try:
+        raise torch.OutOfMemoryError("another one, handled while the model runs")
+    except torch.OutOfMemoryError as error:
+        check(model)
+        assert str(error).startswith("another")
+
+
+def test_other_errors_are_left_as_they_are(memory: FakeTorchMemory) -> None:
+    model, _ = offload(2)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("not ours")
+
+    model.blocks[2].register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError, match="not ours") as raised:
+        check(model)
+    assert type(raised.value) is torch.OutOfMemoryError
+
+
+def test_strict_refuses_and_moves_nothing(memory: FakeTorchMemory) -> None:
+    model, budget = offload(3, pressure="strict")
+    held = resident_bytes(model)
+    activations = Activations(model, memory)
+    activations.bytes = budget - held + 1
+    with pytest.raises(ts.BudgetError):
+        check(model)
+    stats = ts.stats(model)
+    assert (stats.gave_way, stats.held_bytes, stats.refusals) == (0, held, 1)
+    activations.bytes = budget - held
+    check(model)
+
+
+def test_strict_holds_where_everything_fits_too(memory: FakeTorchMemory) -> None:
+    model, budget = offload(40, pressure="strict")
+    assert len(hooks_of(model)) == 2
+    activations = Activations(model, memory)
+    activations.bytes = budget
+    with pytest.raises(ts.BudgetError):
+        check(model)
+
+
+def test_lenient_passes_the_budget_with_one_warning(
+    memory: FakeTorchMemory, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, _ = offload(2, pressure="lenient")
+    activations = Activations(model, memory)
+    activations.bytes = 64 * MIB
+    for _ in range(3):
+        check(model)
+        memory.free(memory.kept.pop())
+    stats = ts.stats(model)
+    assert stats.beyond_bytes == 3 * 64 * MIB
+    assert stats.refusals == 0
+    assert sum("beyond the budget" in record.message for record in caplog.records) == 1
+
+
+def test_a_model_that_fits_with_room_has_no_hooks(memory: FakeTorchMemory) -> None:
+    model, _ = offload(40)
+    assert hooks_of(model) == []
+    check(model)
+
+
+def test_the_pool_is_used_from_the_outermost_forward_to_its_end(memory: FakeTorchMemory) -> None:
+    model, _ = offload(2)
+    seen: list[int] = []
+    model.blocks[1].register_forward_pre_hook(lambda *_: seen.append(len(memory.active)))
+
+    def nested(*_: Any) -> None:
+        if len(seen) == 1:
+            check(model)
+
+    model.blocks[2].register_forward_pre_hook(nested)
+    check(model)
+    assert seen == [1, 1]
+    assert memory.active == []
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.blocks[3].register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        check(model)
+    handle.remove()
+    check(model)
+    assert memory.active == []
+
+
+def test_a_forward_that_a_thread_abandoned_leaves_the_pool(memory: FakeTorchMemory) -> None:
+    model, _ = offload(2)
+
+    def end(*_: Any) -> None:
+        raise SystemExit
+
+    handle = model.blocks[3].register_forward_pre_hook(end)
+
+    def run() -> None:
+        with contextlib.suppress(SystemExit):
+            check(model)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    handle.remove()
+    check(model)
+    assert memory.active == []
+
+
+def test_two_models_are_each_under_their_own_budget(memory: FakeTorchMemory) -> None:
+    outer, _ = offload(3)
+    inner, _ = offload(2)
+    taken: list[int] = []
+
+    def ask(*_: Any) -> None:
+        taken.append(memory.malloc(4096))
+
+    def run_inner(*_: Any) -> None:
+        check(inner)
+
+    inner.blocks[0].register_forward_pre_hook(ask)
+    outer.blocks[0].register_forward_pre_hook(run_inner)
+    outer.blocks[1].register_forward_pre_hook(ask)
+    check(outer)
+    assert ts.stats(inner).torch_bytes == 4096
+    assert ts.stats(outer).torch_bytes == 4096
+    for data in taken:
+        memory.free(data)
+    assert ts.stats(inner).torch_bytes == ts.stats(outer).torch_bytes == 0
+
+
+def test_what_tensors_hold_outlives_the_model(memory: FakeTorchMemory) -> None:
+    model, _ = offload(2)
+    held: list[int] = []
+    model.blocks[1].register_forward_pre_hook(lambda *_: held.append(memory.malloc(4096)))
+    check(model)
+    ts.restore(model)
+    memory.free(held[0])
+    with torch.no_grad(), pytest.raises(AssertionError, match="outside a pool"):
+        model(row_ids())
+
+
+def test_the_budget_moves_under_pressure(memory: FakeTorchMemory) -> None:
+    model, budget = offload(4)
+    activations = Activations(model, memory)
+    activations.bytes = budget - resident_bytes(model) + 1
+    check(model)
+    assert ts.stats(model).given_way_bytes > 0
+    torch_bytes = ts.stats(model).torch_bytes
+    for room in (2.0, 1.2, 4.0):
+        ts.set_budget(model, ram_budget=int(budget * room / 4) + torch_bytes)
+        stats = ts.stats(model)
+        assert stats.held_bytes + stats.torch_bytes <= stats.budget_bytes
+        check(model)
+
+
+def test_a_torch_without_pools_is_capped_for_the_process(
+    memory: FakeTorchMemory, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory.has_pools = False
+    model, _ = offload(2)
+    assert 0 < memory.caps[0] < 1
+    assert any("capped for the whole process" in record.message for record in caplog.records)
+    check(model)
+
+
+def test_a_pressure_that_is_none() -> None:
+    with pytest.raises(ts.ConfigError, match=r"pressure is 'relaxed'.*adaptive, strict, lenient"):
+        ts.Config(pressure="relaxed")
