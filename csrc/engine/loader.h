@@ -42,7 +42,7 @@ enum class Where {
   /// In the arena, which it shares.
   kArena,
   /// In memory of its own.
-  kOwn,
+  kPrivate,
   /// Where its sources, all of them RAM of a device that is the host, have them.
   kSource,
 };
@@ -118,7 +118,7 @@ class Loader {
     Where where = Where::kNowhere;
     std::uint64_t offset_bytes = 0;  // in the arena, also of a resident that may give way
     std::byte* data = nullptr;       // start of its place
-    Block own;                       // kOwn; empty for one in required_
+    Block own;                       // kPrivate; empty for one in required_
     Reservation in_source;           // kSource
     std::uint32_t place_number = 0;
     bool resident = false;        // by the plan: it comes back after it gave way

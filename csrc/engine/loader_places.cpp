@@ -135,7 +135,7 @@ void Loader::move(Slot& slot, Where where, std::byte* data) {
 void Loader::leave_places(const Plan& plan) {
   for (const auto& slot : slots_) {
     const bool placed =
-        slot->where == Where::kOwn || (slot->where == Where::kSource && lies_in_sources(*slot));
+        slot->where == Where::kPrivate || (slot->where == Where::kSource && lies_in_sources(*slot));
     const bool stays = placed && plan.groups[slot->group.id].placement == Placement::kResident;
     if (stays) continue;
     slot->settled = false;
@@ -188,7 +188,7 @@ void Loader::place_required() {
   required_ = pool_.allocate(size_bytes, kGroupAlignment, "resident weights");
   std::byte* data = required_.data();
   for (Slot* const slot : placed) {
-    move(*slot, Where::kOwn, data);
+    move(*slot, Where::kPrivate, data);
     data += slot->group.layout.size_bytes;
   }
 }
@@ -200,7 +200,7 @@ void Loader::place_resident(Slot& slot) {
     move(slot, Where::kSource, nullptr);
   } else {
     slot.own = pool_.allocate(size_bytes, kGroupAlignment, "resident weights");
-    move(slot, Where::kOwn, slot.own.data());
+    move(slot, Where::kPrivate, slot.own.data());
   }
 }
 
@@ -231,7 +231,7 @@ void Loader::settle_residents(MutexLock& lock) {
   std::exception_ptr error;
   for (const auto& slot : slots_) {
     slot->settled =
-        !is_leased(*slot) && (slot->where == Where::kOwn || slot->where == Where::kSource);
+        !is_leased(*slot) && (slot->where == Where::kPrivate || slot->where == Where::kSource);
     if (!slot->settled || slot->where == Where::kSource) continue;
     try {
       load_settled(*slot, lock);
@@ -275,7 +275,7 @@ bool Loader::may_give_way(const Slot& slot) const {
   if (slot.leases != 0) {  // guard: give-way-while-leased
     return false;
   }
-  return slot.where == Where::kOwn && !slot.settled && slot.own.size_bytes() != 0 &&
+  return slot.where == Where::kPrivate && !slot.settled && slot.own.size_bytes() != 0 &&
          slot.group.layout.size_bytes <= room;
 }
 
@@ -349,7 +349,7 @@ bool Loader::try_take_back(Slot& slot, std::uint64_t spared_bytes) {
     return false;
   }
   slot.own = std::move(own);
-  move(slot, Where::kOwn, slot.own.data());
+  move(slot, Where::kPrivate, slot.own.data());
   return true;
 }
 

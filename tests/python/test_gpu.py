@@ -40,6 +40,11 @@ def budgets_of(model_or_path: Any, steps: int) -> list[int]:
     return [smallest + (fits - smallest) * step // (steps - 1) for step in range(steps)]
 
 
+def tiny(budget_bytes: int) -> dict[str, Any]:
+    """Options for a budget that is smaller than the least that torch allocates at once, 2 MiB."""
+    return {"device": DEVICE, "vram_budget": budget_bytes, "pressure": "lenient"}
+
+
 @pytest.mark.parametrize("check", [False, True])
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_models_in_memory_are_bit_identical(name: str, check: bool) -> None:
@@ -47,7 +52,7 @@ def test_models_in_memory_are_bit_identical(name: str, check: bool) -> None:
     model = shape.make(4)
     expected = run(shape, shape.make(4).to(DEVICE))
     for budget in budgets_of(model, 5):
-        ts.offload(model, device=DEVICE, vram_budget=budget, self_check=check)
+        ts.offload(model, **tiny(budget), self_check=check)
         for round_ in range(3):
             assert_same(run(shape, model), expected, f"{name} in {budget} bytes, forward {round_}")
         assert ts.stats(model).peak_held_bytes <= budget
@@ -67,7 +72,7 @@ def test_checkpoints_generate_the_same_tokens(name: str, tmp_path: Path) -> None
     prompt = on_gpu(shape.prompt())
     expected = resident.generate(**prompt, max_new_tokens=5, do_sample=False)
     for budget in budgets_of(path, 3):
-        model = ts.from_pretrained(path, device=DEVICE, vram_budget=budget)
+        model = ts.from_pretrained(path, **tiny(budget))
         assert str(model.device) == DEVICE
         tokens = model.generate(
             **{key: value.to(model.device) for key, value in prompt.items()},
@@ -80,7 +85,7 @@ def test_checkpoints_generate_the_same_tokens(name: str, tmp_path: Path) -> None
 def offload_stack(room: float = 1.0, **options: Any) -> Any:
     model = make_stack(5)
     smallest = ts.estimate_memory(model).smallest_budget_bytes
-    return ts.offload(model, device=DEVICE, vram_budget=int(smallest * room), **options)
+    return ts.offload(model, **tiny(int(smallest * room)), **options)
 
 
 def test_parked_weights_say_that_they_are_on_the_gpu_and_tell_their_value() -> None:
@@ -185,3 +190,86 @@ def test_bad_states_are_typed_errors() -> None:
         ts.offload(make_stack(2), device=DEVICE, vram_budget="4000GiB")
     with pytest.raises(ts.BudgetError):
         ts.offload(make_stack(2), device=DEVICE, vram_budget=1000)
+
+
+MIB = 1 << 20
+BLOCK_BYTES = 8 * MIB
+DRIVERS_ROUNDING = 2 * MIB  # of all blocks together, which the budget does not count
+
+
+def make_wide(blocks: int = 24) -> nn.Sequential:
+    """Blocks of a little less than 8 MiB, which is what the driver's pages of 2 MiB make of each."""
+    torch.manual_seed(0)
+    made = [nn.Linear(2040, 2040, bias=False, dtype=torch.bfloat16) for _ in range(blocks)]
+    return nn.Sequential(*made).eval()
+
+
+def rows(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randn(count, 2040, generator=generator).to(torch.bfloat16).to(DEVICE)
+
+
+def used_by_driver() -> int:
+    torch.cuda.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def test_long_then_short_holds_by_the_drivers_count() -> None:
+    model, plain = make_wide(), make_wide()
+    long, short = rows(8192), rows(16)
+    with torch.no_grad():
+        plain.to(DEVICE)
+        expected = {one: plain(one).cpu() for one in (long, short)}  # and cuBLAS has its workspace
+        plain.to("cpu")
+        torch.cuda.empty_cache()
+        before = used_by_driver()
+        budget = 20 * BLOCK_BYTES
+        ts.offload(model, device=DEVICE, vram_budget=budget)
+        for count, one in [(20, short), (3, long), (40, short), (2, long), (20, short)]:
+            for _ in range(count):
+                assert_same(model(one).cpu(), expected[one])
+                assert used_by_driver() - before <= budget + DRIVERS_ROUNDING
+        stats = ts.stats(model)
+        assert stats.gave_way > 0
+        assert stats.given_way_bytes == 0, "they came back"
+
+
+def test_what_cannot_fit_is_torchs_error_too_and_the_model_goes_on() -> None:
+    model, plain = make_wide(8), make_wide(8).to(DEVICE)
+    ts.offload(model, device=DEVICE, vram_budget=8 * BLOCK_BYTES)
+    with torch.no_grad():
+        expected = plain(rows(16))
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory") as raised:
+                model(rows(65536))
+            assert isinstance(raised.value, ts.BudgetError)
+            assert_same(model(rows(16)), expected)
+
+
+def test_what_a_forward_kept_outlives_the_model_and_its_pool() -> None:
+    model = make_wide(12)
+    ts.offload(model, device=DEVICE, vram_budget=12 * BLOCK_BYTES)
+    kept: list[torch.Tensor] = []
+    with torch.no_grad():
+        for step in range(30):
+            kept.append(model(rows(256)).clone() if step % 3 else model(rows(256)))
+    first = kept[0].cpu()
+    ts.restore(model)
+    del model
+    torch.cuda.empty_cache()
+    scribble = torch.full((64 * MIB,), 7, dtype=torch.uint8, device=DEVICE)
+    for one in kept:
+        assert_same(one.cpu(), first)
+    del scribble
+
+
+def test_a_budget_that_moves_on_a_gpu() -> None:
+    model, plain = make_wide(12), make_wide(12).to(DEVICE)
+    ts.offload(model, device=DEVICE, vram_budget=8 * BLOCK_BYTES)
+    with torch.no_grad():
+        expected = plain(rows(16))
+        for blocks in (40, 6, 14, 5, 40):
+            ts.set_budget(model, vram_budget=blocks * BLOCK_BYTES)
+            for _ in range(3):
+                assert_same(model(rows(16)), expected, f"{blocks} blocks")
