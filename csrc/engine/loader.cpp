@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
+#include <new>
 #include <utility>
 
 #include "base/log.h"
@@ -21,9 +23,11 @@ constexpr std::uint32_t kLoadsInFlight = 2;
 constexpr std::size_t kLookAhead = 64;
 // How long a caller waits for a load before it asks whether its device still works.
 constexpr std::chrono::milliseconds kHealthCheck{500};
-// Bytes of the groups that come next which the disk is asked for: enough to keep it busy while a
+// Bytes of the groups that come next which the disk reads ahead: enough to keep it busy while a
 // group computes.
 constexpr std::uint64_t kReadAheadBytes = 64_MiB;
+// What the disk reads before it is asked whether the group is still wanted.
+constexpr std::uint64_t kReadAheadPieceBytes = 8_MiB;
 
 std::vector<GroupId> ids_of(const std::vector<StreamedGroup>& groups) {
   std::vector<GroupId> ids;
@@ -124,7 +128,7 @@ std::exception_ptr Loader::wait_until_usable(const Slot& slot, MutexLock& lock) 
 void Loader::demand(Slot& slot) {
   const bool missing = slot.content == Content::kEmpty || slot.content == Content::kFailed;
   if (prefetch_ == Prefetch::kReadAhead) {
-    read_ahead();
+    ask_ahead();
     if (missing) load_at_use(slot);
     return;
   }
@@ -283,6 +287,12 @@ void Loader::run(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
     std::optional<GroupId> group = next_demanded();
     if (!group) group = next_prefetch();
+    if (!group && !on_disk_.empty()) {
+      const GroupId next = on_disk_.front();
+      on_disk_.pop_front();
+      read_ahead(next, stop);
+      continue;
+    }
     if (!group) {
       dirty_ = false;
       while (!dirty_ && !stop.stop_requested()) work_.wait(lock);
@@ -358,17 +368,51 @@ std::optional<GroupId> Loader::find_prefetch() const {
 }
 
 // The disk works while the caller computes; from the page cache to its place a group is copied by
-// load_at_use().
-void Loader::read_ahead() {
+// load_at_use(). Where all of it is cached the thread sleeps: it would take a core from the caller.
+void Loader::ask_ahead() {
   std::uint64_t ahead_bytes = 0;
   for (const GroupId group : order_.upcoming(std::min(kLookAhead, streamed_.size()))) {
     Slot& slot = slot_of(group);
-    if (!on_device(slot) && !std::exchange(slot.asked_for, true)) {
-      for (const TensorId tensor : slot.group.tensors) sources_.prefetch(tensor);
+    if (!on_device(slot) && !std::exchange(slot.looked_ahead, true) && !cached(slot)) {
+      on_disk_.push_back(group);
+      dirty_ = true;
+      work_.notify_one();
     }
     ahead_bytes += slot.group.layout.size_bytes;
     if (ahead_bytes > kReadAheadBytes) return;
   }
+}
+
+bool Loader::cached(const Slot& slot) const {
+  return std::ranges::all_of(slot.group.tensors,
+                             [&](TensorId tensor) { return sources_.cached(tensor); });
+}
+
+// On the loader's thread, without the lock while the disk works and while readers end.
+void Loader::read_ahead(GroupId group, const std::stop_token& stop) {
+  const Slot& slot = slot_of(group);
+  std::vector<BoundExtent> extents;
+  try {
+    for (const TensorId tensor : slot.group.tensors) {
+      std::ranges::move(sources_.extents(tensor), std::back_inserter(extents));
+    }
+  } catch (const std::bad_alloc&) {  // the group is read when it is used
+  }
+  mutex_.unlock();
+  for (const BoundExtent& extent : extents) {
+    for (std::uint64_t done = 0; done < extent.size_bytes; done += kReadAheadPieceBytes) {
+      if (stop.stop_requested() || !wanted_ahead(slot)) break;
+      extent.reader->prefetch(extent.offset_bytes + done,
+                              std::min(kReadAheadPieceBytes, extent.size_bytes - done));
+    }
+  }
+  extents.clear();
+  mutex_.lock();
+}
+
+bool Loader::wanted_ahead(const Slot& slot) const {
+  const MutexLock lock(mutex_);
+  return slot.looked_ahead;
 }
 
 bool Loader::overlap(const Slot& a, const Slot& b) {
@@ -384,7 +428,7 @@ bool Loader::leased_overlap(const Slot& slot) const {
 }
 
 Loader::Issue Loader::issue(Slot& slot) {
-  slot.asked_for = false;
+  slot.looked_ahead = false;
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
   Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}};
   std::byte* const base = place(slot.group.id);

@@ -78,7 +78,7 @@ class Loader {
     std::unique_ptr<Event> written;       // the last write by the device to the group's source
     const Stream* last_stream = nullptr;  // compared, never used
     Content content = Content::kEmpty;
-    bool asked_for = false;  // the disk was, since the last load
+    bool looked_ahead = false;  // at whether the disk has to read it, since the last load
     std::uint32_t leases = 0;
     std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
     std::shared_ptr<Load> load;  // the one that `content` speaks of; shared with callbacks
@@ -94,7 +94,8 @@ class Loader {
   std::exception_ptr wait_until_usable(const Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
   void load_apart(GroupId group) TS_REQUIRES(mutex_);
   void load_at_use(Slot& slot) TS_REQUIRES(mutex_);
-  void read_ahead() TS_REQUIRES(mutex_);
+  void ask_ahead() TS_REQUIRES(mutex_);
+  void read_ahead(GroupId group, const std::stop_token& stop) TS_REQUIRES(mutex_);
   Issue issue(Slot& slot) TS_REQUIRES(mutex_);
   void evict_overlapping(const Slot& slot, Issue& issue) TS_REQUIRES(mutex_);
   void note_issued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
@@ -106,6 +107,8 @@ class Loader {
   static bool on_device(const Slot& slot);
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
   bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
+  bool cached(const Slot& slot) const TS_REQUIRES(mutex_);
+  bool wanted_ahead(const Slot& slot) const TS_EXCLUDES(mutex_);
   std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream) const;
   void count_acquire(const Slot& slot) TS_REQUIRES(mutex_);
   static bool overlap(const Slot& a, const Slot& b);
@@ -126,6 +129,7 @@ class Loader {
   mutable Mutex mutex_;
   OrderTable order_ TS_GUARDED_BY(mutex_);
   std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
+  std::deque<GroupId> on_disk_ TS_GUARDED_BY(mutex_);  // that the thread brings to the page cache
   std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;
   bool dirty_ TS_GUARDED_BY(mutex_) = true;
   Statistics counted_ TS_GUARDED_BY(mutex_);

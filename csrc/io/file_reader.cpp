@@ -6,6 +6,7 @@
 #include "io/reader.h"
 #include "platform/file.h"
 #include "platform/mapping.h"
+#include "platform/page_cache.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -25,8 +26,12 @@ class PreadReader final : public Reader {
     file_.check_unchanged();  // guard: read-unchanged
   }
 
+  bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
+    return ends_in_page_cache(file_, offset_bytes, size_bytes);
+  }
+
   void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
-    file_.prefetch(offset_bytes, size_bytes);
+    read_into_page_cache(file_, offset_bytes, size_bytes);
   }
 
  private:
@@ -56,8 +61,12 @@ class MmapReader final : public Reader {
     file_.check_unchanged();  // guard: copy-unchanged
   }
 
+  bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
+    return ends_in_page_cache(file_, offset_bytes, size_bytes);
+  }
+
   void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
-    file_.prefetch(offset_bytes, size_bytes);
+    read_into_page_cache(file_, offset_bytes, size_bytes);
   }
 
  private:
@@ -70,12 +79,9 @@ class MmapReader final : public Reader {
     check_inside(offset_bytes, out.size());
     for (std::uint64_t done = 0; done < out.size();) {
       const std::uint64_t size = std::min<std::uint64_t>(kWindowBytes, out.size() - done);
-      const std::uint64_t next = done + size;
-      mapping_.prefetch(offset_bytes + next,
-                        std::min<std::uint64_t>(kWindowBytes, out.size() - next));
       copy(offset_bytes + done, out.subspan(done, size));
       release_around(offset_bytes + done, size);
-      done = next;
+      done += size;
     }
   }
 

@@ -6,6 +6,10 @@ const std::byte* Reader::address(std::uint64_t /*offset_bytes*/) const noexcept 
 
 std::uint64_t Reader::pinned_end(std::uint64_t offset_bytes) const noexcept { return offset_bytes; }
 
+bool Reader::cached(std::uint64_t /*offset_bytes*/, std::uint64_t /*size_bytes*/) const noexcept {
+  return true;
+}
+
 void Reader::prefetch(std::uint64_t /*offset_bytes*/, std::uint64_t /*size_bytes*/) const noexcept {
 }
 

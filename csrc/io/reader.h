@@ -36,7 +36,11 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// where the device cannot copy these bytes by itself.
   virtual std::uint64_t pinned_end(std::uint64_t offset_bytes) const noexcept;
 
-  /// Says that the range will be read soon. A hint, as File::prefetch.
+  /// Whether the range can be read without a wait for a disk, as far as its ends tell.
+  virtual bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
+
+  /// Brings the range to where cached() says true, and waits for that. A hint: an error is left to
+  /// the read that follows.
   virtual void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
 };
 

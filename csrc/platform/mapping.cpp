@@ -82,6 +82,8 @@ Mapping Mapping::of_file(const File& file) {
                       "' failed: " + std::generic_category().message(error),
                   file.path(), 0, error);
   }
+  // What is not cached then comes in huge pages, where the file system has them.
+  static_cast<void>(::madvise(data, file.size_bytes(), MADV_HUGEPAGE));
   return {static_cast<std::byte*>(data), file.size_bytes()};
 }
 
@@ -147,15 +149,6 @@ std::error_code Mapping::populate(std::uint64_t offset_bytes,
     return {errno, std::generic_category()};
   }
   return {};
-}
-
-void Mapping::prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept {
-  const PageRange pages = covering_pages(offset_bytes, size_bytes, size_bytes_);
-  if (pages.begin == pages.end) return;
-  const std::uint64_t covered = pages.end - pages.begin;
-  if (::madvise(data_ + pages.begin, covered, MADV_WILLNEED) != 0) {
-    log_failed("madvise to prefetch", covered, errno);
-  }
 }
 
 void Mapping::release_pages(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept {

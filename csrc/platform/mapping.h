@@ -47,8 +47,6 @@ class Mapping {
   /// they cannot be read (a truncated file, a bad disk), and none on systems that only take this as
   /// a hint (Linux before 5.14).
   std::error_code populate(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
-  /// Starts to read the pages of the range into the page cache, and does not wait for them. A hint.
-  void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
   /// Lets go of the pages wholly inside the range: a file's stay in the page cache, anonymous ones
   /// are lost.
   void release_pages(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;

@@ -123,7 +123,6 @@ TEST(Mapping, ReleasedPagesOfAFileComeBack) {
   const auto bytes = patterned_bytes(3 * page_size_bytes() + 5);
   const Mapping mapping = Mapping::of_file(File::open_for_reading(folder.write("a.bin", bytes)));
   EXPECT_EQ(mapping.populate(0, mapping.size_bytes()), std::error_code());
-  mapping.prefetch(0, mapping.size_bytes());
   mapping.release_pages(0, mapping.size_bytes());
   EXPECT_EQ(std::memcmp(mapping.data(), bytes.data(), bytes.size()), 0);
 }
