@@ -13,6 +13,7 @@
 #include "engine/load.h"
 #include "engine/loader.h"
 #include "engine/source_table.h"
+#include "io/file_window.h"
 #include "memory/pool.h"
 #include "memory/staging_ring.h"
 #include "scheduler/planner.h"
@@ -68,6 +69,20 @@ Rates rates_for(const EngineOptions& options, const Device& device) {
   Rates rates = options.rates;
   rates.loading = loading_of(resolve_prefetch(options.prefetch, compute_place(device)));
   return rates;
+}
+
+/// Tensors smaller than this are copied for less than a window costs.
+constexpr std::uint64_t kSmallestWindowBytes = 4_MiB;
+/// A process has 65,530 mappings by default, and a window is up to three.
+constexpr std::size_t kMostWindows = 8192;
+
+/// The file's own pages where they can be used without a copy of them; null elsewhere.
+std::unique_ptr<FileWindow> window_of(const TensorSpec& tensor, const BoundExtent& extent) {
+  const std::uint64_t line_offset_bytes = extent.offset_bytes % kCacheLineBytes;
+  if (line_offset_bytes != tensor.line_offset_bytes) return nullptr;  // guard: window-alignment
+  const bool is_whole = extent.size_bytes == tensor.size_bytes;
+  if (!is_whole || extent.size_bytes < kSmallestWindowBytes) return nullptr;
+  return extent.reader->window(extent.offset_bytes, extent.size_bytes);
 }
 
 }  // namespace
@@ -173,6 +188,8 @@ class Engine::State {
   std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;
 
  private:
+  std::size_t windows = 0;
+
   void place_residents() {
     resident_places.resize(sources.tensors().size());
     std::uint64_t copied = 0;
@@ -231,12 +248,30 @@ class Engine::State {
     if (!load.copies().empty()) transfers->synchronize();
   }
 
+  void add_windows(StreamedGroup& group) {
+    std::vector<std::unique_ptr<FileWindow>> result;
+    bool any = false;
+    for (const TensorId id : group.tensors) {
+      const std::vector<BoundExtent> extents = sources.extents(id);
+      result.push_back(
+          extents.empty() || windows == kMostWindows ? nullptr : window_of(tensor(id), extents[0]));
+      if (result.back() == nullptr) continue;
+      any = true;
+      ++windows;
+    }
+    if (any) group.windows = std::move(result);
+  }
+
   void start_loader(const EngineOptions& options) {
+    const bool uses_windows =
+        device.uses_foreign_memory() &&
+        resolve_prefetch(options.prefetch, compute_place(device)) == Prefetch::kReadAhead;
     std::vector<StreamedGroup> streamed;
     for (GroupId group = 0; group < groups.size(); ++group) {
       if (placement(group) != Placement::kStreamed) continue;
       streamed.push_back(
-          {group, groups[group].tensors, layouts[group], plan.groups[group].offset_bytes});
+          {group, groups[group].tensors, layouts[group], plan.groups[group].offset_bytes, {}});
+      if (uses_windows) add_windows(streamed.back());
     }
     if (streamed.empty()) return;
     Block arena = pool.allocate(plan.arena_bytes, kGroupAlignment, "the arena of streamed weights");
@@ -259,12 +294,13 @@ std::vector<TensorPlace> Engine::places(GroupId group) const {
   std::vector<TensorPlace> result;
   const Placement placement = state.placement(group);
   if (placement == Placement::kOnDemand) return result;
+  const bool streamed = placement == Placement::kStreamed;
+  const std::vector<std::byte*> addresses =
+      streamed ? state.loader->addresses(group) : std::vector<std::byte*>();
   for (std::size_t i = 0; i < state.groups[group].tensors.size(); ++i) {
     const TensorId id = state.groups[group].tensors[i];
     std::byte* const data =
-        placement == Placement::kResident
-            ? const_cast<std::byte*>(state.resident_bytes_of(id))
-            : state.loader->place(group) + state.layouts[group].offsets_bytes[i];
+        streamed ? addresses[i] : const_cast<std::byte*>(state.resident_bytes_of(id));
     result.push_back({id, data, state.tensor(id).size_bytes});
   }
   return result;

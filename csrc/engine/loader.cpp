@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <iterator>
-#include <new>
 #include <utility>
 
 #include "base/log.h"
@@ -26,8 +24,6 @@ constexpr std::chrono::milliseconds kHealthCheck{500};
 // Bytes of the groups that come next which the disk reads ahead: enough to keep it busy while a
 // group computes.
 constexpr std::uint64_t kReadAheadBytes = 64_MiB;
-// What the disk reads before it is asked whether the group is still wanted.
-constexpr std::uint64_t kReadAheadPieceBytes = 8_MiB;
 
 std::vector<GroupId> ids_of(const std::vector<StreamedGroup>& groups) {
   std::vector<GroupId> ids;
@@ -59,6 +55,7 @@ Loader::Loader(Device& device, const SourceTable& sources, Block arena, StagingR
     if (slots_.size() <= id) slots_.resize(id + 1);
     slots_[id] = std::move(slot);
   }
+  if (prefetch_ == Prefetch::kReadAhead) read_ahead_ = std::make_unique<ReadAhead>(sources_);
   thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
 }
 
@@ -89,9 +86,10 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   const Clock::time_point start = Clock::now();
   try {
     demand(slot);
-  } catch (...) {  // no memory to ask for it
+  } catch (...) {  // no memory to ask for it, or a file that has changed
     --slot.waiting;
     --slot.leases;
+    if (slot.leases == 0) static_cast<void>(close_windows(slot));
     throw;
   }
   std::exception_ptr error = wait_until_usable(slot, lock);
@@ -102,6 +100,7 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   counted_.stalled_seconds += seconds_since(start);
   if (error) {
     --slot.leases;
+    if (slot.leases == 0) static_cast<void>(close_windows(slot));
     std::rethrow_exception(error);
   }
   return true;
@@ -128,7 +127,7 @@ std::exception_ptr Loader::wait_until_usable(const Slot& slot, MutexLock& lock) 
 void Loader::demand(Slot& slot) {
   const bool missing = slot.content == Content::kEmpty || slot.content == Content::kFailed;
   if (prefetch_ == Prefetch::kReadAhead) {
-    ask_ahead();
+    read_ahead();
     if (missing) load_at_use(slot);
     return;
   }
@@ -207,6 +206,7 @@ void Loader::count_acquire(const Slot& slot) {
 
 void Loader::release(GroupId group, Stream& stream) {
   Slot& slot = slot_of(group);
+  if (slot.group.has_windows()) finish_work(stream);  // guard: wait-for-window-reader
   const MutexLock lock(mutex_);
   if (slot.leases == 0) {  // guard: lease-check
     throw LeaseError("group '" + std::to_string(group) + "' is released but not leased");
@@ -218,10 +218,13 @@ void Loader::release(GroupId group, Stream& stream) {
   slot.last_stream = &stream;
   --slot.leases;
   wake_if_needed();
+  if (slot.leases != 0) return;
+  if (const std::exception_ptr changed = close_windows(slot)) std::rethrow_exception(changed);
 }
 
 void Loader::release_all(Stream& stream) noexcept {
   try {
+    if (read_ahead_ != nullptr) finish_work(stream);
     const MutexLock lock(mutex_);
     for (const GroupId group : streamed_) {
       Slot& slot = slot_of(group);
@@ -233,6 +236,7 @@ void Loader::release_all(Stream& stream) noexcept {
       stream.record(*slot.last_use);
       slot.last_stream = &stream;
       slot.leases = slot.waiting;  // who still waits for its lease gets it
+      if (slot.leases == 0) static_cast<void>(close_windows(slot));
     }
     order_.restart();
     wake_if_needed();
@@ -267,6 +271,10 @@ std::byte* Loader::place(GroupId group) const {
   return arena_.data() + slot_of(group).group.offset_bytes;
 }
 
+std::vector<std::byte*> Loader::addresses(GroupId group) const {
+  return slot_of(group).group.addresses(place(group));
+}
+
 void Loader::add_to(Statistics& statistics) const {
   const MutexLock lock(mutex_);
   statistics.acquires += counted_.acquires;
@@ -287,12 +295,6 @@ void Loader::run(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
     std::optional<GroupId> group = next_demanded();
     if (!group) group = next_prefetch();
-    if (!group && !on_disk_.empty()) {
-      const GroupId next = on_disk_.front();
-      on_disk_.pop_front();
-      read_ahead(next, stop);
-      continue;
-    }
     if (!group) {
       dirty_ = false;
       while (!dirty_ && !stop.stop_requested()) work_.wait(lock);
@@ -355,7 +357,7 @@ std::optional<GroupId> Loader::find_prefetch() const {
   for (const GroupId group : order_.upcoming(ahead)) {
     const Slot& slot = slot_of(group);
     if (slot.content == Content::kEmpty) {
-      const auto needed = [&](const Slot* other) { return overlap(slot, *other); };
+      const auto needed = [&](const Slot* other) { return slot.group.overlaps(other->group); };
       if (leased_overlap(slot)) return std::nullopt;  // guard: prefetch-over-lease
       const bool in_the_way = std::any_of(sooner.begin(), sooner.end(), needed);
       if (in_the_way) return std::nullopt;  // guard: needed-sooner
@@ -367,86 +369,49 @@ std::optional<GroupId> Loader::find_prefetch() const {
   return std::nullopt;
 }
 
-// The disk works while the caller computes; from the page cache to its place a group is copied by
-// load_at_use(). Where all of it is cached the thread sleeps: it would take a core from the caller.
-void Loader::ask_ahead() {
+// From the page cache to its place a group is copied by load_at_use().
+void Loader::read_ahead() {
   std::uint64_t ahead_bytes = 0;
   for (const GroupId group : order_.upcoming(std::min(kLookAhead, streamed_.size()))) {
-    Slot& slot = slot_of(group);
-    if (!on_device(slot) && !std::exchange(slot.looked_ahead, true) && !cached(slot)) {
-      on_disk_.push_back(group);
-      dirty_ = true;
-      work_.notify_one();
-    }
+    const Slot& slot = slot_of(group);
+    if (!on_device(slot)) read_ahead_->want(group, slot.group.tensors);
     ahead_bytes += slot.group.layout.size_bytes;
     if (ahead_bytes > kReadAheadBytes) return;
   }
 }
 
-bool Loader::cached(const Slot& slot) const {
-  return std::ranges::all_of(slot.group.tensors,
-                             [&](TensorId tensor) { return sources_.cached(tensor); });
-}
-
-// On the loader's thread, without the lock while the disk works and while readers end.
-void Loader::read_ahead(GroupId group, const std::stop_token& stop) {
-  const Slot& slot = slot_of(group);
-  std::vector<BoundExtent> extents;
-  try {
-    for (const TensorId tensor : slot.group.tensors) {
-      std::ranges::move(sources_.extents(tensor), std::back_inserter(extents));
-    }
-  } catch (const std::bad_alloc&) {  // the group is read when it is used
-  }
-  mutex_.unlock();
-  for (const BoundExtent& extent : extents) {
-    for (std::uint64_t done = 0; done < extent.size_bytes; done += kReadAheadPieceBytes) {
-      if (stop.stop_requested() || !wanted_ahead(slot)) break;
-      extent.reader->prefetch(extent.offset_bytes + done,
-                              std::min(kReadAheadPieceBytes, extent.size_bytes - done));
-    }
-  }
-  extents.clear();
-  mutex_.lock();
-}
-
-bool Loader::wanted_ahead(const Slot& slot) const {
-  const MutexLock lock(mutex_);
-  return slot.looked_ahead;
-}
-
-bool Loader::overlap(const Slot& a, const Slot& b) {
-  return a.group.offset_bytes < b.group.offset_bytes + b.group.layout.size_bytes &&
-         b.group.offset_bytes < a.group.offset_bytes + a.group.layout.size_bytes;
-}
-
 bool Loader::leased_overlap(const Slot& slot) const {
   return std::any_of(streamed_.begin(), streamed_.end(), [&](GroupId group) {
     const Slot& other = slot_of(group);
-    return &other != &slot && other.leases != 0 && overlap(slot, other);
+    return &other != &slot && other.leases != 0 && slot.group.overlaps(other.group);
   });
 }
 
 Loader::Issue Loader::issue(Slot& slot) {
-  slot.looked_ahead = false;
+  if (read_ahead_ != nullptr) read_ahead_->drop(slot.group.id);
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
   Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}};
-  std::byte* const base = place(slot.group.id);
-  for (std::size_t i = 0; i < slot.group.tensors.size(); ++i) {
-    std::byte* target = base + slot.group.layout.offsets_bytes[i];
-    for (const BoundExtent& extent : sources_.extents(slot.group.tensors[i])) {
-      result.load->add(extent, target, options_.piece_bytes);
-      target += extent.size_bytes;
-    }
-  }
+  slot.group.add_to(*result.load, sources_, place(slot.group.id), options_.piece_bytes);
   evict_overlapping(slot, result);
   return result;
+}
+
+// The work that the stream holds reads pages that are about to go. The caller's own is done.
+void Loader::finish_work(Stream& stream) const {
+  if (&stream != &device_.caller_stream()) stream.synchronize();
+}
+
+// The group is not on the device any more.
+std::exception_ptr Loader::close_windows(Slot& slot) noexcept {
+  if (!slot.group.has_windows()) return nullptr;
+  if (slot.content != Content::kFailed) slot.content = Content::kEmpty;
+  return slot.group.close_windows();
 }
 
 void Loader::evict_overlapping(const Slot& slot, Issue& issue) {
   for (const GroupId group : streamed_) {
     Slot& other = slot_of(group);
-    if (&other == &slot || !overlap(slot, other)) continue;
+    if (&other == &slot || !slot.group.overlaps(other.group)) continue;
     issue.overwritten.push_back(&other);
     if (on_device(other)) {  // guard: eviction
       issue.stale.push_back(&other);

@@ -15,23 +15,16 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "device/device.h"
-#include "engine/group_layout.h"
 #include "engine/load.h"
+#include "engine/read_ahead.h"
 #include "engine/source_table.h"
+#include "engine/streamed_group.h"
 #include "memory/pool.h"
 #include "memory/staging_ring.h"
 #include "scheduler/order.h"
 #include "tensorstream/engine.h"
 
 namespace tensorstream {
-
-/// A group that the loader streams.
-struct StreamedGroup {
-  GroupId id = 0;
-  std::vector<TensorId> tensors;
-  GroupLayout layout;
-  std::uint64_t offset_bytes = 0;  // of its place in the arena
-};
 
 /// Owns the arena, what is in it, and who leases it. Thread-safe. The device and the source table
 /// outlive it.
@@ -54,8 +47,8 @@ class Loader {
   void change(GroupId group, const std::function<void()>& change);
   /// As change(), for bytes that work of `stream` has changed: later copies wait for that work.
   void note_write(GroupId group, Stream& stream);
-  /// Start of the group's place.
-  std::byte* place(GroupId group) const;
+  /// Where the group's tensors are while it is leased, in their order.
+  std::vector<std::byte*> addresses(GroupId group) const;
 
   /// Adds what the loader counted.
   void add_to(Statistics& statistics) const;
@@ -78,7 +71,6 @@ class Loader {
     std::unique_ptr<Event> written;       // the last write by the device to the group's source
     const Stream* last_stream = nullptr;  // compared, never used
     Content content = Content::kEmpty;
-    bool looked_ahead = false;  // at whether the disk has to read it, since the last load
     std::uint32_t leases = 0;
     std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
     std::shared_ptr<Load> load;  // the one that `content` speaks of; shared with callbacks
@@ -94,8 +86,7 @@ class Loader {
   std::exception_ptr wait_until_usable(const Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
   void load_apart(GroupId group) TS_REQUIRES(mutex_);
   void load_at_use(Slot& slot) TS_REQUIRES(mutex_);
-  void ask_ahead() TS_REQUIRES(mutex_);
-  void read_ahead(GroupId group, const std::stop_token& stop) TS_REQUIRES(mutex_);
+  void read_ahead() TS_REQUIRES(mutex_);
   Issue issue(Slot& slot) TS_REQUIRES(mutex_);
   void evict_overlapping(const Slot& slot, Issue& issue) TS_REQUIRES(mutex_);
   void note_issued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
@@ -105,13 +96,13 @@ class Loader {
   void finish(const std::shared_ptr<Load>& load) TS_EXCLUDES(mutex_);
   static void settle(Slot& slot, const Load& load, const std::exception_ptr& error);
   static bool on_device(const Slot& slot);
+  std::byte* place(GroupId group) const;
+  void finish_work(Stream& stream) const;
+  static std::exception_ptr close_windows(Slot& slot) noexcept;
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
   bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
-  bool cached(const Slot& slot) const TS_REQUIRES(mutex_);
-  bool wanted_ahead(const Slot& slot) const TS_EXCLUDES(mutex_);
   std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream) const;
   void count_acquire(const Slot& slot) TS_REQUIRES(mutex_);
-  static bool overlap(const Slot& a, const Slot& b);
   Slot& slot_of(GroupId group) const;
 
   // Constant after construction.
@@ -129,13 +120,13 @@ class Loader {
   mutable Mutex mutex_;
   OrderTable order_ TS_GUARDED_BY(mutex_);
   std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
-  std::deque<GroupId> on_disk_ TS_GUARDED_BY(mutex_);  // that the thread brings to the page cache
   std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;
   bool dirty_ TS_GUARDED_BY(mutex_) = true;
   Statistics counted_ TS_GUARDED_BY(mutex_);
   Clock::time_point last_finish_ TS_GUARDED_BY(mutex_);
 
   // Own synchronisation.
+  std::unique_ptr<ReadAhead> read_ahead_;  // null for other ways to prefetch
   ConditionVariable work_;
   ConditionVariable changed_;
   std::unique_ptr<Stream> copy_stream_;

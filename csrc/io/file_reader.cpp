@@ -3,8 +3,10 @@
 #include <utility>
 
 #include "base/units.h"
+#include "io/file_window.h"
 #include "io/reader.h"
 #include "platform/file.h"
+#include "platform/file_lease.h"
 #include "platform/mapping.h"
 #include "platform/page_cache.h"
 #include "tensorstream/error.h"
@@ -19,6 +21,13 @@ class PreadReader final : public Reader {
   const std::string& name() const noexcept override { return file_.path(); }
   Tier tier() const noexcept override { return Tier::kDisk; }
   std::uint64_t size_bytes() const noexcept override { return file_.size_bytes(); }
+
+  std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
+                                     std::uint64_t size_bytes) const override {
+    auto window =
+        std::make_unique<FileWindow>(shared_from_this(), file_, lease_, offset_bytes, size_bytes);
+    return window->is_quick() ? std::move(window) : nullptr;
+  }
 
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
     file_.read_exact(offset_bytes, out);
@@ -36,6 +45,7 @@ class PreadReader final : public Reader {
 
  private:
   const File file_;
+  mutable FileLease lease_{file_};
 };
 
 /// Pages of the mapping count as this process's memory while they are mapped, so they are let go as
@@ -49,6 +59,12 @@ class MmapReader final : public Reader {
   const std::string& name() const noexcept override { return file_.path(); }
   Tier tier() const noexcept override { return Tier::kDisk; }
   std::uint64_t size_bytes() const noexcept override { return file_.size_bytes(); }
+
+  std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
+                                     std::uint64_t size_bytes) const override {
+    return std::make_unique<FileWindow>(shared_from_this(), file_, lease_, offset_bytes,
+                                        size_bytes);
+  }
 
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
     if (out.size() < kSmallBytes) {
@@ -112,6 +128,8 @@ class MmapReader final : public Reader {
   // Constant after construction.
   const File file_;
   const Mapping mapping_;
+
+  mutable FileLease lease_{file_};
 };
 
 }  // namespace

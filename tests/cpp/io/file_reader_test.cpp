@@ -17,10 +17,9 @@
 
 #include "base/units.h"
 #include "io/reader.h"
+#include "platform/mapped_bytes.h"
 #include "platform/mapping.h"
-#include "platform/memory_map.h"
 #include "platform/temporary_folder.h"
-#include "platform/text_file.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -92,18 +91,6 @@ TEST_P(FileReader, AFileRemovedByNameIsReadOn) {
   std::vector<std::byte> out(bytes.size());
   reader->read(0, out);
   EXPECT_EQ(out, bytes);
-}
-
-/// Resident bytes of this process's mappings of the file at `path`.
-std::uint64_t mapped_resident_bytes(const std::string& path) {
-  std::ifstream lines("/proc/self/smaps");
-  std::uint64_t sum = 0;
-  bool inside = false;
-  for (std::string line; std::getline(lines, line);) {
-    if (const auto area = parse_memory_area(line)) inside = area->path == path;
-    if (inside) sum += number_after(line, "Rss:").value_or(0) * 1_KiB;
-  }
-  return sum;
 }
 
 /// Memory that calls back before a part of it is first written to, on the thread that writes. One

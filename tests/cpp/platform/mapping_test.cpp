@@ -127,6 +127,21 @@ TEST(Mapping, ReleasedPagesOfAFileComeBack) {
   EXPECT_EQ(std::memcmp(mapping.data(), bytes.data(), bytes.size()), 0);
 }
 
+TEST(Mapping, ReservedAddressesShowAFileOrMemory) {
+  const std::uint64_t page = page_size_bytes();
+  const TemporaryFolder folder;
+  const auto bytes = patterned_bytes(3 * page + 5);
+  const File file = File::open_for_reading(folder.write("a.bin", bytes));
+  const Mapping mapping = Mapping::reserved(6 * page);
+  mapping.show_file(2 * page, 3 * page, file, page);
+  EXPECT_EQ(std::memcmp(mapping.data() + 2 * page, bytes.data() + page, 2 * page + 5), 0);
+  mapping.data()[2 * page] = std::byte{0xEE};  // private
+  EXPECT_EQ(Mapping::of_file(file).data()[page], bytes[page]);
+  mapping.show_memory(2 * page, 3 * page);
+  EXPECT_EQ(mapping.data()[2 * page], std::byte{0});
+  EXPECT_THROW(mapping.show_file(1, page, file, 0), Error);  // not a page's multiple
+}
+
 /// What `work` gives in a forked process.
 int in_a_child(const std::function<int()>& work) {
   const pid_t child = ::fork();
