@@ -1,4 +1,4 @@
-// The work on one tile: cutting its elements, and its symbols' bits. Private to codec.
+// The work on one tile: cutting its elements, and its symbols' bits.
 #pragma once
 
 #include <array>

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <bit>
+#include <optional>
 
 #include "codec/tile_kernels.h"
 #include "codec/tile_split.h"
@@ -63,6 +65,39 @@ std::optional<std::uint8_t> read_lower(const RankCode& code, LowerLevelsReader& 
   return static_cast<std::uint8_t>(lower.literals[at]);
 }
 
+constexpr std::uint32_t kGroups = 4;
+constexpr std::uint64_t kLowBits = 0x0101010101010101;
+
+/// Eight bits from the lowest of eight bytes, each to be every fourth bit of a lane's word.
+std::uint32_t squeeze(std::uint64_t bytes) noexcept {
+  bytes = (bytes | bytes >> 4U) & 0x0011001100110011;
+  bytes = (bytes | bytes >> 8U) & 0x0000111100001111;
+  return static_cast<std::uint32_t>((bytes | bytes >> 16U) & 0x11111111);
+}
+
+/// The way back: every fourth bit of a lane's word as the lowest of eight bytes.
+std::uint64_t stretch(std::uint32_t word) noexcept {
+  std::uint64_t bytes = word & 0x11111111U;
+  bytes = (bytes | bytes << 16U) & 0x0000111100001111;
+  bytes = (bytes | bytes << 8U) & 0x0011001100110011;
+  return (bytes | bytes << 4U) & kLowBits;
+}
+
+/// Eight values of each group of a lane.
+using LaneBytes = std::array<std::uint64_t, kGroups>;
+
+const std::uint8_t* group_of(const std::uint8_t* values, std::uint32_t lane, std::uint32_t group) {
+  return values + element_at(lane, group);
+}
+
+std::uint32_t plane_word(const LaneBytes& lane_bytes, std::uint32_t plane) noexcept {
+  std::uint32_t word = 0;
+  for (std::uint32_t group = 0; group < kGroups; ++group) {
+    word |= squeeze((lane_bytes[group] >> plane) & kLowBits) << group;
+  }
+  return word;
+}
+
 void write_word(std::byte* planes, std::uint32_t plane, std::uint32_t lane,
                 std::uint32_t word) noexcept {
   std::memcpy(planes + (plane * kLanes + lane) * sizeof word, &word, sizeof word);
@@ -72,6 +107,16 @@ std::uint32_t read_word(const std::byte* planes, std::uint32_t plane, std::uint3
   std::uint32_t word = 0;
   std::memcpy(&word, planes + (plane * kLanes + lane) * sizeof word, sizeof word);
   return word;
+}
+
+/// What `planes` planes give the elements of a group.
+std::uint64_t group_values(const std::byte* source, std::uint32_t planes, std::uint32_t lane,
+                           std::uint32_t group) noexcept {
+  std::uint64_t bytes = 0;
+  for (std::uint32_t plane = 0; plane < planes; ++plane) {
+    bytes |= stretch(read_word(source, plane, lane) >> group) << plane;
+  }
+  return bytes;
 }
 
 class PortableKernels final : public TileKernels {
@@ -91,15 +136,12 @@ class PortableKernels final : public TileKernels {
   void write_bits(const TileValues& values, std::uint32_t planes,
                   std::byte* target) const noexcept override {
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
-      std::array<std::uint32_t, 8> words{};
-      for (std::uint32_t position = 0; position < 32; ++position) {
-        const std::uint32_t value = values.bits[element_at(lane, position)];
-        for (std::uint32_t plane = 0; plane < planes; ++plane) {
-          words[plane] |= ((value >> plane) & 1U) << position;
-        }
+      LaneBytes bytes;
+      for (std::uint32_t group = 0; group < kGroups; ++group) {
+        std::memcpy(&bytes[group], group_of(values.bits.data(), lane, group), 8);
       }
       for (std::uint32_t plane = 0; plane < planes; ++plane) {
-        write_word(target, plane, lane, words[plane]);
+        write_word(target, plane, lane, plane_word(bytes, plane));
       }
     }
   }
@@ -107,12 +149,9 @@ class PortableKernels final : public TileKernels {
   void read_bit_planes(const std::byte* source, std::uint32_t planes,
                        TileValues& values) const noexcept override {
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
-      for (std::uint32_t position = 0; position < 32; ++position) {
-        std::uint32_t value = 0;
-        for (std::uint32_t plane = 0; plane < planes; ++plane) {
-          value |= ((read_word(source, plane, lane) >> position) & 1U) << plane;
-        }
-        values.bits[element_at(lane, position)] = static_cast<std::uint8_t>(value);
+      for (std::uint32_t group = 0; group < kGroups; ++group) {
+        const std::uint64_t bytes = group_values(source, planes, lane, group);
+        std::memcpy(&values.bits[element_at(lane, group)], &bytes, sizeof bytes);
       }
     }
   }
@@ -124,32 +163,36 @@ class PortableKernels final : public TileKernels {
     const std::uint32_t ranked = code.widths.ranked_symbols();
     std::uint16_t& literals = lower.counts[code.widths.count - 1];
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
-      std::uint32_t low = 0;
-      std::uint32_t high = 0;
-      for (std::uint32_t position = 0; position < 32; ++position) {
-        const std::uint8_t symbol = values.symbols[element_at(lane, position)];
-        const std::uint32_t rank = ranks[symbol];
-        const Codeword& word = words[rank];
-        low |= (word.codes[0] & 1U) << position;
-        high |= static_cast<std::uint32_t>(word.codes[0] >> 1U) << position;
-        if (word.levels > 1) append_lower(code.widths, word, lower);
-        if (rank == ranked) lower.literals[literals++] = symbol;
+      LaneBytes codes{};
+      for (std::uint32_t group = 0; group < kGroups; ++group) {
+        const std::uint8_t* const symbols = group_of(values.symbols.data(), lane, group);
+        for (std::uint32_t i = 0; i < 8; ++i) {
+          codes[group] |= std::uint64_t{words[ranks[symbols[i]]].codes[0]} << (8 * i);
+        }
       }
+      const std::uint32_t low = plane_word(codes, 0);
+      const std::uint32_t high = plane_word(codes, 1);
       write_word(first, 0, lane, low);
       write_word(first, 1, lane, high);
+      for (std::uint32_t below = low & high; below != 0; below &= below - 1) {
+        const auto position = static_cast<std::uint32_t>(std::countr_zero(below));
+        const std::uint8_t symbol = values.symbols[element_at(lane, position)];
+        append_lower(code.widths, words[ranks[symbol]], lower);
+        if (ranks[symbol] == ranked) lower.literals[literals++] = symbol;
+      }
     }
   }
 
   bool decode_symbols(const RankCode& code, const std::byte* first, LowerLevelsReader& lower,
                       TileValues& values) const noexcept override {
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
-      const std::uint32_t low = read_word(first, 0, lane);
-      const std::uint32_t high = read_word(first, 1, lane);
-      for (std::uint32_t position = 0; position < 32; ++position) {
-        const std::uint32_t rank = ((low >> position) & 1U) | (((high >> position) & 1U) << 1U);
-        values.symbols[element_at(lane, position)] = code.symbols[rank];
+      for (std::uint32_t group = 0; group < kGroups; ++group) {
+        const std::uint64_t ranks = group_values(first, kFirstWidth, lane, group);
+        std::uint8_t* const symbols = &values.symbols[element_at(lane, group)];
+        for (std::uint32_t i = 0; i < 8; ++i) symbols[i] = code.symbols[(ranks >> (8 * i)) & 3U];
       }
-      for (std::uint32_t below = low & high; below != 0; below &= below - 1) {
+      std::uint32_t below = read_word(first, 0, lane) & read_word(first, 1, lane);
+      for (; below != 0; below &= below - 1) {
         const auto position = static_cast<std::uint32_t>(std::countr_zero(below));
         const auto symbol = read_lower(code, lower);
         if (!symbol) return false;
