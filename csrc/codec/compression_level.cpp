@@ -10,11 +10,11 @@ namespace {
 
 constexpr std::uint32_t kHighest = 9;
 
-// docs/adr/0007 has the bits of each. From the shallowest: of equals the first is taken.
+// From the shallowest: of equals the first is taken. docs/adr/0007-ranks-in-levels.md has the bits.
 constexpr std::array kWidths = {
-    LevelWidths{3, {2, 2, 3}},          LevelWidths{4, {2, 1, 2, 3}},
-    LevelWidths{4, {2, 2, 2, 3}},       LevelWidths{5, {2, 1, 1, 2, 3}},
-    LevelWidths{6, {2, 1, 1, 1, 2, 3}},
+    LevelWidths{3, {2, 2, 3}},       LevelWidths{4, {2, 1, 2, 3}},
+    LevelWidths{4, {2, 2, 2, 3}},    LevelWidths{5, {2, 1, 1, 2, 3}},
+    LevelWidths{5, {2, 2, 2, 2, 2}}, LevelWidths{6, {2, 1, 1, 1, 2, 3}},
 };
 constexpr std::size_t kFastestWidths = 1;
 constexpr std::size_t kBalancedWidths = 3;
