@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <mutex>
 #include <system_error>
 #include <thread>
 
@@ -35,6 +34,8 @@ class DecodeQueue {
 
  private:
   void keep(const FrameFault& fault, std::uint64_t index) noexcept {
+    // Whatever comes before this frame in their order has been taken already.
+    next_ = frames_.size();
     const MutexLock lock(mutex_);
     if (fault_ && faulty_ < index) return;
     fault_ = fault;
