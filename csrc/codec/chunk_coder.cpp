@@ -124,7 +124,8 @@ bool decode_chunk(const ChunkCoding& coding, const std::byte* chunk, const Chunk
                          target);
     if (rest.size() < tile_bytes) std::memcpy(rest.data(), last.data(), rest.size());
   }
-  return lower.used == counts;
+  if (lower.used != counts) return false;  // guard: codes-used-up
+  return true;
 }
 
 }  // namespace tensorstream

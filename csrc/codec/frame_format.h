@@ -127,7 +127,8 @@ class FrameView {
 
   std::uint64_t chunk_offset(std::uint32_t index) const noexcept;
   bool index_is_sound() const noexcept;
-  bool coded_chunk_is_sound(std::uint32_t index, std::uint64_t size_bytes) const noexcept;
+  /// How long a chunk is by what it decodes to and its counts, the frame's tail apart.
+  std::uint64_t chunk_length(std::uint32_t index) const noexcept;
 
   std::span<const std::byte> bytes_;
   FrameHeader header_;

@@ -27,8 +27,8 @@ std::vector<FrameView> parse_tensor(std::span<const std::byte> encoded, std::uin
 /// Raises FormatError for a chunk that is not as it was encoded.
 void verify_tensor(std::span<const FrameView> frames, const TensorName& name);
 
-/// Fills `out` from what parse_tensor() gave, by `threads` threads, the calling one included. Raises FormatError where a frame is
-/// damaged; `out` is then not to be used.
+/// Fills `out` from what parse_tensor() gave, by `threads` threads, the calling one included.
+/// Raises FormatError where a frame is damaged; `out` is then not to be used.
 void decode_tensor(std::span<const FrameView> frames, std::span<std::byte> out, unsigned threads,
                    const TensorName& name);
 

@@ -160,7 +160,7 @@ TS_AVX2 bool add_lower(const LevelWidths& widths, LanePair& ranks, std::uint64_t
   for (std::uint32_t level = 1; level < widths.count && here != 0; ++level) {
     const std::uint32_t used = lower.used[level - 1];
     const std::uint32_t count = count_of(here);
-    if (used + count > lower.counts[level - 1]) return false;
+    if (used + count > lower.counts[level - 1]) return false;  // guard: codes-in-counts
     lower.used[level - 1] = static_cast<std::uint16_t>(used + count);
     std::uint64_t below = here;
     for (std::uint32_t bit = 0; bit < widths.bits[level]; ++bit) {
@@ -178,7 +178,7 @@ TS_AVX2 bool read_literals(std::uint32_t last, std::uint32_t lane, std::uint64_t
                            LowerLevelsReader& lower, TileValues& values) {
   for (; here != 0; here &= here - 1) {
     const std::uint32_t used = lower.used[last]++;
-    if (used >= lower.counts[last]) return false;
+    if (used >= lower.counts[last]) return false;  // guard: literals-in-counts
     values.symbols[element_of_pair(lane, first_of(here))] =
         static_cast<std::uint8_t>(lower.literals[used]);
   }

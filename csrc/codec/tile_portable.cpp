@@ -49,7 +49,7 @@ std::optional<std::uint8_t> read_lower(const RankCode& code, LowerLevelsReader& 
   std::uint32_t rank = (1U << code.widths.bits[0]) - 1;
   for (std::uint32_t level = 1; level < code.widths.count; ++level) {
     const std::uint32_t at = lower.used[level - 1]++;
-    if (at >= lower.counts[level - 1]) return std::nullopt;
+    if (at >= lower.counts[level - 1]) return std::nullopt;  // guard: codes-in-counts
     const std::uint32_t width = code.widths.bits[level];
     std::uint32_t value = 0;
     for (std::uint32_t bit = 0; bit < width; ++bit) {
@@ -61,7 +61,7 @@ std::optional<std::uint8_t> read_lower(const RankCode& code, LowerLevelsReader& 
   }
   const std::uint32_t last = code.widths.count - 1;
   const std::uint32_t at = lower.used[last]++;
-  if (at >= lower.counts[last]) return std::nullopt;
+  if (at >= lower.counts[last]) return std::nullopt;  // guard: literals-in-counts
   return static_cast<std::uint8_t>(lower.literals[at]);
 }
 

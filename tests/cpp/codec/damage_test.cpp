@@ -109,6 +109,11 @@ TEST(Damage, FramesOfAnotherTensorAreRefused) {
   const Bytes encoded = encoded_tensor(Dtype::kBf16, weights, 9);
   EXPECT_NE(error_of(encoded, weights.size() - 2), "");
   EXPECT_NE(error_of(encoded, weights.size() + 2), "");
+  // As many bytes as wanted, but in other frames.
+  const Bytes half = encode_frame(Dtype::kU8, Bytes(kFrameBytes / 2));
+  Bytes other = encode_frame(Dtype::kU8, Bytes(kFrameBytes));
+  other.insert(other.begin(), half.begin(), half.end());
+  EXPECT_NE(error_of(other, 3 * kFrameBytes / 2), "");
   Bytes more = encoded;
   more.push_back(std::byte{0});
   EXPECT_NE(error_of(more, weights.size()), "");
@@ -188,6 +193,18 @@ TEST_F(Forgery, OfTheIndex) {
   }
 }
 
+TEST_F(Forgery, OfAGapBehindTheIndex) {
+  const std::uint64_t data = number_at<std::uint32_t>(sound_, kIndexAt) * kFrameAlignment;
+  EXPECT_EQ(rule_after([&](Bytes& frame) {
+              frame.insert(frame.begin() + static_cast<std::ptrdiff_t>(data), 16, std::byte{0});
+              put(frame, kFrameBytesAt, static_cast<std::uint32_t>(frame.size()));
+              for (std::uint64_t at = kIndexAt; at <= kIndexAt + 20; at += 4) {
+                put(frame, at, number_at<std::uint32_t>(frame, at) + 1);
+              }
+            }),
+            "index");
+}
+
 TEST_F(Forgery, OfTheSymbols) {
   // A symbol of 8 bits may be any byte; one of 4 bits may not.
   const Bytes weights = gaussian_weights(Dtype::kF8E4M3, 40'000, 1);
@@ -242,16 +259,20 @@ TEST_P(ForgedCodes, WholeFramesEndWhereMemoryDoes) {
 }
 
 TEST_P(ForgedCodes, MoreThanTheCountsAllow) {
-  const Bytes weights = gaussian_weights(Dtype::kBf16, kTileElements * 8, 0.02);
+  const Bytes weights = gaussian_weights(Dtype::kBf16, kChunkElements, 0.02);
   Bytes frame = encode_frame(Dtype::kBf16, weights);
-  const auto chunk = static_cast<std::size_t>(parsed(frame).chunk(0).data() - frame.data());
-  // Every element goes to the lower levels, and from there as far as there are bits.
-  const auto planes = frame.begin() + static_cast<std::ptrdiff_t>(chunk + 8192);
-  std::fill(planes, frame.end(), std::byte{0xff});
-  reseal(frame);
-  const auto fault = decode(frame, weights.size());
-  ASSERT_TRUE(fault);
-  EXPECT_EQ(fault->rule, FrameRule::kCodes);
+  // Every element goes to the second level, whose plane would end behind the frame; there the codes
+  // are names, or lead on.
+  const auto first = frame.begin() + (parsed(frame).chunk(0).data() - frame.data()) + 8192;
+  const auto lower = first + 2048;
+  std::fill(first, lower, std::byte{0xff});
+  for (const std::byte codes : {std::byte{0}, std::byte{0xff}}) {
+    std::fill(lower, frame.end(), codes);
+    reseal(frame);
+    const auto fault = decode(frame, weights.size());
+    ASSERT_TRUE(fault);
+    EXPECT_EQ(fault->rule, FrameRule::kCodes);
+  }
 }
 
 TEST_P(ForgedCodes, MoreLiteralsThanThereAre) {
