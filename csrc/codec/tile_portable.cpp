@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <bit>
-#include <optional>
 
 #include "codec/tile_kernels.h"
 #include "codec/tile_split.h"
@@ -42,27 +41,56 @@ void append_lower(const LevelWidths& widths, const Codeword& word, LowerLevelsWr
   }
 }
 
-/// The symbol of an element whose first level says that it is named below; nothing where the counts
-/// are used up.
-std::optional<std::uint8_t> read_lower(const RankCode& code, LowerLevelsReader& lower) noexcept {
-  std::size_t plane = 0;
-  std::uint32_t rank = (1U << code.widths.bits[0]) - 1;
-  for (std::uint32_t level = 1; level < code.widths.count; ++level) {
-    const std::uint32_t at = lower.used[level - 1]++;
-    if (at >= lower.counts[level - 1]) return std::nullopt;  // guard: codes-in-counts
-    const std::uint32_t width = code.widths.bits[level];
-    std::uint32_t value = 0;
-    for (std::uint32_t bit = 0; bit < width; ++bit) {
-      const auto byte = static_cast<std::uint32_t>(lower.planes[plane++][at / 8]);
-      value |= ((byte >> (at % 8)) & 1U) << bit;
-    }
-    rank += value;
-    if (value != (1U << width) - 1) return code.symbols[rank];
+constexpr std::uint32_t kFirstEscape = (1U << kFirstWidth) - 1;
+
+/// The elements of a lane that reach a level, by their positions in the order of these.
+struct Reached {
+  std::array<std::uint8_t, 32> positions;
+  std::uint32_t count = 0;
+
+  /// Without a branch: whether an element goes on is as good as random.
+  void append_if(bool goes_on, std::uint8_t position) {
+    positions[count % 32] = position;
+    count += goes_on ? 1 : 0;
   }
-  const std::uint32_t last = code.widths.count - 1;
-  const std::uint32_t at = lower.used[last]++;
-  if (at >= lower.counts[last]) return std::nullopt;  // guard: literals-in-counts
-  return static_cast<std::uint8_t>(lower.literals[at]);
+};
+
+Reached reached_from(std::uint32_t bits) noexcept {
+  Reached reached;
+  for (; bits != 0; bits &= bits - 1) {
+    reached.positions[reached.count++] = static_cast<std::uint8_t>(std::countr_zero(bits));
+  }
+  return reached;
+}
+
+/// A number for each position of a lane.
+using LaneRanks = std::array<std::uint8_t, 32>;
+
+/// Adds to the ranks of a lane what its codes behind the first level say, and leaves the literals
+/// in `here`. False where the counts are used up.
+bool add_lower(const LevelWidths& widths, Reached& here, LaneRanks& ranks,
+               LowerLevelsReader& lower) noexcept {
+  std::size_t plane = 0;
+  for (std::uint32_t level = 1; level < widths.count && here.count != 0; ++level) {
+    const std::uint32_t used = lower.used[level - 1];
+    if (used + here.count > lower.counts[level - 1]) return false;  // guard: codes-in-counts
+    lower.used[level - 1] = static_cast<std::uint16_t>(used + here.count);
+    std::array<std::uint32_t, kMostWidth> bits{};
+    for (std::uint32_t bit = 0; bit < widths.bits[level]; ++bit) {
+      bits[bit] = static_cast<std::uint32_t>(read_bits(lower.planes[plane++], used, here.count));
+    }
+    const std::uint32_t escape = (1U << widths.bits[level]) - 1;
+    Reached below;
+    for (std::uint32_t i = 0; i < here.count; ++i) {
+      const std::uint8_t position = here.positions[i];
+      std::uint32_t code = 0;
+      for (std::uint32_t bit = 0; bit < kMostWidth; ++bit) code |= ((bits[bit] >> i) & 1U) << bit;
+      ranks[position] = static_cast<std::uint8_t>(ranks[position] + code);
+      below.append_if(code == escape, position);
+    }
+    here = below;
+  }
+  return true;
 }
 
 constexpr std::uint32_t kGroups = 4;
@@ -185,18 +213,28 @@ class PortableKernels final : public TileKernels {
 
   bool decode_symbols(const RankCode& code, const std::byte* first, LowerLevelsReader& lower,
                       TileValues& values) const noexcept override {
+    const std::uint32_t last = code.widths.count - 1;
     for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
       for (std::uint32_t group = 0; group < kGroups; ++group) {
         const std::uint64_t ranks = group_values(first, kFirstWidth, lane, group);
         std::uint8_t* const symbols = &values.symbols[element_at(lane, group)];
         for (std::uint32_t i = 0; i < 8; ++i) symbols[i] = code.symbols[(ranks >> (8 * i)) & 3U];
       }
-      std::uint32_t below = read_word(first, 0, lane) & read_word(first, 1, lane);
-      for (; below != 0; below &= below - 1) {
-        const auto position = static_cast<std::uint32_t>(std::countr_zero(below));
-        const auto symbol = read_lower(code, lower);
-        if (!symbol) return false;
-        values.symbols[element_at(lane, position)] = *symbol;
+      LaneRanks ranks;
+      ranks.fill(kFirstEscape);
+      const Reached all = reached_from(read_word(first, 0, lane) & read_word(first, 1, lane));
+      Reached here = all;
+      if (!add_lower(code.widths, here, ranks, lower)) return false;
+      for (std::uint32_t i = 0; i < all.count; ++i) {
+        const std::uint8_t position = all.positions[i];
+        // The rank of a literal may be one more than there are.
+        values.symbols[element_at(lane, position)] = code.symbols[ranks[position] % 16];
+      }
+      for (std::uint32_t i = 0; i < here.count; ++i) {
+        const std::uint32_t at = lower.used[last]++;
+        if (at >= lower.counts[last]) return false;  // guard: literals-in-counts
+        values.symbols[element_at(lane, here.positions[i])] =
+            static_cast<std::uint8_t>(lower.literals[at]);
       }
     }
     return true;
