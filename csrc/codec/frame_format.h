@@ -102,7 +102,8 @@ ChunkParts chunk_parts(const ElementLayout& layout, const LevelWidths& widths, s
                        const ChunkCounts& counts) noexcept;
 
 /// A frame whose header and index are sound: every chunk lies in it, and in a coded one the parts
-/// of each chunk are as long as its counts say. What the chunks hold is not looked at.
+/// of each chunk are as long as its counts say. What the chunks hold is not looked at. The bytes
+/// outlive the view and do not change meanwhile. Thread-safe.
 class FrameView {
  public:
   /// The frame that `bytes` begin with.
