@@ -284,6 +284,7 @@ _HEADERS = {
         "nlohmann-json3-dev, or the PyPI package nlohmann-json",
         "compile, install",
     ),
+    "xxhash.h": ("libxxhash-dev", "compile, install"),
     "gtest/gtest.h": ("libgtest-dev", "compile"),
     "gmock/gmock.h": ("libgmock-dev", "compile"),
 }

@@ -22,5 +22,6 @@ void init_system(nb::module_& module);
 void init_store(nb::module_& module);
 void init_planning(nb::module_& module);
 void init_engine(nb::module_& module);
+void init_codec(nb::module_& module);
 
 }  // namespace tensorstream

@@ -12,4 +12,5 @@ NB_MODULE(_native, module) {
   tensorstream::init_store(module);
   tensorstream::init_planning(module);
   tensorstream::init_engine(module);
+  tensorstream::init_codec(module);
 }

@@ -49,6 +49,7 @@ class CudaDevice final : public Device {
   std::uint64_t total_bytes() const override { return total_bytes_; }
   std::uint64_t free_bytes() const override { return cuda_memory_size(context_).free_bytes; }
   bool host_accessible() const noexcept override { return false; }
+  bool uses_foreign_memory() const noexcept override { return false; }
   std::optional<int> numa_node() const override { return numa_node_; }
 
   std::unique_ptr<DeviceMemory> allocate(std::uint64_t size_bytes) override;

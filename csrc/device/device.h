@@ -90,6 +90,9 @@ class Device {
   virtual std::uint64_t free_bytes() const = 0;
   /// True where the host reads and writes the device's memory by its address.
   virtual bool host_accessible() const noexcept = 0;
+  /// True where its streams' work may use host memory that it did not allocate: on a host that is
+  /// not checking, which has to see every access.
+  virtual bool uses_foreign_memory() const noexcept = 0;
   /// The NUMA node whose memory is near the device; nothing where none is nearer than another.
   virtual std::optional<int> numa_node() const = 0;
 

@@ -32,6 +32,7 @@ class HostDevice final : public Device {
   std::uint64_t total_bytes() const override { return usable_ram_bytes(); }
   std::uint64_t free_bytes() const override { return available_ram_bytes(); }
   bool host_accessible() const noexcept override { return true; }
+  bool uses_foreign_memory() const noexcept override { return options_.checking == Checking::kOff; }
   std::optional<int> numa_node() const override { return std::nullopt; }
 
   std::unique_ptr<DeviceMemory> allocate(std::uint64_t size_bytes) override {

@@ -104,12 +104,12 @@ class Engine::State {
     if (options.piece_bytes == 0)
       throw ConfigError("EngineOptions::piece_bytes is 0; give the bytes that one read may move");
     const Plan first = plan_for(pool.budget().limit_bytes());
-    offsets.resize(sources.tensors().size());
+    positions.resize(sources.tensors().size());
     for (const Group& group : groups) {
       layouts.push_back(lay_out(group, sources.tensors()));
       if (device.host_accessible()) lie_as_in_model(layouts.back(), group, sources.tensors());
       for (std::size_t i = 0; i < group.tensors.size(); ++i) {
-        offsets[group.tensors[i]] = layouts.back().offsets_bytes[i];
+        positions[group.tensors[i]] = i;
       }
     }
     if (!device.host_accessible()) {
@@ -188,8 +188,7 @@ class Engine::State {
     if (loader->where(*group) == Where::kSource) {
       return const_cast<std::byte*>(sources.address(id));
     }
-    std::byte* const base = loader->place(*group);
-    return base == nullptr ? nullptr : base + offsets[id];
+    return loader->address(*group, positions[id]);
   }
 
   /// What the budget has for groups besides what others hold.
@@ -247,7 +246,7 @@ class Engine::State {
   SourceTable sources;
   const Reservation fixed;
   std::vector<GroupLayout> layouts;    // by GroupId
-  std::vector<std::uint64_t> offsets;  // in the place of its group, by TensorId
+  std::vector<std::size_t> positions;  // in its group, by TensorId
   mutable Mutex mutex;
   // By GroupId, guarded by mutex; shared with loads. Before the loader: no load is the last to go.
   std::vector<std::shared_ptr<HostHome>> homes TS_GUARDED_BY(mutex);
@@ -266,7 +265,7 @@ class Engine::State {
   void make_loader() {
     std::vector<LoadedGroup> loaded;
     for (GroupId group = 0; group < groups.size(); ++group) {
-      loaded.push_back({group, groups[group].tensors, layouts[group], groups[group].residency});
+      loaded.push_back({group, groups[group].tensors, layouts[group], groups[group].residency, {}});
     }
     loader = std::make_unique<Loader>(pool, sources, staging.get(), std::move(loaded), options);
   }

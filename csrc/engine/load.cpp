@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/units.h"
+#include "io/file_window.h"
 
 namespace tensorstream {
 namespace {
@@ -26,7 +27,7 @@ void Load::keep(const BoundExtent& extent) {
 }
 
 void Load::add_read(Reader& reader, std::uint64_t offset_bytes, std::span<std::byte> target) {
-  reads_.push_back({&reader, offset_bytes, target});
+  reads_.push_back({&reader, nullptr, offset_bytes, target});
   read_bytes_ += target.size();
 }
 
@@ -55,13 +56,26 @@ void Load::add(const BoundExtent& extent, std::byte* target, std::uint64_t piece
   }
 }
 
+void Load::add_window(const BoundExtent& extent, const FileWindow& window) {
+  keep(extent);
+  for (std::uint64_t done = 0; done < extent.size_bytes; done += kSharedReadBytes) {
+    const std::uint64_t size = std::min(kSharedReadBytes, extent.size_bytes - done);
+    reads_.push_back({nullptr, &window, done, {window.data() + done, size}});
+    read_bytes_ += size;
+  }
+}
+
 bool Load::is_large() const noexcept { return read_bytes_ > kSharedReadBytes; }
 
 void Load::read() noexcept {
   for (std::size_t index = next_++; index < reads_.size(); index = next_++) {
     const Read& piece = reads_[index];
     try {
-      piece.reader->read(piece.offset_bytes, piece.target);
+      if (piece.window != nullptr) {
+        piece.window->bring(piece.offset_bytes, piece.target.size());
+      } else {
+        piece.reader->read(piece.offset_bytes, piece.target);
+      }
     } catch (...) {
       note_failure();
     }

@@ -17,6 +17,8 @@
 
 namespace tensorstream {
 
+class FileWindow;
+
 /// One load under way: pieces that the device copies from RAM, and pieces that are read. Belongs to
 /// the thread that makes it until it is enqueued; from then on thread-safe.
 class Load {
@@ -43,6 +45,9 @@ class Load {
   /// As add(), but all of it is read, from RAM too.
   void add_read(const BoundExtent& extent, std::byte* target);
 
+  /// Adds an extent that shows in `window`, open, which outlives the load: its pages are brought.
+  void add_window(const BoundExtent& extent, const FileWindow& window);
+
   GroupId group() const noexcept { return group_; }
   std::uint64_t ram_bytes() const noexcept { return ram_bytes_; }
   std::uint64_t disk_bytes() const noexcept { return disk_bytes_; }
@@ -66,8 +71,9 @@ class Load {
 
  private:
   struct Read {
-    Reader* reader = nullptr;  // one of extents_
-    std::uint64_t offset_bytes = 0;
+    Reader* reader = nullptr;            // one of extents_
+    const FileWindow* window = nullptr;  // in place of it
+    std::uint64_t offset_bytes = 0;      // in the one or the other
     std::span<std::byte> target;
   };
 

@@ -18,7 +18,7 @@ namespace {
 constexpr std::uint32_t kLoadsInFlight = 2;
 // How far ahead the order is asked.
 constexpr std::size_t kLookAhead = 64;
-// Bytes of the groups that come next which the disk is asked for: enough to keep it busy while a
+// Bytes of the groups that come next which the disk reads ahead: enough to keep it busy while a
 // group computes.
 constexpr std::uint64_t kReadAheadBytes = 64_MiB;
 
@@ -34,6 +34,7 @@ Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging,
       staging_(staging),
       order_({}),
       copy_stream_(device_.create_stream()) {
+  if (prefetch_ == Prefetch::kReadAhead) read_ahead_ = std::make_unique<ReadAhead>(sources_);
   for (LoadedGroup& group : groups) {
     auto slot = std::make_unique<Slot>();
     slot->loaded = device_.create_event();
@@ -81,9 +82,10 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   const Clock::time_point start = Clock::now();
   try {
     demand(slot);
-  } catch (...) {  // no memory to ask for it
+  } catch (...) {  // no memory to ask for it, or a file that has changed
     --slot.waiting;
     --slot.leases;
+    if (slot.leases == 0) static_cast<void>(close_windows(slot));
     throw;
   }
   std::exception_ptr error = wait_until_usable(slot, lock);
@@ -94,6 +96,7 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   counted_.stalled_seconds += seconds_since(start);
   if (error) {
     --slot.leases;
+    if (slot.leases == 0) static_cast<void>(close_windows(slot));
     std::rethrow_exception(error);
   }
   return true;
@@ -208,6 +211,7 @@ void Loader::count_acquire(const Slot& slot) {
 
 void Loader::release(GroupId group, Stream& stream) {
   Slot& slot = slot_of(group);
+  if (!slot.group.windows.empty()) finish_work(stream);  // guard: wait-for-window-reader
   const MutexLock lock(mutex_);
   if (slot.leases == 0) {  // guard: lease-check
     throw LeaseError("group '" + std::to_string(group) + "' is released but not leased");
@@ -224,10 +228,13 @@ void Loader::release(GroupId group, Stream& stream) {
   slot.last_used = ++uses_;
   --slot.leases;
   wake_if_needed();
+  if (slot.leases != 0) return;
+  if (const std::exception_ptr changed = close_windows(slot)) std::rethrow_exception(changed);
 }
 
 void Loader::release_all(Stream& stream) noexcept {
   try {
+    if (read_ahead_ != nullptr) finish_work(stream);
     const MutexLock lock(mutex_);
     for (const auto& owned : slots_) {
       Slot& slot = *owned;
@@ -242,6 +249,7 @@ void Loader::release_all(Stream& stream) noexcept {
         slot.last_used = ++uses_;
       }
       slot.leases = slot.waiting;  // who still waits for its lease gets it
+      if (slot.leases == 0) static_cast<void>(close_windows(slot));
     }
     order_.restart();
     wake_if_needed();
@@ -375,32 +383,22 @@ std::optional<GroupId> Loader::find_prefetch() const {
   return std::nullopt;
 }
 
-// The disk works while the caller computes; from the page cache to its place a group is copied by
-// load_at_use().
+// From the page cache to its place a group is copied by load_at_use().
 void Loader::read_ahead() {
   std::uint64_t ahead_bytes = 0;
   for (const GroupId group : order_.upcoming(std::min(kLookAhead, streamed_.size()))) {
-    Slot& slot = slot_of(group);
-    if (!on_device(slot) && !std::exchange(slot.asked_for, true)) {
-      for (const TensorId tensor : slot.group.tensors) sources_.prefetch(tensor);
-    }
+    const Slot& slot = slot_of(group);
+    if (!on_device(slot)) read_ahead_->want(group, slot.group.tensors);
     ahead_bytes += slot.group.layout.size_bytes;
     if (ahead_bytes > kReadAheadBytes) return;
   }
 }
 
 Loader::Issue Loader::issue(Slot& slot) {
-  slot.asked_for = false;
+  if (read_ahead_ != nullptr) read_ahead_->drop(slot.group.id);
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
   Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}};
-  std::byte* const base = slot.data;
-  for (std::size_t i = 0; i < slot.group.tensors.size(); ++i) {
-    std::byte* target = base + slot.group.layout.offsets_bytes[i];
-    for (const BoundExtent& extent : sources_.extents(slot.group.tensors[i])) {
-      result.load->add(extent, target, options_.piece_bytes);
-      target += extent.size_bytes;
-    }
-  }
+  place_of(slot).add_to(*result.load, slot.group, sources_, options_.piece_bytes);
   evict_overlapping(slot, result);
   return result;
 }

@@ -17,8 +17,9 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "device/device.h"
-#include "engine/group_layout.h"
 #include "engine/load.h"
+#include "engine/loaded_group.h"
+#include "engine/read_ahead.h"
 #include "engine/source_table.h"
 #include "memory/pool.h"
 #include "memory/staging_ring.h"
@@ -26,14 +27,6 @@
 #include "tensorstream/engine.h"
 
 namespace tensorstream {
-
-/// A group, as the loader needs it.
-struct LoadedGroup {
-  GroupId id = 0;
-  std::vector<TensorId> tensors;
-  GroupLayout layout;
-  Residency residency = Residency::kAny;
-};
 
 /// Where a group's bytes are while it is used.
 enum class Where {
@@ -90,8 +83,9 @@ class Loader {
   void note_write(GroupId group, Stream& stream);
   Where where(GroupId group) const;
   bool settled(GroupId group) const;
-  /// Start of the group's place; null where it is nowhere or in its sources.
-  std::byte* place(GroupId group) const;
+  /// Where the group's tensor of that position is; null where the group is nowhere or in its
+  /// sources.
+  std::byte* address(GroupId group, std::size_t position) const;
   /// Raised each time that the group's place moves.
   std::uint32_t place_number(GroupId group) const;
   /// Bytes of the budget that the groups' places take.
@@ -130,7 +124,6 @@ class Loader {
     const Stream* last_stream = nullptr;  // compared, never used
     Content content = Content::kEmpty;
     std::uint32_t in_flight = 0;  // loads into any of its places that are not done
-    bool asked_for = false;       // the disk was, since the last load
     std::uint32_t leases = 0;
     std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
     std::shared_ptr<Load> load;  // the one that `content` speaks of; shared with callbacks
@@ -156,6 +149,9 @@ class Loader {
   void finish(const std::shared_ptr<Load>& load) TS_EXCLUDES(mutex_);
   static void settle(Slot& slot, const Load& load, const std::exception_ptr& error);
   static bool on_device(const Slot& slot);
+  static GroupPlace place_of(const Slot& slot);
+  void finish_work(Stream& stream) const;
+  static std::exception_ptr close_windows(Slot& slot) noexcept;
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
   void check_health(const Event& event) TS_REQUIRES(mutex_);
   // In loader_places.cpp.
@@ -207,6 +203,7 @@ class Loader {
   OrderTable order_ TS_GUARDED_BY(mutex_);
   std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
   std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;
+  std::size_t windows_ TS_GUARDED_BY(mutex_) = 0;
   bool dirty_ TS_GUARDED_BY(mutex_) = true;
   Statistics counted_ TS_GUARDED_BY(mutex_);
   Clock::time_point last_finish_ TS_GUARDED_BY(mutex_);
@@ -215,7 +212,8 @@ class Loader {
   ConditionVariable work_;
   ConditionVariable changed_;
   std::unique_ptr<Stream> copy_stream_;
-  std::jthread thread_;  // last: it uses all of the above
+  std::unique_ptr<ReadAhead> read_ahead_;  // null for other ways to prefetch
+  std::jthread thread_;                    // last: it uses all of the above
 };
 
 }  // namespace tensorstream

@@ -6,6 +6,12 @@
 #include "tensorstream/error.h"
 
 namespace tensorstream {
+namespace {
+
+/// A process has 65,530 mappings by default, and a window is up to three.
+constexpr std::size_t kMostWindows = 8192;
+
+}  // namespace
 
 Where Loader::where(GroupId group) const {
   const MutexLock lock(mutex_);
@@ -17,9 +23,24 @@ bool Loader::settled(GroupId group) const {
   return slot_of(group).settled;
 }
 
-std::byte* Loader::place(GroupId group) const {
+GroupPlace Loader::place_of(const Slot& slot) { return {slot.data, slot.where == Where::kArena}; }
+
+std::byte* Loader::address(GroupId group, std::size_t position) const {
   const MutexLock lock(mutex_);
-  return slot_of(group).data;
+  const Slot& slot = slot_of(group);
+  return slot.data == nullptr ? nullptr : place_of(slot).address(slot.group, position);
+}
+
+// The work that the stream holds may read pages that are about to go. The caller's own is done.
+void Loader::finish_work(Stream& stream) const {
+  if (&stream != &device_.caller_stream()) stream.synchronize();
+}
+
+// The group is not on the device any more.
+std::exception_ptr Loader::close_windows(Slot& slot) noexcept {
+  if (!place_of(slot).uses_windows || slot.group.windows.empty()) return nullptr;
+  if (slot.content != Content::kFailed) slot.content = Content::kEmpty;
+  return slot.group.close_windows();
 }
 
 std::uint32_t Loader::place_number(GroupId group) const {
@@ -210,6 +231,10 @@ void Loader::place_in_arena(Slot& slot) {
   const bool fits =
       size_bytes <= arena_.size_bytes() && slot.offset_bytes <= arena_.size_bytes() - size_bytes;
   if (fits && size_bytes != 0) {
+    const bool uses_windows = read_ahead_ != nullptr && device_.uses_foreign_memory();
+    if (uses_windows && slot.group.windows.empty()) {
+      windows_ += slot.group.make_windows(sources_, kMostWindows - windows_);
+    }
     move(slot, Where::kArena, arena_.data() + slot.offset_bytes);
   } else {
     move(slot, Where::kNowhere, nullptr);

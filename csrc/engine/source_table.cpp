@@ -80,11 +80,11 @@ void SourceTable::read(TensorId tensor, std::uint64_t offset_bytes,
   }
 }
 
-void SourceTable::prefetch(TensorId tensor) const noexcept {
+bool SourceTable::cached(TensorId tensor) const noexcept {
   const MutexLock lock(mutex_);
-  for (const BoundExtent& piece : bound_[tensor]) {
-    piece.reader->prefetch(piece.offset_bytes, piece.size_bytes);
-  }
+  return std::ranges::all_of(bound_[tensor], [](const BoundExtent& piece) {
+    return piece.reader->cached(piece.offset_bytes, piece.size_bytes);
+  });
 }
 
 std::vector<BoundExtent> SourceTable::replace(TensorId tensor, std::shared_ptr<Reader> reader) {

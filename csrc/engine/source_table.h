@@ -35,8 +35,8 @@ class SourceTable {
   const std::byte* address(TensorId tensor) const;
   /// Reads `out.size()` bytes of the tensor from `offset_bytes` on. Raises IoError.
   void read(TensorId tensor, std::uint64_t offset_bytes, std::span<std::byte> out) const;
-  /// Asks for the tensor's bytes ahead of a read. A hint.
-  void prefetch(TensorId tensor) const noexcept;
+  /// Whether the tensor can be read without a wait for a disk, as Reader::cached().
+  bool cached(TensorId tensor) const noexcept;
   /// Makes `reader`, whole, the tensor's bytes. Returns the old ones, for the caller to drop once
   /// it holds no lock: what a reader keeps alive may run any code when it goes.
   std::vector<BoundExtent> replace(TensorId tensor, std::shared_ptr<Reader> reader);

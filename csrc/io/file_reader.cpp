@@ -3,9 +3,12 @@
 #include <utility>
 
 #include "base/units.h"
+#include "io/file_window.h"
 #include "io/reader.h"
 #include "platform/file.h"
+#include "platform/file_lease.h"
 #include "platform/mapping.h"
+#include "platform/page_cache.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -19,18 +22,30 @@ class PreadReader final : public Reader {
   Tier tier() const noexcept override { return Tier::kDisk; }
   std::uint64_t size_bytes() const noexcept override { return file_.size_bytes(); }
 
+  std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
+                                     std::uint64_t size_bytes) const override {
+    auto window =
+        std::make_unique<FileWindow>(shared_from_this(), file_, lease_, offset_bytes, size_bytes);
+    return window->is_quick() ? std::move(window) : nullptr;
+  }
+
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
     file_.read_exact(offset_bytes, out);
     // Afterwards: bytes of a file that was rewritten meanwhile are not handed out either.
     file_.check_unchanged();  // guard: read-unchanged
   }
 
+  bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
+    return ends_in_page_cache(file_, offset_bytes, size_bytes);
+  }
+
   void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
-    file_.prefetch(offset_bytes, size_bytes);
+    read_into_page_cache(file_, offset_bytes, size_bytes);
   }
 
  private:
   const File file_;
+  mutable FileLease lease_{file_};
 };
 
 /// Pages of the mapping count as this process's memory while they are mapped, so they are let go as
@@ -45,6 +60,12 @@ class MmapReader final : public Reader {
   Tier tier() const noexcept override { return Tier::kDisk; }
   std::uint64_t size_bytes() const noexcept override { return file_.size_bytes(); }
 
+  std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
+                                     std::uint64_t size_bytes) const override {
+    return std::make_unique<FileWindow>(shared_from_this(), file_, lease_, offset_bytes,
+                                        size_bytes);
+  }
+
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
     if (out.size() < kSmallBytes) {
       file_.read_exact(offset_bytes, out);
@@ -56,8 +77,12 @@ class MmapReader final : public Reader {
     file_.check_unchanged();  // guard: copy-unchanged
   }
 
+  bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
+    return ends_in_page_cache(file_, offset_bytes, size_bytes);
+  }
+
   void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
-    file_.prefetch(offset_bytes, size_bytes);
+    read_into_page_cache(file_, offset_bytes, size_bytes);
   }
 
  private:
@@ -70,12 +95,9 @@ class MmapReader final : public Reader {
     check_inside(offset_bytes, out.size());
     for (std::uint64_t done = 0; done < out.size();) {
       const std::uint64_t size = std::min<std::uint64_t>(kWindowBytes, out.size() - done);
-      const std::uint64_t next = done + size;
-      mapping_.prefetch(offset_bytes + next,
-                        std::min<std::uint64_t>(kWindowBytes, out.size() - next));
       copy(offset_bytes + done, out.subspan(done, size));
       release_around(offset_bytes + done, size);
-      done = next;
+      done += size;
     }
   }
 
@@ -106,6 +128,8 @@ class MmapReader final : public Reader {
   // Constant after construction.
   const File file_;
   const Mapping mapping_;
+
+  mutable FileLease lease_{file_};
 };
 
 }  // namespace

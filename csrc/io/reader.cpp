@@ -1,10 +1,21 @@
 #include "io/reader.h"
 
+#include "io/file_window.h"
+
 namespace tensorstream {
 
 const std::byte* Reader::address(std::uint64_t /*offset_bytes*/) const noexcept { return nullptr; }
 
 std::uint64_t Reader::pinned_end(std::uint64_t offset_bytes) const noexcept { return offset_bytes; }
+
+std::unique_ptr<FileWindow> Reader::window(std::uint64_t /*offset_bytes*/,
+                                           std::uint64_t /*size_bytes*/) const {
+  return nullptr;
+}
+
+bool Reader::cached(std::uint64_t /*offset_bytes*/, std::uint64_t /*size_bytes*/) const noexcept {
+  return true;
+}
 
 void Reader::prefetch(std::uint64_t /*offset_bytes*/, std::uint64_t /*size_bytes*/) const noexcept {
 }

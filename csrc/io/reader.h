@@ -9,6 +9,8 @@
 
 namespace tensorstream {
 
+class FileWindow;
+
 /// Where a reader's bytes live.
 enum class Tier { kRam, kDisk };
 
@@ -36,14 +38,24 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// where the device cannot copy these bytes by itself.
   virtual std::uint64_t pinned_end(std::uint64_t offset_bytes) const noexcept;
 
-  /// Says that the range will be read soon. A hint, as File::prefetch.
+  /// Where the bytes of the range can be used without a copy of them; null where they cannot, or
+  /// where that would be no quicker than to read them. For readers that a shared_ptr owns.
+  virtual std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
+                                             std::uint64_t size_bytes) const;
+
+  /// Whether the range can be read without a wait for a disk, as far as its ends tell.
+  virtual bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
+
+  /// Brings the range to where cached() says true, and waits for that. A hint: an error is left to
+  /// the read that follows.
   virtual void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
 };
 
 /// How a file is read.
 enum class FileBackend {
   /// Through a mapping of the page cache; pages are let go once they are copied. A file that is
-  /// truncated during the copy is a fatal signal: for files that nobody writes to.
+  /// truncated during the copy is a fatal signal: for files that nobody writes to. Its windows are
+  /// used however the page cache has them.
   kMmap,
   /// By pread into the target.
   kPread,

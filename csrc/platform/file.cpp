@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -111,26 +110,6 @@ void File::read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) cons
                                     " bytes; it was truncated since it was opened";
   throw IoError(read_text(path_, offset_bytes, out.size()) + why, path_,
                 offset_bytes + outcome.read_bytes, outcome.error_number);
-}
-
-void File::prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept {
-  if (size_bytes == 0) return;
-  // To ask for pages that are there costs as much as a tenth of copying them, so two are tried
-  // first.
-  const auto cached = [&](std::uint64_t offset) {
-    std::byte byte{};
-    iovec target{&byte, 1};
-    return ::preadv2(descriptor_, &target, 1, static_cast<off_t>(offset), RWF_NOWAIT) == 1;
-  };
-  if (cached(offset_bytes) && cached(offset_bytes + size_bytes - 1)) return;
-  // The kernel takes no more of one call than the disk's largest request.
-  constexpr std::uint64_t kAskedBytes = 1_MiB;
-  for (std::uint64_t done = 0; done < size_bytes; done += kAskedBytes) {
-    // Its result says nothing that a later read would not say.
-    static_cast<void>(::posix_fadvise(descriptor_, static_cast<off_t>(offset_bytes + done),
-                                      static_cast<off_t>(std::min(kAskedBytes, size_bytes - done)),
-                                      POSIX_FADV_WILLNEED));
-  }
 }
 
 void File::check_unchanged() const {

@@ -41,10 +41,6 @@ class File {
   /// error, is an IoError.
   void read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) const;
 
-  /// Starts to read the range into the page cache, where its ends are not there yet. A hint, which
-  /// waits for no byte, but for a place in the disk's queue where that is full.
-  void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
-
   /// Raises IoError where the file under the descriptor is no longer the one that was opened
   /// (truncated, rewritten).
   void check_unchanged() const;

@@ -26,6 +26,18 @@ void log_failed(const char* call, std::uint64_t size_bytes, int error_number) no
   log(LogLevel::kWarning, message.data());
 }
 
+void show(std::byte* target, std::uint64_t size_bytes, int flags, int descriptor,
+          std::uint64_t file_offset_bytes) {
+  if (::mmap(target, size_bytes, PROT_READ | PROT_WRITE, flags, descriptor,
+             static_cast<off_t>(file_offset_bytes)) != MAP_FAILED) {
+    return;
+  }
+  const int error = errno;
+  throw Error("mmap of " + format_size(size_bytes) +
+              " failed: " + std::generic_category().message(error) +
+              (error == ENOMEM ? "; raise vm.max_map_count" : ""));
+}
+
 constexpr std::uint64_t align_down(std::uint64_t value, std::uint64_t alignment) {
   return value & ~(alignment - 1);
 }
@@ -82,7 +94,20 @@ Mapping Mapping::of_file(const File& file) {
                       "' failed: " + std::generic_category().message(error),
                   file.path(), 0, error);
   }
+  // What is not cached then comes in huge pages, where the file system has them.
+  static_cast<void>(::madvise(data, file.size_bytes(), MADV_HUGEPAGE));
   return {static_cast<std::byte*>(data), file.size_bytes()};
+}
+
+Mapping Mapping::reserved(std::uint64_t size_bytes) {
+  const std::uint64_t rounded = align_up(size_bytes, page_size_bytes());
+  void* const data =
+      ::mmap(nullptr, rounded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) {
+    throw BudgetError("the process has no " + format_size(size_bytes) + " of addresses left",
+                      size_bytes, 0);
+  }
+  return {static_cast<std::byte*>(data), rounded};
 }
 
 Mapping::Mapping(Mapping&& other) noexcept
@@ -128,6 +153,18 @@ void Mapping::set_access(std::uint64_t offset_bytes, std::uint64_t size_bytes,
               (error == ENOMEM ? "; raise vm.max_map_count" : ""));
 }
 
+void Mapping::show_file(std::uint64_t offset_bytes, std::uint64_t size_bytes, const File& file,
+                        std::uint64_t file_offset_bytes) const {
+  std::byte* const target = data_ + offset_bytes;
+  show(target, size_bytes, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, file.descriptor(),
+       file_offset_bytes);
+  static_cast<void>(::madvise(target, size_bytes, MADV_HUGEPAGE));
+}
+
+void Mapping::show_memory(std::uint64_t offset_bytes, std::uint64_t size_bytes) const {
+  show(data_ + offset_bytes, size_bytes, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+}
+
 void Mapping::keep_from_children() noexcept {
   if (data_ == nullptr) return;
   if (::madvise(data_, size_bytes_, MADV_DONTFORK) == 0) {
@@ -147,15 +184,6 @@ std::error_code Mapping::populate(std::uint64_t offset_bytes,
     return {errno, std::generic_category()};
   }
   return {};
-}
-
-void Mapping::prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept {
-  const PageRange pages = covering_pages(offset_bytes, size_bytes, size_bytes_);
-  if (pages.begin == pages.end) return;
-  const std::uint64_t covered = pages.end - pages.begin;
-  if (::madvise(data_ + pages.begin, covered, MADV_WILLNEED) != 0) {
-    log_failed("madvise to prefetch", covered, errno);
-  }
 }
 
 void Mapping::release_pages(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept {

@@ -27,6 +27,10 @@ class Mapping {
   /// IoError. An empty file maps to an empty span.
   static Mapping of_file(const File& file);
 
+  /// `size_bytes` of addresses that nothing is at yet and that cannot be touched. Raises
+  /// BudgetError.
+  static Mapping reserved(std::uint64_t size_bytes);
+
   Mapping() = default;
   Mapping(Mapping&& other) noexcept;
   Mapping& operator=(Mapping&& other) noexcept;
@@ -40,6 +44,13 @@ class Mapping {
   /// Gives or takes the right to touch the pages that [offset_bytes, offset_bytes + size_bytes)
   /// covers. Raises Error.
   void set_access(std::uint64_t offset_bytes, std::uint64_t size_bytes, Access access) const;
+  /// Makes [file_offset_bytes, file_offset_bytes + size_bytes) of `file` show at `offset_bytes` of
+  /// the mapping, all of them multiples of a page, in large pages where the file system has them.
+  /// Writes are private to this process. Raises Error.
+  void show_file(std::uint64_t offset_bytes, std::uint64_t size_bytes, const File& file,
+                 std::uint64_t file_offset_bytes) const;
+  /// Makes zeroed memory show at `offset_bytes` of the mapping, as show_file(). Raises Error.
+  void show_memory(std::uint64_t offset_bytes, std::uint64_t size_bytes) const;
   /// Processes that are forked from now on do not get the mapping: for memory that a device reads
   /// and writes by itself, whose pages a fork would take from one side or copy in whole.
   void keep_from_children() noexcept;
@@ -47,8 +58,6 @@ class Mapping {
   /// they cannot be read (a truncated file, a bad disk), and none on systems that only take this as
   /// a hint (Linux before 5.14).
   std::error_code populate(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
-  /// Starts to read the pages of the range into the page cache, and does not wait for them. A hint.
-  void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
   /// Lets go of the pages wholly inside the range: a file's stay in the page cache, anonymous ones
   /// are lost.
   void release_pages(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;

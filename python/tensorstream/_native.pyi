@@ -525,3 +525,10 @@ class Ceiling:
         """
 
     def statistics(self) -> CeilingStatistics: ...
+def encode_tensor(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], dtype: str, level: int, threads: int = 1) -> bytes:
+    """The frames of a tensor's bytes at a compression level of 0 to 9."""
+
+def decode_tensor(frames: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], size_bytes: int, threads: int = 1, path: str = 'memory', tensor: str = '') -> bytes:
+    """
+    A tensor's bytes from its frames; a FormatError names path, tensor, frame and chunk.
+    """

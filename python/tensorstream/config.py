@@ -39,8 +39,9 @@ class Config:
             bytes or as "4GiB", "500MB", "60%". None takes what is free less 1 GiB. Not for the CPU.
         ram_budget: RAM that weights may take, in the same forms: the budget of a model on the CPU, where
             None takes what is available less 1 GiB, and the ceiling of pinned host memory beside a GPU.
-        backend: How files are read: "auto" reads them by pread; "mmap" maps them, for files that nobody
-            truncates while the model is in use.
+        backend: How files are read: "auto" reads them by pread, and on the CPU uses large weights in the
+            page cache, without a copy, where it has them in large pages; "mmap" does so however the
+            page cache has them, and maps what it copies, for files that nobody truncates meanwhile.
         prefetch: "aggressive" loads as far ahead as the budget has room for, "next" one group, "none"
             nothing. "adaptive" is the same as "aggressive" on a GPU; on the CPU, whose cores a copy
             ahead would take from the model, groups are loaded when they are used, by the threads

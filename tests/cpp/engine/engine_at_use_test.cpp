@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -41,19 +42,45 @@ class NotingReader final : public Reader {
     }
     reader_->read(offset_bytes, out);
   }
-  void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
+  bool cached(std::uint64_t /*offset_bytes*/,
+              std::uint64_t /*size_bytes*/) const noexcept override {
     const MutexLock lock(mutex_);
-    if (offset_bytes == 0 && size_bytes == reader_->size_bytes()) ++asked_;
+    return cached_;
+  }
+  /// Waits while it is held up.
+  void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
+    MutexLock lock(mutex_);
+    if (offset_bytes == 0) ++asked_;
+    prefetched_bytes_ += size_bytes;
+    changed_.notify_all();
+    while (held_) changed_.wait(lock);
   }
 
   std::set<std::thread::id> threads() const {
     const MutexLock lock(mutex_);
     return threads_;
   }
-  /// How often the whole source was asked for.
+  /// How often the source was asked for ahead of a read.
   int asked() const {
     const MutexLock lock(mutex_);
     return asked_;
+  }
+  std::uint64_t prefetched_bytes() const {
+    const MutexLock lock(mutex_);
+    return prefetched_bytes_;
+  }
+  void wait_until_asked() const {
+    MutexLock lock(mutex_);
+    while (asked_ == 0) changed_.wait(lock);
+  }
+  void set_cached(bool cached) {
+    const MutexLock lock(mutex_);
+    cached_ = cached;
+  }
+  void hold_prefetches(bool held) {
+    const MutexLock lock(mutex_);
+    held_ = held;
+    changed_.notify_all();
   }
 
  private:
@@ -63,9 +90,12 @@ class NotingReader final : public Reader {
 
   // Guarded by mutex_.
   mutable Mutex mutex_;
-  ConditionVariable changed_;
+  mutable ConditionVariable changed_;
   std::set<std::thread::id> threads_ TS_GUARDED_BY(mutex_);
   mutable int asked_ TS_GUARDED_BY(mutex_) = 0;
+  mutable std::uint64_t prefetched_bytes_ TS_GUARDED_BY(mutex_) = 0;
+  bool cached_ TS_GUARDED_BY(mutex_) = false;
+  bool held_ TS_GUARDED_BY(mutex_) = false;
 };
 
 class EngineAtUse : public ::testing::Test {
@@ -109,9 +139,32 @@ TEST_F(EngineAtUse, OnTheHostThatIsAdaptive) {
 TEST_F(EngineAtUse, TheDiskIsAskedForWhatComesNext) {
   const auto engine = open(Prefetch::kReadAhead);
   ASSERT_TRUE(engine->acquire(0, caller_));
+  for (const GroupId next : {1U, 2U, 3U, 4U}) readers_[next]->wait_until_asked();
   for (const GroupId next : {1U, 2U, 3U, 4U}) EXPECT_EQ(readers_[next]->asked(), 1) << next;
   EXPECT_EQ(readers_[0]->threads().size(), 1U);
   engine->release(0, caller_);
+}
+
+TEST_F(EngineAtUse, TheDiskIsNotAskedForWhatIsCached) {
+  for (const auto& reader : readers_) reader->set_cached(true);
+  readers_[3]->set_cached(false);
+  const auto engine = open(Prefetch::kReadAhead);
+  ASSERT_TRUE(engine->acquire(0, caller_));
+  readers_[3]->wait_until_asked();
+  engine->release(0, caller_);
+  for (const GroupId other : {0U, 1U, 2U, 4U}) EXPECT_EQ(readers_[other]->asked(), 0) << other;
+}
+
+TEST_F(EngineAtUse, AnEngineEndsWhileTheDiskReads) {
+  readers_[1]->hold_prefetches(true);
+  auto engine = open(Prefetch::kReadAhead);
+  ASSERT_TRUE(engine->acquire(0, caller_));
+  readers_[1]->wait_until_asked();
+  engine->release(0, caller_);
+  std::jthread closing([&] { engine.reset(); });
+  readers_[1]->hold_prefetches(false);
+  closing.join();
+  EXPECT_EQ(readers_[0]->threads().size(), 1U);
 }
 
 TEST_F(EngineAtUse, TheDiskIsAskedOnceForEachLoad) {
@@ -131,7 +184,29 @@ TEST_F(EngineAtUse, NothingIsAskedForWithoutPrefetch) {
   const auto engine = open(Prefetch::kNone);
   ASSERT_TRUE(engine->acquire(0, caller_));
   engine->release(0, caller_);
-  for (const auto& reader : readers_) EXPECT_EQ(reader->asked(), 0);
+  EXPECT_TRUE(stays_false([&] {
+    return std::ranges::any_of(readers_, [](const auto& reader) { return reader->asked() > 0; });
+  }));
+}
+
+/// The caller does not wait for the disk to have read ahead: it reads the group itself, and what is
+/// left of the reading ahead is dropped.
+TEST(EngineAtUseLarge, NothingMoreIsReadAheadOfAGroupThatIsLoaded) {
+  const TestModel model = equal_model(2, 40_MiB);
+  ModelSpec spec = model.in_memory();
+  const auto reader = std::make_shared<NotingReader>(spec.sources[1]);
+  spec.sources[1] = reader;
+  const auto device = create_host_device();
+  auto engine =
+      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kReadAhead));
+  reader->hold_prefetches(true);
+  Computation computation(*engine, model);
+  ASSERT_TRUE(computation.use(0, device->caller_stream()));
+  reader->wait_until_asked();
+  ASSERT_TRUE(computation.use(1, device->caller_stream()));
+  reader->hold_prefetches(false);
+  engine.reset();  // its thread has ended
+  EXPECT_LT(reader->prefetched_bytes(), 40_MiB);
 }
 
 /// The second caller finds the load under way.

@@ -1,24 +1,25 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <span>
-#include <stop_token>
 #include <string>
-#include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/units.h"
 #include "io/reader.h"
-#include "platform/memory_map.h"
+#include "platform/mapped_bytes.h"
+#include "platform/mapping.h"
 #include "platform/temporary_folder.h"
-#include "platform/text_file.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -92,17 +93,42 @@ TEST_P(FileReader, AFileRemovedByNameIsReadOn) {
   EXPECT_EQ(out, bytes);
 }
 
-/// Resident bytes of this process's mappings of the file at `path`.
-std::uint64_t mapped_resident_bytes(const std::string& path) {
-  std::ifstream lines("/proc/self/smaps");
-  std::uint64_t sum = 0;
-  bool inside = false;
-  for (std::string line; std::getline(lines, line);) {
-    if (const auto area = parse_memory_area(line)) inside = area->path == path;
-    if (inside) sum += number_after(line, "Rss:").value_or(0) * 1_KiB;
+/// Memory that calls back before a part of it is first written to, on the thread that writes. One
+/// at a time.
+class WatchedMemory {
+ public:
+  static constexpr std::uint64_t kPartBytes = 1_MiB;
+
+  WatchedMemory(std::uint64_t size_bytes, std::function<void()> before_write)
+      : memory_(Mapping::anonymous(size_bytes, HugePages::kNever)),
+        before_write_(std::move(before_write)) {
+    watched_ = this;
+    struct sigaction action{};
+    action.sa_sigaction = [](int, siginfo_t* info, void*) { watched_->written(info->si_addr); };
+    action.sa_flags = SA_SIGINFO;
+    ::sigaction(SIGSEGV, &action, &before_);
+    memory_.set_access(0, memory_.size_bytes(), Access::kNone);
   }
-  return sum;
-}
+  ~WatchedMemory() { ::sigaction(SIGSEGV, &before_, nullptr); }
+  WatchedMemory(const WatchedMemory&) = delete;
+  WatchedMemory& operator=(const WatchedMemory&) = delete;
+
+  std::span<std::byte> bytes() const { return {memory_.data(), memory_.size_bytes()}; }
+
+ private:
+  void written(const void* address) {
+    const auto offset =
+        static_cast<std::uint64_t>(static_cast<const std::byte*>(address) - memory_.data());
+    if (offset >= memory_.size_bytes()) std::abort();  // a fault of somebody else
+    before_write_();
+    memory_.set_access(offset / kPartBytes * kPartBytes, kPartBytes, Access::kReadWrite);
+  }
+
+  static inline WatchedMemory* watched_ = nullptr;
+  const Mapping memory_;
+  const std::function<void()> before_write_;
+  struct sigaction before_{};
+};
 
 /// The mmap reader's pages; other tests say that it reads them. The parameter is the size of the
 /// writes that made the file: large ones may give the page cache huge pages, which the kernel maps
@@ -133,16 +159,12 @@ INSTANTIATE_TEST_SUITE_P(WriteSizes, MmapReaderPages, ::testing::Values(4_KiB, 4
                          [](const auto& instance) { return std::to_string(instance.param); });
 
 TEST_P(MmapReaderPages, ALargeReadLeavesNoneAndMapsFewAtATime) {
-  std::atomic<std::uint64_t> most = 0;
-  {
-    const std::jthread watcher([&](const std::stop_token& stop) {
-      while (!stop.stop_requested()) {
-        most = std::max<std::uint64_t>(most, mapped_resident_bytes(path_));
-      }
-    });
-    for (int i = 0; i < 5; ++i) reader_->read(0, out_);
-  }
-  EXPECT_LE(most, 12_MiB);  // a window, and a huge page on either side
+  std::vector<std::uint64_t> resident;
+  const WatchedMemory out(kSize, [&] { resident.push_back(mapped_resident_bytes(path_)); });
+  reader_->read(0, out.bytes());
+  EXPECT_EQ(resident.size(), kSize / WatchedMemory::kPartBytes);
+  EXPECT_GE(*std::ranges::min_element(resident), 1_MiB);   // it is the mapping that is copied
+  EXPECT_LE(*std::ranges::max_element(resident), 12_MiB);  // a window, and a huge page around it
   EXPECT_EQ(mapped_resident_bytes(path_), 0U);
 }
 

@@ -43,6 +43,7 @@ class FakeDevice final : public Device {
   std::uint64_t total_bytes() const override { return 1_GiB; }
   std::uint64_t free_bytes() const override { return 1_GiB - live_bytes_; }
   bool host_accessible() const noexcept override { return true; }
+  bool uses_foreign_memory() const noexcept override { return true; }
   std::optional<int> numa_node() const override { return node; }
   std::unique_ptr<DeviceMemory> allocate(std::uint64_t size_bytes) override {
     if (++allocations_ == failing_allocation) {

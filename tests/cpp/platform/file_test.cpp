@@ -169,32 +169,5 @@ TEST(File, AnOpenThatFailsLeavesNoDescriptor) {
   EXPECT_EQ(lowest_free(), before);
 }
 
-/// Whether the byte at `offset_bytes` is in the page cache.
-bool cached(const File& file, off_t offset_bytes) {
-  std::byte byte{};
-  iovec target{&byte, 1};
-  return ::preadv2(file.descriptor(), &target, 1, offset_bytes, RWF_NOWAIT) == 1;
-}
-
-TEST(File, PrefetchBringsAllOfTheRangeIntoThePageCache) {
-  constexpr off_t kSize = 32 << 20;
-  constexpr off_t kPage = 4096;
-  const TemporaryFolder folder;
-  const File file = File::open_for_reading(folder.write("a.bin", patterned_bytes(kSize)));
-  ASSERT_EQ(::fsync(file.descriptor()), 0);
-  ASSERT_EQ(::posix_fadvise(file.descriptor(), 0, kSize, POSIX_FADV_DONTNEED), 0);
-  if (cached(file, 0)) GTEST_SKIP() << "this file system keeps its pages";
-  file.prefetch(0, 0);
-  file.prefetch(0, kSize);
-  off_t page = 0;
-  for (int i = 0; i < 5000 && page < kSize; ++i) {
-    while (page < kSize && cached(file, page)) page += kPage;
-    ::usleep(1000);
-  }
-  EXPECT_GE(page, kSize) << "the first page that is not there";
-  file.prefetch(0, kSize);      // there already
-  file.prefetch(kSize, kSize);  // behind the end: a hint is no error
-}
-
 }  // namespace
 }  // namespace tensorstream

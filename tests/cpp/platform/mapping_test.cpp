@@ -123,9 +123,23 @@ TEST(Mapping, ReleasedPagesOfAFileComeBack) {
   const auto bytes = patterned_bytes(3 * page_size_bytes() + 5);
   const Mapping mapping = Mapping::of_file(File::open_for_reading(folder.write("a.bin", bytes)));
   EXPECT_EQ(mapping.populate(0, mapping.size_bytes()), std::error_code());
-  mapping.prefetch(0, mapping.size_bytes());
   mapping.release_pages(0, mapping.size_bytes());
   EXPECT_EQ(std::memcmp(mapping.data(), bytes.data(), bytes.size()), 0);
+}
+
+TEST(Mapping, ReservedAddressesShowAFileOrMemory) {
+  const std::uint64_t page = page_size_bytes();
+  const TemporaryFolder folder;
+  const auto bytes = patterned_bytes(3 * page + 5);
+  const File file = File::open_for_reading(folder.write("a.bin", bytes));
+  const Mapping mapping = Mapping::reserved(6 * page);
+  mapping.show_file(2 * page, 3 * page, file, page);
+  EXPECT_EQ(std::memcmp(mapping.data() + 2 * page, bytes.data() + page, 2 * page + 5), 0);
+  mapping.data()[2 * page] = std::byte{0xEE};  // private
+  EXPECT_EQ(Mapping::of_file(file).data()[page], bytes[page]);
+  mapping.show_memory(2 * page, 3 * page);
+  EXPECT_EQ(mapping.data()[2 * page], std::byte{0});
+  EXPECT_THROW(mapping.show_file(1, page, file, 0), Error);  // not a page's multiple
 }
 
 /// What `work` gives in a forked process.

@@ -1,0 +1,36 @@
+// FileLease: nobody writes to a file while it is held.
+#pragma once
+
+#include <cstdint>
+
+#include "base/mutex.h"
+#include "platform/file.h"
+
+namespace tensorstream {
+
+/// The kernel's lease on a file: whoever opens it for writing, or truncates it, waits until the
+/// lease is given back, 45 seconds at most (/proc/sys/fs/lease-break-time). Thread-safe; nests.
+class FileLease {
+ public:
+  /// `file` outlives the lease.
+  explicit FileLease(const File& file) : file_(file) {}
+  ~FileLease();
+  FileLease(const FileLease&) = delete;
+  FileLease& operator=(const FileLease&) = delete;
+
+  /// Takes the lease; false where somebody has the file open for writing, where it belongs to
+  /// another user, and on file systems without leases.
+  [[nodiscard]] bool take() noexcept;
+  /// Gives one take() back. Whoever waits goes on with the last of them.
+  void give_back() noexcept;
+
+ private:
+  // Constant after construction.
+  const File& file_;
+
+  // Guarded by mutex_.
+  Mutex mutex_;
+  std::uint32_t holders_ TS_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace tensorstream
