@@ -18,7 +18,11 @@ std::unique_ptr<FileWindow> window_of(const TensorSpec& tensor,
   const BoundExtent& extent = extents[0];
   const std::uint64_t line_offset_bytes = extent.offset_bytes % kCacheLineBytes;
   if (line_offset_bytes != tensor.line_offset_bytes) return nullptr;  // guard: window-alignment
-  return extent.reader->window(extent.offset_bytes, extent.size_bytes);
+  try {
+    return extent.reader->window(extent.offset_bytes, extent.size_bytes);
+  } catch (const Error&) {  // no addresses left, or a file that changed: whoever reads it hears
+    return nullptr;
+  }
 }
 
 /// Whether `window` is of the file's part that the tensor is still made of.
@@ -37,6 +41,33 @@ std::size_t LoadedGroup::make_windows(const SourceTable& sources, std::size_t mo
   }
   if (count > 0) windows = std::move(made);
   return count;
+}
+
+bool LoadedGroup::drop_replaced_windows(const SourceTable& sources) {
+  bool dropped = false;
+  for (std::size_t i = 0; i < windows.size(); ++i) {
+    if (windows[i] == nullptr || shows(*windows[i], sources.extents(tensors[i]))) continue;
+    windows[i] = nullptr;
+    dropped = true;
+  }
+  return dropped;
+}
+
+std::uint64_t LoadedGroup::window_bytes() const noexcept {
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < windows.size(); ++i) {
+    if (windows[i] != nullptr) sum += windows[i]->mapped_bytes();
+  }
+  return sum;
+}
+
+std::uint64_t LoadedGroup::copied_end_bytes(const SourceTable& sources) const noexcept {
+  std::uint64_t end = 0;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (!windows.empty() && windows[i] != nullptr) continue;
+    end = std::max(end, layout.offsets_bytes[i] + sources.tensors()[tensors[i]].size_bytes);
+  }
+  return end;
 }
 
 std::exception_ptr LoadedGroup::close_windows() noexcept {

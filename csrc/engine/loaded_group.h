@@ -28,6 +28,13 @@ struct LoadedGroup {
   /// Makes windows for the tensors that have any, `most` of them at most; returns how many. One
   /// group is used at a time then (Prefetch::kReadAhead).
   std::size_t make_windows(const SourceTable& sources, std::size_t most);
+  /// Drops the windows of tensors that are not made of their files any more; true where there were
+  /// some. None is open.
+  bool drop_replaced_windows(const SourceTable& sources);
+  /// Bytes that the windows take while they are open.
+  std::uint64_t window_bytes() const noexcept;
+  /// Where the last tensor without a window ends in the group's place; 0 where all have one.
+  std::uint64_t copied_end_bytes(const SourceTable& sources) const noexcept;
   /// Lets go of the pages in windows, and of what was written to them. An IoError where they
   /// changed while they were used; null elsewhere.
   [[nodiscard]] std::exception_ptr close_windows() noexcept;

@@ -266,6 +266,7 @@ void Loader::change(GroupId group, const std::function<void()>& change) {
                      " cannot be replaced while the group is in use");
   }
   change();
+  if (slot.group.drop_replaced_windows(sources_)) ++slot.place_number;
   if (on_device(slot)) {             // guard: replaced-bytes
     slot.content = Content::kEmpty;  // a load under way goes on and is not looked at
     slot.load = nullptr;
@@ -398,6 +399,7 @@ Loader::Issue Loader::issue(Slot& slot) {
   if (read_ahead_ != nullptr) read_ahead_->drop(slot.group.id);
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
   Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}};
+  make_room_for_windows(slot);
   place_of(slot).add_to(*result.load, slot.group, sources_, options_.piece_bytes);
   evict_overlapping(slot, result);
   return result;

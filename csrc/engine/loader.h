@@ -152,6 +152,8 @@ class Loader {
   static GroupPlace place_of(const Slot& slot);
   void finish_work(Stream& stream) const;
   static std::exception_ptr close_windows(Slot& slot) noexcept;
+  void make_room_for_windows(const Slot& slot) TS_REQUIRES(mutex_);
+  void find_windows() TS_REQUIRES(mutex_);
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
   void check_health(const Event& event) TS_REQUIRES(mutex_);
   // In loader_places.cpp.
@@ -204,6 +206,7 @@ class Loader {
   std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
   std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;
   std::size_t windows_ TS_GUARDED_BY(mutex_) = 0;
+  std::uint64_t touched_bytes_ TS_GUARDED_BY(mutex_) = 0;  // of the arena, where windows are used
   bool dirty_ TS_GUARDED_BY(mutex_) = true;
   Statistics counted_ TS_GUARDED_BY(mutex_);
   Clock::time_point last_finish_ TS_GUARDED_BY(mutex_);

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "engine/loader.h"
+#include "platform/mapping.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -34,6 +35,39 @@ std::byte* Loader::address(GroupId group, std::size_t position) const {
 // The work that the stream holds may read pages that are about to go. The caller's own is done.
 void Loader::finish_work(Stream& stream) const {
   if (&stream != &device_.caller_stream()) stream.synchronize();
+}
+
+// Pages in windows stand for a part of the arena: together they are to take no more than it.
+// Nothing in the arena is needed by now, since all groups there share one place
+// (Prefetch::kReadAhead).
+void Loader::make_room_for_windows(const Slot& slot) {
+  if (windows_ == 0 || slot.where != Where::kArena) return;
+  const std::uint64_t copied = slot.group.copied_end_bytes(sources_);
+  const std::uint64_t in_windows = slot.group.window_bytes();
+  if (in_windows + std::max(copied, touched_bytes_) > arena_.size_bytes()) {
+    discard_pages({arena_.data(), arena_.size_bytes()});  // guard: windows-within-the-arena
+    touched_bytes_ = 0;
+  }
+  touched_bytes_ = std::max(touched_bytes_, copied);
+}
+
+// Windows are worth it where they are most of what is streamed: a copy into an arena whose pages
+// went costs more.
+void Loader::find_windows() {
+  if (read_ahead_ == nullptr || !device_.uses_foreign_memory()) return;
+  windows_ = 0;
+  std::uint64_t streamed_bytes = 0;
+  std::uint64_t in_windows = 0;
+  for (const auto& slot : slots_) {
+    slot->group.windows.clear();
+    if (slot->where != Where::kArena) continue;
+    windows_ += slot->group.make_windows(sources_, kMostWindows - windows_);
+    streamed_bytes += slot->group.layout.size_bytes;
+    in_windows += slot->group.window_bytes();
+  }
+  if (windows_ == 0 || in_windows >= streamed_bytes / 4 * 3) return;
+  windows_ = 0;
+  for (const auto& slot : slots_) slot->group.windows.clear();
 }
 
 // The group is not on the device any more.
@@ -94,6 +128,7 @@ void Loader::arrange(const Plan& plan, ResidentUse residents) {
   } catch (...) {
     if (!error) error = std::current_exception();
   }
+  find_windows();
   counted_ = counted;
   note_held();
   counted_.surprises += order_.surprises();
@@ -231,10 +266,6 @@ void Loader::place_in_arena(Slot& slot) {
   const bool fits =
       size_bytes <= arena_.size_bytes() && slot.offset_bytes <= arena_.size_bytes() - size_bytes;
   if (fits && size_bytes != 0) {
-    const bool uses_windows = read_ahead_ != nullptr && device_.uses_foreign_memory();
-    if (uses_windows && slot.group.windows.empty()) {
-      windows_ += slot.group.make_windows(sources_, kMostWindows - windows_);
-    }
     move(slot, Where::kArena, arena_.data() + slot.offset_bytes);
   } else {
     move(slot, Where::kNowhere, nullptr);

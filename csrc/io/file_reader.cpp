@@ -62,8 +62,9 @@ class MmapReader final : public Reader {
 
   std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
                                      std::uint64_t size_bytes) const override {
-    return std::make_unique<FileWindow>(shared_from_this(), file_, lease_, offset_bytes,
-                                        size_bytes);
+    auto window =
+        std::make_unique<FileWindow>(shared_from_this(), file_, lease_, offset_bytes, size_bytes);
+    return window->works() ? std::move(window) : nullptr;
   }
 
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {

@@ -41,17 +41,22 @@ bool FileWindow::is_of(const Reader& reader, std::uint64_t offset_bytes) const n
 }
 
 bool FileWindow::open() {
-  if (!leased_ && !lease_.take()) return false;
+  if (leased_) return true;
+  if (!lease_.take()) return false;
   leased_ = true;
   file_.check_unchanged();  // guard: window-unchanged
-  if (shown_ != Shown::kFile)
+  if (shown_ == Shown::kFile) {
+    // Who kept a view of what was lent may have written to it since.
+    mapping_.release_pages(start_bytes_, mapped_bytes_);  // guard: window-written-while-closed
+  } else {
     mapping_.show_file(start_bytes_, mapped_bytes_, file_, first_page_bytes_);
-  shown_ = Shown::kFile;
+    shown_ = Shown::kFile;
+  }
   return true;
 }
 
 void FileWindow::open_memory() {
-  close();
+  close();  // what was written since the last use goes with it
   if (shown_ != Shown::kMemory) mapping_.show_memory(start_bytes_, mapped_bytes_);
   shown_ = Shown::kMemory;
 }
@@ -75,7 +80,14 @@ void FileWindow::close() noexcept {
   if (std::exchange(leased_, false)) lease_.give_back();
 }
 
+bool FileWindow::works() {
+  const bool opened = Mapping::can_populate() && open();
+  close();
+  return opened;
+}
+
 bool FileWindow::is_quick() {
+  if (!works()) return false;
   const std::uint64_t first = align_up(offset_bytes_, kHugePageBytes) - offset_bytes_;
   if (first + kHugePageBytes > size_bytes_) return false;
   if (!ends_in_page_cache(file_, offset_bytes_ + first, kHugePageBytes)) {

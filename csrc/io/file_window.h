@@ -28,6 +28,8 @@ class FileWindow {
 
   /// Where the part begins: within a page as in the file. Never changes.
   std::byte* data() const noexcept { return data_; }
+  /// Bytes of pages while it is open.
+  std::uint64_t mapped_bytes() const noexcept { return mapped_bytes_; }
   /// Whether this is the part of `reader` that begins at `offset_bytes`.
   bool is_of(const Reader& reader, std::uint64_t offset_bytes) const noexcept;
 
@@ -44,8 +46,11 @@ class FileWindow {
   /// Lets the pages and the lease go. What is read at data() afterwards is the file as it is then.
   void close() noexcept;
 
-  /// Whether bringing pages costs little beside copying them, measured: where the page cache has
-  /// large ones it does, and where it has single pages it does not.
+  /// Whether the window can be opened now: a kernel that tells of pages that cannot be read (Linux
+  /// 5.14), a file system with leases, a file of our own, room for the mapping.
+  [[nodiscard]] bool works();
+  /// works(), and whether bringing pages costs little beside copying them, measured: where the page
+  /// cache has large ones it does, and where it has single pages it does not.
   [[nodiscard]] bool is_quick();
 
  private:

@@ -58,6 +58,16 @@ PageRange covering_pages(std::uint64_t offset_bytes, std::uint64_t size_bytes,
 
 }  // namespace
 
+void discard_pages(std::span<std::byte> bytes) noexcept {
+  const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
+  const std::uint64_t begin = align_up(address, page_size_bytes());
+  const std::uint64_t end = align_down(address + bytes.size(), page_size_bytes());
+  if (begin >= end) return;
+  if (::madvise(bytes.data() + (begin - address), end - begin, MADV_DONTNEED) != 0) {
+    log_failed("madvise to discard pages", end - begin, errno);
+  }
+}
+
 std::uint64_t page_size_bytes() noexcept {
   static const auto size = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   return size;
@@ -172,6 +182,18 @@ void Mapping::keep_from_children() noexcept {
   } else {
     log_failed("madvise to keep from children", size_bytes_, errno);
   }
+}
+
+bool Mapping::can_populate() noexcept {
+  static const bool can = [] {
+    const std::uint64_t page = page_size_bytes();
+    void* const data = ::mmap(nullptr, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) return false;
+    const bool populated = ::madvise(data, page, MADV_POPULATE_READ) == 0;
+    ::munmap(data, page);
+    return populated;
+  }();
+  return can;
 }
 
 std::error_code Mapping::populate(std::uint64_t offset_bytes,

@@ -17,6 +17,10 @@ enum class Access { kNone, kReadWrite };
 /// is better without.
 enum class HugePages { kNever, kWhereGiven };
 
+/// Gives the system back the pages wholly inside `bytes`, anonymous memory whose content is not
+/// needed any more: they are zeros when they are touched again.
+void discard_pages(std::span<std::byte> bytes) noexcept;
+
 /// An owned mapping of whole pages. Move-only; unmaps itself.
 class Mapping {
  public:
@@ -54,6 +58,8 @@ class Mapping {
   /// Processes that are forked from now on do not get the mapping: for memory that a device reads
   /// and writes by itself, whose pages a fork would take from one side or copy in whole.
   void keep_from_children() noexcept;
+  /// Whether populate() reads pages, and says which cannot be read (Linux 5.14).
+  static bool can_populate() noexcept;
   /// Makes the pages of the range present, so that touching them does not fault: the error where
   /// they cannot be read (a truncated file, a bad disk), and none on systems that only take this as
   /// a hint (Linux before 5.14).

@@ -5,6 +5,7 @@
 #include <sys/uio.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstddef>
 
 #include "base/units.h"
@@ -18,8 +19,10 @@ constexpr std::uint64_t kWindowBytes = 2_MiB;
 bool in_page_cache(const File& file, std::uint64_t offset_bytes) noexcept {
   std::byte byte{};
   iovec target{&byte, 1};
-  return ::preadv2(file.descriptor(), &target, 1, static_cast<off_t>(offset_bytes), RWF_NOWAIT) ==
-         1;
+  if (::preadv2(file.descriptor(), &target, 1, static_cast<off_t>(offset_bytes), RWF_NOWAIT) == 1) {
+    return true;
+  }
+  return errno == EOPNOTSUPP;
 }
 
 /// `offset_bytes` is a multiple of the window.

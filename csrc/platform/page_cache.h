@@ -8,7 +8,7 @@
 namespace tensorstream {
 
 /// Whether the first and the last byte of the range can be read without the disk. To look costs a
-/// microsecond. False on file systems that do not tell (Linux before 4.14).
+/// microsecond. True on file systems that do not tell: those in memory, and some on a network.
 bool ends_in_page_cache(const File& file, std::uint64_t offset_bytes,
                         std::uint64_t size_bytes) noexcept;
 

@@ -398,8 +398,10 @@ class Orchestrator:
             if escaped:  # guard: returned-view
                 output = without_views(output, lent.addresses, returned)
         finally:
-            self.engine.release(lent.group, self.device.stream())
-            self._keep(written)
+            try:
+                self.engine.release(lent.group, self.device.stream())
+            finally:
+                self._keep(written)
         if torch.is_autocast_enabled(self.device.torch_device.type):
             torch.clear_autocast_cache()  # casts of weights that are gone
         if self.loans:

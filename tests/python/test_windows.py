@@ -159,6 +159,22 @@ def test_a_view_of_a_weight_that_is_returned_outlives_its_pages(
     assert same_bytes(out, mapped(checkpoint).layers[0].weight[3])
 
 
+def test_a_write_to_a_view_that_was_kept_does_not_show(model: nn.Module, checkpoint: Path) -> None:
+    kept = []
+    handle = model.layers[1].register_forward_hook(
+        lambda layer, *_: kept.append(layer.weight.data), prepend=True
+    )
+    x = torch.randn(2, WIDTH)
+    with pytest.raises(ts.UnsupportedError):
+        model(x)
+    handle.remove()
+    kept[0].zero_()
+    kept.clear()
+    plain = mapped(checkpoint)
+    for _ in range(2):
+        assert_same(model(x), plain(x))
+
+
 def test_a_file_that_changed_is_an_error(model: nn.Module, checkpoint: Path) -> None:
     os.truncate(checkpoint, 1000)
     with pytest.raises(ts.IoError, match="changed since it was opened"):

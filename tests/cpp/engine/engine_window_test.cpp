@@ -7,16 +7,16 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/units.h"
-#include "device/gate.h"
 #include "engine/open_engine.h"
 #include "engine/test_model.h"
 #include "platform/mapped_bytes.h"
-#include "platform/page_cache.h"
+#include "platform/text_file.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -144,6 +144,27 @@ TEST_F(EngineWindow, AReplacedTensorIsUsedAndItsFileIsNot) {
   EXPECT_EQ(computation.right(), 12U);
 }
 
+/// It has a place in the arena from then on, where a copy costs no new pages.
+TEST_F(EngineWindow, AReplacedTensorHasNoWindow) {
+  const std::vector<TensorPlace> before = engine_->places(0);
+  const std::uint32_t place_number = engine_->place_number(0);
+  const auto bytes = model_.change(0);
+  engine_->replace_tensor(0, *bytes, bytes);
+  EXPECT_NE(engine_->place_number(0), place_number);
+  EXPECT_NE(engine_->places(0)[0].data, before[0].data);
+  EXPECT_EQ(engine_->places(0)[1].data, before[1].data);
+}
+
+TEST_F(EngineWindow, AWriteThroughAViewThatWasKeptDoesNotShow) {
+  ASSERT_TRUE(engine_->acquire(0, caller_));
+  std::byte* const kept = engine_->places(0)[0].data;
+  engine_->release(0, caller_);
+  std::memset(kept, 0xEE, kLarge);
+  Computation computation(*engine_, model_);
+  computation.pass(caller_);
+  EXPECT_EQ(computation.right(), 6U);
+}
+
 TEST_F(EngineWindow, WhatAForwardWroteToThePagesGoesWithThem) {
   ASSERT_TRUE(engine_->acquire(0, caller_));
   std::memset(engine_->places(0)[0].data, 0xEE, kLarge);
@@ -214,6 +235,64 @@ TEST(EngineWindowAlignment, TensorsThatLieOtherwiseInTheModelAreCopied) {
   Computation computation(*engine, model);
   computation.pass(device->caller_stream());
   EXPECT_EQ(computation.right(), 2U);
+}
+
+/// Anonymous memory of this process that is present.
+std::uint64_t anonymous_bytes() {
+  std::ifstream lines("/proc/self/status");
+  for (std::string line; std::getline(lines, line);) {
+    if (const auto kibibytes = number_after(line, "RssAnon:")) return *kibibytes * 1_KiB;
+  }
+  return 0;
+}
+
+/// The arena's pages of the one are gone before the windows of the other open.
+TEST(EngineWindowBudget, CopiedGroupsAndWindowsTakeNoMoreThanTheArenaTogether) {
+  constexpr std::uint64_t kSize = 64_MiB;
+  const TemporaryFolder folder;
+  const TestModel model = equal_model(5, kSize);
+  ModelSpec spec = model.in_files(folder);
+  for (TensorId id = 1; id < 5; ++id) {
+    spec.sources[id] =
+        open_file_reader(folder.path("tensor_" + std::to_string(id)), FileBackend::kMmap);
+  }
+  spec.tensors[0].line_offset_bytes = 8;  // is copied
+  const auto device = create_host_device();
+  const std::uint64_t before = anonymous_bytes();
+  const auto engine =
+      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kReadAhead));
+  Stream& caller = device->caller_stream();
+  ASSERT_TRUE(engine->acquire(0, caller));
+  EXPECT_GE(anonymous_bytes() - before, kSize);
+  engine->release(0, caller);
+  for (const GroupId group : {1U, 2U, 3U}) {
+    ASSERT_TRUE(engine->acquire(group, caller));
+    const std::uint64_t mapped =
+        mapped_resident_bytes(folder.path("tensor_" + std::to_string(group)));
+    EXPECT_LE(anonymous_bytes() - before + mapped, kSize + 8_MiB);
+    engine->release(group, caller);
+  }
+  Computation computation(*engine, model);
+  for (int pass = 0; pass < 2; ++pass) computation.pass(caller);
+  EXPECT_EQ(computation.right(), 10U);
+}
+
+TEST(EngineWindowBudget, ThereAreNoneWhereTheyAreTheLesserPart) {
+  const TemporaryFolder folder;
+  const TestModel model = equal_model(4, 5_MiB);
+  ModelSpec spec = model.in_files(folder);
+  for (const TensorId id : {0U, 1U}) {
+    spec.sources[id] =
+        open_file_reader(folder.path("tensor_" + std::to_string(id)), FileBackend::kMmap);
+  }
+  for (const TensorId id : {2U, 3U}) spec.tensors[id].line_offset_bytes = 8;
+  const auto device = create_host_device();
+  const auto engine =
+      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kReadAhead));
+  EXPECT_EQ(engine->places(0)[0].data, engine->places(1)[0].data);  // in the arena
+  Computation computation(*engine, model);
+  computation.pass(device->caller_stream());
+  EXPECT_EQ(computation.right(), 4U);
 }
 
 /// Whether the page cache makes windows quick or not.

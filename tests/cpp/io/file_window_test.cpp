@@ -77,6 +77,24 @@ TEST_F(FileWindowTest, WritesAreItsOwnAndGoWhenItCloses) {
   EXPECT_TRUE(shows_the_file());
 }
 
+/// By who kept a view of a weight that was lent.
+TEST_F(FileWindowTest, WritesWhileItIsClosedDoNotShow) {
+  ASSERT_TRUE(window_->open());
+  window_->close();
+  std::memset(window_->data(), 0xEE, kSize);
+  ASSERT_TRUE(window_->open());
+  window_->bring(0, kSize);
+  EXPECT_TRUE(shows_the_file());
+}
+
+TEST_F(FileWindowTest, IsNotMadeWhereItCouldNotOpen) {
+  const int writer = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
+  ASSERT_GE(writer, 0);
+  EXPECT_EQ(reader_->window(kOffset, kSize), nullptr);
+  ::close(writer);
+  EXPECT_NE(reader_->window(kOffset, kSize), nullptr);
+}
+
 TEST_F(FileWindowTest, ShowsMemoryForBytesFromElsewhere) {
   ASSERT_TRUE(window_->open());
   window_->open_memory();

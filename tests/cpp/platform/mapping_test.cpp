@@ -127,6 +127,20 @@ TEST(Mapping, ReleasedPagesOfAFileComeBack) {
   EXPECT_EQ(std::memcmp(mapping.data(), bytes.data(), bytes.size()), 0);
 }
 
+TEST(Mapping, DiscardedPagesAreZerosAndOthersStay) {
+  const std::uint64_t page = page_size_bytes();
+  const Mapping mapping = Mapping::anonymous(4 * page);
+  const std::span<std::byte> bytes(mapping.data(), 4 * page);
+  std::memset(mapping.data(), 1, 4 * page);
+  discard_pages(bytes.subspan(page + 1, page - 1));  // no whole page
+  EXPECT_EQ(mapping.data()[page + 1], std::byte{1});
+  discard_pages(bytes.subspan(1, 3 * page - 1));
+  EXPECT_EQ(mapping.data()[0], std::byte{1});
+  EXPECT_EQ(mapping.data()[page], std::byte{0});
+  EXPECT_EQ(mapping.data()[3 * page - 1], std::byte{0});
+  EXPECT_EQ(mapping.data()[3 * page], std::byte{1});
+}
+
 TEST(Mapping, ReservedAddressesShowAFileOrMemory) {
   const std::uint64_t page = page_size_bytes();
   const TemporaryFolder folder;
