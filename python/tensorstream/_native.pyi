@@ -525,6 +525,7 @@ class Ceiling:
         """
 
     def statistics(self) -> CeilingStatistics: ...
+
 def encode_tensor(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], dtype: str, level: int, threads: int = 1) -> bytes:
     """The frames of a tensor's bytes at a compression level of 0 to 9."""
 
