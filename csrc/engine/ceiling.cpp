@@ -25,7 +25,9 @@ class SegmentTable {
  public:
   static SegmentTable& of_process() {
     // Never destroyed: torch may give memory back while the process ends.
-    static auto* const table = new SegmentTable;  // NOLINT(cppcoreguidelines-owning-memory)
+    // NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): torch's callbacks name
+    // none
+    static auto* const table = new SegmentTable;
     return *table;
   }
 
@@ -103,7 +105,7 @@ void Ceiling::leave() noexcept {
 std::shared_ptr<Ceiling> Ceiling::current(int device_index) {
   const auto& stack = entered();
   for (auto it = stack.rbegin(); it != stack.rend(); ++it) {
-    const std::shared_ptr<Ceiling> ceiling = it->lock();
+    std::shared_ptr<Ceiling> ceiling = it->lock();
     if (ceiling && ceiling->options_.device_index == device_index) return ceiling;
   }
   return SegmentTable::of_process().last(device_index);

@@ -165,6 +165,7 @@ class Loader {
   void quiesce(MutexLock& lock) TS_REQUIRES(mutex_);
   void leave_places(const Plan& plan) TS_REQUIRES(mutex_);
   void take_places(const Plan& plan) TS_REQUIRES(mutex_);
+  void take_arena(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
   void place_required() TS_REQUIRES(mutex_);
   void place_resident(Slot& slot) TS_REQUIRES(mutex_);
   void place_in_arena(Slot& slot) TS_REQUIRES(mutex_);

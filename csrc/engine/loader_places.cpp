@@ -205,29 +205,38 @@ void Loader::leave_places(const Plan& plan) {
 void Loader::take_places(const Plan& plan) {
   spare_arena_bytes_ = plan.spare_arena_bytes;
   std::exception_ptr error;
-  const auto attempt = [&](const auto& take) {
-    try {
-      take();
-    } catch (const BudgetError&) {  // the others may find room
-      if (!error) error = std::current_exception();
-    }
+  const auto note = [&error] {  // the others may find room
+    if (!error) error = std::current_exception();
   };
-  attempt([&]() TS_REQUIRES(mutex_) {
-    if (arena_.size_bytes() != plan.arena_bytes) {
-      arena_ = pool_.allocate(plan.arena_bytes, kGroupAlignment, "the arena of streamed weights");
-    }
-  });
-  attempt([&]() TS_REQUIRES(mutex_) { place_required(); });
+  try {
+    take_arena(plan.arena_bytes);
+  } catch (const BudgetError&) {
+    note();
+  }
+  try {
+    place_required();
+  } catch (const BudgetError&) {
+    note();
+  }
   for (const auto& slot : slots_) {
     const GroupPlacement& planned = plan.groups[slot->group.id];
     slot->offset_bytes = planned.offset_bytes;
     slot->resident = planned.placement == Placement::kResident;
     if (planned.placement == Placement::kStreamed) place_in_arena(*slot);
     if (!slot->resident || slot->where != Where::kNowhere) continue;
-    attempt([&]() TS_REQUIRES(mutex_) { place_resident(*slot); });
-    if (slot->where == Where::kNowhere) place_in_arena(*slot);
+    try {
+      place_resident(*slot);
+    } catch (const BudgetError&) {
+      note();
+      place_in_arena(*slot);
+    }
   }
   if (error) std::rethrow_exception(error);
+}
+
+void Loader::take_arena(std::uint64_t size_bytes) {
+  if (arena_.size_bytes() == size_bytes) return;
+  arena_ = pool_.allocate(size_bytes, kGroupAlignment, "the arena of streamed weights");
 }
 
 // In one piece: most of them are small, and none ever moves.
