@@ -24,9 +24,8 @@ struct Ceiling::Segment {
 class SegmentTable {
  public:
   static SegmentTable& of_process() {
-    // Never destroyed: torch may give memory back while the process ends.
-    // NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): torch's callbacks name
-    // none
+    // Never destroyed: torch may give memory back while the process ends, and says not whose.
+    // NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
     static auto* const table = new SegmentTable;
     return *table;
   }
