@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,7 +15,6 @@
 #include "engine/open_engine.h"
 #include "engine/test_model.h"
 #include "platform/mapped_bytes.h"
-#include "platform/text_file.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -237,15 +235,6 @@ TEST(EngineWindowAlignment, TensorsThatLieOtherwiseInTheModelAreCopied) {
   EXPECT_EQ(computation.right(), 2U);
 }
 
-/// Anonymous memory of this process that is present.
-std::uint64_t anonymous_bytes() {
-  std::ifstream lines("/proc/self/status");
-  for (std::string line; std::getline(lines, line);) {
-    if (const auto kibibytes = number_after(line, "RssAnon:")) return *kibibytes * 1_KiB;
-  }
-  return 0;
-}
-
 /// The arena's pages of the one are gone before the windows of the other open.
 TEST(EngineWindowBudget, CopiedGroupsAndWindowsTakeNoMoreThanTheArenaTogether) {
   constexpr std::uint64_t kSize = 64_MiB;
@@ -258,18 +247,18 @@ TEST(EngineWindowBudget, CopiedGroupsAndWindowsTakeNoMoreThanTheArenaTogether) {
   }
   spec.tensors[0].line_offset_bytes = 8;  // is copied
   const auto device = create_host_device();
-  const std::uint64_t before = anonymous_bytes();
   const auto engine =
       open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kReadAhead));
   Stream& caller = device->caller_stream();
   ASSERT_TRUE(engine->acquire(0, caller));
-  EXPECT_GE(anonymous_bytes() - before, kSize);
+  const std::byte* const arena = engine->places(0)[0].data;
+  EXPECT_GE(resident_bytes_around(arena), kSize);
   engine->release(0, caller);
   for (const GroupId group : {1U, 2U, 3U}) {
     ASSERT_TRUE(engine->acquire(group, caller));
     const std::uint64_t mapped =
         mapped_resident_bytes(folder.path("tensor_" + std::to_string(group)));
-    EXPECT_LE(anonymous_bytes() - before + mapped, kSize + 8_MiB);
+    EXPECT_LE(resident_bytes_around(arena) + mapped, kSize + 8_MiB);
     engine->release(group, caller);
   }
   Computation computation(*engine, model);
