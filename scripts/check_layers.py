@@ -38,7 +38,7 @@ OWNED_HEADERS = {
     r"(torch|ATen|c10|caffe2)/": (),
     r"(cuda|cuda_runtime\w*|nvrtc|cufile)\.h": ("platform", "kernels"),
     r"liburing.*|linux/io_uring\.h": ("platform",),
-    r"(dlfcn|fcntl|unistd|sys/(mman|stat|uio))\.h|sys/syscall\.h": ("platform",),
+    r"(dlfcn|fcntl|unistd|sys/(file|mman|stat|statvfs|uio))\.h|sys/syscall\.h": ("platform",),
     r"nlohmann/": ("store",),
     r"(nanobind/.*|Python\.h)": ("bindings",),
 }

@@ -5,13 +5,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
-#include <cstdio>
 #include <system_error>
 #include <utility>
 
-#include "base/log.h"
 #include "base/units.h"
 #include "platform/retry.h"
 #include "tensorstream/error.h"
@@ -39,15 +36,15 @@ FileIdentity identity_of(const struct stat& status) {
 
 File File::open_for_reading(const std::string& path) {
   // O_NONBLOCK: opening a FIFO would wait for a writer; regular files ignore it.
-  const int descriptor =
-      retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
-  if (descriptor < 0) {
+  Descriptor descriptor(
+      retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
+  if (descriptor.get() < 0) {
     const int error = errno;
     throw IoError("cannot open '" + path + "' for reading: " + error_text(error), path, 0, error);
   }
-  File file(path, descriptor, {});
+  File file(path, std::move(descriptor), {});
   struct stat status{};
-  if (::fstat(descriptor, &status) != 0) {
+  if (::fstat(file.descriptor(), &status) != 0) {
     const int error = errno;
     throw IoError("cannot examine '" + path + "': " + error_text(error), path, 0, error);
   }
@@ -61,33 +58,8 @@ File File::open_for_reading(const std::string& path) {
   return file;
 }
 
-File::File(std::string path, int descriptor, FileIdentity identity)
-    : path_(std::move(path)), descriptor_(descriptor), identity_(identity) {}
-
-File::File(File&& other) noexcept
-    : path_(std::move(other.path_)),
-      descriptor_(std::exchange(other.descriptor_, -1)),
-      identity_(other.identity_) {}
-
-File& File::operator=(File&& other) noexcept {
-  if (this == &other) return *this;
-  close();
-  path_ = std::move(other.path_);
-  descriptor_ = std::exchange(other.descriptor_, -1);
-  identity_ = other.identity_;
-  return *this;
-}
-
-File::~File() { close(); }
-
-void File::close() noexcept {
-  if (descriptor_ < 0) return;
-  // Linux frees the descriptor even where close is interrupted: a retry could close another's.
-  if (::close(std::exchange(descriptor_, -1)) == 0) return;
-  std::array<char, 64> message{};
-  std::snprintf(message.data(), message.size(), "close of a file failed: errno %d", errno);
-  log(LogLevel::kWarning, message.data());
-}
+File::File(std::string path, Descriptor descriptor, FileIdentity identity)
+    : path_(std::move(path)), descriptor_(std::move(descriptor)), identity_(identity) {}
 
 void File::read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) const {
   const auto end = checked_add(offset_bytes, out.size());
@@ -98,7 +70,7 @@ void File::read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) cons
   }
   const ReadOutcome outcome = read_fully(
       [&](std::uint64_t done, std::span<std::byte> rest) {
-        return ::pread(descriptor_, rest.data(), rest.size(),
+        return ::pread(descriptor(), rest.data(), rest.size(),
                        static_cast<off_t>(offset_bytes + done));
       },
       out);
@@ -114,7 +86,7 @@ void File::read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) cons
 
 void File::check_unchanged() const {
   struct stat status{};
-  if (::fstat(descriptor_, &status) != 0) {
+  if (::fstat(descriptor(), &status) != 0) {
     const int error = errno;
     throw IoError("cannot examine '" + path_ + "': " + error_text(error), path_, 0, error);
   }

@@ -6,6 +6,8 @@
 #include <span>
 #include <string>
 
+#include "platform/descriptor.h"
+
 namespace tensorstream {
 
 /// What tells one state of a file from another: a file replaced, truncated or rewritten has a new
@@ -25,14 +27,8 @@ class File {
   /// Opens `path` for reading. Raises IoError; a folder is an IoError too.
   static File open_for_reading(const std::string& path);
 
-  File(File&& other) noexcept;
-  File& operator=(File&& other) noexcept;
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-  ~File();
-
   const std::string& path() const noexcept { return path_; }
-  int descriptor() const noexcept { return descriptor_; }
+  int descriptor() const noexcept { return descriptor_.get(); }
   /// The file as it was when it was opened.
   const FileIdentity& identity() const noexcept { return identity_; }
   std::uint64_t size_bytes() const noexcept { return identity_.size_bytes; }
@@ -46,11 +42,10 @@ class File {
   void check_unchanged() const;
 
  private:
-  File(std::string path, int descriptor, FileIdentity identity);
-  void close() noexcept;
+  File(std::string path, Descriptor descriptor, FileIdentity identity);
 
   std::string path_;
-  int descriptor_ = -1;
+  Descriptor descriptor_;
   FileIdentity identity_;
 };
 

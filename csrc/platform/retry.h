@@ -1,4 +1,4 @@
-// The one place where interrupted calls and short reads are retried.
+// The one place where interrupted calls, short reads and short writes are retried.
 #pragma once
 
 #include <cerrno>
@@ -36,6 +36,20 @@ ReadOutcome read_fully(const ReadSome& read_some, std::span<std::byte> out) {
     done += static_cast<std::uint64_t>(count);
   }
   return {done, 0};
+}
+
+/// Writes all of `bytes` by `write_some(done_bytes, rest)`, which writes like pwrite. The errno of
+/// the call that failed; 0 where all was written.
+template <typename WriteSome>
+int write_fully(const WriteSome& write_some, std::span<const std::byte> bytes) {
+  std::uint64_t done = 0;
+  while (done < bytes.size()) {
+    const auto count = retry_interrupted([&] { return write_some(done, bytes.subspan(done)); });
+    if (count < 0) return errno;
+    if (count == 0) return EIO;
+    done += static_cast<std::uint64_t>(count);
+  }
+  return 0;
 }
 
 }  // namespace tensorstream

@@ -99,5 +99,36 @@ TEST(ReadFully, NothingToReadIsNoCall) {
   EXPECT_EQ(outcome.read_bytes, 0U);
 }
 
+TEST(WriteFully, GoesOnAfterShortAndInterruptedWrites) {
+  const std::vector<std::byte> bytes(10, std::byte{7});
+  std::vector<std::byte> written;
+  int calls = 0;
+  const auto write_some = [&](std::uint64_t done, std::span<const std::byte> rest) -> ssize_t {
+    EXPECT_EQ(done, written.size());
+    if (++calls % 2 == 1) {
+      errno = EINTR;
+      return -1;
+    }
+    const std::size_t count = std::min<std::size_t>(4, rest.size());
+    written.insert(written.end(), rest.begin(), rest.begin() + static_cast<ssize_t>(count));
+    return static_cast<ssize_t>(count);
+  };
+  EXPECT_EQ(write_fully(write_some, bytes), 0);
+  EXPECT_EQ(written, bytes);
+}
+
+TEST(WriteFully, GivesTheErrorOfTheCall) {
+  const std::vector<std::byte> bytes(10);
+  const auto full = [](std::uint64_t done, std::span<const std::byte>) -> ssize_t {
+    if (done == 0) return 4;
+    errno = ENOSPC;
+    return -1;
+  };
+  EXPECT_EQ(write_fully(full, bytes), ENOSPC);
+  EXPECT_EQ(
+      write_fully([](std::uint64_t, std::span<const std::byte>) { return ssize_t{0}; }, bytes),
+      EIO);
+}
+
 }  // namespace
 }  // namespace tensorstream
