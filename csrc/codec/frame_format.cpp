@@ -175,6 +175,14 @@ ChunkParts chunk_parts(const ElementLayout& layout, const LevelWidths& widths, s
   return parts;
 }
 
+std::uint64_t FrameView::stated_bytes(std::span<const std::byte> bytes) noexcept {
+  return load<StoredHeader>(bytes, 0).frame_bytes;
+}
+
+std::uint64_t FrameView::stated_checksum(std::span<const std::byte> bytes) noexcept {
+  return load<StoredHeader>(bytes, 0).checksum;
+}
+
 std::variant<FrameView, FrameFault> FrameView::parse(std::span<const std::byte> bytes) noexcept {
   const auto broken = [](FrameRule rule) { return FrameFault{rule, std::nullopt}; };
   if (bytes.size() < kFrameHeaderBytes) return broken(FrameRule::kFrameLength);

@@ -106,6 +106,11 @@ ChunkParts chunk_parts(const ElementLayout& layout, const LevelWidths& widths, s
 /// outlive the view and do not change meanwhile. Thread-safe.
 class FrameView {
  public:
+  /// How long the frame says it is that `bytes`, kFrameHeaderBytes or more, begin with. Nothing of
+  /// it is checked.
+  static std::uint64_t stated_bytes(std::span<const std::byte> bytes) noexcept;
+  /// The same of its checksum: of header and index, which hold the checksums of the chunks.
+  static std::uint64_t stated_checksum(std::span<const std::byte> bytes) noexcept;
   /// The frame that `bytes` begin with.
   static std::variant<FrameView, FrameFault> parse(std::span<const std::byte> bytes) noexcept;
 
