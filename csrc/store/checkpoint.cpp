@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "store/checkpoint_file.h"
+#include "store/packed_header.h"
 #include "store/shard_index.h"
 #include "store/shown_text.h"
 #include "tensorstream/error.h"
@@ -14,8 +15,6 @@ namespace tensorstream {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::string_view kPackedPrefix = "tensorstream.";
 
 /// The shards that `index` names, each by its first tensor; missing ones are refused.
 std::map<std::string, std::string> shards_of(const std::string& index_path,
@@ -33,6 +32,18 @@ std::map<std::string, std::string> shards_of(const std::string& index_path,
   return first_tensors;
 }
 
+[[noreturn]] void refuse_packed(const std::string& path, const SafetensorsHeader& header) {
+  if (header.metadata.contains("tensorstream.checksum")) {
+    throw UnsupportedError("'" + path +
+                           "' is packed; tensorstream.unpack(source, target) gives back the files "
+                           "it was packed from, which can be used here");
+  }
+  const auto key = header.metadata.lower_bound(std::string(kReservedPrefix));
+  throw UnsupportedError("'" + path + "' was packed by a newer TensorStream (its metadata has '" +
+                         shown(key->first) +
+                         "'); upgrade TensorStream, or give the checkpoint it was packed from");
+}
+
 }  // namespace
 
 Checkpoint Checkpoint::open(const std::string& path) {
@@ -48,12 +59,7 @@ Checkpoint Checkpoint::open(const std::string& path) {
 
 void Checkpoint::add_file(const std::string& path) {
   SafetensorsHeader header = read_safetensors_header(path);
-  const auto packed = header.metadata.lower_bound(std::string(kPackedPrefix));
-  if (packed != header.metadata.end() && packed->first.starts_with(kPackedPrefix)) {
-    throw UnsupportedError("'" + path + "' was packed by a newer TensorStream (its metadata has '" +
-                           shown(packed->first) +
-                           "'); upgrade TensorStream, or give the checkpoint it was packed from");
-  }
+  if (is_packed(header)) refuse_packed(path, header);
   const auto file = static_cast<std::uint32_t>(files_.size());
   files_.push_back(path);
   for (StoredTensor& tensor : header.tensors) {

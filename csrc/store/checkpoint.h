@@ -27,7 +27,7 @@ class Checkpoint {
   /// single *.safetensors (a diffusers folder names them otherwise). Every header is checked, and
   /// the index against the headers. Raises IoError; FormatError; ConfigError for a folder that
   /// holds several candidates (naming all) or no model; UnsupportedError for a folder that holds
-  /// other formats (naming what it holds) and for files packed by a newer TensorStream.
+  /// other formats (naming what it holds) and for packed files.
   static Checkpoint open(const std::string& path);
 
   const std::vector<std::string>& files() const noexcept { return files_; }

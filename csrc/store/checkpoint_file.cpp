@@ -10,6 +10,7 @@
 #include <system_error>
 #include <vector>
 
+#include "store/packed_index.h"
 #include "store/shown_text.h"
 #include "tensorstream/error.h"
 
@@ -99,15 +100,17 @@ CheckpointFile only_one(const std::string& folder, const std::vector<std::string
 
 CheckpointFile find_in_folder(const std::string& folder) {
   const std::vector<std::string> names = file_names(folder);
+  std::vector<std::string> packed;
   std::vector<std::string> usual;
   std::vector<std::string> indexes;
   std::vector<std::string> singles;
   for (const std::string& name : names) {
+    if (name == kPackedIndexName) packed.push_back(name);
     if (name == kUsualIndex || name == kUsualSingle) usual.push_back(name);
     if (is_index(name)) indexes.push_back(name);
     if (name.ends_with(".safetensors")) singles.push_back(name);
   }
-  for (const auto* candidates : {&usual, &indexes, &singles}) {
+  for (const auto* candidates : {&packed, &usual, &indexes, &singles}) {
     if (!candidates->empty()) return only_one(folder, *candidates);
   }
   raise_nothing_found(folder, names);

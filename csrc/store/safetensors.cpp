@@ -19,8 +19,6 @@
 namespace tensorstream {
 namespace {
 
-constexpr std::uint64_t kLengthBytes = 8;
-constexpr std::uint64_t kLargestHeaderBytes = 100'000'000;
 constexpr std::size_t kLargestRank = 64;
 constexpr std::string_view kMetadataName = "__metadata__";
 constexpr std::string_view kDamaged = "; the file is truncated or damaged: fetch it again";
@@ -280,13 +278,13 @@ void check_layout(const std::string& path, std::vector<StoredTensor>& tensors,
 }
 
 std::uint64_t read_header_length(const File& file) {
-  if (file.size_bytes() < kLengthBytes) {
+  if (file.size_bytes() < kHeaderLengthBytes) {
     throw FormatError(file.path(), "",
                       "file size: " + count_text(file.size_bytes()) +
                           " bytes do not hold the 8 bytes of the header's length" +
                           std::string(kDamaged));
   }
-  std::array<std::byte, kLengthBytes> bytes{};
+  std::array<std::byte, kHeaderLengthBytes> bytes{};
   file.read_exact(0, bytes);
   std::uint64_t length = 0;
   std::string start;
@@ -303,7 +301,7 @@ std::uint64_t read_header_length(const File& file) {
                       "header length: " + count_text(length) + " bytes are over the limit of " +
                           count_text(kLargestHeaderBytes) + hint);
   }
-  if (length > file.size_bytes() - kLengthBytes) {
+  if (length > file.size_bytes() - kHeaderLengthBytes) {
     throw FormatError(file.path(), "",
                       "header length: " + count_text(length) + " bytes do not fit in the file's " +
                           count_text(file.size_bytes()) + std::string(kDamaged));
@@ -325,24 +323,30 @@ std::string_view unpadded(const std::string& path, std::string_view header) {
 
 }  // namespace
 
-SafetensorsHeader read_safetensors_header(const std::string& path) {
-  const File file = File::open_for_reading(path);
-  const std::uint64_t length = read_header_length(file);
-  std::string text(length, '\0');
-  file.read_exact(kLengthBytes, std::as_writable_bytes(std::span(text)));
-  const std::string_view json = unpadded(path, text);
+HeaderText read_header_text(const File& file) {
+  HeaderText header;
+  header.text.resize(read_header_length(file));
+  file.read_exact(kHeaderLengthBytes, std::as_writable_bytes(std::span(header.text)));
+  header.data_bytes = file.size_bytes() - kHeaderLengthBytes - header.text.size();
+  return header;
+}
 
-  const std::uint64_t data_start = kLengthBytes + length;
-  const std::uint64_t data_bytes = file.size_bytes() - data_start;
-  HeaderReceiver receiver(path, data_bytes);
+SafetensorsHeader parse_header(const std::string& path, const HeaderText& header) {
+  const std::string_view json = unpadded(path, header.text);
+  HeaderReceiver receiver(path, header.data_bytes);
   if (const auto fault = parse_json(json, receiver)) {
     throw FormatError(path, "",
                       "json: the header is not JSON in UTF-8 at its byte " + count_text(*fault));
   }
-  SafetensorsHeader header = receiver.take();
-  check_layout(path, header.tensors, data_bytes);
-  for (StoredTensor& tensor : header.tensors) tensor.offset_bytes += data_start;
-  return header;
+  SafetensorsHeader parsed = receiver.take();
+  check_layout(path, parsed.tensors, header.data_bytes);
+  const std::uint64_t data_start = kHeaderLengthBytes + header.text.size();
+  for (StoredTensor& tensor : parsed.tensors) tensor.offset_bytes += data_start;
+  return parsed;
+}
+
+SafetensorsHeader read_safetensors_header(const std::string& path) {
+  return parse_header(path, read_header_text(File::open_for_reading(path)));
 }
 
 }  // namespace tensorstream

@@ -11,13 +11,13 @@
 
 #include "platform/file.h"
 #include "store/json_events.h"
+#include "store/relative_path.h"
 #include "store/shown_text.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
 
-constexpr std::uint64_t kLargestIndexBytes = 100'000'000;
 constexpr std::size_t kDeepest = 32;
 
 class IndexReceiver final : public JsonReceiver {
@@ -103,13 +103,8 @@ void IndexReceiver::string(std::string& value) {
 }
 
 std::string IndexReceiver::checked_shard(const std::string& shard) const {
-  const std::string where = "shard path: '" + shown(shard) + "' ";
-  if (shard.empty()) fail(tensor_, where + "is empty");
-  if (shard.find('\0') != std::string::npos) fail(tensor_, where + "holds a NUL character");
-  if (shard.find('\\') != std::string::npos) fail(tensor_, where + "holds a backslash");
-  if (shard.front() == '/') fail(tensor_, where + "is absolute, not below the index's folder");
-  if (shard.find("..") != std::string::npos) {
-    fail(tensor_, where + "holds '..': shards are below the index's folder");
+  if (const auto fault = relative_path_fault(shard)) {
+    fail(tensor_, "shard path: '" + shown(shard) + "' " + *fault);
   }
   if (!shard.ends_with(".safetensors")) {
     throw UnsupportedError("'" + path_ + "' puts tensor '" + shown(tensor_) + "' in '" +

@@ -1,11 +1,14 @@
 // The index of a checkpoint in several files: which tensor is in which file.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
 
 namespace tensorstream {
+
+inline constexpr std::uint64_t kLargestIndexBytes = 100'000'000;
 
 /// By tensor name, the shard that holds it: a relative path below the index's folder, in its
 /// shortest spelling.

@@ -1,0 +1,37 @@
+// The files of a checkpoint's folder that hold no tensors of it: config, tokenizer and the like.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "store/progress.h"
+
+namespace tensorstream {
+
+struct CarriedFile {
+  /// Its path below the folder.
+  std::string name;
+  std::uint64_t size_bytes = 0;
+  /// Of each 2 MiB.
+  std::vector<std::uint64_t> checksums;
+};
+
+/// All files below `folder` but those called `left_out`, by name, without checksums. Hidden files
+/// and folders (.git, .cache) are no part of a checkpoint. Raises IoError.
+std::vector<CarriedFile> list_carried_files(const std::string& folder,
+                                            const std::set<std::string>& left_out);
+
+/// Copies the file at `from` to `to`, synced, and gives its size and checksums. Raises IoError,
+/// also where `from` changes meanwhile.
+CarriedFile copy_carried_file(const std::string& from, const std::string& to, Progress& progress);
+
+/// The size and checksums of the file at `path`. Raises IoError.
+CarriedFile examine_carried_file(const std::string& path, Progress& progress);
+
+/// Raises FormatError where what was found at `path` is not what was `recorded`.
+void check_carried_file(const std::string& path, const CarriedFile& found,
+                        const CarriedFile& recorded);
+
+}  // namespace tensorstream

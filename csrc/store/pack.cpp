@@ -1,0 +1,148 @@
+#include "store/pack.h"
+
+#include <filesystem>
+#include <set>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "platform/output_file.h"
+#include "store/carried_files.h"
+#include "store/checkpoint.h"
+#include "store/checkpoint_file.h"
+#include "store/packed_index.h"
+#include "store/staged_folder.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kExtension = ".safetensors";
+
+struct Shard {
+  /// Below the source's folder.
+  std::string name;
+  PackSource source;
+};
+
+/// What is packed, opened.
+struct PackJob {
+  fs::path folder;
+  std::vector<Shard> shards;
+  std::optional<OriginalIndex> index;
+  std::vector<CarriedFile> carried;
+};
+
+std::string read_index(const std::string& path) {
+  const File file = File::open_for_reading(path);
+  std::string text(file.size_bytes(), '\0');
+  file.read_exact(0, std::as_writable_bytes(std::span(text)));
+  file.check_unchanged();
+  return text;
+}
+
+PackJob open_job(const std::string& source) {
+  const CheckpointFile found = find_checkpoint_file(source);
+  // All rules of an index and its shards, before a byte is written.
+  const Checkpoint checkpoint = Checkpoint::open(found.path);
+  PackJob job{
+      .folder = fs::path(found.path).parent_path(), .shards = {}, .index = {}, .carried = {}};
+  std::set<std::string> packed;
+  for (const std::string& path : checkpoint.files()) {
+    const std::string name = fs::path(path).lexically_relative(job.folder).string();
+    if (!name.ends_with(kExtension)) {
+      throw ConfigError("'" + path + "' cannot be packed: its name does not end in '" +
+                        std::string(kExtension) + "'; rename it, or make a link that does");
+    }
+    job.shards.push_back({name, open_pack_source(path)});
+    packed.insert(name);
+  }
+  if (found.kind == CheckpointKind::kIndex) {
+    const std::string name = fs::path(found.path).filename().string();
+    job.index = {name, read_index(found.path)};
+    packed.insert(name);
+  }
+  if (fs::is_directory(source)) job.carried = list_carried_files(source, packed);
+  return job;
+}
+
+struct JobSize {
+  std::uint64_t read_bytes = 0;
+  std::uint64_t bound_bytes = 0;
+};
+
+JobSize size_of(const PackJob& job) {
+  // Of the index, for each tensor at most its name, escaped, and its shard's.
+  constexpr std::uint64_t kIndexRowBytes = 1024;
+  JobSize size;
+  for (const Shard& shard : job.shards) {
+    for (const StoredTensor& tensor : shard.source.tensors) size.read_bytes += tensor.size_bytes;
+    size.bound_bytes += packed_bound(shard.source) + shard.source.tensors.size() * kIndexRowBytes;
+  }
+  if (job.index) size.bound_bytes += 2 * job.index->text.size();
+  for (const CarriedFile& file : job.carried) {
+    size.read_bytes += file.size_bytes;
+    size.bound_bytes += file.size_bytes + kIndexRowBytes;
+  }
+  return size;
+}
+
+void write_file(const std::string& path, std::string_view text) {
+  const OutputFile file = OutputFile::create(path);
+  file.write_at(0, std::as_bytes(std::span(text)));
+  file.sync();
+}
+
+void write_index(const StagedFolder& folder, const PackedIndex& index, const std::string& source) {
+  const std::string text = packed_index_text(index);
+  if (text.size() > kLargestIndexBytes) {
+    throw UnsupportedError("'" + source + "' cannot be packed: its packed index would have " +
+                           std::to_string(text.size()) + " bytes, more than the " +
+                           std::to_string(kLargestIndexBytes) + " that an index may have");
+  }
+  write_file(folder.path_of(kPackedIndexName), text);
+}
+
+}  // namespace
+
+CheckpointSummary pack_checkpoint(const std::string& source, const std::string& target,
+                                  const PackOptions& options, const ProgressSink& sink) {
+  const PackJob job = open_job(source);
+  const JobSize size = size_of(job);
+  StagedFolder folder(target, size.bound_bytes);
+  Progress progress(sink, size.read_bytes);
+  PackedIndex index;
+  index.original = job.index;
+  CheckpointSummary summary;
+  for (const Shard& shard : job.shards) {
+    const std::string name = packed_name(shard.name);
+    const PackedFileSummary written =
+        write_packed_file(shard.source, folder.path_of(name), options, progress);
+    for (const std::string& tensor : written.names) index.stored.emplace(tensor, name);
+    index.seals.emplace(name, written.seal);
+    index.total_bytes += written.size_bytes;
+    summary.files += 1;
+    summary.tensors += written.tensors;
+    summary.encoded_tensors += written.encoded_tensors;
+    summary.original_bytes += shard.source.file.size_bytes();
+  }
+  for (const CarriedFile& file : job.carried) {
+    CarriedFile copied =
+        copy_carried_file((job.folder / file.name).string(), folder.path_of(file.name), progress);
+    copied.name = file.name;
+    index.carried.push_back(std::move(copied));
+  }
+  summary.stored_bytes = index.total_bytes;
+  write_index(folder, index, source);
+  for (const Shard& shard : job.shards) {
+    shard.source.file.check_unchanged();  // guard: packed-unchanged
+  }
+  progress.finish();
+  folder.publish();
+  return summary;
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,74 @@
+#include "store/turn_line.h"
+
+#include <algorithm>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "base/log.h"
+
+namespace tensorstream {
+
+void TurnLine::run(unsigned threads, const std::function<Work()>& make_work) {
+  const std::uint64_t wanted = std::min<std::uint64_t>(std::max(threads, 1U), count_);
+  if (wanted == 0) return;
+  const Work own = make_work();
+  {
+    std::vector<std::jthread> helpers;
+    helpers.reserve(wanted - 1);
+    try {
+      while (helpers.size() + 1 < wanted) {
+        helpers.emplace_back([this, work = make_work()] { work_through(work); });
+      }
+    } catch (const std::system_error& error) {
+      log(LogLevel::kDebug, "files are coded by " + std::to_string(helpers.size() + 1) +
+                                " threads: there are no more: " + error.what());
+    }
+    work_through(own);
+  }
+  const MutexLock lock(mutex_);
+  if (error_) std::rethrow_exception(error_);
+}
+
+void TurnLine::in_turn(std::uint64_t number, const std::function<void()>& part) {
+  {
+    MutexLock lock(mutex_);
+    while (turn_ != number && !error_) changed_.wait(lock);
+    if (turn_ != number) throw Stopped();
+  }
+  part();
+  const MutexLock lock(mutex_);
+  ++turn_;
+  changed_.notify_all();
+}
+
+void TurnLine::work_through(const Work& work) noexcept {
+  while (const auto number = take()) {
+    try {
+      work(*number);
+    } catch (const Stopped&) {
+      return;
+    } catch (...) {
+      keep(*number, std::current_exception());
+      return;
+    }
+  }
+}
+
+std::optional<std::uint64_t> TurnLine::take() {
+  const MutexLock lock(mutex_);
+  if (next_ == count_ || error_) return std::nullopt;
+  return next_++;
+}
+
+void TurnLine::keep(std::uint64_t number, const std::exception_ptr& error) noexcept {
+  const MutexLock lock(mutex_);
+  if (!error_ || number < failed_) {
+    error_ = error;
+    failed_ = number;
+  }
+  changed_.notify_all();
+}
+
+}  // namespace tensorstream

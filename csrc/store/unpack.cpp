@@ -1,0 +1,226 @@
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "platform/output_file.h"
+#include "store/checkpoint.h"
+#include "store/checkpoint_file.h"
+#include "store/pack.h"
+#include "store/packed_file_reader.h"
+#include "store/packed_index.h"
+#include "store/shown_text.h"
+#include "store/staged_folder.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct PackedShard {
+  /// As it was, below the folder.
+  std::string name;
+  File file;
+  PackedHeader header;
+};
+
+/// What was packed, opened.
+struct PackedCheckpoint {
+  fs::path folder;
+  std::vector<PackedShard> shards;
+  /// Nothing where one file was given.
+  std::optional<PackedIndex> index;
+};
+
+PackedShard open_shard(const std::string& path, std::string name) {
+  File file = File::open_for_reading(path);
+  PackedHeader header = read_packed_header(file);
+  return {std::move(name), std::move(file), std::move(header)};
+}
+
+/// By packed shard, the first of its tensors.
+std::map<std::string, std::string> shards_of(const ShardIndex& stored) {
+  std::map<std::string, std::string> shards;
+  for (const auto& [tensor, shard] : stored) shards.try_emplace(shard, tensor);
+  return shards;
+}
+
+/// The index says what the files hold, no more and no less.
+void check_index(const std::string& path, const PackedIndex& index, const ShardIndex& held) {
+  const auto [said, found] = std::ranges::mismatch(index.stored, held);
+  if (said == index.stored.end() && found == held.end()) return;
+  const std::string& tensor = said == index.stored.end() ? found->first : said->first;
+  throw FormatError(path, shown(tensor),
+                    "packed index: it and the files differ in where this is; fetch the checkpoint "
+                    "again, all of its files");
+}
+
+/// A file of another packing may have the same names and sizes.
+void check_seal(const PackedIndex& index, const std::string& shard, const std::string& path,
+                const std::string& seal) {
+  const auto recorded = index.seals.find(shard);
+  if (recorded == index.seals.end() || recorded->second != seal) {  // guard: packed-shard
+    throw FormatError(path, "",
+                      "packed shard: it is not the file of this name that was packed with its "
+                      "index; fetch the checkpoint again, all of its files");
+  }
+}
+
+PackedCheckpoint open_folder(const std::string& index_path) {
+  PackedCheckpoint packed{.folder = fs::path(index_path).parent_path(), .shards = {}, .index = {}};
+  packed.index = read_packed_index(index_path);
+  ShardIndex held;
+  for (const auto& [shard, tensor] : shards_of(packed.index->stored)) {
+    const std::string path = (packed.folder / shard).string();
+    std::error_code ignored;
+    if (fs::status(path, ignored).type() == fs::file_type::not_found) {
+      throw FormatError(index_path, shown(tensor),
+                        "missing shard: its file '" + shown(path) +
+                            "' does not exist; fetch the checkpoint again, all of its files");
+    }
+    packed.shards.push_back(open_shard(path, unpacked_name(shard).value()));
+    const PackedHeader& header = packed.shards.back().header;
+    check_seal(*packed.index, shard, path, header.seal);
+    for (const PackedTensor& one : header.tensors) held.emplace(one.stored.name, shard);
+    for (const PackedExtent& one : header.padding) held.emplace(one.name, shard);
+  }
+  check_index(index_path, *packed.index, held);
+  return packed;
+}
+
+/// Nothing where what is at `path` is not packed.
+std::optional<PackedCheckpoint> open_packed(const std::string& path) {
+  const CheckpointFile found = find_checkpoint_file(path);
+  const std::string name = fs::path(found.path).filename().string();
+  if (found.kind == CheckpointKind::kIndex) {
+    if (name != kPackedIndexName) return std::nullopt;
+    return open_folder(found.path);
+  }
+  if (!is_packed(read_safetensors_header(found.path))) return std::nullopt;
+  PackedCheckpoint packed{
+      .folder = fs::path(found.path).parent_path(), .shards = {}, .index = std::nullopt};
+  packed.shards.push_back(open_shard(found.path, unpacked_name(name).value_or(name)));
+  return packed;
+}
+
+std::uint64_t original_bytes_of(const PackedShard& shard) {
+  const HeaderText& header = shard.header.original;
+  return kHeaderLengthBytes + header.text.size() + header.data_bytes;
+}
+
+CheckpointSummary summary_of(const PackedCheckpoint& packed) {
+  CheckpointSummary summary;
+  summary.files = packed.shards.size();
+  for (const PackedShard& shard : packed.shards) {
+    summary.tensors += shard.header.tensors.size();
+    summary.encoded_tensors += static_cast<std::uint64_t>(std::ranges::count_if(
+        shard.header.tensors, [](const PackedTensor& tensor) { return tensor.encoded; }));
+    summary.original_bytes += original_bytes_of(shard);
+    summary.stored_bytes += shard.file.size_bytes();
+  }
+  return summary;
+}
+
+/// All bytes that come of it: shards, the index, the carried files.
+std::uint64_t unpacked_bytes(const PackedCheckpoint& packed) {
+  std::uint64_t size = summary_of(packed).original_bytes;
+  if (!packed.index) return size;
+  if (packed.index->original) size += packed.index->original->text.size();
+  for (const CarriedFile& file : packed.index->carried) size += file.size_bytes;
+  return size;
+}
+
+void write_shard(const PackedShard& shard, const std::string& path, unsigned threads,
+                 Progress& progress) {
+  const OutputFile out = OutputFile::create(path);
+  const std::string& text = shard.header.original.text;
+  std::array<std::byte, kHeaderLengthBytes> length{};
+  for (std::size_t i = 0; i < length.size(); ++i) {
+    length[i] = static_cast<std::byte>(text.size() >> (8 * i));
+  }
+  out.write_at(0, length);
+  out.write_at(length.size(), std::as_bytes(std::span(text)));
+  const PartSink sink = [&](const PackedTensor& tensor, std::uint64_t offset_bytes,
+                            std::span<const std::byte> bytes) {
+    out.write_at(tensor.original.offset_bytes + offset_bytes, bytes);
+  };
+  scan_packed_file(shard.file, shard.header, threads, sink, progress);
+  out.sync();
+}
+
+/// Where a carried file is; refused where it is gone.
+std::string carried_path(const PackedCheckpoint& packed, const CarriedFile& carried) {
+  std::string path = (packed.folder / carried.name).string();
+  std::error_code ignored;
+  if (fs::status(path, ignored).type() != fs::file_type::not_found) return path;
+  throw FormatError(path, "", "carried file: it is not there any more; pack again");
+}
+
+void write_rest(const PackedCheckpoint& packed, const StagedFolder& folder, Progress& progress) {
+  if (packed.index->original) {
+    const OutputFile out = OutputFile::create(folder.path_of(packed.index->original->name));
+    out.write_at(0, std::as_bytes(std::span(packed.index->original->text)));
+    out.sync();
+  }
+  for (const CarriedFile& carried : packed.index->carried) {
+    const std::string path = carried_path(packed, carried);
+    check_carried_file(path, copy_carried_file(path, folder.path_of(carried.name), progress),
+                       carried);
+  }
+}
+
+}  // namespace
+
+CheckpointSummary unpack_checkpoint(const std::string& source, const std::string& target,
+                                    unsigned threads, const ProgressSink& sink) {
+  const std::optional<PackedCheckpoint> packed = open_packed(source);
+  if (!packed) {
+    throw ConfigError("'" + source + "' is not packed: there is nothing to unpack");
+  }
+  const std::uint64_t needed_bytes = unpacked_bytes(*packed);
+  StagedFolder folder(target, needed_bytes);
+  Progress progress(sink, needed_bytes);
+  for (const PackedShard& shard : packed->shards) {
+    write_shard(shard, folder.path_of(shard.name), threads, progress);
+  }
+  if (packed->index) write_rest(*packed, folder, progress);
+  progress.finish();
+  folder.publish();
+  return summary_of(*packed);
+}
+
+CheckpointSummary verify_checkpoint(const std::string& path, unsigned threads,
+                                    const ProgressSink& sink) {
+  const std::optional<PackedCheckpoint> packed = open_packed(path);
+  if (!packed) {
+    const Checkpoint checkpoint = Checkpoint::open(path);
+    CheckpointSummary summary;
+    summary.files = checkpoint.files().size();
+    summary.tensors = checkpoint.tensors().size();
+    for (const std::string& file : checkpoint.files()) {
+      summary.original_bytes += File::open_for_reading(file).size_bytes();
+    }
+    summary.stored_bytes = summary.original_bytes;
+    return summary;
+  }
+  Progress progress(sink, unpacked_bytes(*packed));
+  for (const PackedShard& shard : packed->shards) {
+    scan_packed_file(shard.file, shard.header, threads, {}, progress);
+  }
+  if (packed->index) {
+    for (const CarriedFile& carried : packed->index->carried) {
+      const std::string file = carried_path(*packed, carried);
+      check_carried_file(file, examine_carried_file(file, progress), carried);
+    }
+  }
+  progress.finish();
+  return summary_of(*packed);
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,286 @@
+// Checkpoints are packed and come back byte for byte.
+#include "store/pack.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <stdexcept>
+#include <string>
+
+#include "packed_files.h"
+#include "platform/folder.h"
+#include "store/checkpoint.h"
+#include "store/packed_header.h"
+#include "store/safetensors.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream::testing {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
+
+constexpr const char* kIndex = "model.safetensors.index.json";
+
+/// Two shards, one in a folder, with an index, and files to carry along.
+void write_sharded(const TemporaryFolder& folder) {
+  folder.write("src/model-1.safetensors", mixed_file());
+  folder.write("src/sub/model-2.safetensors",
+               file_of({{"head", "F16", "[40000]", noise(80'000)},
+                        {"last", "BF16", "[300,100]", weights(30'000, 9)}}));
+  std::string map;
+  for (const char* name : {"norm", "big", "ids", "empty", "noise", "long", "scalar", "second"}) {
+    map += std::string("\"") + name + R"(": "model-1.safetensors",)";
+  }
+  folder.write(std::string("src/") + kIndex,
+               R"({"metadata": {"total_size": 7, "é": [1.5]}, "weight_map": {)" + map +
+                   R"("head":"sub/model-2.safetensors", "last":"sub/model-2.safetensors"}})"
+                   "\n");
+  folder.write("src/config.json", "{\"model_type\": \"é\"}");
+  folder.write("src/tokenizer/vocab.txt", noise(3'000'000, 4));
+  folder.write("src/empty.txt", "");
+  folder.write("src/.cache/left.lock", "out");
+  folder.write("src/.gitattributes", "out");
+}
+
+std::map<std::string, std::string> without_hidden(std::map<std::string, std::string> files) {
+  files.erase(".cache/left.lock");
+  files.erase(".gitattributes");
+  return files;
+}
+
+TEST(Pack, AFolderOfShardsComesBackByteForByte) {
+  const TemporaryFolder folder;
+  write_sharded(folder);
+  const auto original = without_hidden(files_below(folder.path("src")));
+  for (const std::uint32_t level : {0U, 1U, 4U, 9U}) {
+    const std::string name = std::to_string(level);
+    const CheckpointSummary packed = pack_checkpoint(folder.path("src"), folder.path("p" + name),
+                                                     {CompressionLevel(level), 2}, {});
+    EXPECT_EQ(packed.files, 2U);
+    EXPECT_EQ(packed.tensors, 10U);
+    EXPECT_EQ(packed.encoded_tensors, level == 0 ? 0U : 3U);
+    const CheckpointSummary verified = verify_checkpoint(folder.path("p" + name), 2, {});
+    EXPECT_EQ(verified.encoded_tensors, packed.encoded_tensors);
+    EXPECT_EQ(verified.original_bytes, packed.original_bytes);
+    EXPECT_EQ(verified.stored_bytes, packed.stored_bytes);
+    unpack_checkpoint(folder.path("p" + name), folder.path("u" + name), 2, {});
+    EXPECT_EQ(files_below(folder.path("u" + name)), original);
+  }
+}
+
+TEST(Pack, OneFileIsPackedAloneAndUnpackedAlone) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("src/model.safetensors", mixed_file());
+  folder.write("src/config.json", "{}");
+  pack_checkpoint(path, folder.path("p"), kTwoThreads, {});
+  EXPECT_FALSE(fs::exists(folder.path("p/config.json")));
+  unpack_checkpoint(folder.path("p/packed-model.safetensors"), folder.path("u"), 2, {});
+  EXPECT_EQ(files_below(folder.path("u")),
+            (std::map<std::string, std::string>{{"model.safetensors", mixed_file()}}));
+}
+
+TEST(Pack, TheBytesAreTheSameForEveryNumberOfThreads) {
+  const TemporaryFolder folder;
+  write_sharded(folder);
+  for (const unsigned threads : {1U, 2U, 5U}) {
+    pack_checkpoint(folder.path("src"), folder.path("p" + std::to_string(threads)),
+                    {CompressionLevel(4), threads}, {});
+  }
+  EXPECT_EQ(files_below(folder.path("p1")), files_below(folder.path("p2")));
+  EXPECT_EQ(files_below(folder.path("p1")), files_below(folder.path("p5")));
+}
+
+TEST(Pack, PackedFilesAreSafetensorsWithAlignedTensors) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("model.safetensors", mixed_file());
+  const CheckpointSummary packed = pack_checkpoint(path, folder.path("p"), kTwoThreads, {});
+  EXPECT_LT(packed.stored_bytes, packed.original_bytes);
+  const std::string file = folder.path("p/packed-model.safetensors");
+  const SafetensorsHeader header = read_safetensors_header(file);
+  std::map<std::string, StoredTensor> tensors;
+  for (const StoredTensor& tensor : header.tensors) {
+    tensors.emplace(tensor.name, tensor);
+    if (tensor.name.starts_with("tensorstream.padding.") || tensor.size_bytes == 0) continue;
+    EXPECT_EQ(tensor.offset_bytes % (tensor.size_bytes < 4096 ? 64 : 4096), 0U) << tensor.name;
+  }
+  EXPECT_EQ(tensors.at("tensorstream.frames.big").dtype, Dtype::kU8);
+  EXPECT_EQ(tensors.at("tensorstream.frames.big").size_bytes % 4096, 0U);
+  EXPECT_FALSE(tensors.contains("big"));
+  // Neither noise nor integers are worth coding: they are as they were.
+  for (const char* name : {"norm", "ids", "empty", "noise", "long", "scalar"}) {
+    EXPECT_TRUE(tensors.contains(name)) << name;
+  }
+  EXPECT_EQ(tensors.at("long").shape, (std::vector<std::uint64_t>{600000}));
+}
+
+TEST(Pack, APackedHeaderTellsOfTheTensorsAsTheyWere) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("model.safetensors", mixed_file());
+  pack_checkpoint(path, folder.path("p"), kTwoThreads, {});
+  const SafetensorsHeader original = read_safetensors_header(path);
+  const PackedHeader packed =
+      read_packed_header(File::open_for_reading(folder.path("p/packed-model.safetensors")));
+  ASSERT_EQ(packed.tensors.size(), original.tensors.size());
+  for (std::size_t i = 0; i < original.tensors.size(); ++i) {
+    EXPECT_EQ(packed.tensors[i].original.name, original.tensors[i].name);
+    EXPECT_EQ(packed.tensors[i].original.dtype, original.tensors[i].dtype);
+    EXPECT_EQ(packed.tensors[i].original.shape, original.tensors[i].shape);
+    EXPECT_EQ(packed.tensors[i].original.offset_bytes, original.tensors[i].offset_bytes);
+  }
+}
+
+TEST(Pack, WhatIsPackedIsNeitherPackedAgainNorOpened) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("model.safetensors", mixed_file());
+  pack_checkpoint(path, folder.path("p"), kTwoThreads, {});
+  const std::string file = folder.path("p/packed-model.safetensors");
+  const auto refused = AllOf(HasSubstr(file), HasSubstr("packed"), HasSubstr("unpack"));
+  for (const std::string& source : {folder.path("p"), file}) {
+    EXPECT_THAT([&] { pack_checkpoint(source, folder.path("q"), kTwoThreads, {}); },
+                ThrowsMessage<UnsupportedError>(refused));
+    EXPECT_THAT([&] { Checkpoint::open(source); }, ThrowsMessage<UnsupportedError>(refused));
+  }
+  EXPECT_FALSE(fs::exists(folder.path("q")));
+  EXPECT_THAT([&] { unpack_checkpoint(path, folder.path("q"), 1, {}); },
+              ThrowsMessage<ConfigError>(HasSubstr("is not packed")));
+}
+
+TEST(Pack, NamesOfThePackedFormatAreRefused) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("m.safetensors", one_tensor("tensorstream.frames.w", 4));
+  EXPECT_THAT([&] { pack_checkpoint(path, folder.path("p"), kTwoThreads, {}); },
+              ThrowsMessage<UnsupportedError>(HasSubstr("'tensorstream.frames.w'")));
+  const std::string blob = folder.write("blob", one_tensor("w", 4));
+  EXPECT_THAT([&] { pack_checkpoint(blob, folder.path("p"), kTwoThreads, {}); },
+              ThrowsMessage<ConfigError>(HasSubstr(".safetensors")));
+}
+
+TEST(Pack, ATargetThatHoldsSomethingIsLeftAlone) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("m.safetensors", one_tensor("w", 4));
+  folder.write("full/mine", "x");
+  folder.write("file", "x");
+  fs::create_directory(folder.path("empty"));
+  for (const char* target : {"full", "full/", "file"}) {
+    EXPECT_THROW(pack_checkpoint(path, folder.path(target), kTwoThreads, {}), ConfigError);
+  }
+  EXPECT_THROW(pack_checkpoint(path, "", kTwoThreads, {}), ConfigError);
+  EXPECT_EQ(read_file(folder.path("full/mine")), "x");
+  EXPECT_NO_THROW(pack_checkpoint(path, folder.path("empty/"), kTwoThreads, {}));
+  EXPECT_NO_THROW(pack_checkpoint(path, folder.path("a/new/one"), kTwoThreads, {}));
+  EXPECT_NO_THROW(verify_checkpoint(folder.path("empty"), 1, {}));
+  EXPECT_NO_THROW(verify_checkpoint(folder.path("a/new/one"), 1, {}));
+}
+
+TEST(Pack, ADiskThatIsTooSmallIsRefusedBeforeAnythingIsWritten) {
+  const TemporaryFolder folder;
+  // 4 TiB of zeros that take no room.
+  constexpr std::uint64_t kHuge = std::uint64_t{1} << 42U;
+  const std::string size = std::to_string(kHuge);
+  const std::string path = folder.write(
+      "huge.safetensors",
+      safetensors_bytes(
+          R"({"w":{"dtype":"U8","shape":[)" + size + R"(],"data_offsets":[0,)" + size + "]}}", 0));
+  std::error_code error;
+  fs::resize_file(path, fs::file_size(path) + kHuge, error);
+  if (error) GTEST_SKIP() << "this file system holds no such file: " << error.message();
+  if (free_disk_bytes(folder.path()) > kHuge) GTEST_SKIP() << "this disk is large";
+  try {
+    pack_checkpoint(path, folder.path("p"), kTwoThreads,
+                    [](std::uint64_t, std::uint64_t) { throw std::runtime_error("it has begun"); });
+    FAIL() << "packed";
+  } catch (const IoError& raised) {
+    EXPECT_EQ(raised.error_number(), ENOSPC);
+    EXPECT_THAT(raised.what(), AllOf(HasSubstr(folder.path("p")), HasSubstr("are free")));
+  }
+  const auto left = fs::directory_iterator(folder.path());
+  EXPECT_EQ(std::distance(begin(left), end(left)), 1);
+}
+
+TEST(Pack, ASourceThatChangesMeanwhileIsAnError) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("m.safetensors", mixed_file());
+  bool changed = false;
+  const ProgressSink change = [&](std::uint64_t, std::uint64_t) {
+    if (std::exchange(changed, true)) return;
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-1, std::ios::end);
+    file.put('!');
+  };
+  try {
+    pack_checkpoint(path, folder.path("p"), {CompressionLevel(4), 1}, change);
+    FAIL() << "packed";
+  } catch (const IoError& error) {
+    EXPECT_EQ(error.path(), path);
+    EXPECT_THAT(error.what(), HasSubstr("changed since it was opened"));
+  }
+  EXPECT_TRUE(changed);
+  EXPECT_EQ(files_below(folder.path()).size(), 1U);
+}
+
+TEST(Pack, WhatTheSinkRaisesEndsTheWorkAndLeavesNothing) {
+  const TemporaryFolder folder;
+  write_sharded(folder);
+  const std::size_t before = files_below(folder.path()).size();
+  std::uint64_t calls = 0;
+  EXPECT_THROW(pack_checkpoint(folder.path("src"), folder.path("p"), kTwoThreads,
+                               [&](std::uint64_t, std::uint64_t) {
+                                 if (++calls == 2) throw std::runtime_error("stop");
+                               }),
+               std::runtime_error);
+  EXPECT_EQ(files_below(folder.path()).size(), before);
+  EXPECT_FALSE(fs::exists(folder.path("p")));
+  EXPECT_FALSE(fs::exists(folder.path(".p.tensorstream-partial")));
+}
+
+TEST(Pack, TheSinkIsToldOfAllBytes) {
+  const TemporaryFolder folder;
+  write_sharded(folder);
+  std::uint64_t last = 0;
+  std::uint64_t all = 0;
+  const ProgressSink sink = [&](std::uint64_t done, std::uint64_t total) {
+    EXPECT_GE(done, last);
+    EXPECT_LE(done, total);
+    last = done;
+    all = total;
+  };
+  pack_checkpoint(folder.path("src"), folder.path("p"), kTwoThreads, sink);
+  EXPECT_GT(last, 8'000'000U);
+  EXPECT_EQ(last, all);
+}
+
+TEST(Pack, WhatAKilledRunLeftIsRemovedAndWhatRunsIsNot) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("m.safetensors", one_tensor("w", 4));
+  folder.write(".p.tensorstream-partial/packed-m.safetensors", "half");
+  folder.write(".p.tensorstream-partial/old/rest", "half");
+  {
+    const LockedFolder other = LockedFolder::hold(folder.path(".p.tensorstream-partial"));
+    EXPECT_THAT([&] { pack_checkpoint(path, folder.path("p"), kTwoThreads, {}); },
+                ThrowsMessage<IoError>(HasSubstr("another process")));
+    EXPECT_TRUE(fs::exists(folder.path(".p.tensorstream-partial/old/rest")));
+  }
+  pack_checkpoint(path, folder.path("p"), kTwoThreads, {});
+  EXPECT_FALSE(fs::exists(folder.path(".p.tensorstream-partial")));
+  EXPECT_EQ(files_below(folder.path("p")).size(), 2U);
+  EXPECT_NO_THROW(verify_checkpoint(folder.path("p"), 1, {}));
+}
+
+TEST(Verify, OfPlainFilesLooksAtHeadersAndIndex) {
+  const TemporaryFolder folder;
+  write_sharded(folder);
+  const CheckpointSummary plain = verify_checkpoint(folder.path("src"), 2, {});
+  EXPECT_EQ(plain.files, 2U);
+  EXPECT_EQ(plain.tensors, 10U);
+  EXPECT_EQ(plain.encoded_tensors, 0U);
+  EXPECT_EQ(plain.original_bytes, plain.stored_bytes);
+  fs::resize_file(folder.path("src/model-1.safetensors"), 1'000'000);
+  EXPECT_THROW(verify_checkpoint(folder.path("src"), 2, {}), FormatError);
+}
+
+}  // namespace
+}  // namespace tensorstream::testing
