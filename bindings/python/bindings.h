@@ -23,5 +23,6 @@ void init_store(nb::module_& module);
 void init_planning(nb::module_& module);
 void init_engine(nb::module_& module);
 void init_codec(nb::module_& module);
+void init_pack(nb::module_& module);
 
 }  // namespace tensorstream

@@ -13,4 +13,5 @@ NB_MODULE(_native, module) {
   tensorstream::init_planning(module);
   tensorstream::init_engine(module);
   tensorstream::init_codec(module);
+  tensorstream::init_pack(module);
 }

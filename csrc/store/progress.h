@@ -20,12 +20,13 @@ class Progress {
 
   void add(std::uint64_t done_bytes) {
     const std::uint64_t done = done_bytes_.fetch_add(done_bytes) + done_bytes;
-    if (sink_ && std::this_thread::get_id() == owner_) sink_(done, total_bytes_);
+    const bool own = std::this_thread::get_id() == owner_;
+    if (sink_ && own && done < total_bytes_) sink_(done, total_bytes_);
   }
 
-  /// Tells the sink once more: what other threads did last, too.
+  /// Tells the sink that all is done, which it is told once.
   void finish() const {
-    if (sink_) sink_(done_bytes_, total_bytes_);
+    if (sink_) sink_(total_bytes_, total_bytes_);
   }
 
  private:

@@ -13,11 +13,20 @@ from tensorstream.exceptions import (
     TensorStreamError,
     UnsupportedError,
 )
+from tensorstream.io import pack, unpack, verify
 from tensorstream.loading import from_pretrained
-from tensorstream.report import GroupInfo, MemoryEstimate, ModelAnalysis, Plan, Stats
+from tensorstream.report import (
+    CheckpointReport,
+    GroupInfo,
+    MemoryEstimate,
+    ModelAnalysis,
+    Plan,
+    Stats,
+)
 
 __all__ = [
     "BudgetError",
+    "CheckpointReport",
     "Config",
     "ConfigError",
     "CudaError",
@@ -35,10 +44,13 @@ __all__ = [
     "estimate_memory",
     "from_pretrained",
     "offload",
+    "pack",
     "plan",
     "restore",
     "set_budget",
     "stats",
+    "unpack",
+    "verify",
 ]
 
 _log.connect()

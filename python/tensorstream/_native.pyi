@@ -533,3 +533,28 @@ def decode_tensor(frames: Annotated[NDArray[numpy.uint8], dict(shape=(None,), or
     """
     A tensor's bytes from its frames; a FormatError names path, tensor, frame and chunk.
     """
+
+class CheckpointSummary:
+    @property
+    def files(self) -> int: ...
+
+    @property
+    def tensors(self) -> int: ...
+
+    @property
+    def encoded_tensors(self) -> int: ...
+
+    @property
+    def original_bytes(self) -> int: ...
+
+    @property
+    def stored_bytes(self) -> int: ...
+
+def pack_checkpoint(source: str, target: str, level: int, threads: int, progress: Callable[[int, int], None]) -> CheckpointSummary:
+    """Packs a checkpoint into a new folder; 0 threads are one a processor."""
+
+def unpack_checkpoint(source: str, target: str, threads: int, progress: Callable[[int, int], None]) -> CheckpointSummary:
+    """Gives back the files of a packed checkpoint in a new folder."""
+
+def verify_checkpoint(path: str, threads: int, progress: Callable[[int, int], None]) -> CheckpointSummary:
+    """Checks a checkpoint, packed or not."""

@@ -169,6 +169,36 @@ class Stats:
     stalled_share: float
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckpointReport:
+    """What a checkpoint is made of, packed or not.
+
+    Attributes:
+        files: Safetensors files.
+        tensors: Tensors in them, as they are named by who made the checkpoint.
+        encoded_tensors: Of these, those that are coded.
+        original_bytes: The safetensors files as they were made.
+        stored_bytes: The same files as they are now.
+    """
+
+    files: int
+    tensors: int
+    encoded_tensors: int
+    original_bytes: int
+    stored_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """What is stored, as a share of what was made."""
+        return self.stored_bytes / self.original_bytes if self.original_bytes else 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tensors} tensors in {self.files} files, {self.encoded_tensors} of them coded: "
+            f"{size(self.original_bytes)}, stored in {size(self.stored_bytes)} ({self.ratio:.3f})"
+        )
+
+
 PLACEMENTS = {
     _native.Placement.RESIDENT: "resident",
     _native.Placement.STREAMED: "streamed",
@@ -210,6 +240,7 @@ def make_stats(
     statistics: _native.Statistics, torch_part: _native.CeilingStatistics | None, backend: str
 ) -> Stats:
     """Statistics as plain values."""
+<<<<<<< HEAD
     values = {
         "torch_bytes": 0 if torch_part is None else torch_part.torch_bytes,
         "beyond_bytes": 0 if torch_part is None else torch_part.beyond_bytes,
@@ -219,3 +250,13 @@ def make_stats(
         if field.name != "backend" and field.name not in values:
             values[field.name] = getattr(statistics, field.name)
     return Stats(backend, **values)
+=======
+    names = [field.name for field in dataclasses.fields(Stats) if field.name != "backend"]
+    return Stats(backend, **{name: getattr(statistics, name) for name in names})
+
+
+def make_checkpoint_report(summary: _native.CheckpointSummary) -> CheckpointReport:
+    """What a checkpoint is made of as plain values."""
+    names = [field.name for field in dataclasses.fields(CheckpointReport)]
+    return CheckpointReport(**{name: getattr(summary, name) for name in names})
+>>>>>>> d3dafee (python: pack, verify and unpack checkpoints)

@@ -1,0 +1,145 @@
+"""Packed checkpoints: safetensors in which weights are coded without loss."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from tensorstream import _native
+from tensorstream.api import PathLike
+from tensorstream.exceptions import ConfigError
+from tensorstream.report import CheckpointReport, make_checkpoint_report
+
+Progress = Callable[[int, int], None]
+
+
+def pack(
+    source: PathLike,
+    target: PathLike,
+    *,
+    level: int = 4,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> CheckpointReport:
+    """Packs a checkpoint: its weights take two thirds of their bytes, and no bit is lost.
+
+    The new folder holds safetensors files with an index, and every other file of the source as it is,
+    but for hidden ones. It appears when it is whole. Plain loaders find no model in it; `unpack` gives
+    the source's files back.
+
+    Args:
+        source: A folder with safetensors files, one file, or an index of several.
+        target: The folder to make. It does not exist, or is empty.
+        level: 1 to 9: from fastest to smallest. 0 codes nothing and only adds checksums.
+        threads: How many work; None takes one a processor.
+        progress: Called with the bytes done and all bytes; None shows a line on a terminal.
+
+    Returns:
+        What was packed, and how small it became.
+
+    Raises:
+        ConfigError: The level is none, the source holds no model, or the target is not empty.
+        FormatError: A file of the source breaks its format.
+        IoError: A file cannot be read or written, the disk may be too small (nothing is written then),
+            or the source changed meanwhile.
+        UnsupportedError: The source is packed already.
+    """
+    if not isinstance(level, int) or level < 0:
+        raise ConfigError(f"level is {level!r}; give a whole number from 0 to 9")
+    summary = _native.pack_checkpoint(
+        os.fspath(source), os.fspath(target), level, _threads(threads), _shown(progress, "packing")
+    )
+    return make_checkpoint_report(summary)
+
+
+def unpack(
+    source: PathLike,
+    target: PathLike,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> CheckpointReport:
+    """Makes a folder with the files that were packed, each byte for byte what it was.
+
+    Args:
+        source: A packed folder, or one packed file.
+        target: The folder to make. It does not exist, or is empty.
+        threads: How many work; None takes one a processor.
+        progress: Called with the bytes done and all bytes; None shows a line on a terminal.
+
+    Returns:
+        What was packed.
+
+    Raises:
+        ConfigError: The source is not packed, or the target is not empty.
+        FormatError: A packed file is damaged; the message names the file, and the tensor and chunk
+            where the damage is in one.
+        IoError: A file cannot be read or written, or the disk is too small.
+    """
+    summary = _native.unpack_checkpoint(
+        os.fspath(source), os.fspath(target), _threads(threads), _shown(progress, "unpacking")
+    )
+    return make_checkpoint_report(summary)
+
+
+def verify(
+    path: PathLike, *, threads: int | None = None, progress: Progress | None = None
+) -> CheckpointReport:
+    """Checks a checkpoint: every byte of packed files, headers and index of others.
+
+    Args:
+        path: A folder, a safetensors file or an index.
+        threads: How many work; None takes one a processor.
+        progress: Called with the bytes done and all bytes; None shows a line on a terminal.
+
+    Returns:
+        What the checkpoint is made of.
+
+    Raises:
+        ConfigError: There is no model at `path`.
+        FormatError: A file is damaged or breaks its format; the message names the file, and the tensor
+            and chunk where the damage is in one.
+        IoError: A file cannot be read.
+    """
+    summary = _native.verify_checkpoint(
+        os.fspath(path), _threads(threads), _shown(progress, "verifying")
+    )
+    return make_checkpoint_report(summary)
+
+
+def _threads(threads: int | None) -> int:
+    """The engine's number: 0 is one a processor."""
+    if threads is None:
+        return 0
+    if not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"threads is {threads!r}; give a whole number from 1 on, or None")
+    return threads
+
+
+def _shown(progress: Progress | None, what: str) -> Progress:
+    if progress is not None:
+        return progress
+    return _Line(what) if sys.stderr is not None and sys.stderr.isatty() else _nothing
+
+
+def _nothing(done_bytes: int, total_bytes: int) -> None:
+    """Is called all the same: it is where Ctrl-C is seen."""
+
+
+class _Line:
+    """One line on the terminal, written again at each percent."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._written = ""
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        share = done_bytes / total_bytes if total_bytes else 1.0
+        text = f"\r{self._what} {_native.format_size(total_bytes)}: {share:4.0%}"
+        if text != self._written:
+            sys.stderr.write(text)
+        self._written = text
+        if done_bytes == total_bytes:
+            sys.stderr.write("\n")
+        sys.stderr.flush()
