@@ -216,6 +216,35 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(shown) == count
 
 
+MEASURED = """
+import sys
+import tensorstream as ts
+from tensorstream._native import resident_size
+source, folder = sys.argv[1:]
+before = resident_size().peak_bytes
+ts.pack(source, folder + "/packed", threads=2)
+ts.verify(folder + "/packed", threads=2)
+ts.unpack(folder + "/packed", folder + "/back", threads=2)
+print(resident_size().peak_bytes - before)
+"""
+
+
+def test_a_large_tensor_is_never_whole_in_memory(tmp_path: Path) -> None:
+    elements = 100 * 2**20
+    header = json.dumps({
+        "coded": {"dtype": "BF16", "shape": [elements], "data_offsets": [0, 2 * elements]},
+        "kept": {"dtype": "U8", "shape": [elements], "data_offsets": [2 * elements, 3 * elements]},
+    }).encode()  # fmt: skip
+    source = tmp_path / "model.safetensors"
+    with source.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 3 * elements)
+    command = [sys.executable, "-c", MEASURED, str(source), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 32 * 2**20
+    assert filecmp.cmp(source, tmp_path / "back" / "model.safetensors", shallow=False)
+
+
 # Forks instead of starting Python anew for each run: importing takes a hundred times as long as packing.
 KILLED = """
 import os, random, signal, sys, time
