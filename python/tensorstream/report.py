@@ -240,7 +240,6 @@ def make_stats(
     statistics: _native.Statistics, torch_part: _native.CeilingStatistics | None, backend: str
 ) -> Stats:
     """Statistics as plain values."""
-<<<<<<< HEAD
     values = {
         "torch_bytes": 0 if torch_part is None else torch_part.torch_bytes,
         "beyond_bytes": 0 if torch_part is None else torch_part.beyond_bytes,
@@ -250,13 +249,9 @@ def make_stats(
         if field.name != "backend" and field.name not in values:
             values[field.name] = getattr(statistics, field.name)
     return Stats(backend, **values)
-=======
-    names = [field.name for field in dataclasses.fields(Stats) if field.name != "backend"]
-    return Stats(backend, **{name: getattr(statistics, name) for name in names})
 
 
 def make_checkpoint_report(summary: _native.CheckpointSummary) -> CheckpointReport:
     """What a checkpoint is made of as plain values."""
     names = [field.name for field in dataclasses.fields(CheckpointReport)]
     return CheckpointReport(**{name: getattr(summary, name) for name in names})
->>>>>>> d3dafee (python: pack, verify and unpack checkpoints)
