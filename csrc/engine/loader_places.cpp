@@ -370,7 +370,7 @@ std::uint64_t Loader::give_way(std::uint64_t wanted_bytes) {
       left = next;
     }
     left->loaded->synchronize();
-    left->last_use->synchronize();  // guard: wait-before-giving-way
+    left->last_use->synchronize();
     freed += leaving.size_bytes();
   }
 }
