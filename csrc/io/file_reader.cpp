@@ -14,26 +14,14 @@
 namespace tensorstream {
 namespace {
 
-class PreadReader final : public Reader {
+/// What both ways to read a file have in common.
+class FileReader : public Reader {
  public:
-  explicit PreadReader(const std::string& path) : file_(File::open_for_reading(path)) {}
+  explicit FileReader(const std::string& path) : file_(File::open_for_reading(path)) {}
 
   const std::string& name() const noexcept override { return file_.path(); }
   Tier tier() const noexcept override { return Tier::kDisk; }
   std::uint64_t size_bytes() const noexcept override { return file_.size_bytes(); }
-
-  std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
-                                     std::uint64_t size_bytes) const override {
-    auto window =
-        std::make_unique<FileWindow>(shared_from_this(), file_, lease_, offset_bytes, size_bytes);
-    return window->is_quick() ? std::move(window) : nullptr;
-  }
-
-  void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
-    file_.read_exact(offset_bytes, out);
-    // Afterwards: bytes of a file that was rewritten meanwhile are not handed out either.
-    file_.check_unchanged();  // guard: read-unchanged
-  }
 
   bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
     return ends_in_page_cache(file_, offset_bytes, size_bytes);
@@ -43,54 +31,67 @@ class PreadReader final : public Reader {
     read_into_page_cache(file_, offset_bytes, size_bytes);
   }
 
+ protected:
+  const File& file() const noexcept { return file_; }
+  std::unique_ptr<FileWindow> make_window(std::uint64_t offset_bytes,
+                                          std::uint64_t size_bytes) const {
+    return std::make_unique<FileWindow>(shared_from_this(), file_, lease_, offset_bytes,
+                                        size_bytes);
+  }
+
  private:
   const File file_;
+
   mutable FileLease lease_{file_};
+};
+
+class PreadReader final : public FileReader {
+ public:
+  using FileReader::FileReader;
+
+  std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
+                                     std::uint64_t size_bytes) const override {
+    auto window = make_window(offset_bytes, size_bytes);
+    return window->is_quick() ? std::move(window) : nullptr;
+  }
+
+  void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
+    file().read_exact(offset_bytes, out);
+    // Afterwards: bytes of a file that was rewritten meanwhile are not handed out either.
+    file().check_unchanged();  // guard: read-unchanged
+  }
 };
 
 /// Pages of the mapping count as this process's memory while they are mapped, so they are let go as
 /// soon as they are copied. Small reads go by pread: mapping pages for them costs more than the
 /// copy, and the kernel may map 2 MiB for one byte.
-class MmapReader final : public Reader {
+class MmapReader final : public FileReader {
  public:
   explicit MmapReader(const std::string& path)
-      : file_(File::open_for_reading(path)), mapping_(Mapping::of_file(file_)) {}
-
-  const std::string& name() const noexcept override { return file_.path(); }
-  Tier tier() const noexcept override { return Tier::kDisk; }
-  std::uint64_t size_bytes() const noexcept override { return file_.size_bytes(); }
+      : FileReader(path), mapping_(Mapping::of_file(file())) {}
 
   std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
                                      std::uint64_t size_bytes) const override {
-    auto window =
-        std::make_unique<FileWindow>(shared_from_this(), file_, lease_, offset_bytes, size_bytes);
+    auto window = make_window(offset_bytes, size_bytes);
     return window->works() ? std::move(window) : nullptr;
   }
 
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
     if (out.size() < kSmallBytes) {
-      file_.read_exact(offset_bytes, out);
+      file().read_exact(offset_bytes, out);
     } else {
       // A page behind the end of a truncated file is a fatal signal, not an error: look first.
-      file_.check_unchanged();  // guard: mapping-unchanged
+      file().check_unchanged();  // guard: mapping-unchanged
       copy_in_windows(offset_bytes, out);
     }
-    file_.check_unchanged();  // guard: copy-unchanged
-  }
-
-  bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
-    return ends_in_page_cache(file_, offset_bytes, size_bytes);
-  }
-
-  void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
-    read_into_page_cache(file_, offset_bytes, size_bytes);
+    file().check_unchanged();  // guard: copy-unchanged
   }
 
  private:
   static constexpr std::uint64_t kSmallBytes = 1_MiB;
   static constexpr std::uint64_t kWindowBytes = 8_MiB;
-  /// The kernel maps up to a huge page around a page that is touched, where the page cache has it.
-  static constexpr std::uint64_t kMappedAroundBytes = 2_MiB;
+  /// The kernel maps up to this around a page that is touched, where the page cache has it.
+  static constexpr std::uint64_t kMappedAroundBytes = kHugePageBytes;
 
   void copy_in_windows(std::uint64_t offset_bytes, std::span<std::byte> out) const {
     check_inside(offset_bytes, out.size());
@@ -126,11 +127,7 @@ class MmapReader final : public Reader {
     mapping_.release_pages(offset_bytes - before, before + size_bytes + kMappedAroundBytes);
   }
 
-  // Constant after construction.
-  const File file_;
   const Mapping mapping_;
-
-  mutable FileLease lease_{file_};
 };
 
 }  // namespace

@@ -13,8 +13,6 @@
 namespace tensorstream {
 namespace {
 
-/// Pages lie in memory as in the file within this, so that the kernel can map a huge one at once.
-constexpr std::uint64_t kHugePageBytes = 2_MiB;
 /// What one core copies a second at most; a window whose pages come no quicker is not worth it.
 constexpr double kQuickBytesPerSecond = 25e9;
 constexpr int kTries = 3;

@@ -17,8 +17,6 @@
 namespace tensorstream {
 namespace {
 
-constexpr std::uint64_t kHugePageBytes = 2_MiB;
-
 void log_failed(const char* call, std::uint64_t size_bytes, int error_number) noexcept {
   std::array<char, 128> message{};
   std::snprintf(message.data(), message.size(), "%s of %llu bytes failed: errno %d", call,

@@ -10,6 +10,9 @@
 
 namespace tensorstream {
 
+/// What the kernel maps at once where memory, or the page cache, has it in one piece.
+inline constexpr std::uint64_t kHugePageBytes = std::uint64_t{2} << 20U;
+
 /// What code may do with a range of memory.
 enum class Access { kNone, kReadWrite };
 
