@@ -61,15 +61,6 @@ std::uint64_t LoadedGroup::window_bytes() const noexcept {
   return sum;
 }
 
-std::uint64_t LoadedGroup::copied_end_bytes(const SourceTable& sources) const noexcept {
-  std::uint64_t end = 0;
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    if (!windows.empty() && windows[i] != nullptr) continue;
-    end = std::max(end, layout.offsets_bytes[i] + sources.tensors()[tensors[i]].size_bytes);
-  }
-  return end;
-}
-
 std::exception_ptr LoadedGroup::close_windows() noexcept {
   std::exception_ptr changed;
   for (const auto& shown : windows) {

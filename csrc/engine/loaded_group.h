@@ -33,8 +33,6 @@ struct LoadedGroup {
   bool drop_replaced_windows(const SourceTable& sources);
   /// Bytes that the windows take while they are open.
   std::uint64_t window_bytes() const noexcept;
-  /// Where the last tensor without a window ends in the group's place; 0 where all have one.
-  std::uint64_t copied_end_bytes(const SourceTable& sources) const noexcept;
   /// Lets go of the pages in windows, and of what was written to them. An IoError where they
   /// changed while they were used; null elsewhere.
   [[nodiscard]] std::exception_ptr close_windows() noexcept;

@@ -34,7 +34,6 @@ Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging,
       staging_(staging),
       order_({}),
       copy_stream_(device_.create_stream()) {
-  if (prefetch_ == Prefetch::kReadAhead) read_ahead_ = std::make_unique<ReadAhead>(sources_);
   for (LoadedGroup& group : groups) {
     auto slot = std::make_unique<Slot>();
     slot->loaded = device_.create_event();
@@ -234,7 +233,7 @@ void Loader::release(GroupId group, Stream& stream) {
 
 void Loader::release_all(Stream& stream) noexcept {
   try {
-    if (read_ahead_ != nullptr) finish_work(stream);
+    if (prefetch_ == Prefetch::kReadAhead) finish_work(stream);
     const MutexLock lock(mutex_);
     for (const auto& owned : slots_) {
       Slot& slot = *owned;
@@ -399,7 +398,6 @@ Loader::Issue Loader::issue(Slot& slot) {
   if (read_ahead_ != nullptr) read_ahead_->drop(slot.group.id);
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
   Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}};
-  make_room_for_windows(slot);
   place_of(slot).add_to(*result.load, slot.group, sources_, options_.piece_bytes);
   evict_overlapping(slot, result);
   return result;
@@ -434,6 +432,7 @@ void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
     stream.poison(other->data, other->group.layout.size_bytes);
   }
   stream.wait(*slot.last_use);  // guard: wait-for-own-reader
+  make_room_for_windows(slot, stream);
   std::byte* const data = slot.data;
   stream.set_access(data, slot.group.layout.size_bytes, Access::kReadWrite);
   stream.poison(data, slot.group.layout.size_bytes);

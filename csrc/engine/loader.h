@@ -152,8 +152,9 @@ class Loader {
   static GroupPlace place_of(const Slot& slot);
   void finish_work(Stream& stream) const;
   static std::exception_ptr close_windows(Slot& slot) noexcept;
-  void make_room_for_windows(const Slot& slot) TS_REQUIRES(mutex_);
+  static void make_room_for_windows(const Slot& slot, Stream& stream);
   void find_windows() TS_REQUIRES(mutex_);
+  void start_threads() TS_REQUIRES(mutex_);
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
   void check_health(const Event& event) TS_REQUIRES(mutex_);
   // In loader_places.cpp.
@@ -207,7 +208,6 @@ class Loader {
   std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
   std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;
   std::size_t windows_ TS_GUARDED_BY(mutex_) = 0;
-  std::uint64_t touched_bytes_ TS_GUARDED_BY(mutex_) = 0;  // of the arena, where windows are used
   bool dirty_ TS_GUARDED_BY(mutex_) = true;
   Statistics counted_ TS_GUARDED_BY(mutex_);
   Clock::time_point last_finish_ TS_GUARDED_BY(mutex_);
@@ -216,8 +216,8 @@ class Loader {
   ConditionVariable work_;
   ConditionVariable changed_;
   std::unique_ptr<Stream> copy_stream_;
-  std::unique_ptr<ReadAhead> read_ahead_;  // null for other ways to prefetch
-  std::jthread thread_;                    // last: it uses all of the above
+  std::unique_ptr<ReadAhead> read_ahead_ TS_GUARDED_BY(mutex_);  // for Prefetch::kReadAhead alone
+  std::jthread thread_;                                          // last: it uses all of the above
 };
 
 }  // namespace tensorstream

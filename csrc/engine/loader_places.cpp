@@ -1,5 +1,6 @@
 // Where the loader's groups are: by a plan, and as residents give way and come back.
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "engine/loader.h"
@@ -37,24 +38,18 @@ void Loader::finish_work(Stream& stream) const {
   if (&stream != &device_.caller_stream()) stream.synchronize();
 }
 
-// Pages in windows stand for a part of the arena: together they are to take no more than it.
-// Nothing in the arena is needed by now, since all groups there share one place
-// (Prefetch::kReadAhead).
-void Loader::make_room_for_windows(const Slot& slot) {
-  if (windows_ == 0 || slot.where != Where::kArena) return;
-  const std::uint64_t copied = slot.group.copied_end_bytes(sources_);
-  const std::uint64_t in_windows = slot.group.window_bytes();
-  if (in_windows + std::max(copied, touched_bytes_) > arena_.size_bytes()) {
-    discard_pages({arena_.data(), arena_.size_bytes()});  // guard: windows-within-the-arena
-    touched_bytes_ = 0;
-  }
-  touched_bytes_ = std::max(touched_bytes_, copied);
+// Pages in windows stand for a part of the group's place: what was copied there before goes, so
+// that both take no more than the arena. In the stream's order, behind the last use of the place.
+void Loader::make_room_for_windows(const Slot& slot, Stream& stream) {
+  if (!place_of(slot).uses_windows || slot.group.windows.empty()) return;
+  const std::span<std::byte> pages(slot.data, slot.group.layout.size_bytes);
+  stream.run([pages] { discard_pages(pages); });  // guard: windows-within-the-arena
 }
 
 // Windows are worth it where they are most of what is streamed: a copy into an arena whose pages
 // went costs more.
 void Loader::find_windows() {
-  if (read_ahead_ == nullptr || !device_.uses_foreign_memory()) return;
+  if (prefetch_ != Prefetch::kReadAhead || !device_.uses_foreign_memory()) return;
   windows_ = 0;
   std::uint64_t streamed_bytes = 0;
   std::uint64_t in_windows = 0;
@@ -124,11 +119,11 @@ void Loader::arrange(const Plan& plan, ResidentUse residents) {
     error = std::current_exception();
   }
   try {
+    find_windows();
     settle_residents(lock);
   } catch (...) {
     if (!error) error = std::current_exception();
   }
-  find_windows();
   counted_ = counted;
   note_held();
   counted_.surprises += order_.surprises();
@@ -139,7 +134,14 @@ void Loader::arrange(const Plan& plan, ResidentUse residents) {
   order_ = OrderTable(streamed_);
   end_arranging();
   if (error) std::rethrow_exception(error);
-  if (!thread_.joinable() && !streamed_.empty()) {
+  if (!streamed_.empty()) start_threads();
+}
+
+// Where groups are loaded at their use, nothing is left for the loader's own thread.
+void Loader::start_threads() {
+  if (prefetch_ == Prefetch::kReadAhead) {
+    if (read_ahead_ == nullptr) read_ahead_ = std::make_unique<ReadAhead>(sources_);
+  } else if (!thread_.joinable()) {
     thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
   }
 }
@@ -370,7 +372,7 @@ std::uint64_t Loader::give_way(std::uint64_t wanted_bytes) {
       left = next;
     }
     left->loaded->synchronize();
-    left->last_use->synchronize();
+    left->last_use->synchronize();  // guard: wait-before-giving-way
     freed += leaving.size_bytes();
   }
 }

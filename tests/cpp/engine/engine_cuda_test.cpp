@@ -368,6 +368,8 @@ TEST_F(EngineFakeCuda, ALostContextIsAnErrorAndNoHang) {
         open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNone));
     for (GroupId group = 0; group < 6; ++group) engine->bring_home(group);
     ASSERT_TRUE(engine->acquire(0, *stream));
+    // The driver runs one host function at a time: behind the gate this load would never end.
+    ASSERT_TRUE(eventually([&] { return engine->statistics().loads == 1; }));
     Gate gate(*stream);
     engine->release(0, *stream);
     ASSERT_TRUE(engine->acquire(1, *stream));  // its copy waits for the gate, and the next ones too

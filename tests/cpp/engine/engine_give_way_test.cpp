@@ -1,6 +1,7 @@
 // Residents that give way in the midst of a pass, and come back.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
@@ -89,6 +90,29 @@ TEST_P(EngineGiveWay, GivesAllThatMayGoAndNoMore) {
   EXPECT_TRUE(engine->settled(kept));
   for (int pass = 0; pass < 2; ++pass) computation.pass(device_->caller_stream());
   EXPECT_EQ(computation.wrong(), 0U);
+}
+
+TEST_P(EngineGiveWay, WorkThatUsesWhatGoesIsDoneFirst) {
+  const TestModel model = equal_model(3, 6000);
+  const ModelSpec spec = model.in_memory();
+  const auto engine = open(spec, everything_of(spec));
+  Computation computation(*engine, model);
+  const auto stream = device_->create_stream();
+  pass_and_settle(*engine, computation, *stream);
+  ASSERT_TRUE(engine->acquire(0, *stream));
+  Gate gate(*stream);
+  computation.compute(0, *stream);
+  engine->release(0, *stream);
+  std::atomic<bool> gone = false;
+  std::jthread giving_way([&] {
+    static_cast<void>(engine->give_way(1_GiB));
+    gone = true;
+  });
+  EXPECT_TRUE(stays_false([&] { return gone.load(); }));
+  gate.open();
+  giving_way.join();
+  stream->synchronize();
+  EXPECT_EQ(computation.right(), 4U);
 }
 
 TEST_P(EngineGiveWay, WhatIsLeasedStays) {
@@ -276,16 +300,7 @@ TEST(EngineGiveWaySettled, SettledResidentsStay) {
 
 INSTANTIATE_TEST_SUITE_P(Loading, EngineGiveWay,
                          ::testing::Values(Prefetch::kNone, Prefetch::kAhead, Prefetch::kReadAhead),
-                         [](const auto& prefetch) {
-                           switch (prefetch.param) {
-                             case Prefetch::kNone:
-                               return "WhenAcquired";
-                             case Prefetch::kAhead:
-                               return "Ahead";
-                             default:
-                               return "AtUse";
-                           }
-                         });
+                         loading_name);
 
 }  // namespace
 }  // namespace tensorstream

@@ -199,16 +199,7 @@ TEST_P(EngineSetBudget, AtAnyMomentBetweenUses) {
 
 INSTANTIATE_TEST_SUITE_P(Loading, EngineSetBudget,
                          ::testing::Values(Prefetch::kNone, Prefetch::kAhead, Prefetch::kReadAhead),
-                         [](const auto& prefetch) {
-                           switch (prefetch.param) {
-                             case Prefetch::kNone:
-                               return "WhenAcquired";
-                             case Prefetch::kAhead:
-                               return "Ahead";
-                             default:
-                               return "AtUse";
-                           }
-                         });
+                         loading_name);
 
 }  // namespace
 }  // namespace tensorstream

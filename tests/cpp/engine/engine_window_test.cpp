@@ -266,6 +266,30 @@ TEST(EngineWindowBudget, CopiedGroupsAndWindowsTakeNoMoreThanTheArenaTogether) {
   EXPECT_EQ(computation.right(), 10U);
 }
 
+/// Its place is given back behind the work that still reads it.
+TEST(EngineWindowBudget, ACopiedGroupIsRightWhileTheNextOneComes) {
+  const TemporaryFolder folder;
+  const TestModel model = equal_model(5, 5_MiB);
+  ModelSpec spec = model.in_files(folder);
+  for (TensorId id = 1; id < 5; ++id) {
+    spec.sources[id] =
+        open_file_reader(folder.path("tensor_" + std::to_string(id)), FileBackend::kMmap);
+  }
+  spec.tensors[0].line_offset_bytes = 8;  // is copied
+  const auto device = create_host_device();
+  const auto engine =
+      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kReadAhead));
+  const auto stream = device->create_stream();
+  Computation computation(*engine, model);
+  ASSERT_TRUE(engine->acquire(0, *stream));
+  stream->run([] { ::usleep(50'000); });
+  computation.compute(0, *stream);
+  engine->release(0, *stream);
+  ASSERT_TRUE(computation.use(1, device->caller_stream()));
+  stream->synchronize();
+  EXPECT_EQ(computation.right(), 2U);
+}
+
 TEST(EngineWindowBudget, ThereAreNoneWhereTheyAreTheLesserPart) {
   const TemporaryFolder folder;
   const TestModel model = equal_model(4, 5_MiB);

@@ -44,6 +44,11 @@ inline std::unique_ptr<Engine> open_engine(
   return std::make_unique<Engine>(device, Budget::create(budget_bytes), std::move(model), options);
 }
 
+inline std::string loading_name(const ::testing::TestParamInfo<Prefetch>& prefetch) {
+  if (prefetch.param == Prefetch::kNone) return "WhenAcquired";
+  return prefetch.param == Prefetch::kAhead ? "Ahead" : "AtUse";
+}
+
 /// Which stream computes.
 enum class On { kCaller, kQueue };
 
