@@ -25,6 +25,7 @@ SANITIZED = ("device_tests", "memory_tests", "engine_tests")
 REAL_DEVICE = "*RealCuda*"
 _SHOWN_LINES = 40  # of the log of a command that failed
 _SANITIZER_STATUS = 99
+_SECONDS_FOR_A_TEST = 100
 
 
 @dataclasses.dataclass
@@ -168,6 +169,8 @@ def run_python_tests(step: Step, settings: Settings) -> None:
     """Runs the Python tests that need a GPU."""
     path = fresh_report("python.xml")
     pytest = [sys.executable, "-m", "pytest", "-m", "needs_gpu", f"--junitxml={path}"]
+    # A signal does not end a test that hangs in the driver; this ends pytest, and shows the stacks.
+    pytest += [f"--timeout={_SECONDS_FOR_A_TEST}", "--timeout-method=thread"]
     status = run(step, settings, pytest)
     judge(step, read_report(path), status)
     if not step.facts["tests"]:

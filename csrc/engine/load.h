@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -66,8 +67,14 @@ class Load {
   void read_through(StagingRing& ring, Stream& stream) noexcept;
   /// What failed first; null where nothing did. Valid once every read() has returned.
   std::exception_ptr error() const;
-  /// Lets the readers go.
-  void end() { extents_.clear(); }
+  /// What it was for is over: lets the readers go.
+  void end() {
+    extents_.clear();
+    ended_ = Clock::now();
+  }
+  Clock::time_point ended() const noexcept { return ended_; }
+  /// Belongs to FinishedLoads.
+  std::shared_ptr<Load> next_finished;
 
  private:
   struct Read {
@@ -93,6 +100,7 @@ class Load {
   std::uint64_t ram_bytes_ = 0;
   std::uint64_t disk_bytes_ = 0;
   Clock::time_point started_;
+  Clock::time_point ended_;
 
   // Own synchronisation.
   std::atomic<std::size_t> next_ = 0;

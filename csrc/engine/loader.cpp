@@ -12,9 +12,7 @@ namespace tensorstream {
 namespace {
 
 // Loads that the copy stream holds at once: one that runs and one that follows it without a gap.
-// More would only delay a load that is asked for out of turn, and a caller that runs far ahead of
-// its GPU would fill the driver's queue: to enqueue then waits, with the lock that the callback at
-// the queue's head needs.
+// More would only delay a load that is asked for out of turn.
 constexpr std::uint32_t kLoadsInFlight = 2;
 // How far ahead the order is asked.
 constexpr std::size_t kLookAhead = 64;
@@ -47,10 +45,7 @@ Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging,
 Loader::~Loader() {
   if (thread_.joinable()) {
     thread_.request_stop();
-    {
-      const MutexLock lock(mutex_);
-      work_.notify_all();
-    }
+    work_.ring();
     thread_.join();
   }
   if (staging_ != nullptr) staging_->drain();  // it may know copies of the stream that goes
@@ -65,7 +60,8 @@ Loader::~Loader() {
 bool Loader::acquire(GroupId group, Stream& stream) {
   Slot& slot = slot_of(group);
   MutexLock lock(mutex_);
-  while (arranging_) changed_.wait(lock);
+  while (arranging_) wait_for_change(changed_.count());
+  note_finished();
   if (slot.where == Where::kNowhere) return false;
   if (slot.settled) {
     ++slot.leases;
@@ -87,7 +83,7 @@ bool Loader::acquire(GroupId group, Stream& stream) {
     if (slot.leases == 0) static_cast<void>(close_windows(slot));
     throw;
   }
-  std::exception_ptr error = wait_until_usable(slot, lock);
+  std::exception_ptr error = wait_until_usable(slot);
   lock.unlock();  // a host's wait blocks, and loads need the lock to finish
   if (!error) error = hand_out(slot, stream, last_stream);
   lock.lock();
@@ -99,32 +95,6 @@ bool Loader::acquire(GroupId group, Stream& stream) {
     std::rethrow_exception(error);
   }
   return true;
-}
-
-// A GPU that lost its context runs no callback any more, so that nobody would end this wait: it is
-// asked from time to time.
-std::exception_ptr Loader::wait_until_usable(const Slot& slot, MutexLock& lock) {
-  while (!usable(slot) && slot.content != Content::kFailed) {
-    if (changed_.wait_for(lock, kHealthCheck)) continue;
-    try {
-      check_health(*slot.loaded);
-    } catch (...) {  // acquire() raises it
-      return std::current_exception();
-    }
-  }
-  return slot.content == Content::kFailed ? slot.error : nullptr;
-}
-
-void Loader::check_health(const Event& event) {
-  mutex_.unlock();
-  std::exception_ptr lost;
-  try {
-    static_cast<void>(event.complete());
-  } catch (...) {
-    lost = std::current_exception();
-  }
-  mutex_.lock();
-  if (lost) std::rethrow_exception(lost);
 }
 
 void Loader::demand(Slot& slot) {
@@ -165,7 +135,7 @@ void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
   --slot.in_flight;
   --in_flight_;
   settle(slot, *issue.load, error);
-  changed_.notify_all();
+  changed_.ring();
 }
 
 // The slot is leased: nothing but the order of streams is still to be kept.
@@ -265,7 +235,9 @@ void Loader::change(GroupId group, const std::function<void()>& change) {
                      " cannot be replaced while the group is in use");
   }
   change();
-  if (slot.group.drop_replaced_windows(sources_)) ++slot.place_number;
+  if (slot.group.drop_replaced_windows(sources_)) {  // guard: window-of-source
+    ++slot.place_number;
+  }
   if (on_device(slot)) {             // guard: replaced-bytes
     slot.content = Content::kEmpty;  // a load under way goes on and is not looked at
     slot.load = nullptr;
@@ -280,41 +252,22 @@ void Loader::note_write(GroupId group, Stream& stream) {
   });
 }
 
-void Loader::add_to(Statistics& statistics) const {
-  const MutexLock lock(mutex_);
-  statistics.held_bytes += held();
-  statistics.peak_held_bytes += counted_.peak_held_bytes;
-  statistics.gave_way += counted_.gave_way;
-  for (const auto& slot : slots_) {
-    const bool away = slot->where == Where::kArena || slot->where == Where::kNowhere;
-    if (slot->resident && away) statistics.given_way_bytes += slot->group.layout.size_bytes;
-  }
-  statistics.acquires += counted_.acquires;
-  statistics.hits += counted_.hits;
-  statistics.partial_hits += counted_.partial_hits;
-  statistics.misses += counted_.misses;
-  statistics.surprises += counted_.surprises + order_.surprises();
-  statistics.loads += counted_.loads;
-  statistics.streamed_bytes += counted_.streamed_bytes;
-  statistics.streamed_ram_bytes += counted_.streamed_ram_bytes;
-  statistics.streamed_disk_bytes += counted_.streamed_disk_bytes;
-  statistics.load_seconds += counted_.load_seconds;
-  statistics.stalled_seconds += counted_.stalled_seconds;
-}
-
 void Loader::run(const std::stop_token& stop) {
   MutexLock lock(mutex_);
   while (!stop.stop_requested()) {
+    const std::uint64_t rung = work_.count();
+    note_finished();
     std::optional<GroupId> group;
     if (!arranging_) group = next_demanded();
     if (!arranging_ && !group) group = next_prefetch();
-    if (!group) {
-      dirty_ = false;
-      while (!dirty_ && !stop.stop_requested()) work_.wait(lock);
+    if (group) {
+      load_apart(*group);
+      changed_.ring();
       continue;
     }
-    load_apart(*group);
-    changed_.notify_all();
+    lock.unlock();
+    if (!stop.stop_requested()) work_.wait(rung);
+    lock.lock();
   }
 }
 
@@ -349,8 +302,7 @@ std::optional<GroupId> Loader::next_demanded() {
 void Loader::wake_if_needed() {
   if (in_flight_ >= kLoadsInFlight) return;
   if (demanded_.empty() && !next_prefetch()) return;
-  dirty_ = true;
-  work_.notify_one();
+  work_.ring();
 }
 
 std::optional<GroupId> Loader::next_prefetch() const noexcept {
@@ -443,7 +395,7 @@ void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
   if (load->can_fail()) enqueue_reads(stream, load);
   stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
   stream.record(*slot.loaded);
-  stream.run([this, load] { finish(load); });
+  stream.run([this, load]() mutable { finish(std::move(load)); });
 }
 
 void Loader::enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load) {
@@ -459,34 +411,6 @@ void Loader::enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load) {
       load->read();
     }
   });
-}
-
-void Loader::finish(const std::shared_ptr<Load>& load) {
-  const std::exception_ptr error = load->error();
-  load->end();  // readers end here, not under the lock
-  const MutexLock lock(mutex_);
-  // A load that was enqueued behind another began when that one was done.
-  const Clock::time_point started = std::max(load->started(), last_finish_);
-  last_finish_ = Clock::now();
-  --slot_of(load->group()).in_flight;
-  --in_flight_;
-  ++counted_.loads;
-  if (!error) {
-    counted_.load_seconds += seconds_between(started, last_finish_);
-    counted_.streamed_ram_bytes += load->ram_bytes();
-    counted_.streamed_disk_bytes += load->disk_bytes();
-    counted_.streamed_bytes += load->ram_bytes() + load->disk_bytes();
-  }
-  settle(slot_of(load->group()), *load, error);
-  changed_.notify_all();
-  wake_if_needed();
-}
-
-void Loader::settle(Slot& slot, const Load& load, const std::exception_ptr& error) {
-  if (slot.load.get() != &load) return;  // guard: superseded-load
-  slot.content = Content::kReady;
-  if (error) slot.content = Content::kFailed;  // guard: load-failed
-  slot.error = error;
 }
 
 bool Loader::on_device(const Slot& slot) {

@@ -14,9 +14,11 @@
 #include <thread>
 #include <vector>
 
+#include "base/bell.h"
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "device/device.h"
+#include "engine/finished_loads.h"
 #include "engine/load.h"
 #include "engine/loaded_group.h"
 #include "engine/read_ahead.h"
@@ -92,7 +94,7 @@ class Loader {
   std::uint64_t held_bytes() const;
 
   /// Adds what the loader counted.
-  void add_to(Statistics& statistics) const;
+  void add_to(Statistics& statistics);
 
  private:
   struct Slot;
@@ -136,7 +138,8 @@ class Loader {
   std::optional<GroupId> find_prefetch() const TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
   void demand(Slot& slot) TS_REQUIRES(mutex_);
-  std::exception_ptr wait_until_usable(const Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
+  std::exception_ptr wait_until_usable(const Slot& slot) TS_REQUIRES(mutex_);
+  bool wait_for_change(std::uint64_t rung) TS_REQUIRES(mutex_);
   void load_apart(GroupId group) TS_REQUIRES(mutex_);
   void load_at_use(Slot& slot) TS_REQUIRES(mutex_);
   void read_ahead() TS_REQUIRES(mutex_);
@@ -146,7 +149,8 @@ class Loader {
   void enqueue(Stream& stream, const Slot& slot, const Issue& issue);
   void enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load);
   void enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) TS_REQUIRES(mutex_);
-  void finish(const std::shared_ptr<Load>& load) TS_EXCLUDES(mutex_);
+  void finish(std::shared_ptr<Load> load) noexcept;
+  void note_finished() TS_REQUIRES(mutex_);
   static void settle(Slot& slot, const Load& load, const std::exception_ptr& error);
   static bool on_device(const Slot& slot);
   static GroupPlace place_of(const Slot& slot);
@@ -161,17 +165,17 @@ class Loader {
   void check_unleased_locked() const TS_REQUIRES(mutex_);
   void note_held() TS_REQUIRES(mutex_);
   std::uint64_t held() const TS_REQUIRES(mutex_);
-  void begin_arranging(MutexLock& lock) TS_REQUIRES(mutex_);
+  void begin_arranging() TS_REQUIRES(mutex_);
   void end_arranging() TS_REQUIRES(mutex_);
-  void quiesce(MutexLock& lock) TS_REQUIRES(mutex_);
+  void quiesce() TS_REQUIRES(mutex_);
   void leave_places(const Plan& plan) TS_REQUIRES(mutex_);
   void take_places(const Plan& plan) TS_REQUIRES(mutex_);
   void take_arena(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
   void place_required() TS_REQUIRES(mutex_);
   void place_resident(Slot& slot) TS_REQUIRES(mutex_);
   void place_in_arena(Slot& slot) TS_REQUIRES(mutex_);
-  void settle_residents(MutexLock& lock) TS_REQUIRES(mutex_);
-  void load_settled(Slot& slot, MutexLock& lock) TS_REQUIRES(mutex_);
+  void settle_residents() TS_REQUIRES(mutex_);
+  void load_settled(Slot& slot) TS_REQUIRES(mutex_);
   void make_spare_arena() TS_REQUIRES(mutex_);
   Slot* next_to_give_way() TS_REQUIRES(mutex_);
   bool may_give_way(const Slot& slot) const TS_REQUIRES(mutex_);
@@ -208,13 +212,13 @@ class Loader {
   std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
   std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;
   std::size_t windows_ TS_GUARDED_BY(mutex_) = 0;
-  bool dirty_ TS_GUARDED_BY(mutex_) = true;
   Statistics counted_ TS_GUARDED_BY(mutex_);
   Clock::time_point last_finish_ TS_GUARDED_BY(mutex_);
 
   // Own synchronisation.
-  ConditionVariable work_;
-  ConditionVariable changed_;
+  Bell work_;     // for the thread
+  Bell changed_;  // for callers
+  FinishedLoads finished_;
   std::unique_ptr<Stream> copy_stream_;
   std::unique_ptr<ReadAhead> read_ahead_ TS_GUARDED_BY(mutex_);  // for Prefetch::kReadAhead alone
   std::jthread thread_;                                          // last: it uses all of the above

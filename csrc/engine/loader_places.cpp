@@ -106,9 +106,9 @@ void Loader::check_unleased_locked() const {
 
 void Loader::arrange(const Plan& plan, ResidentUse residents) {
   MutexLock lock(mutex_);
-  while (arranging_) changed_.wait(lock);
+  while (arranging_) wait_for_change(changed_.count());
   check_unleased_locked();
-  begin_arranging(lock);
+  begin_arranging();
   residents_ = residents;
   const Statistics counted = counted_;  // what is settled is not streamed
   std::exception_ptr error;
@@ -120,7 +120,7 @@ void Loader::arrange(const Plan& plan, ResidentUse residents) {
   }
   try {
     find_windows();
-    settle_residents(lock);
+    settle_residents();
   } catch (...) {
     if (!error) error = std::current_exception();
   }
@@ -147,10 +147,10 @@ void Loader::start_threads() {
 }
 
 // From here on nothing is loaded and nobody is given a lease.
-void Loader::begin_arranging(MutexLock& lock) {
+void Loader::begin_arranging() {
   arranging_ = true;
   try {
-    quiesce(lock);
+    quiesce();
   } catch (...) {
     end_arranging();
     throw;
@@ -159,14 +159,17 @@ void Loader::begin_arranging(MutexLock& lock) {
 
 void Loader::end_arranging() {
   arranging_ = false;
-  changed_.notify_all();
+  changed_.ring();
   wake_if_needed();
 }
 
 // Until nothing that is enqueued uses any place. Without the lock, which callbacks need.
-void Loader::quiesce(MutexLock& lock) {
-  while (in_flight_ > 0) {
-    if (changed_.wait_for(lock, kHealthCheck)) continue;
+void Loader::quiesce() {
+  for (;;) {
+    const std::uint64_t rung = changed_.count();
+    note_finished();
+    if (in_flight_ == 0) break;
+    if (wait_for_change(rung)) continue;
     for (const auto& slot : slots_) check_health(*slot->loaded);
   }
   mutex_.unlock();
@@ -294,14 +297,14 @@ bool Loader::lies_in_sources(const Slot& slot) const {
                              [&](TensorId tensor) { return sources_.address(tensor) != nullptr; });
 }
 
-void Loader::settle_residents(MutexLock& lock) {
+void Loader::settle_residents() {
   std::exception_ptr error;
   for (const auto& slot : slots_) {
     slot->settled =
         !is_leased(*slot) && (slot->where == Where::kPrivate || slot->where == Where::kSource);
     if (!slot->settled || slot->where == Where::kSource) continue;
     try {
-      load_settled(*slot, lock);
+      load_settled(*slot);
     } catch (...) {
       slot->settled = false;
       if (!error) error = std::current_exception();
@@ -310,13 +313,16 @@ void Loader::settle_residents(MutexLock& lock) {
   if (error) std::rethrow_exception(error);
 }
 
-void Loader::load_settled(Slot& slot, MutexLock& lock) {
+void Loader::load_settled(Slot& slot) {
   if (slot.group.layout.size_bytes == 0) return;
   if (slot.content != Content::kReady) {
     const bool at_use = prefetch_ == Prefetch::kReadAhead;
     enqueue_unlocked(at_use ? device_.caller_stream() : *copy_stream_, slot, issue(slot));
-    while (slot.content == Content::kIssued) {
-      if (!changed_.wait_for(lock, kHealthCheck)) check_health(*slot.loaded);
+    for (;;) {
+      const std::uint64_t rung = changed_.count();
+      note_finished();
+      if (slot.content != Content::kIssued) break;
+      if (!wait_for_change(rung)) check_health(*slot.loaded);
     }
     if (slot.content == Content::kFailed) std::rethrow_exception(slot.error);
   }
@@ -352,8 +358,10 @@ std::uint64_t Loader::give_way(std::uint64_t wanted_bytes) {
     Block leaving;
     const Slot* left = nullptr;
     {
-      MutexLock lock(mutex_);
+      const MutexLock lock(mutex_);
       if (arranging_) return freed;
+      const std::uint64_t rung = changed_.count();
+      note_finished();
       const std::uint64_t arena_bytes = arena_.size_bytes() == 0 ? spare_arena_bytes_ : 0;
       Slot* const next = freed >= wanted_bytes + arena_bytes ? nullptr : next_to_give_way();
       if (next == nullptr) {
@@ -362,7 +370,7 @@ std::uint64_t Loader::give_way(std::uint64_t wanted_bytes) {
             freed < wanted_bytes + arena_bytes &&
             std::ranges::any_of(
                 slots_, [&](const auto& slot) TS_REQUIRES(mutex_) { return may_give_way(*slot); });
-        if (arriving && changed_.wait_for(lock, kHealthCheck)) continue;
+        if (arriving && wait_for_change(rung)) continue;
         if (freed != 0 && arena_bytes != 0) make_spare_arena();
         return freed - std::min(freed, arena_bytes);
       }
@@ -391,9 +399,9 @@ void Loader::make_spare_arena() {
 }
 
 std::uint64_t Loader::take_back(std::uint64_t spared_bytes) {
-  MutexLock lock(mutex_);
+  const MutexLock lock(mutex_);
   if (arranging_) return 0;
-  begin_arranging(lock);
+  begin_arranging();
   std::uint64_t taken = 0;
   for (const auto& slot : slots_) {
     if (try_take_back(*slot, spared_bytes)) taken += slot->own.size_bytes();

@@ -357,6 +357,32 @@ TEST_F(EngineFakeCuda, TheDriverHoldsFewLoadsAtOnce) {
   EXPECT_TRUE(eventually([&] { return engine->statistics().loads == 8; }));
 }
 
+/// The driver may hold up the loader, with its lock, until a callback has run.
+TEST_F(EngineFakeCuda, CallbacksNeedNoLockThatIsHeldInTheDriver) {
+  const TestModel model = equal_model(6, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto device = create_cuda_device(on_fake(Checking::kOff));
+  const auto stream = device->create_stream();
+  const auto engine =
+      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNone));
+  for (GroupId group = 0; group < 6; ++group) engine->bring_home(group);
+  fake_.set("pageable_copies_wait", 0);
+  ReadBack read(*engine, model, *stream);
+  ASSERT_TRUE(read.use(0));
+  ASSERT_TRUE(eventually([&] { return engine->statistics().loads == 1; }));
+  const long long done = fake_.calls("host functions");
+  Gate gate(*stream);
+  ASSERT_TRUE(read.use(1));  // behind the gate, and its load's callback too
+  fake_.set("hold_calls", 1);
+  std::jthread caller([&] { EXPECT_TRUE(read.use(2)); });
+  EXPECT_TRUE(eventually([&] { return fake_.get("held_calls") > 0; }));
+  gate.open();
+  EXPECT_TRUE(eventually([&] { return fake_.calls("host functions") == done + 2; }));
+  fake_.set("hold_calls", 0);
+  caller.join();
+  EXPECT_EQ(read.wrong(), 0);
+}
+
 /// Its callbacks may never run then, and nobody may wait for them for ever.
 TEST_F(EngineFakeCuda, ALostContextIsAnErrorAndNoHang) {
   const TestModel model = equal_model(6, 9000);

@@ -33,6 +33,7 @@ TS_FAKE_EXPORT long long fake_cuda_get(const char* name) {
   if (wanted == "contexts") return static_cast<long long>(state().contexts.size());
   if (wanted == "registrations") return static_cast<long long>(state().registrations.size());
   if (wanted == "leaked") return state().leaked;
+  if (wanted == "held_calls") return state().held_calls;
   if (wanted == "context_depth") return static_cast<long long>(context_stack().size());
   if (wanted == "current_device") {
     return context_stack().empty() ? -1 : context_stack().back()->device;

@@ -29,7 +29,8 @@ class FakeCuda {
   }
   /// How much it holds now of "streams", "events", "allocations", "registrations", "contexts"; how
   /// much of those was "leaked", still there when its context went; the calling thread's
-  /// "context_depth", and its "current_device" (-1 for none).
+  /// "context_depth", and its "current_device" (-1 for none); and "held_calls", which wait because
+  /// of the setting "hold_calls".
   long long get(const char* name) const {
     return find<long long(const char*)>("fake_cuda_get")(name);
   }
@@ -37,7 +38,7 @@ class FakeCuda {
   void fail(const char* function, int nth, CudaResult result) const {
     find<void(const char*, int, int)>("fake_cuda_fail")(function, nth, static_cast<int>(result));
   }
-  /// Calls of `function` since reset().
+  /// Calls of `function` since reset(), and of "host functions" those that are done.
   long long calls(const char* function) const {
     return find<long long(const char*)>("fake_cuda_calls")(function);
   }

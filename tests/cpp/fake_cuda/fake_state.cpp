@@ -1,6 +1,8 @@
 #include "fake_cuda/fake_state.h"
 
+#include <chrono>
 #include <cstdlib>
+#include <thread>
 #include <utility>
 
 namespace tensorstream {
@@ -31,6 +33,7 @@ std::map<std::string, long long> default_settings() {
           {"host_register_supported", 1},
           {"serial_host_functions", 1},
           {"pageable_copies_wait", 1},
+          {"hold_calls", 0},
           {"lost", 0}};
 }
 
@@ -54,8 +57,28 @@ bool& in_host_function() {
   return inside;
 }
 
+namespace {
+
+// As a driver's lock that another thread's call holds until its stream gets on.
+void wait_while_held(State& all) {
+  for (bool counted = false;; counted = true) {
+    {
+      const std::lock_guard lock(all.mutex);
+      if (all.settings["hold_calls"] == 0) {
+        if (counted) --all.held_calls;
+        return;
+      }
+      if (!counted) ++all.held_calls;
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+}
+
+}  // namespace
+
 CudaResult enter(const char* function, Needs needs) {
   State& all = state();
+  if (!in_host_function()) wait_while_held(all);
   const std::lock_guard lock(all.mutex);
   ++all.calls[function];
   if (const auto found = all.failures.find(function); found != all.failures.end()) {

@@ -70,6 +70,7 @@ struct State {
   long long leaked = 0;
   unsigned long long ids_given = 0;
   bool initialised = false;
+  long long held_calls = 0;  // that wait because of "hold_calls"
 
   long long setting(const std::string& name) const { return settings.at(name); }
 };
@@ -77,7 +78,8 @@ struct State {
 /// The settings and their defaults. Of those that are not plain: "lost" is what every call returns
 /// from now on; "pageable_copies_wait" has copies of memory that is not registered block until they
 /// are done, and "serial_host_functions" has one host function run at a time, both of which the
-/// real driver may do.
+/// real driver may do; "hold_calls" has every call wait while work goes on, as it does where
+/// another thread's call waits for that work.
 std::map<std::string, long long> default_settings();
 
 State& state();

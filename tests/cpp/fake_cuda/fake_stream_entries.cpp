@@ -18,6 +18,8 @@ void call(CudaHostFunction function, void* data, HostFunctions kind) {
   in_host_function() = true;
   function(data);
   in_host_function() = false;
+  const std::lock_guard counted(state().mutex);
+  ++state().calls["host functions"];
 }
 
 }  // namespace

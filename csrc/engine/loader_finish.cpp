@@ -1,0 +1,105 @@
+// What the callbacks of the loader's streams tell it, who waits for that, and what is counted of
+// it.
+#include <algorithm>
+#include <utility>
+
+#include "engine/loader.h"
+
+namespace tensorstream {
+
+// In a callback of a stream: whoever has the lock next notes it. The thread looks whether there is
+// more to load now.
+void Loader::finish(std::shared_ptr<Load> load) noexcept {
+  load->end();  // readers end here, not under the lock
+  finished_.add(std::move(load));
+  changed_.ring();
+  work_.ring();
+}
+
+void Loader::note_finished() {
+  while (const std::shared_ptr<Load> load = finished_.take()) {
+    const std::exception_ptr error = load->error();
+    // A load that was enqueued behind another began when that one was done.
+    const Clock::time_point started = std::max(load->started(), last_finish_);
+    last_finish_ = load->ended();
+    --slot_of(load->group()).in_flight;
+    --in_flight_;
+    ++counted_.loads;
+    if (!error) {
+      counted_.load_seconds += seconds_between(started, last_finish_);
+      counted_.streamed_ram_bytes += load->ram_bytes();
+      counted_.streamed_disk_bytes += load->disk_bytes();
+      counted_.streamed_bytes += load->ram_bytes() + load->disk_bytes();
+    }
+    settle(slot_of(load->group()), *load, error);
+  }
+}
+
+void Loader::settle(Slot& slot, const Load& load, const std::exception_ptr& error) {
+  if (slot.load.get() != &load) return;  // guard: superseded-load
+  slot.content = Content::kReady;
+  if (error) slot.content = Content::kFailed;  // guard: load-failed
+  slot.error = error;
+}
+
+// A GPU that lost its context runs no callback any more, so that nobody would end this wait: it is
+// asked from time to time.
+std::exception_ptr Loader::wait_until_usable(const Slot& slot) {
+  for (;;) {
+    const std::uint64_t rung = changed_.count();
+    note_finished();
+    if (usable(slot) || slot.content == Content::kFailed) break;
+    if (wait_for_change(rung)) continue;
+    try {
+      check_health(*slot.loaded);
+    } catch (...) {  // acquire() raises it
+      return std::current_exception();
+    }
+  }
+  return slot.content == Content::kFailed ? slot.error : nullptr;
+}
+
+// Without the lock. False where nothing changed for long.
+bool Loader::wait_for_change(std::uint64_t rung) {
+  mutex_.unlock();
+  const bool changed = changed_.wait_for(rung, kHealthCheck);
+  mutex_.lock();
+  return changed;
+}
+
+void Loader::check_health(const Event& event) {
+  mutex_.unlock();
+  std::exception_ptr lost;
+  try {
+    static_cast<void>(event.complete());
+  } catch (...) {
+    lost = std::current_exception();
+  }
+  mutex_.lock();
+  if (lost) std::rethrow_exception(lost);
+}
+
+void Loader::add_to(Statistics& statistics) {
+  const MutexLock lock(mutex_);
+  note_finished();
+  statistics.held_bytes += held();
+  statistics.peak_held_bytes += counted_.peak_held_bytes;
+  statistics.gave_way += counted_.gave_way;
+  for (const auto& slot : slots_) {
+    const bool away = slot->where == Where::kArena || slot->where == Where::kNowhere;
+    if (slot->resident && away) statistics.given_way_bytes += slot->group.layout.size_bytes;
+  }
+  statistics.acquires += counted_.acquires;
+  statistics.hits += counted_.hits;
+  statistics.partial_hits += counted_.partial_hits;
+  statistics.misses += counted_.misses;
+  statistics.surprises += counted_.surprises + order_.surprises();
+  statistics.loads += counted_.loads;
+  statistics.streamed_bytes += counted_.streamed_bytes;
+  statistics.streamed_ram_bytes += counted_.streamed_ram_bytes;
+  statistics.streamed_disk_bytes += counted_.streamed_disk_bytes;
+  statistics.load_seconds += counted_.load_seconds;
+  statistics.stalled_seconds += counted_.stalled_seconds;
+}
+
+}  // namespace tensorstream
