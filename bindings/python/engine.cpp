@@ -19,6 +19,7 @@
 #include "device/cuda_device.h"
 #include "device/host_device.h"
 #include "engine/ceiling.h"
+#include "engine/link_rate.h"
 #include "engine/model_plan.h"
 #include "io/reader.h"
 #include "memory/budget.h"
@@ -147,6 +148,8 @@ void init_device(nb::module_& module) {
       .def_prop_ro("name", &Device::name)
       .def_prop_ro("total_bytes", &Device::total_bytes)
       .def_prop_ro("free_bytes", &Device::free_bytes)
+      .def("measure_link", &measure_link, nb::call_guard<nb::gil_scoped_release>(),
+           "Bytes a second from pinned host memory to the device; what plans assume for a host.")
       .def(
           "synchronize", [](Device& self) { self.caller_stream().synchronize(); },
           nb::call_guard<nb::gil_scoped_release>(), "Waits for the work of the default stream.");
@@ -223,6 +226,10 @@ void init_options(nb::module_& module) {
       .def(nb::init<>())
       .def_rw("residents", &EngineOptions::residents)
       .def_rw("reserved_share", &EngineOptions::reserved_share)
+      .def_prop_rw(
+          "link_bytes_per_second",
+          [](const EngineOptions& self) { return self.rates.link_bytes_per_second; },
+          [](EngineOptions& self, double rate) { self.rates.link_bytes_per_second = rate; })
       .def_rw("prefetch", &EngineOptions::prefetch)
       .def_rw("ram_budget", &EngineOptions::ram_budget);
 }

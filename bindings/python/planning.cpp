@@ -1,8 +1,10 @@
 // The module tree, groups and plans.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -137,12 +139,17 @@ void init_tree(nb::module_& module) {
       .def(
           "plan",
           [](const ModelTree& self, std::uint64_t budget_bytes, Prefetch prefetch,
-             ComputePlace place) {
+             ComputePlace place, std::optional<double> link_bytes_per_second) {
             Rates rates;
             rates.loading = loading_of(resolve_prefetch(prefetch, place));
-            return plan_model(self, budget_bytes, rates);
+            rates.link_bytes_per_second =
+                link_bytes_per_second.value_or(rates.link_bytes_per_second);
+            const bool shared = place == ComputePlace::kAccelerator;
+            return plan_model(self, budget_bytes, rates,
+                              {place, shared ? spared_bytes(budget_bytes) : 0});
           },
-          "budget_bytes"_a, "prefetch"_a, "place"_a, "Groups and plans the model for a budget.");
+          "budget_bytes"_a, "prefetch"_a, "place"_a, "link_bytes_per_second"_a = nb::none(),
+          "Groups and plans the model for a budget.");
 }
 
 }  // namespace

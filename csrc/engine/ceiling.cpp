@@ -77,10 +77,6 @@ std::vector<std::weak_ptr<Ceiling>>& entered() {
   return stack;
 }
 
-// The share of a budget that stays free when residents come back, so that a forward that is a
-// little longer than the last ones does not send them away again.
-constexpr std::uint64_t kSparedShare = 16;
-
 }  // namespace
 
 Ceiling::Ceiling(std::shared_ptr<Device> device, std::shared_ptr<Budget> budget, Engine& engine,
@@ -188,7 +184,7 @@ void Ceiling::refuse(std::uint64_t size_bytes, const std::string& why) {
     ++counts_.refusals;
     torch_bytes = counts_.torch_bytes;
   }
-  refused_bytes_ = std::max(refused_bytes_, size_bytes);
+  needed_by_torch_bytes_ = std::max(needed_by_torch_bytes_, torch_bytes + size_bytes);
   if (refusal_) return;
   const std::uint64_t used = budget_->used_bytes();
   const std::uint64_t needed = checked_add(used, size_bytes).value_or(used);
@@ -218,13 +214,14 @@ bool Ceiling::forward_ended() {
                              .away = engine.given_way_bytes != 0 || engine.made_room_bytes != 0});
   if (refusals != refusals_ && options_.pressure != Pressure::kStrict) {
     // The same forward fits next time, if a smaller arena can make it fit.
-    static_cast<void>(engine_->make_room(engine.made_room_bytes + refused_bytes_));
+    const std::uint64_t has_bytes = std::min(needed_by_torch_bytes_, statistics().torch_bytes);
+    static_cast<void>(engine_->make_room(needed_by_torch_bytes_ - has_bytes));
   }
-  refused_bytes_ = 0;
+  needed_by_torch_bytes_ = 0;
   gave_way_ = engine.gave_way;
   refusals_ = refusals;
   if (step == ReturnPolicy::Step::kReturn) {
-    static_cast<void>(engine_->take_back(budget_->limit_bytes() / kSparedShare));
+    static_cast<void>(engine_->take_back(spared_bytes(budget_->limit_bytes())));
   }
   return step == ReturnPolicy::Step::kTrim;
 }

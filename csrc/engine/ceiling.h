@@ -100,7 +100,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   ReturnPolicy policy_ TS_GUARDED_BY(mutex_);
   std::uint64_t gave_way_ TS_GUARDED_BY(mutex_) = 0;  // of the engine, when a forward last ended
   std::uint64_t refusals_ TS_GUARDED_BY(mutex_) = 0;  // likewise
-  std::uint64_t refused_bytes_ TS_GUARDED_BY(mutex_) = 0;  // the largest since
+  std::uint64_t needed_by_torch_bytes_ TS_GUARDED_BY(mutex_) = 0;  // the largest since
   bool said_beyond_ TS_GUARDED_BY(mutex_) = false;
   std::string warning_ TS_GUARDED_BY(mutex_);  // to be said without the lock
 

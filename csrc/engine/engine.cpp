@@ -99,14 +99,15 @@ class Engine::State {
         group_of(group_of_tensors(groups, model.tensors.size())),
         sources(model.sources, std::move(model.tensors)),
         fixed(reserve_fixed(pool.budget(), options.fixed_bytes,
-                            footprints(groups, sources.tensors()))),
+                            footprints(groups, sources.tensors(), compute_place(on)))),
         homes(groups.size()) {
     if (options.piece_bytes == 0)
       throw ConfigError("EngineOptions::piece_bytes is 0; give the bytes that one read may move");
-    const Plan first = plan_for(pool.budget().limit_bytes());
+    const std::uint64_t limit_bytes = pool.budget().limit_bytes();
+    const Plan first = plan_for(limit_bytes, first_room(limit_bytes));
     positions.resize(sources.tensors().size());
     for (const Group& group : groups) {
-      layouts.push_back(lay_out(group, sources.tensors()));
+      layouts.push_back(lay_out(group, sources.tensors(), compute_place(device)));
       if (device.host_accessible()) lie_as_in_model(layouts.back(), group, sources.tensors());
       for (std::size_t i = 0; i < group.tensors.size(); ++i) {
         positions[group.tensors[i]] = i;
@@ -119,7 +120,7 @@ class Engine::State {
       transfers = device.create_stream();
     }
     make_loader();
-    follow(first, pool.budget().limit_bytes());
+    follow(first, limit_bytes, first_room(limit_bytes));
   }
 
   Plan current_plan() const {
@@ -127,18 +128,23 @@ class Engine::State {
     return plan;
   }
 
+  /// What a budget leaves to what else is allocated under it, until that shows what it needs.
+  std::uint64_t first_room(std::uint64_t limit_bytes) const {
+    const auto share =
+        static_cast<std::uint64_t>(options.reserved_share * static_cast<double>(limit_bytes));
+    return std::min(share, kLargestReserve);
+  }
+
   /// A plan that leaves `room_bytes` free, or as much of it as its groups can spare.
-  Plan plan_for(std::uint64_t limit_bytes, std::uint64_t room_bytes = 0) const {
-    const std::vector<GroupFootprint> sizes = footprints(groups, sources.tensors());
+  Plan plan_for(std::uint64_t limit_bytes, std::uint64_t room_bytes) const {
+    const std::vector<GroupFootprint> sizes =
+        footprints(groups, sources.tensors(), compute_place(device));
     const std::uint64_t mine = fixed.size_bytes() + (loader ? loader->held_bytes() : 0);
     const std::uint64_t others = pool.budget().used_bytes() - mine;
     const std::uint64_t most = bytes_for_groups(limit_bytes, fixed.size_bytes(), others, sizes);
     const std::uint64_t smallest = smallest_budget_bytes(sizes);
-    const auto share =
-        static_cast<std::uint64_t>(options.reserved_share * static_cast<double>(limit_bytes));
-    const std::uint64_t reserve = std::max(room_bytes, std::min(share, kLargestReserve));
     const std::uint64_t spare = most > smallest ? most - smallest : 0;
-    return make_plan(sizes, most - std::min(reserve, spare), rates_for(options, device));
+    return make_plan(sizes, most - std::min(room_bytes, spare), rates_for(options, device));
   }
 
   /// Which groups a plan settles.
@@ -154,7 +160,7 @@ class Engine::State {
   }
 
   /// Brings the groups to the places of a plan that fits the budget.
-  void follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes = 0) {
+  void follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes) {
     {
       const MutexLock lock(mutex);
       plan = wanted;
@@ -295,13 +301,15 @@ std::vector<TensorPlace> Engine::places(GroupId group) const {
 }
 
 std::vector<bool> Engine::settled_under(std::uint64_t limit_bytes) const {
-  return state_->settled_by(state_->plan_for(limit_bytes), limit_bytes);
+  const Plan plan = state_->plan_for(limit_bytes, state_->first_room(limit_bytes));
+  return state_->settled_by(plan, limit_bytes);
 }
 
 void Engine::set_budget(std::uint64_t limit_bytes) {
   State& state = *state_;
   Budget& budget = state.pool.budget();
-  const Plan plan = state.plan_for(limit_bytes);
+  const std::uint64_t room_bytes = state.first_room(limit_bytes);
+  const Plan plan = state.plan_for(limit_bytes, room_bytes);
   state.loader->check_unleased();
   const std::vector<bool> stays = state.settled_by(plan, limit_bytes);
   for (GroupId group = 0; group < state.groups.size(); ++group) {
@@ -311,7 +319,7 @@ void Engine::set_budget(std::uint64_t limit_bytes) {
     }
   }
   if (limit_bytes > budget.limit_bytes()) static_cast<void>(budget.try_set_limit(limit_bytes));
-  state.follow(plan, limit_bytes);
+  state.follow(plan, limit_bytes, room_bytes);
   if (!budget.try_set_limit(limit_bytes)) {
     throw BudgetError("budget: others hold so much of it that it cannot be lowered to " +
                           format_size(limit_bytes) + "; " + format_size(budget.used_bytes()) +

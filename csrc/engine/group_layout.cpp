@@ -4,8 +4,14 @@
 #include "tensorstream/error.h"
 
 namespace tensorstream {
+namespace {
 
-GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors) {
+/// What a GPU's driver gives memory in.
+constexpr std::uint64_t kDevicePageBytes = 2_MiB;
+
+}  // namespace
+
+GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors, ComputePlace place) {
   // Sizes stay far from overflow: a group is smaller than any address space.
   constexpr std::uint64_t kLargest = std::uint64_t{1} << 48U;
   GroupLayout layout;
@@ -24,7 +30,8 @@ GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors) {
     const std::uint64_t room = size == 0 ? 0 : size + kCacheLineBytes - 1;
     end = align_up(end + room, kTensorAlignment);
   }
-  layout.size_bytes = align_up(end, kGroupAlignment);
+  const bool takes_pages = place == ComputePlace::kAccelerator && end >= kDevicePageBytes / 2;
+  layout.size_bytes = align_up(end, takes_pages ? kDevicePageBytes : kGroupAlignment);
   return layout;
 }
 
@@ -41,11 +48,11 @@ void lie_as_in_model(GroupLayout& layout, const Group& group, std::span<const Te
 }
 
 std::vector<GroupFootprint> footprints(std::span<const Group> groups,
-                                       std::span<const TensorSpec> tensors) {
+                                       std::span<const TensorSpec> tensors, ComputePlace place) {
   std::vector<GroupFootprint> result;
   result.reserve(groups.size());
   for (const Group& group : groups) {
-    result.push_back({group.name, lay_out(group, tensors).size_bytes, group.residency});
+    result.push_back({group.name, lay_out(group, tensors, place).size_bytes, group.residency});
   }
   return result;
 }

@@ -17,9 +17,12 @@ struct GroupLayout {
   std::uint64_t size_bytes = 0;
 };
 
-/// Lays the tensors of `group` out one after the other. Raises ConfigError for a tensor that
+/// Lays the tensors of `group` out one after the other. On an accelerator a place is a multiple of
+/// what its driver gives memory in, small ones apart, which share that: what the budget counts is
+/// what the driver takes. Raises ConfigError for a tensor that
 /// `tensors` does not have and for sizes that overflow.
-GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors);
+GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors,
+                    ComputePlace place = ComputePlace::kHost);
 
 /// Moves each tensor within its room to its TensorSpec::line_offset_bytes, for devices that are the
 /// host. Where the model was mapped from a file, the kernel copies a third faster to there, too.
@@ -28,6 +31,7 @@ void lie_as_in_model(GroupLayout& layout, const Group& group, std::span<const Te
 
 /// What the planner needs to know of the groups of `model`.
 std::vector<GroupFootprint> footprints(std::span<const Group> groups,
-                                       std::span<const TensorSpec> tensors);
+                                       std::span<const TensorSpec> tensors,
+                                       ComputePlace place = ComputePlace::kHost);
 
 }  // namespace tensorstream

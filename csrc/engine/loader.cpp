@@ -31,7 +31,8 @@ Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging,
       prefetch_(resolve_prefetch(options.prefetch, compute_place(device_))),
       staging_(staging),
       order_({}),
-      copy_stream_(device_.create_stream()) {
+      copy_stream_(device_.create_stream()),
+      done_stream_(staging_ != nullptr ? device_.create_stream() : nullptr) {
   for (LoadedGroup& group : groups) {
     auto slot = std::make_unique<Slot>();
     slot->loaded = device_.create_event();
@@ -52,6 +53,7 @@ Loader::~Loader() {
   // Callbacks of loads under way use this object, copies write into the places, and work that was
   // enqueued before a release still reads from them.
   copy_stream_->synchronize();
+  if (done_stream_ != nullptr) done_stream_->synchronize();
   for (const auto& slot : slots_) {
     slot->last_use->synchronize();  // guard: wait-before-freeing
   }
@@ -395,7 +397,10 @@ void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
   if (load->can_fail()) enqueue_reads(stream, load);
   stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
   stream.record(*slot.loaded);
-  stream.run([this, load]() mutable { finish(std::move(load)); });
+  // A callback holds its stream up: on a GPU the next copy goes on meanwhile.
+  Stream& after = done_stream_ != nullptr ? *done_stream_ : stream;
+  if (done_stream_ != nullptr) after.wait(*slot.loaded);
+  after.run([this, load]() mutable { finish(std::move(load)); });
 }
 
 void Loader::enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load) {

@@ -220,6 +220,7 @@ class Loader {
   Bell changed_;  // for callers
   FinishedLoads finished_;
   std::unique_ptr<Stream> copy_stream_;
+  std::unique_ptr<Stream> done_stream_;  // of callbacks; null on a device that is the host
   std::unique_ptr<ReadAhead> read_ahead_ TS_GUARDED_BY(mutex_);  // for Prefetch::kReadAhead alone
   std::jthread thread_;                                          // last: it uses all of the above
 };

@@ -73,13 +73,13 @@ std::optional<std::uint64_t> next_limit(const ModelTree& tree, const Grouping& g
 
 /// The cut that needs least of a budget. Splitting lowers what the largest group needs and raises
 /// what is too small to stream, so neither whole blocks nor leaves are it in every model.
-CutGroups smallest_cut(const ModelTree& tree) {
+CutGroups smallest_cut(const ModelTree& tree, ComputePlace place) {
   std::optional<CutGroups> best;
   std::optional<std::uint64_t> limit = kUnlimited;
   while (limit) {
     const Cut cut = {*limit, kLeaves.smallest_streamed_bytes};
     const Grouping grouping = group_with(tree, cut);
-    CutGroups made = {cut, footprints(grouping.groups, tree.tensors), 0};
+    CutGroups made = {cut, footprints(grouping.groups, tree.tensors, place), 0};
     made.smallest_bytes = smallest_budget_bytes(made.groups);
     limit = next_limit(tree, grouping, made);
     if (!limit && cut.largest_group_bytes != kLeaves.largest_group_bytes) {
@@ -164,19 +164,23 @@ std::uint64_t default_budget_bytes(std::uint64_t available_bytes) {
 
 Grouping group_model(const ModelTree& tree) { return group_with(tree, kBlocks); }
 
-ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates) {
+ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates,
+                     const PlanRoom& room) {
   const std::uint64_t free_bytes =
       budget_bytes > tree.fixed_bytes ? budget_bytes - tree.fixed_bytes : 0;
-  const CutGroups smallest = smallest_cut(tree);
+  const CutGroups smallest = smallest_cut(tree, room.place);
   if (budget_bytes < tree.fixed_bytes || free_bytes < smallest.smallest_bytes) {
     raise_too_small(tree, budget_bytes, smallest);
   }
   std::optional<ModelPlan> best;
   const auto consider = [&](const Cut& cut) {
     Grouping grouping = group_with(tree, cut);
-    const std::vector<GroupFootprint> groups = footprints(grouping.groups, tree.tensors);
-    if (smallest_budget_bytes(groups) > free_bytes) return;
-    Plan plan = make_plan(groups, free_bytes, rates);
+    const std::vector<GroupFootprint> groups =
+        footprints(grouping.groups, tree.tensors, room.place);
+    const std::uint64_t least = smallest_budget_bytes(groups);
+    if (least > free_bytes) return;
+    const std::uint64_t spared = std::min(room.spared_bytes, free_bytes - least);
+    Plan plan = make_plan(groups, free_bytes - spared, rates);
     if (!best || is_better(plan, best->plan)) {
       best = ModelPlan{std::move(grouping), std::move(plan)};
     }
@@ -184,7 +188,7 @@ ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Ra
   for (const Cut& cut : cuts_for(free_bytes)) consider(cut);
   consider(smallest.cut);
   const std::vector<GroupFootprint> blocks =
-      footprints(group_with(tree, kBlocks).groups, tree.tensors);
+      footprints(group_with(tree, kBlocks).groups, tree.tensors, room.place);
   best->plan.everything_fits_bytes = everything_fits_bytes(blocks);
   add_fixed(best->plan, tree, budget_bytes, smallest.smallest_bytes);
   return std::move(*best);

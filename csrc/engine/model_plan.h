@@ -41,11 +41,19 @@ struct ModelPlan {
 /// order of its dimensions. `shape` and `strides` are as long as each other, in elements.
 bool is_dense(std::span<const std::int64_t> shape, std::span<const std::int64_t> strides);
 
+/// What else a plan has to know of the device.
+struct PlanRoom {
+  ComputePlace place = ComputePlace::kHost;
+  /// What it leaves free of the budget, as far as the smallest plan allows.
+  std::uint64_t spared_bytes = 0;
+};
+
 /// Groups and plans `tree` for `budget_bytes`. Groups are whole blocks, or parts of them where
 /// that makes a pass noticeably shorter or the budget asks for it. The plan's bytes include
 /// fixed_bytes. Raises BudgetError, naming the group that does not fit, its size, the budget and
 /// the smallest budget that works, and ConfigError for names in keep_resident that match nothing.
-ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates);
+ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates,
+                     const PlanRoom& room = {});
 
 /// The structure alone: groups of whole blocks, whatever their size.
 Grouping group_model(const ModelTree& tree);

@@ -1,4 +1,7 @@
-// What a prefetch means on a device.
+// What options mean on a device.
+#include <algorithm>
+
+#include "base/units.h"
 #include "device/device.h"
 #include "tensorstream/engine.h"
 
@@ -15,6 +18,12 @@ Prefetch resolve_prefetch(Prefetch prefetch, ComputePlace place) noexcept {
 
 Loading loading_of(Prefetch prefetch) noexcept {
   return prefetch == Prefetch::kReadAhead ? Loading::kAtUse : Loading::kAhead;
+}
+
+std::uint64_t spared_bytes(std::uint64_t budget_bytes) noexcept {
+  constexpr std::uint64_t kShare = 16;
+  constexpr std::uint64_t kMost = 256_MiB;
+  return std::min(budget_bytes / kShare, kMost);
 }
 
 }  // namespace tensorstream

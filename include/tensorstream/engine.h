@@ -67,6 +67,9 @@ enum class Prefetch {
 
 /// EngineOptions::reserved_share where torch's allocations are under the same budget.
 inline constexpr double kActivationShare = 1.0 / 8;
+/// What stays free of such a budget once residents take what forwards do not need, so that a
+/// forward that is a little longer than the last ones does not send them away again.
+std::uint64_t spared_bytes(std::uint64_t budget_bytes) noexcept;
 
 /// Whose cores compute.
 enum class ComputePlace { kHost, kAccelerator };
@@ -92,8 +95,8 @@ struct EngineOptions {
   Prefetch prefetch = Prefetch::kAdaptive;
   ResidentUse residents = ResidentUse::kSettled;
   Rates rates;
-  /// The share of the budget, 1 GiB at most, that a plan leaves to what else is allocated under it,
-  /// as far as the groups' smallest plan allows.
+  /// The share of the budget, 1 GiB at most, that is left to what else is allocated under it, as
+  /// far as the groups' smallest plan allows, until take_back() says what of it is not needed.
   double reserved_share = 0;
   /// Bytes that the model keeps on the device besides its groups (buffers): charged to the budget.
   std::uint64_t fixed_bytes = 0;

@@ -231,7 +231,7 @@ class ModelTree:
     def group(self) -> Grouping:
         """The model's groups by structure alone."""
 
-    def plan(self, budget_bytes: int, prefetch: Prefetch, place: ComputePlace) -> ModelPlan:
+    def plan(self, budget_bytes: int, prefetch: Prefetch, place: ComputePlace, link_bytes_per_second: float | None = None) -> ModelPlan:
         """Groups and plans the model for a budget."""
 
 class Device:
@@ -243,6 +243,11 @@ class Device:
 
     @property
     def free_bytes(self) -> int: ...
+
+    def measure_link(self) -> float:
+        """
+        Bytes a second from pinned host memory to the device; what plans assume for a host.
+        """
 
     def synchronize(self) -> None:
         """Waits for the work of the default stream."""
@@ -331,6 +336,12 @@ class EngineOptions:
 
     @reserved_share.setter
     def reserved_share(self, arg: float, /) -> None: ...
+
+    @property
+    def link_bytes_per_second(self) -> float: ...
+
+    @link_bytes_per_second.setter
+    def link_bytes_per_second(self, arg: float, /) -> None: ...
 
     @property
     def prefetch(self) -> Prefetch: ...

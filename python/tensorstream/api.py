@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from tensorstream import _native, report
+from tensorstream.compute_device import open_device
 from tensorstream.config import Config, Size, make_config
 from tensorstream.exceptions import BudgetError, ConfigError
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
@@ -142,7 +143,9 @@ def plan(
     """
     chosen = make_config(config, options)
     found = walk(_as_model(model_or_path), chosen.keep_resident)
-    return report.make_plan(found.tree, chosen.plan(found.tree, chosen.budget_bytes()))
+    device = open_device(chosen.torch_device, self_check=False)
+    planned = chosen.plan(found.tree, chosen.budget_bytes(device.native), device)
+    return report.make_plan(found.tree, planned)
 
 
 def stats(model: nn.Module) -> report.Stats:

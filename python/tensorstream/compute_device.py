@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +38,13 @@ class ComputeDevice:
         """Torch's allocator for the device; None where its allocations are not the engine's business."""
         return TorchMemory() if self.torch_device.type == "cuda" else None
 
+    @functools.cached_property
+    def link_bytes_per_second(self) -> float:
+        """How fast host memory gets to the device: measured once, as plans predict by it."""
+        if self.is_host:
+            return self.native.measure_link()
+        return _measured_link(self.native, self.index)
+
     @property
     def index(self) -> int:
         """The device's number."""
@@ -69,6 +77,15 @@ class ComputeDevice:
         """A tensor's bytes in host memory, as the device sees them: uint8 (size_bytes,)."""
         array: Any = engine.home(tensor, size_bytes, self._on)
         return None if array is None else torch.from_dlpack(array)
+
+
+_links: dict[int, float] = {}
+
+
+def _measured_link(native: _native.Device, index: int) -> float:
+    if index not in _links:
+        _links[index] = native.measure_link()
+    return _links[index]
 
 
 _is_made_of_parts: Callable[[object], bool] = is_traceable_wrapper_subclass

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tensorstream import _native
-from tensorstream.compute_device import check_available, open_device
+from tensorstream.compute_device import ComputeDevice, check_available, open_device
 from tensorstream.exceptions import ConfigError, UnsupportedError
 
 Size = int | str
@@ -101,11 +101,14 @@ class Config:
         except RuntimeError as error:
             raise ConfigError(f"device: {error}") from error
 
-    def plan(self, tree: _native.ModelTree, budget_bytes: int) -> _native.ModelPlan:
-        """Groups and a plan for a model on this device."""
+    def plan(
+        self, tree: _native.ModelTree, budget_bytes: int, device: ComputeDevice | None = None
+    ) -> _native.ModelPlan:
+        """Groups and a plan for a model on this device, by the rate of its link where it is given."""
         on_cpu = self.torch_device.type == "cpu"
         place = _native.ComputePlace.HOST if on_cpu else _native.ComputePlace.ACCELERATOR
-        return tree.plan(budget_bytes, PREFETCH[self.prefetch], place)
+        rate = None if device is None else device.link_bytes_per_second
+        return tree.plan(budget_bytes, PREFETCH[self.prefetch], place, rate)
 
     def budget_bytes(self, device: _native.Device | None = None) -> int:
         """The budget in bytes, for the device as it is now; a GPU's needs its `device`."""

@@ -98,7 +98,9 @@ class Orchestrator:
             for tensor in sources.in_ram:
                 found.tree.keep_resident(found.weights[tensor].names[0])
         budget_bytes = config.budget_bytes(self.device.native)  # once: what is available changes
-        self.grouping: _native.Grouping = config.plan(found.tree, budget_bytes).grouping
+        self.grouping: _native.Grouping = config.plan(
+            found.tree, budget_bytes, self.device
+        ).grouping
         self.budget = _native.create_budget(budget_bytes)
         self.engine = self._open(found, sources)
         if checkpoint is not None:
@@ -159,6 +161,7 @@ class Orchestrator:
     def _open(self, found: Walk, sources: Sources) -> _native.Engine:
         options = _native.EngineOptions()
         options.prefetch = PREFETCH[self.config.prefetch]
+        options.link_bytes_per_second = self.device.link_bytes_per_second
         if self.device.torch_memory() is not None:
             options.reserved_share = _native.ACTIVATION_SHARE
             if self.config.pressure != "strict":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import logging
 import sys
+import threading
+import weakref
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +27,9 @@ class Memory(Protocol):
 
     def use(self, pool: Any, index: int) -> contextlib.AbstractContextManager[Any]:
         """Sends allocations of the calling thread to the pool."""
+
+    def capturing(self) -> bool:
+        """Whether the calling thread's stream is recorded into a graph."""
 
     def cap(self, share: float, index: int) -> None:
         """Refuses what the process allocates of the device beyond a share of it."""
@@ -44,6 +50,10 @@ class TorchMemory:
         """Sends allocations to the pool: of the calling thread; torch 2.6 those of all threads."""
         return torch.cuda.use_mem_pool(pool, device=index)
 
+    def capturing(self) -> bool:
+        """Whether the calling thread's stream is recorded into a graph."""
+        return torch.cuda.is_current_stream_capturing()
+
     def cap(self, share: float, index: int) -> None:
         """Torch's own limit, which covers what its default allocator holds in this process."""
         torch.cuda.set_per_process_memory_fraction(share, index)
@@ -59,6 +69,52 @@ def _allocator() -> Any:
     )
 
 
+class Scopes:
+    """How many forwards allocate from pools now, and the pools that nobody needs any more.
+
+    Torch ends the process where a pool goes while allocations are sent to any, on any thread: the
+    assertion `captures_underway.empty()` in a destructor. A model may be collected at any moment, so
+    its pool waits here until none is in use. Thread-safe, and re-entrant: a collection may begin
+    anywhere.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = 0
+        self._retired: collections.deque[tuple[Any, Memory]] = collections.deque()
+
+    def open(self) -> None:
+        """A forward begins to allocate from a pool."""
+        with self._lock:
+            self._open += 1
+
+    def close(self) -> None:
+        """It does not any more."""
+        with self._lock:
+            self._open -= 1
+        self._drop()
+
+    def retire(self, pools: list[Any], memory: Memory) -> None:
+        """Empties the list, whose pools nobody else holds, and drops them when that can be done."""
+        while pools:  # no name is left that holds one
+            self._retired.append((pools.pop(), memory))
+        self._drop()
+
+    def _drop(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            return  # whoever has it drops them, or closes a scope later
+        try:
+            while self._retired:
+                if self._open or self._retired[0][1].capturing():  # guard: pool-outside-scopes
+                    return
+                self._retired.popleft()
+        finally:
+            self._lock.release()
+
+
+_scopes = Scopes()
+
+
 class TorchPool:
     """Brings what torch allocates in one model's forwards under its engine's budget."""
 
@@ -70,10 +126,12 @@ class TorchPool:
         self._index = index
         self._memory = memory
         self._scope: Any = None
+        # The pool, or nothing where torch has none. The finalizer retires it, and holds no more.
+        self._pools: list[Any] = []
+        weakref.finalize(self, _scopes.retire, self._pools, memory).atexit = False
         try:
-            self._pool = memory.make_pool()
+            self._take_new_pool()
         except (RuntimeError, OSError, AttributeError) as error:
-            self._pool = None
             room, total = capped
             memory.cap(min(1.0, room / total), index)
             logger.warning(
@@ -83,12 +141,18 @@ class TorchPool:
                 error,
             )
 
+    def _take_new_pool(self) -> None:
+        old = list(self._pools)
+        self._pools[:] = [self._memory.make_pool()]
+        _scopes.retire(old, self._memory)
+
     def enter(self) -> None:
         """The outermost forward begins: this thread's allocations come under the ceiling."""
-        if self._pool is None or self._scope is not None:
+        if not self._pools or self._scope is not None:
             return
         self._ceiling.enter()
-        self._scope = self._memory.use(self._pool, self._index)
+        _scopes.open()
+        self._scope = self._memory.use(self._pools[0], self._index)
         self._scope.__enter__()
 
     def leave(self) -> None:
@@ -99,14 +163,15 @@ class TorchPool:
         try:
             scope.__exit__(None, None, None)
         finally:
+            _scopes.close()
             self._ceiling.leave()
 
     def forward_ended(self) -> None:
         """Between forwards: lets residents come back, and torch give back what it only keeps."""
-        if self._pool is not None and self._ceiling.forward_ended():
+        if self._pools and self._ceiling.forward_ended():
             # A pool keeps its free segments for as long as it lives, whatever empty_cache() is asked for.
             # What tensors hold of the old one stays with them.
-            self._pool = self._memory.make_pool()
+            self._take_new_pool()
 
     def explain(self) -> None:
         """Puts the numbers in the place of torch's error that a forward ends with now, if it does."""

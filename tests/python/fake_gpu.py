@@ -27,6 +27,7 @@ class FakeGpu(ComputeDevice):
         native = _native.cuda_device(0, _native.Checking.ON, 1, str(LIBRARY))
         super().__init__(native, torch.device("cpu"), _native.ArrayDevice.HOST)
         self.is_host = False
+        self.link_bytes_per_second = 25e9  # the same plan each time
 
     def settle(self) -> None:
         self.native.synchronize()
@@ -37,6 +38,7 @@ class FakeTorchMemory:
 
     def __init__(self) -> None:
         self.has_pools = True
+        self.records_graph = False
         self.pools: list[int] = []
         self.used: list[tuple[str, int]] = []
         self.active: list[int] = []
@@ -66,6 +68,9 @@ class FakeTorchMemory:
             yield
         finally:
             self.active.remove(pool)
+
+    def capturing(self) -> bool:
+        return self.records_graph
 
     def cap(self, share: float, index: int) -> None:
         self.caps.append(share)

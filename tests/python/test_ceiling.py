@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ import tensorstream as ts
 from conftest import assert_same, hooks_of
 from fake_gpu import FakeTorchMemory, use_fake_gpu
 from model_shapes import make_stack, row_ids
+from tensorstream import torch_pool
 from tensorstream.exceptions import CudaBudgetError
+from tensorstream.torch_pool import Scopes, TorchPool
 
 MIB = 1 << 20
 
@@ -301,3 +304,50 @@ def test_a_torch_without_pools_is_capped_for_the_process(
 def test_a_pressure_that_is_none() -> None:
     with pytest.raises(ts.ConfigError, match=r"pressure is 'relaxed'.*adaptive, strict, lenient"):
         ts.Config(pressure="relaxed")
+
+
+class Dropped:
+    """A pool that says when it goes."""
+
+    def __init__(self, gone: list[str], name: str) -> None:
+        self.gone, self.name = gone, name
+
+    def __del__(self) -> None:
+        self.gone.append(self.name)
+
+
+def test_pools_go_while_none_is_in_use() -> None:
+    """Torch ends the process where one goes while allocations are sent to another."""
+    gone: list[str] = []
+    memory, scopes = FakeTorchMemory(), Scopes()
+    scopes.open()
+    scopes.open()
+    scopes.retire([Dropped(gone, "first")], memory)
+    scopes.close()
+    assert gone == []
+    scopes.close()
+    assert gone == ["first"]
+    scopes.retire([Dropped(gone, "second")], memory)
+    assert gone == ["first", "second"]
+    memory.records_graph = True
+    scopes.retire([Dropped(gone, "third")], memory)
+    assert gone == ["first", "second"]
+    memory.records_graph = False
+    scopes.open()
+    scopes.close()
+    assert gone == ["first", "second", "third"]
+
+
+def test_the_pool_of_a_model_that_is_collected_goes_when_none_is_in_use() -> None:
+    gone: list[str] = []
+    memory = FakeTorchMemory()
+    memory.make_pool = lambda: Dropped(gone, "pool")  # type: ignore[method-assign,assignment,return-value]
+    pool = TorchPool(cast(Any, None), 0, memory, (1, 1))
+    torch_pool._scopes.open()
+    try:
+        del pool
+        gc.collect()
+        assert gone == []
+    finally:
+        torch_pool._scopes.close()
+    assert gone == ["pool"]

@@ -117,7 +117,7 @@ TEST_F(CeilingTest, WhatTorchHoldsIsChargedUntilItIsGivenBack) {
 }
 
 TEST_F(CeilingTest, ResidentsGiveWayAndTheCeilingHoldsByTheDriversCount) {
-  model_ = equal_model(8, 1_MiB);  // large pieces cost what they are
+  model_ = equal_model(8, 1_MiB - 4_KiB);  // large pieces cost what they are
   spec_ = model_.in_memory();
   const std::uint64_t limit = smallest_budget_of(spec_) * 6;
   open(limit, Pressure::kAdaptive);
