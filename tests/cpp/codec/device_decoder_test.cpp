@@ -248,8 +248,7 @@ TEST_P(DeviceDecoding, InTheOrderOfTheStream) {
   EXPECT_EQ(found, weights);
 }
 
-INSTANTIATE_TEST_SUITE_P(HostDevice, DeviceDecoding, ::testing::ValuesIn(host_kinds()),
-                         [](const auto& instance) { return instance.param.name; });
+TS_ON_EACH_MEMORY_DEVICE(DeviceDecoding);
 
 }  // namespace
 }  // namespace tensorstream
