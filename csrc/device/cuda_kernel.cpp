@@ -18,6 +18,11 @@ CudaFunctionHandle CudaModule::function(const char* name) const {
   CudaFunctionHandle found = nullptr;
   context_.check(context_.driver().cuModuleGetFunction(&found, handle_, name),
                  "cuModuleGetFunction");
+  // Kernels work in shared memory and read what they read once: blocks side by side are worth more
+  // than a cache.
+  context_.check(
+      context_.driver().cuFuncSetAttribute(found, kCudaFunctionSharedMemoryCarveout, 100),
+      "cuFuncSetAttribute");
   return found;
 }
 

@@ -34,7 +34,7 @@ struct BatchedFrame {
 };
 
 /// What a warp works in.
-struct WarpMemory {
+struct alignas(16) WarpMemory {
   u32 ranked[8];                        // the code's 16 symbols; windows read past them
   u32 symbols[kChunkElements / 4 + 4];  // those of a level's elements, in order
 };
@@ -153,10 +153,10 @@ TS_DEVICE void decode_level(const Level& level, WarpMemory& memory) {
     each_lane([&](u32 lane) {
       const u32 first = round * kTileElements + lane * 32;
       if (first >= level.count) return;
-      TS_UNROLL
-      for (u32 word = 0; word < 8; ++word) {
-        memory.symbols[first / 4 + word] = symbols[lane].words[word];
-      }
+      u8* const to = reinterpret_cast<u8*>(memory.symbols) + first;
+      const u32* const words = symbols[lane].words;
+      store16(to, words[0], words[1], words[2], words[3]);
+      store16(to + 16, words[4], words[5], words[6], words[7]);
     });
     sync_warp();
   }

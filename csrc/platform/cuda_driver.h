@@ -84,6 +84,8 @@ inline constexpr unsigned int kCudaHostRegisterDeviceMap = 0x2;
 inline constexpr int kCudaAttributeHostRegisterSupported = 99;
 inline constexpr int kCudaAttributeComputeCapabilityMajor = 75;
 inline constexpr int kCudaAttributeComputeCapabilityMinor = 76;
+/// Of a function: the share of a multiprocessor's memory that is to be shared memory, in percent.
+inline constexpr int kCudaFunctionSharedMemoryCarveout = 9;
 /// Streams that the driver has without being asked, as handles; 0 is the legacy one too.
 inline constexpr std::uintptr_t kCudaLegacyStream = 0x1;
 inline constexpr std::uintptr_t kCudaPerThreadStream = 0x2;
@@ -134,6 +136,7 @@ inline constexpr std::uintptr_t kCudaPerThreadStream = 0x2;
   entry(cuModuleUnload, (CudaModuleHandle module))                                                \
   entry(cuModuleGetFunction, (CudaFunctionHandle* function, CudaModuleHandle module,              \
                               const char* name))                                                  \
+  entry(cuFuncSetAttribute, (CudaFunctionHandle function, int attribute, int value))              \
   entry(cuLaunchKernel, (CudaFunctionHandle function, unsigned int grid_x, unsigned int grid_y,   \
                          unsigned int grid_z, unsigned int block_x, unsigned int block_y,         \
                          unsigned int block_z, unsigned int shared_bytes,                         \

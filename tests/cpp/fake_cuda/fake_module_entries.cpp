@@ -71,6 +71,14 @@ TS_FAKE_EXPORT CudaResult cuModuleGetFunction(CudaFunctionHandle* function, Cuda
   return CudaResult::kSuccess;
 }
 
+TS_FAKE_EXPORT CudaResult cuFuncSetAttribute(CudaFunctionHandle function, int attribute,
+                                             int value) {
+  const CudaResult early = enter("cuFuncSetAttribute", Needs::kContext);
+  if (early != CudaResult::kSuccess) return early;
+  const bool known = attribute == kCudaFunctionSharedMemoryCarveout && value >= 0 && value <= 100;
+  return function != nullptr && known ? CudaResult::kSuccess : CudaResult::kInvalidValue;
+}
+
 TS_FAKE_EXPORT CudaResult cuLaunchKernel(CudaFunctionHandle function, unsigned int grid_x,
                                          unsigned int grid_y, unsigned int grid_z,
                                          unsigned int block_x, unsigned int block_y,

@@ -82,6 +82,8 @@ static_assert(kCudaHostRegisterDeviceMap == CU_MEMHOSTREGISTER_DEVICEMAP);
 static_assert(kCudaAttributeHostRegisterSupported == CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED);
 static_assert(kCudaAttributeComputeCapabilityMajor == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
 static_assert(kCudaAttributeComputeCapabilityMinor == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+static_assert(kCudaFunctionSharedMemoryCarveout ==
+              CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT);
 
 TEST(CudaHeader, NamesTheSameResults) {
 #define TS_EXPECT_SAME_RESULT(ours, theirs, value) \
