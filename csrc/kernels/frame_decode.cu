@@ -317,18 +317,20 @@ TS_DEVICE void load_tile(const ChunkPlace& chunk, u32 tile, u32 lane,
 template <u32 kBytePlanes, u32 kBits>
 TS_DEVICE void decode_tiles(const ChunkPlace& chunk, const WarpMemory& memory) {
   constexpr u32 kElementBytes = kBytePlanes + 1;
+  // Three byte planes of two tiles would be too many registers.
+  constexpr bool kAhead = TS_LOADS_AHEAD != 0 && kBytePlanes < 3;
   const Pair named = {memory.ranked[0], 0};
   const u32 tiles = chunk.tiles();
   u32 next = 0;
   Lanes<TileInput<kBytePlanes, kBits>> ahead;
-  if (TS_LOADS_AHEAD) each_lane([&](u32 lane) { load_tile(chunk, 0, lane, ahead[lane]); });
+  if (kAhead) each_lane([&](u32 lane) { load_tile(chunk, 0, lane, ahead[lane]); });
   TS_NO_UNROLL
   for (u32 tile = 0; tile < tiles; ++tile) {
     Lanes<TileInput<kBytePlanes, kBits>> input;
     Lanes<u32> escapes;
     Lanes<u32> before;
     each_lane([&](u32 lane) {
-      if (TS_LOADS_AHEAD) {
+      if (kAhead) {
         input[lane] = ahead[lane];
         if (tile + 1 < tiles) load_tile(chunk, tile + 1, lane, ahead[lane]);
       } else {
