@@ -290,13 +290,14 @@ class Workbench {
 };
 
 constexpr std::array kShapes = {
-    FrameDecodeShape{},         FrameDecodeShape{4, 6, 0},  FrameDecodeShape{4, 5, 1},
-    FrameDecodeShape{2, 12, 1}, FrameDecodeShape{1, 24, 1},
+    FrameDecodeShape{},           FrameDecodeShape{4, 6, 1, 0},  FrameDecodeShape{4, 6, 0, 1},
+    FrameDecodeShape{4, 5, 1, 1}, FrameDecodeShape{2, 12, 1, 1}, FrameDecodeShape{1, 22, 1, 1},
 };
 
+/// Warps of a block, blocks at least, tiles ahead, tables.
 std::string name_of(const FrameDecodeShape& shape) {
   return std::to_string(shape.warps_a_block) + "w" + std::to_string(shape.blocks_at_least) + "b" +
-         std::to_string(shape.loads_ahead) + "a";
+         std::to_string(shape.loads_ahead) + "a" + std::to_string(shape.looks_up) + "t";
 }
 
 /// A tensor that is decoded: each level with each of so many shapes.
