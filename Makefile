@@ -63,7 +63,7 @@ test-cpp: setup  ## Build and run the C++ tests
 .PHONY: fake-cuda
 fake-cuda: setup
 	@cmake --preset dev --log-level=WARNING >/dev/null
-	@cmake --build --preset dev --target fake_cuda >/dev/null
+	@cmake --build --preset dev --target fake_cuda fake_nvrtc >/dev/null
 
 .PHONY: test-python
 test-python: build fake-cuda  ## Run the Python tests
