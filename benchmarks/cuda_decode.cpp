@@ -366,9 +366,22 @@ class Benchmark {
   void add(Json row, const Json& measured) {
     row.update(measured);
     if (row.contains("exact") && !row["exact"].get<bool>()) all_exact_ = false;
-    std::printf("%s\n", row.dump().c_str());
-    std::fflush(stdout);
+    print(row);
     result_["rows"].push_back(std::move(row));
+  }
+
+  static void print(const Json& row) {
+    const bool decodes = row["what"] == "decode";
+    const std::string how = decodes
+                                ? row["dtype"].get<std::string>() + " level " +
+                                      row["level"].dump() + " " + row["shape"].get<std::string>()
+                                : "copy";
+    std::printf("%-12s %-32s %8.1f GB/s (%.1f to %.1f) %9.1f us%s\n",
+                row["tensor"].get<std::string>().c_str(), how.c_str(),
+                row["decoded_gb_s"].get<double>(), row["p10_gb_s"].get<double>(),
+                row["p90_gb_s"].get<double>(), row["median_us"].get<double>(),
+                !decodes || row["exact"].get<bool>() ? "" : " NOT EXACT");
+    std::fflush(stdout);
   }
 
   Device& device_;
