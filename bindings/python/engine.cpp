@@ -162,16 +162,19 @@ void init_device(nb::module_& module) {
       "checking"_a, "seed"_a, "The host as a device.");
   module.def(
       "cuda_device",
-      [](int index, Checking checking, std::uint64_t seed, const std::string& driver_library) {
+      [](int index, Checking checking, std::uint64_t seed, const std::string& driver_library,
+         const std::string& compiler_library, const std::vector<std::string>& compiler_folders) {
         CudaDeviceOptions options;
         options.index = index;
         options.checking = checking;
         options.seed = seed;
         options.driver_library = driver_library;
+        options.compiler = {compiler_library, compiler_folders};
         return std::shared_ptr<Device>(create_cuda_device(options));
       },
       "index"_a, "checking"_a, "seed"_a, "driver_library"_a = std::string(kCudaDriverLibrary),
-      "A GPU, by its driver's number; tests give another driver.");
+      "compiler_library"_a = "", "compiler_folders"_a = std::vector<std::string>(),
+      "A GPU, by its driver's number; tests give another driver and compiler of kernels.");
   nb::enum_<ArrayDevice>(module, "ArrayDevice")
       .value("HOST", ArrayDevice::kHost)
       .value("CUDA", ArrayDevice::kCuda);

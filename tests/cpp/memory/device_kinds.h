@@ -50,6 +50,7 @@ struct FakeHabits {
 inline MemoryDeviceKind fake_cuda_kind(const std::string& name, FakeHabits habits,
                                        CudaDeviceOptions options) {
   options.driver_library = FakeCuda::path();
+  options.compiler = FakeCuda::compiler();
   const auto create = [habits, options] {
     const FakeCuda fake;
     fake.reset();
@@ -80,7 +81,8 @@ inline std::vector<MemoryDeviceKind> real_cuda_kinds() {
     return MemoryDeviceKind{name, [options] { return create_cuda_device(options); }, true,
                             why_no_real_cuda};
   };
-  return {kind("Unchecked", {}), kind("Checked", {.checking = Checking::kOn})};
+  return {kind("Unchecked", {.compiler = real_compiler()}),
+          kind("Checked", {.checking = Checking::kOn, .compiler = real_compiler()})};
 }
 
 /// A test on each kind of device.
