@@ -221,7 +221,12 @@ bool Ceiling::forward_ended() {
   gave_way_ = engine.gave_way;
   refusals_ = refusals;
   if (step == ReturnPolicy::Step::kReturn) {
-    static_cast<void>(engine_->take_back(spared_bytes(budget_->limit_bytes())));
+    // Those that a plan gave a place come back to less than it spared: what torch keeps is never
+    // just what it was.
+    const std::uint64_t spared = spared_bytes(budget_->limit_bytes());
+    const std::uint64_t taken =
+        engine_->take_back(engine.made_room_bytes != 0 ? spared : spared / 2);
+    if (taken == 0) policy_.nothing_returned();
   }
   return step == ReturnPolicy::Step::kTrim;
 }

@@ -8,6 +8,7 @@ ReturnPolicy::Step ReturnPolicy::forward_ended(const Forward& forward) {
   if (forward.pressed) {
     if (returned_) wait_ = std::min(2 * wait_, kLongestWait);
     returned_ = false;
+    pressed_ = true;
     quiet_ = 0;
     return Step::kNothing;
   }
@@ -17,11 +18,17 @@ ReturnPolicy::Step ReturnPolicy::forward_ended(const Forward& forward) {
     returned_ = false;
   }
   if (!forward.away) return Step::kNothing;
-  if (quiet_ == wait_) return Step::kTrim;
+  if (quiet_ == wait_) return pressed_ ? Step::kTrim : Step::kNothing;
   if (quiet_ <= wait_) return Step::kNothing;
   quiet_ = 0;
   returned_ = true;
   return Step::kReturn;
+}
+
+void ReturnPolicy::nothing_returned() {
+  wait_ = std::min(2 * wait_, kLongestWait);
+  returned_ = false;
+  pressed_ = true;  // torch may keep what they need
 }
 
 }  // namespace tensorstream

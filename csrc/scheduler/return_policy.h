@@ -6,8 +6,8 @@
 namespace tensorstream {
 
 /// Watches forwards. Residents do not come back in the forward that follows a short one: first some
-/// forwards pass without pressure, then torch's allocator gives back what it only keeps, and what
-/// is still free after one more forward is what the residents may take. Where the pressure comes
+/// forwards pass without pressure, then, if there was any, torch's allocator gives back what it
+/// only keeps, and what is still free after one more forward is what the residents may take. Where the pressure comes
 /// back soon after they did, the next time takes twice as many forwards. Not thread-safe.
 class ReturnPolicy {
  public:
@@ -28,10 +28,13 @@ class ReturnPolicy {
   };
 
   Step forward_ended(const Forward& forward);
+  /// There was no room for any that kReturn would have had come back: the next time comes later.
+  void nothing_returned();
 
  private:
   std::uint32_t quiet_ = 0;  // forwards since the last pressure or return
   std::uint32_t wait_ = kFirstWait;
+  bool pressed_ = false;   // ever
   bool returned_ = false;  // and no pressure since
 
   static constexpr std::uint32_t kFirstWait = 8;

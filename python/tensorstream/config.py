@@ -105,8 +105,8 @@ class Config:
         self, tree: _native.ModelTree, budget_bytes: int, device: ComputeDevice | None = None
     ) -> _native.ModelPlan:
         """Groups and a plan for a model on this device, by the rate of its link where it is given."""
-        on_cpu = self.torch_device.type == "cpu"
-        place = _native.ComputePlace.HOST if on_cpu else _native.ComputePlace.ACCELERATOR
+        on_host = self.torch_device.type == "cpu" if device is None else device.is_host
+        place = _native.ComputePlace.HOST if on_host else _native.ComputePlace.ACCELERATOR
         rate = None if device is None else device.link_bytes_per_second
         return tree.plan(budget_bytes, PREFETCH[self.prefetch], place, rate)
 

@@ -31,6 +31,9 @@ class Memory(Protocol):
     def capturing(self) -> bool:
         """Whether the calling thread's stream is recorded into a graph."""
 
+    def release_free(self) -> None:
+        """Gives back what pools that are gone still keep of tensors that outlived them."""
+
     def cap(self, share: float, index: int) -> None:
         """Refuses what the process allocates of the device beyond a share of it."""
 
@@ -53,6 +56,10 @@ class TorchMemory:
     def capturing(self) -> bool:
         """Whether the calling thread's stream is recorded into a graph."""
         return torch.cuda.is_current_stream_capturing()
+
+    def release_free(self) -> None:
+        """Gives back what torch keeps, its default allocator included."""
+        torch.cuda.empty_cache()
 
     def cap(self, share: float, index: int) -> None:
         """Torch's own limit, which covers what its default allocator holds in this process."""
@@ -100,6 +107,12 @@ class Scopes:
             self._retired.append((pools.pop(), memory))
         self._drop()
 
+    def release_free(self, memory: Memory) -> None:
+        """Has torch give back what pools that are gone still keep, if that can be done now."""
+        with self._lock:
+            if self._open == 0 and not memory.capturing():
+                memory.release_free()
+
     def _drop(self) -> None:
         if not self._lock.acquire(blocking=False):
             return  # whoever has it drops them, or closes a scope later
@@ -107,7 +120,8 @@ class Scopes:
             while self._retired:
                 if self._open or self._retired[0][1].capturing():  # guard: pool-outside-scopes
                     return
-                self._retired.popleft()
+                memory = self._retired.popleft()[1]
+                memory.release_free()
         finally:
             self._lock.release()
 
@@ -126,6 +140,7 @@ class TorchPool:
         self._index = index
         self._memory = memory
         self._scope: Any = None
+        self._trimmed = False
         # The pool, or nothing where torch has none. The finalizer retires it, and holds no more.
         self._pools: list[Any] = []
         weakref.finalize(self, _scopes.retire, self._pools, memory).atexit = False
@@ -168,7 +183,12 @@ class TorchPool:
 
     def forward_ended(self) -> None:
         """Between forwards: lets residents come back, and torch give back what it only keeps."""
-        if self._pools and self._ceiling.forward_ended():
+        if not self._pools:
+            return
+        if self._trimmed:  # what died since, of what outlived the old pool
+            _scopes.release_free(self._memory)
+        self._trimmed = self._ceiling.forward_ended()
+        if self._trimmed:
             # A pool keeps its free segments for as long as it lives, whatever empty_cache() is asked for.
             # What tensors hold of the old one stays with them.
             self._take_new_pool()

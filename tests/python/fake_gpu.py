@@ -41,6 +41,7 @@ class FakeTorchMemory:
     def __init__(self) -> None:
         self.has_pools = True
         self.records_graph = False
+        self.releases = 0
         self.pools: list[int] = []
         self.used: list[tuple[str, int]] = []
         self.active: list[int] = []
@@ -73,6 +74,9 @@ class FakeTorchMemory:
 
     def capturing(self) -> bool:
         return self.records_graph
+
+    def release_free(self) -> None:
+        self.releases += 1
 
     def cap(self, share: float, index: int) -> None:
         self.caps.append(share)

@@ -18,6 +18,7 @@ from fake_gpu import FakeTorchMemory, use_fake_gpu
 from model_shapes import make_stack, row_ids
 from tensorstream import torch_pool
 from tensorstream.exceptions import CudaBudgetError
+from tensorstream.orchestrator import orchestrator_of
 from tensorstream.torch_pool import Scopes, TorchPool
 
 MIB = 1 << 20
@@ -61,8 +62,9 @@ def resident_bytes(model: Any) -> int:
 
 
 def test_long_then_short(memory: FakeTorchMemory) -> None:
-    model, budget = offload(4)
-    check(model)
+    model, budget = offload(6)
+    for _ in range(12):  # residents take what forwards leave
+        check(model)
     held = resident_bytes(model)
     activations = Activations(model, memory)
     activations.bytes = budget - held + 4096  # a long sequence
@@ -112,7 +114,7 @@ def test_what_a_smaller_arena_fits_works_from_the_next_forward_on(
     memory: FakeTorchMemory,
 ) -> None:
     model, budget = offload(3)
-    smallest = int(budget / 3)
+    smallest = orchestrator_of(model).engine.plan.smallest_budget_bytes
     activations = Activations(model, memory)
     activations.bytes = budget - smallest - 4 * 4096
     with pytest.raises(ts.BudgetError):
@@ -125,7 +127,7 @@ def test_what_a_smaller_arena_fits_works_from_the_next_forward_on(
     for _ in range(12):
         check(model)
     assert ts.stats(model).torch_bytes == 0
-    assert ts.stats(model).held_bytes > 2 * smallest
+    assert ts.stats(model).held_bytes >= 2 * smallest
 
 
 def test_a_forward_that_catches_it_goes_on(memory: FakeTorchMemory) -> None:
@@ -327,6 +329,7 @@ def test_pools_go_while_none_is_in_use() -> None:
     assert gone == []
     scopes.close()
     assert gone == ["first"]
+    assert memory.releases == 1
     scopes.retire([Dropped(gone, "second")], memory)
     assert gone == ["first", "second"]
     memory.records_graph = True

@@ -20,6 +20,8 @@ from tensorstream.proxy import ParkedParameter
 pytestmark = pytest.mark.needs_gpu
 
 DEVICE = "cuda:0"
+MIB = 1 << 20
+SEGMENT_BYTES = 2 * MIB  # the least that torch's allocator takes at once
 
 
 def on_gpu(values: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +173,8 @@ def test_a_thousand_forwards_take_no_more_memory() -> None:
         for _ in range(1000):
             model(ids)
         torch.cuda.synchronize()
-    assert (torch.cuda.mem_get_info()[0], torch.cuda.memory_allocated()) == before
+    assert before[0] - torch.cuda.mem_get_info()[0] <= SEGMENT_BYTES
+    assert torch.cuda.memory_allocated() <= before[1]
 
 
 def test_a_budget_that_holds_everything_leaves_no_hook() -> None:
@@ -192,7 +195,6 @@ def test_bad_states_are_typed_errors() -> None:
         ts.offload(make_stack(2), device=DEVICE, vram_budget=1000)
 
 
-MIB = 1 << 20
 BLOCK_BYTES = 8 * MIB
 DRIVERS_ROUNDING = 2 * MIB  # of all blocks together, which the budget does not count
 

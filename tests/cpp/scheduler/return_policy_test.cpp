@@ -34,8 +34,25 @@ TEST(ReturnPolicy, TheyComeBackAForwardAfterTorchGaveItsMemoryBack) {
   EXPECT_EQ(policy.forward_ended(kQuiet), Step::kReturn);
 }
 
+/// What torch keeps then is what it uses.
+TEST(ReturnPolicy, NothingIsGivenBackWhereThereWasNoPressure) {
+  ReturnPolicy policy;
+  EXPECT_EQ(forwards_until(policy, Step::kReturn), 9);
+}
+
+TEST(ReturnPolicy, WhereNothingReturnedTheNextTimeComesLater) {
+  ReturnPolicy policy;
+  policy.forward_ended(kPressed);
+  for (const int waited : {8, 16, 32, 64}) {
+    EXPECT_EQ(forwards_until(policy, Step::kTrim), waited);
+    EXPECT_EQ(policy.forward_ended(kQuiet), Step::kReturn);
+    policy.nothing_returned();
+  }
+}
+
 TEST(ReturnPolicy, PressureBeginsTheWaitAnew) {
   ReturnPolicy policy;
+  policy.forward_ended(kPressed);
   for (int i = 0; i < 50; ++i) {
     for (int quiet = 0; quiet < 7; ++quiet) {
       EXPECT_EQ(policy.forward_ended(kQuiet), Step::kNothing);
