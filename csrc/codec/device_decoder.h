@@ -1,0 +1,42 @@
+// Frames decoded where they are used: in a device's memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "device/device.h"
+
+namespace tensorstream {
+
+/// A frame of a batch, as the device reads it (16 bytes).
+struct BatchedFrame {
+  /// From the batch's first encoded byte, a multiple of 16.
+  std::uint64_t encoded_offset = 0;
+  /// From the batch's target, a multiple of 16.
+  std::uint64_t decoded_offset = 0;
+};
+static_assert(sizeof(BatchedFrame) == 16);
+
+/// Decodes batches of frames that lie in a device's memory, in a stream's order. The device
+/// outlives it. Thread-safe.
+class DeviceDecoder {
+ public:
+  virtual ~DeviceDecoder() = default;
+
+  /// Enqueues the decoding of `frames`, each parsed and verified by the host before
+  /// (FrameView::parse, verify_frame): the device checks nothing. A frame lies whole at `encoded` +
+  /// its encoded_offset; decoded + decoded_offset gets the bytes that it decodes to and no more.
+  /// `table` is device memory that holds the entries of `frames` by the time that the stream gets
+  /// there. All three addresses are multiples of 16, and what they point to stays until the work is
+  /// done; `frames` may go at once. Raises CudaError as streams do.
+  virtual void decode(Stream& stream, std::span<const BatchedFrame> frames, const std::byte* table,
+                      const std::byte* encoded, std::byte* decoded) = 0;
+};
+
+/// The decoder of a device: on a host its processors decode, on the stream's thread. Raises
+/// UnsupportedError with the reason where the device cannot decode.
+std::unique_ptr<DeviceDecoder> create_device_decoder(Device& device);
+
+}  // namespace tensorstream
