@@ -12,7 +12,8 @@ namespace tensorstream {
 namespace {
 
 constexpr std::uint64_t kEntryBytes = sizeof(BatchedFrame);
-static_assert(kEntryBytes == kFrameAlignment, "frames behind a table are aligned as they have to be");
+static_assert(kEntryBytes == kFrameAlignment,
+              "frames behind a table are aligned as they have to be");
 // Of a piece: so much larger may a batch be, so that raw frames of a whole piece find room in one.
 constexpr std::uint64_t kHeadersDivisor = 1024;
 

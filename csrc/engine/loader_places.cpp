@@ -173,6 +173,7 @@ void Loader::quiesce(MutexLock& lock) {
   std::exception_ptr error;
   try {
     copy_stream_->synchronize();
+    if (ring_ != nullptr) ring_->stream().synchronize();
     for (const auto& slot : slots_) slot->last_use->synchronize();  // guard: wait-before-moving
   } catch (...) {
     error = std::current_exception();
@@ -314,7 +315,8 @@ void Loader::load_settled(Slot& slot, MutexLock& lock) {
   if (slot.group.layout.size_bytes == 0) return;
   if (slot.content != Content::kReady) {
     const bool at_use = prefetch_ == Prefetch::kReadAhead;
-    enqueue_unlocked(at_use ? device_.caller_stream() : *copy_stream_, slot, issue(slot));
+    const Issue ready = issue(slot);
+    enqueue_unlocked(at_use ? device_.caller_stream() : stream_for(*ready.load), slot, ready);
     while (slot.content == Content::kIssued) {
       if (!changed_.wait_for(lock, kHealthCheck)) check_health(*slot.loaded);
     }

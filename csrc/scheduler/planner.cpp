@@ -131,8 +131,7 @@ void place_streamed(std::span<const GroupFootprint> groups, std::uint64_t room_b
   std::vector<UsedGroup> used;
   for (const GroupFootprint& group : groups) {
     if (group.residency == Residency::kByRows) continue;
-    used.push_back(
-        {placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes});
+    used.push_back({placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes});
   }
   const StreamingChoice choice = StreamingSearch(std::move(used), room_bytes, rates).best();
   std::size_t candidate = 0;
@@ -221,8 +220,8 @@ void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Pl
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].residency == Residency::kByRows) continue;
     const bool streamed = plan.groups[i].placement == Placement::kStreamed;
-    steps.push_back({groups[i].size_bytes, streamed, streamed ? distances[place++] : 0,
-                     groups[i].coded_bytes});
+    steps.push_back(
+        {groups[i].size_bytes, streamed, streamed ? distances[place++] : 0, groups[i].coded_bytes});
   }
   plan.predicted_seconds = pass_seconds(steps, rates);
   const double link_seconds = static_cast<double>(plan.link_bytes) / rates.link_bytes_per_second;
