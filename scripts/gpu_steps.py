@@ -21,7 +21,7 @@ from junit_reports import Outcomes, read_report
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build/gpu-check"
 PRESET = "gpu"
-SANITIZED = ("device_tests", "memory_tests", "engine_tests")
+SANITIZED = ("device_tests", "memory_tests", "codec_tests", "engine_tests")
 REAL_DEVICE = "*RealCuda*"
 _SHOWN_LINES = 40  # of the log of a command that failed
 _SANITIZER_STATUS = 99

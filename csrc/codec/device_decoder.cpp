@@ -1,13 +1,12 @@
 #include "codec/device_decoder.h"
 
+#include "codec/cuda_decoder.h"
 #include "codec/host_decoder.h"
-#include "tensorstream/error.h"
 
 namespace tensorstream {
 
 std::unique_ptr<DeviceDecoder> create_device_decoder(Device& device) {
-  if (device.host_accessible()) return create_host_decoder();
-  throw UnsupportedError("device " + device.name() + " does not decode frames");
+  return device.host_accessible() ? create_host_decoder() : create_cuda_decoder(device);
 }
 
 }  // namespace tensorstream

@@ -35,8 +35,10 @@ class DeviceDecoder {
                       const std::byte* encoded, std::byte* decoded) = 0;
 };
 
-/// The decoder of a device: on a host its processors decode, on the stream's thread. Raises
-/// UnsupportedError with the reason where the device cannot decode.
+/// The decoder of a device: on a host its processors decode, on the stream's thread; on a GPU a
+/// kernel, which is compiled at the device's first call, for about a second. Raises
+/// UnsupportedError with the reason where the device cannot decode, as without a compiler, and
+/// CudaError where compiler or driver fail.
 std::unique_ptr<DeviceDecoder> create_device_decoder(Device& device);
 
 }  // namespace tensorstream

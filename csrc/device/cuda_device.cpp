@@ -7,11 +7,13 @@
 #include <span>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "base/mutex.h"
 #include "base/units.h"
 #include "device/cuda_context.h"
 #include "device/cuda_event.h"
+#include "device/cuda_kernel.h"
 #include "device/cuda_memory.h"
 #include "device/cuda_stream.h"
 #include "platform/numa.h"
@@ -27,12 +29,17 @@ std::uint64_t total_bytes_of(const CudaContext& context) {
   return size_bytes;
 }
 
-bool registers_host_memory(const CudaContext& context) {
+int attribute_of(const CudaContext& context, int attribute) {
   int value = 0;
-  context.check(context.driver().cuDeviceGetAttribute(&value, kCudaAttributeHostRegisterSupported,
-                                                      context.ordinal()),
+  context.check(context.driver().cuDeviceGetAttribute(&value, attribute, context.ordinal()),
                 "cuDeviceGetAttribute");
-  return value != 0;
+  return value;
+}
+
+/// As compilers call it: "sm_90".
+std::string architecture_of(const CudaContext& context) {
+  return "sm_" + std::to_string(attribute_of(context, kCudaAttributeComputeCapabilityMajor)) +
+         std::to_string(attribute_of(context, kCudaAttributeComputeCapabilityMinor));
 }
 
 class CudaDevice final : public Device {
@@ -41,7 +48,7 @@ class CudaDevice final : public Device {
       : options_(options),
         context_(driver, options.index),
         total_bytes_(total_bytes_of(context_)),
-        registers_host_memory_(tensorstream::registers_host_memory(context_)),
+        registers_host_memory_(attribute_of(context_, kCudaAttributeHostRegisterSupported) != 0),
         numa_node_(numa_node_of_pci_device(context_.pci_bus_id(), "")),
         caller_stream_(context_, next_checks(), nullptr) {}
 
@@ -61,7 +68,11 @@ class CudaDevice final : public Device {
   std::unique_ptr<Event> create_event() override { return std::make_unique<CudaEvent>(context_); }
   std::unique_ptr<HostRegistration> try_register_host(std::span<std::byte> bytes) override;
 
+  CudaKernel kernel(const KernelSource& source, const char* function);
+
  private:
+  std::unique_ptr<CudaModule> load(const KernelSource& source) const;
+
   CudaStreamChecks next_checks() {
     return {options_.checking, options_.seed + streams_made_++, options_.longest_delay_us};
   }
@@ -80,6 +91,11 @@ class CudaDevice final : public Device {
   // Guarded by mutex_.
   Mutex mutex_;
   std::map<unsigned long long, std::unique_ptr<CudaStream>> callers_by_id_ TS_GUARDED_BY(mutex_);
+
+  // Guarded by modules_mutex_, under which kernels are compiled.
+  Mutex modules_mutex_;
+  std::map<std::vector<std::string>, std::unique_ptr<CudaModule>> modules_
+      TS_GUARDED_BY(modules_mutex_);  // by the source's name and its options
 };
 
 std::unique_ptr<DeviceMemory> CudaDevice::allocate(std::uint64_t size_bytes) {
@@ -117,6 +133,26 @@ std::unique_ptr<HostRegistration> CudaDevice::try_register_host(std::span<std::b
   }
   if (!registers_host_memory_) return nullptr;
   return CudaHostRegistration::try_create(context_, bytes);
+}
+
+CudaKernel CudaDevice::kernel(const KernelSource& source, const char* function) {
+  std::vector<std::string> key = {source.name};
+  key.insert(key.end(), source.options.begin(), source.options.end());
+  const MutexLock lock(modules_mutex_);
+  std::unique_ptr<CudaModule>& module = modules_[key];
+  if (module == nullptr) module = load(source);
+  return {context_, module->function(function)};
+}
+
+std::unique_ptr<CudaModule> CudaDevice::load(const KernelSource& source) const {
+  const NvrtcOutcome outcome = load_nvrtc(options_.compiler);
+  if (const auto* const absence = std::get_if<NvrtcAbsence>(&outcome)) {
+    throw UnsupportedError(context_.description() + ": " + source.name +
+                           " cannot be compiled: " + absence->message);
+  }
+  const std::vector<std::byte> cubin =
+      compile_cubin(std::get<Nvrtc>(outcome), source, architecture_of(context_));
+  return std::make_unique<CudaModule>(context_, cubin);
 }
 
 /// Raises UnsupportedError where there is no driver to call.
@@ -157,6 +193,14 @@ std::unique_ptr<Device> create_cuda_device(const CudaDeviceOptions& options) {
   const CudaDriver driver = driver_for(options);
   check_index(driver, options.index);
   return std::make_unique<CudaDevice>(driver, options);
+}
+
+CudaKernel cuda_kernel(Device& device, const KernelSource& source, const char* function) {
+  auto* const cuda_device = dynamic_cast<CudaDevice*>(&device);
+  if (cuda_device == nullptr) {
+    throw UnsupportedError("device " + device.name() + " runs no kernels: it is no GPU");
+  }
+  return cuda_device->kernel(source, function);
 }
 
 }  // namespace tensorstream

@@ -9,6 +9,7 @@
 
 #include "device/callback.h"
 #include "device/cuda_event.h"
+#include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
@@ -120,6 +121,24 @@ void CudaStream::poison(std::byte* data, std::uint64_t size_bytes) {
   const CudaContext::Current current(context_);
   context_.check(context_.driver().cuMemsetD8Async(address_of(data), kStale, size_bytes, handle_),
                  "cuMemsetD8Async", size_bytes);
+}
+
+void CudaStream::launch(CudaFunctionHandle function, const CudaGrid& grid,
+                        std::span<void*> arguments) {
+  const CudaContext::Current current(context_);
+  if (owner_ == Owner::kThis) delay();
+  context_.check(
+      context_.driver().cuLaunchKernel(function, grid.blocks_x, grid.blocks_y, 1, grid.threads, 1,
+                                       1, 0, handle_, arguments.data(), nullptr),
+      "cuLaunchKernel");
+}
+
+CudaStream& CudaStream::of(Stream& stream, const CudaContext& context) {
+  auto* const cuda_stream = dynamic_cast<CudaStream*>(&stream);
+  if (cuda_stream == nullptr || &cuda_stream->context_ != &context) {
+    throw ConfigError(context.description() + ": the stream was made by another device");
+  }
+  return *cuda_stream;
 }
 
 void CudaStream::delay() {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <random>
+#include <span>
 
 #include "base/mutex.h"
 #include "device/checking.h"
@@ -18,6 +19,13 @@ struct CudaStreamChecks {
   Checking checking = Checking::kOff;
   std::uint64_t seed = 0;
   std::uint32_t longest_delay_us = 0;
+};
+
+/// How many threads a launch has.
+struct CudaGrid {
+  std::uint32_t blocks_x = 1;
+  std::uint32_t blocks_y = 1;
+  std::uint32_t threads = 32;  // of a block
 };
 
 /// A stream of the driver. The context outlives it. Thread-safe.
@@ -42,6 +50,13 @@ class CudaStream final : public Stream {
   /// The driver knows no rights within a process.
   void set_access(std::byte* /*data*/, std::uint64_t /*size_bytes*/, Access /*access*/) override {}
   void poison(std::byte* data, std::uint64_t size_bytes) override;
+
+  /// Enqueues a kernel of the stream's context; `arguments` point to its arguments, which are
+  /// copied.
+  void launch(CudaFunctionHandle function, const CudaGrid& grid, std::span<void*> arguments);
+
+  /// `stream` as one of `context`. Raises ConfigError where it is not.
+  static CudaStream& of(Stream& stream, const CudaContext& context);
 
  private:
   enum class Owner { kThis, kCaller };

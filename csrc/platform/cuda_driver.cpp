@@ -73,6 +73,9 @@ std::string advice(CudaResult result) {
     case CudaResult::kInvalidHandle:
     case CudaResult::kInvalidContext:
       return "a stream or event is gone, or is another device's";
+    case CudaResult::kInvalidImage:
+    case CudaResult::kNoBinaryForGpu:
+      return "the compiler of kernels and the driver do not go together: update the NVIDIA driver";
     case CudaResult::kNotPermitted:
       return "callbacks of a stream must not call the device";
     case CudaResult::kStreamCaptureUnsupported:

@@ -23,12 +23,15 @@ namespace tensorstream {
   entry(kDeinitialized, CUDA_ERROR_DEINITIALIZED, 4)                                  \
   entry(kNoDevice, CUDA_ERROR_NO_DEVICE, 100)                                         \
   entry(kInvalidDevice, CUDA_ERROR_INVALID_DEVICE, 101)                               \
+  entry(kInvalidImage, CUDA_ERROR_INVALID_IMAGE, 200)                                 \
   entry(kInvalidContext, CUDA_ERROR_INVALID_CONTEXT, 201)                             \
+  entry(kNoBinaryForGpu, CUDA_ERROR_NO_BINARY_FOR_GPU, 209)                           \
   entry(kEccUncorrectable, CUDA_ERROR_ECC_UNCORRECTABLE, 214)                         \
   entry(kNvlinkUncorrectable, CUDA_ERROR_NVLINK_UNCORRECTABLE, 220)                   \
   entry(kContained, CUDA_ERROR_CONTAINED, 226)                                        \
   entry(kOperatingSystem, CUDA_ERROR_OPERATING_SYSTEM, 304)                           \
   entry(kInvalidHandle, CUDA_ERROR_INVALID_HANDLE, 400)                               \
+  entry(kNotFound, CUDA_ERROR_NOT_FOUND, 500)                                         \
   entry(kNotReady, CUDA_ERROR_NOT_READY, 600)                                         \
   entry(kIllegalAddress, CUDA_ERROR_ILLEGAL_ADDRESS, 700)                             \
   entry(kLaunchTimeout, CUDA_ERROR_LAUNCH_TIMEOUT, 702)                               \
@@ -61,12 +64,16 @@ enum class CudaResult : int {
 struct CudaContextState;
 struct CudaStreamState;
 struct CudaEventState;
+struct CudaModuleState;
+struct CudaFunctionState;
 
 using CudaOrdinal = int;                        // CUdevice
 using CudaAddress = unsigned long long;         // CUdeviceptr
 using CudaContextHandle = CudaContextState*;    // CUcontext
 using CudaStreamHandle = CudaStreamState*;      // CUstream
 using CudaEventHandle = CudaEventState*;        // CUevent
+using CudaModuleHandle = CudaModuleState*;      // CUmodule
+using CudaFunctionHandle = CudaFunctionState*;  // CUfunction
 using CudaHostFunction = void (*)(void* data);  // CUhostFn
 
 /// The values of the driver's flags and attributes that the library uses.
@@ -75,6 +82,10 @@ inline constexpr unsigned int kCudaEventDisableTiming = 0x2;
 inline constexpr unsigned int kCudaHostRegisterPortable = 0x1;
 inline constexpr unsigned int kCudaHostRegisterDeviceMap = 0x2;
 inline constexpr int kCudaAttributeHostRegisterSupported = 99;
+inline constexpr int kCudaAttributeComputeCapabilityMajor = 75;
+inline constexpr int kCudaAttributeComputeCapabilityMinor = 76;
+/// Of a function: the share of a multiprocessor's memory that is to be shared memory, in percent.
+inline constexpr int kCudaFunctionSharedMemoryCarveout = 9;
 /// Streams that the driver has without being asked, as handles; 0 is the legacy one too.
 inline constexpr std::uintptr_t kCudaLegacyStream = 0x1;
 inline constexpr std::uintptr_t kCudaPerThreadStream = 0x2;
@@ -120,7 +131,16 @@ inline constexpr std::uintptr_t kCudaPerThreadStream = 0x2;
   entry(cuEventDestroy_v2, (CudaEventHandle event))                                               \
   entry(cuEventRecord, (CudaEventHandle event, CudaStreamHandle stream))                          \
   entry(cuEventQuery, (CudaEventHandle event))                                                    \
-  entry(cuEventSynchronize, (CudaEventHandle event))
+  entry(cuEventSynchronize, (CudaEventHandle event))                                              \
+  entry(cuModuleLoadData, (CudaModuleHandle* module, const void* image))                          \
+  entry(cuModuleUnload, (CudaModuleHandle module))                                                \
+  entry(cuModuleGetFunction, (CudaFunctionHandle* function, CudaModuleHandle module,              \
+                              const char* name))                                                  \
+  entry(cuFuncSetAttribute, (CudaFunctionHandle function, int attribute, int value))              \
+  entry(cuLaunchKernel, (CudaFunctionHandle function, unsigned int grid_x, unsigned int grid_y,   \
+                         unsigned int grid_z, unsigned int block_x, unsigned int block_y,         \
+                         unsigned int block_z, unsigned int shared_bytes,                         \
+                         CudaStreamHandle stream, void** arguments, void** extra))
 // clang-format on
 
 /// The table of entry points. An immutable value once loaded; its library stays loaded for good.

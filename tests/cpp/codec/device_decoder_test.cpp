@@ -11,6 +11,7 @@
 #include <string>
 
 #include "base/units.h"
+#include "codec/chunk_coder.h"
 #include "codec/frame_decoder.h"
 #include "codec/frames.h"
 #include "memory/device_kinds.h"
@@ -217,6 +218,66 @@ TEST_P(DeviceDecoding, LiteralsInEveryChunk) {
   expect_decodes(batch);
 }
 
+/// All that FORMAT.md allows, `widths` first.
+void append_widths(LevelWidths widths, std::vector<LevelWidths>& all) {
+  if (widths.ranked_symbols() > kMostRankedSymbols) return;
+  all.push_back(widths);
+  if (widths.count == kMostLevels) return;
+  ++widths.count;
+  for (std::uint8_t width = 1; width <= kMostWidth; ++width) {
+    widths.bits[widths.count - 1] = width;
+    append_widths(widths, all);
+  }
+}
+
+/// A frame whose code has the given widths, worth it or not.
+Bytes frame_with(Dtype dtype, const LevelWidths& widths, std::span<const std::byte> bytes) {
+  const ElementLayout layout = *layout_of(dtype);
+  std::vector<std::uint8_t> symbols(std::size_t{1} << layout.symbol_bits);
+  RankCode code{widths, {}};
+  // Any order will do: those in the middle are the exponents of weights.
+  for (std::uint32_t rank = 0; rank < widths.ranked_symbols(); ++rank) {
+    code.symbols[rank] = static_cast<std::uint8_t>(
+        (symbols.size() / 2 + symbols.size() - 3 - rank) % symbols.size());
+  }
+  const ChunkCoding coding{portable_kernels(), layout, code};
+  const std::uint64_t chunk_bytes = std::uint64_t{kChunkElements} * layout.element_bytes;
+  FrameHeader header{
+      FrameKind::kCoded, 0, static_cast<std::uint32_t>(bytes.size()), 0, layout, code};
+  header.chunks = coded_chunks(bytes.size() / layout.element_bytes);
+  Bytes frame(frame_parts(header.chunks, widths.count).data);
+  ChunkScratch scratch;
+  std::vector<ChunkEntry> entries;
+  for (std::uint32_t i = 0; i < header.chunks; ++i) {
+    Bytes chunk(8 * chunk_bytes);
+    const auto part =
+        bytes.subspan(i * chunk_bytes)
+            .first(std::min<std::uint64_t>(chunk_bytes, bytes.size() - i * chunk_bytes));
+    const auto encoded = encode_chunk(coding, part, scratch, chunk).value();
+    entries.push_back({frame.size(), encoded.counts});
+    frame.insert(frame.end(), chunk.begin(), chunk.begin() + encoded.size_bytes);
+  }
+  frame.resize(frame.size() + kFrameTailBytes);
+  header.frame_bytes = static_cast<std::uint32_t>(frame.size());
+  seal_frame(header, entries, frame);
+  return frame;
+}
+
+TEST_P(DeviceDecoding, EveryWidthsThatAFrameMayHave) {
+  std::vector<LevelWidths> all;
+  append_widths({1, {kFirstWidth}}, all);
+  EXPECT_GT(all.size(), 100U);
+  for (const Dtype dtype : kFloats) {
+    Batch batch;
+    std::uint64_t seed = 0;
+    for (const LevelWidths& widths : all) {
+      const Bytes bytes = gaussian_weights(dtype, 9000, usual_sigma(dtype), ++seed);
+      batch.add_frame(frame_with(dtype, widths, bytes), bytes, 0);
+    }
+    expect_decodes(batch);
+  }
+}
+
 TEST_P(DeviceDecoding, RandomTensors) {
   std::mt19937 random(5);
   Batch batch;
@@ -248,8 +309,7 @@ TEST_P(DeviceDecoding, InTheOrderOfTheStream) {
   EXPECT_EQ(found, weights);
 }
 
-INSTANTIATE_TEST_SUITE_P(HostDevice, DeviceDecoding, ::testing::ValuesIn(host_kinds()),
-                         [](const auto& instance) { return instance.param.name; });
+TS_ON_EACH_MEMORY_DEVICE(DeviceDecoding);
 
 }  // namespace
 }  // namespace tensorstream

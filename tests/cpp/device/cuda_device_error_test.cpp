@@ -111,10 +111,15 @@ TEST_F(FakeCudaFailure, AFailedCallIsACudaErrorWithItsFields) {
   }
 }
 
+const KernelSource kNothing = {"nothing.cu", "__global__ void ts_nothing(char*) {}", {}};
+
 /// Everything that a device does, once. The names of the objects are the order in which they go.
 void use_everything() {
-  const auto device = create_cuda_device(
-      {.checking = Checking::kOn, .longest_delay_us = 20, .driver_library = FakeCuda::path()});
+  const auto device = create_cuda_device({.checking = Checking::kOn,
+                                          .longest_delay_us = 20,
+                                          .driver_library = FakeCuda::path(),
+                                          .compiler = FakeCuda::compiler()});
+  const CudaKernel kernel = cuda_kernel(*device, kNothing, "ts_nothing");
   std::vector<std::byte> bytes = numbered_bytes(3000, 1);
   std::vector<std::byte> target(bytes.size());
   const auto memory = device->allocate(bytes.size());
@@ -127,6 +132,7 @@ void use_everything() {
   for (int round = 0; round < 3; ++round) {
     stream->copy_to_device(memory->data(), bytes.data(), bytes.size());
     stream->run([] {});
+    kernel.launch(*stream, {}, memory->data());
     stream->record(*event);
     caller.wait(*event);
     caller.copy_to_host(target.data(), memory->data(), target.size());

@@ -15,6 +15,7 @@ long long held_in_contexts(const std::string& name) {
   for (const auto& [device, context] : state().contexts) {
     if (name == "streams") held += context->streams.size();
     if (name == "events") held += context->events.size();
+    if (name == "modules") held += context->modules.size();
     if (name == "allocations") held += context->allocations.size();
   }
   return static_cast<long long>(held);

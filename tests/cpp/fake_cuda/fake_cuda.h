@@ -7,6 +7,7 @@
 #include <string>
 
 #include "platform/cuda_driver.h"
+#include "platform/nvrtc.h"
 
 namespace tensorstream {
 
@@ -21,15 +22,18 @@ class FakeCuda {
   /// A driver that lacks all but its version.
   static std::string incomplete_path() { return TS_INCOMPLETE_CUDA; }
 
+  /// A compiler whose kernels this driver runs.
+  static NvrtcPlaces compiler() { return {TS_FAKE_NVRTC, {}}; }
+
   /// As at the start: default settings, no failures, nothing held or counted.
   void reset() const { find<void()>("fake_cuda_reset")(); }
   /// The settings, with their defaults, are in fake_state.h.
   void set(const char* setting, long long value) const {
     find<void(const char*, long long)>("fake_cuda_set")(setting, value);
   }
-  /// How much it holds now of "streams", "events", "allocations", "registrations", "contexts"; how
-  /// much of those was "leaked", still there when its context went; the calling thread's
-  /// "context_depth", and its "current_device" (-1 for none).
+  /// How much it holds now of "streams", "events", "allocations", "modules", "registrations",
+  /// "contexts"; how much of those was "leaked", still there when its context went; the calling
+  /// thread's "context_depth", and its "current_device" (-1 for none).
   long long get(const char* name) const {
     return find<long long(const char*)>("fake_cuda_get")(name);
   }
@@ -42,8 +46,8 @@ class FakeCuda {
     return find<long long(const char*)>("fake_cuda_calls")(function);
   }
   long long held() const {
-    return get("streams") + get("events") + get("allocations") + get("registrations") +
-           get("contexts");
+    return get("streams") + get("events") + get("allocations") + get("modules") +
+           get("registrations") + get("contexts");
   }
 
  private:

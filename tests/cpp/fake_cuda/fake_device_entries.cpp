@@ -24,11 +24,25 @@ const char* name_of(CudaResult result) {
   return nullptr;
 }
 
+/// The setting that is the value of a device's attribute; null where there is none.
+const char* setting_of(int attribute) {
+  switch (attribute) {
+    case kCudaAttributeHostRegisterSupported:
+      return "host_register_supported";
+    case kCudaAttributeComputeCapabilityMajor:
+      return "compute_capability_major";
+    case kCudaAttributeComputeCapabilityMinor:
+      return "compute_capability_minor";
+    default:
+      return nullptr;
+  }
+}
+
 /// Takes a context that nobody retains out of the state; what it still held has leaked.
 std::unique_ptr<CudaContextState> take_out(CudaContextState& context) {
   State& all = state();
   all.leaked += static_cast<long long>(context.streams.size() + context.events.size() +
-                                       context.allocations.size());
+                                       context.allocations.size() + context.modules.size());
   for (const auto& [address, allocation] : context.allocations) {
     all.used_bytes -= allocation.size_bytes;
   }
@@ -112,8 +126,9 @@ TS_FAKE_EXPORT CudaResult cuDeviceGetAttribute(int* value, int attribute, CudaOr
   if (early != CudaResult::kSuccess) return early;
   const std::lock_guard lock(state().mutex);
   if (!is_device(device)) return CudaResult::kInvalidDevice;
-  if (attribute != kCudaAttributeHostRegisterSupported) return CudaResult::kInvalidValue;
-  *value = static_cast<int>(state().setting("host_register_supported"));
+  const char* const name = setting_of(attribute);
+  if (name == nullptr) return CudaResult::kInvalidValue;
+  *value = static_cast<int>(state().setting(name));
   return CudaResult::kSuccess;
 }
 

@@ -22,7 +22,7 @@ std::size_t round_up(std::size_t value, std::size_t multiple) {
 }
 
 /// With the mutex held, as all of these.
-bool is_device_memory(CudaAddress address, std::size_t size_bytes) {
+bool is_allocated(CudaAddress address, std::size_t size_bytes) {
   for (const auto& [device, context] : state().contexts) {
     auto after = context->allocations.upper_bound(address);
     if (after == context->allocations.begin()) continue;
@@ -73,7 +73,7 @@ CudaResult enqueue(const Copy& copy, CudaAddress device, const void* host,
     if (found == nullptr) return CudaResult::kInvalidHandle;
     const HostMemory kind = kind_of(host, copy.size_bytes);
     // A copy from two registrations is refused by the driver too.
-    if (kind == HostMemory::kPartly || !is_device_memory(device, copy.size_bytes)) {
+    if (kind == HostMemory::kPartly || !is_allocated(device, copy.size_bytes)) {
       return CudaResult::kInvalidValue;
     }
     found->queue.submit([copy] { std::memcpy(copy.target, copy.source, copy.size_bytes); });
@@ -88,6 +88,11 @@ CudaResult enqueue(const Copy& copy, CudaAddress device, const void* host,
 void* pointer(CudaAddress address) { return reinterpret_cast<void*>(address); }
 
 }  // namespace
+
+bool fake_cuda::is_device_memory(CudaAddress address, std::size_t size_bytes) {
+  return is_allocated(address, size_bytes) ||
+         kind_of(pointer(address), size_bytes) == HostMemory::kRegistered;
+}
 
 TS_FAKE_EXPORT CudaResult cuMemGetInfo_v2(std::size_t* free_bytes, std::size_t* total_bytes) {
   const CudaResult early = enter("cuMemGetInfo_v2", Needs::kContext);
@@ -190,7 +195,7 @@ TS_FAKE_EXPORT CudaResult cuMemsetD8Async(CudaAddress target, unsigned char valu
   const std::lock_guard lock(state().mutex);
   CudaStreamState* const found = find_stream(stream);
   if (found == nullptr) return CudaResult::kInvalidHandle;
-  if (!is_device_memory(target, size_bytes)) return CudaResult::kInvalidValue;
+  if (!is_allocated(target, size_bytes)) return CudaResult::kInvalidValue;
   found->queue.submit([=] { std::memset(pointer(target), value, size_bytes); });
   return CudaResult::kSuccess;
 }

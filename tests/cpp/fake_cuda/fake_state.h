@@ -32,11 +32,21 @@ struct CudaEventState {
   std::shared_ptr<fake_cuda::Completion> last;  // null until recorded
 };
 
+struct CudaFunctionState {
+  std::string name;
+};
+
+struct CudaModuleState {
+  std::string source;
+  CudaFunctionState function;  // the last that was asked for
+};
+
 struct CudaContextState {
   CudaOrdinal device = 0;
   int retained = 0;
   std::set<CudaStreamHandle> streams;  // not yet destroyed
   std::map<CudaEventHandle, std::unique_ptr<CudaEventState>> events;
+  std::map<CudaModuleHandle, std::unique_ptr<CudaModuleState>> modules;
   struct Allocation {
     void* memory = nullptr;
     std::size_t size_bytes = 0;
@@ -98,6 +108,9 @@ bool& in_host_function();
 CudaStreamState* find_stream(CudaStreamHandle handle);
 CudaStreamHandle add_stream(CudaContextState& context);
 CudaEventState* find_event(CudaEventHandle handle);
+/// Whether a device may touch these bytes: its own memory, or registered memory of the host. With
+/// the mutex held.
+bool is_device_memory(CudaAddress address, std::size_t size_bytes);
 
 }  // namespace fake_cuda
 }  // namespace tensorstream

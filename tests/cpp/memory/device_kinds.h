@@ -50,6 +50,7 @@ struct FakeHabits {
 inline MemoryDeviceKind fake_cuda_kind(const std::string& name, FakeHabits habits,
                                        CudaDeviceOptions options) {
   options.driver_library = FakeCuda::path();
+  options.compiler = FakeCuda::compiler();
   const auto create = [habits, options] {
     const FakeCuda fake;
     fake.reset();

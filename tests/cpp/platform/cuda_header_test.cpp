@@ -26,6 +26,14 @@ template <>
 struct Counterpart<CudaEventState> {
   using Theirs = CUevent_st;
 };
+template <>
+struct Counterpart<CudaModuleState> {
+  using Theirs = CUmod_st;
+};
+template <>
+struct Counterpart<CudaFunctionState> {
+  using Theirs = CUfunc_st;
+};
 
 /// True where a value of one type is passed as one of the other.
 template <typename Ours, typename Theirs>
@@ -72,6 +80,10 @@ static_assert(kCudaEventDisableTiming == CU_EVENT_DISABLE_TIMING);
 static_assert(kCudaHostRegisterPortable == CU_MEMHOSTREGISTER_PORTABLE);
 static_assert(kCudaHostRegisterDeviceMap == CU_MEMHOSTREGISTER_DEVICEMAP);
 static_assert(kCudaAttributeHostRegisterSupported == CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED);
+static_assert(kCudaAttributeComputeCapabilityMajor == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+static_assert(kCudaAttributeComputeCapabilityMinor == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+static_assert(kCudaFunctionSharedMemoryCarveout ==
+              CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT);
 
 TEST(CudaHeader, NamesTheSameResults) {
 #define TS_EXPECT_SAME_RESULT(ours, theirs, value) \

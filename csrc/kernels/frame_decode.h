@@ -1,0 +1,31 @@
+// The kernel that decodes frames, as a source to compile for a GPU.
+#pragma once
+
+#include <cstdint>
+
+#include "platform/nvrtc.h"
+
+namespace tensorstream {
+
+/// How the kernel is built; docs/adr/0011-kernels-are-compiled-where-they-run.md says why so.
+struct FrameDecodeShape {
+  std::uint32_t warps_a_block = 4;
+  /// Blocks that fit a multiprocessor at least: a bound on the registers of a thread.
+  std::uint32_t blocks_at_least = 6;
+  /// Tiles that are loaded before they are decoded: 0 or 1.
+  std::uint32_t loads_ahead = 1;
+};
+
+KernelSource frame_decode_source(const FrameDecodeShape& shape = {});
+
+/// Its one kernel: (const BatchedFrame* table, const byte* encoded, byte* decoded), by rows of
+/// blocks, each row a frame of the table. All blocks of a row share the frame's chunks.
+inline constexpr const char* kFrameDecodeKernel = "ts_decode_frames";
+
+/// Rows of one launch at most.
+inline constexpr std::uint32_t kMostRows = 65535;
+
+/// Warps for which a row has room: as many as a frame of two-byte elements has chunks.
+inline constexpr std::uint32_t kWarpsOfARow = 128;
+
+}  // namespace tensorstream
