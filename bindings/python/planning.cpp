@@ -1,8 +1,10 @@
 // The module tree, groups and plans.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -77,6 +79,8 @@ void init_plan(nb::module_& module) {
       .def_ro("resident_bytes", &Plan::resident_bytes)
       .def_ro("arena_bytes", &Plan::arena_bytes)
       .def_ro("streamed_bytes", &Plan::streamed_bytes)
+      .def_ro("link_bytes", &Plan::link_bytes)
+      .def_ro("ring_bytes", &Plan::ring_bytes)
       .def_ro("on_demand_bytes", &Plan::on_demand_bytes)
       .def_ro("smallest_budget_bytes", &Plan::smallest_budget_bytes)
       .def_ro("everything_fits_bytes", &Plan::everything_fits_bytes)
@@ -137,12 +141,14 @@ void init_tree(nb::module_& module) {
       .def(
           "plan",
           [](const ModelTree& self, std::uint64_t budget_bytes, Prefetch prefetch,
-             ComputePlace place) {
+             ComputePlace place, std::optional<std::uint32_t> compression) {
             Rates rates;
             rates.loading = loading_of(resolve_prefetch(prefetch, place));
-            return plan_model(self, budget_bytes, rates);
+            const bool coded = place == ComputePlace::kAccelerator;
+            return plan_model(self, budget_bytes, rates, coded ? compression : 0);
           },
-          "budget_bytes"_a, "prefetch"_a, "place"_a, "Groups and plans the model for a budget.");
+          "budget_bytes"_a, "prefetch"_a, "place"_a, "compression"_a.none() = 0,
+          "Groups and plans the model for a budget.");
 }
 
 }  // namespace

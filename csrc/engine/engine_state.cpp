@@ -159,7 +159,9 @@ Plan Engine::State::plan_beside(std::uint64_t ring_bytes_then,
       static_cast<std::uint64_t>(options.reserved_share * static_cast<double>(limit_bytes));
   const std::uint64_t reserve = std::max(room_bytes, std::min(share, kLargestReserve));
   const std::uint64_t spare = most > smallest ? most - smallest : 0;
-  return make_plan(sizes, most - std::min(reserve, spare), rates_for(options, device));
+  Plan made = make_plan(sizes, most - std::min(reserve, spare), rates_for(options, device));
+  made.ring_bytes = ring_bytes_then;
+  return made;
 }
 
 void Engine::State::predict_anew() {
@@ -169,8 +171,12 @@ void Engine::State::predict_anew() {
   predict_pass(sizes, rates_for(options, device), plan);
 }
 
+ResidentUse Engine::State::use_of_residents(const Plan& wanted, std::uint64_t limit_bytes) const {
+  return resident_use(options, wanted, limit_bytes - std::min(limit_bytes, ring_bytes()));
+}
+
 std::vector<bool> Engine::State::settled_by(const Plan& wanted, std::uint64_t limit_bytes) const {
-  const bool leased = resident_use(options, wanted, limit_bytes) == ResidentUse::kLeased;
+  const bool leased = use_of_residents(wanted, limit_bytes) == ResidentUse::kLeased;
   std::vector<bool> result;
   for (GroupId group = 0; group < groups.size(); ++group) {
     const bool may_go =
@@ -187,7 +193,7 @@ void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes,
     plan = wanted;
     made_room_bytes = room_bytes;
   }
-  loader->arrange(wanted, resident_use(options, wanted, limit_bytes));
+  loader->arrange(wanted, use_of_residents(wanted, limit_bytes));
 }
 
 bool Engine::State::try_follow(const Plan& wanted, std::uint64_t room_bytes) {
@@ -258,10 +264,10 @@ void Engine::State::choose_level(std::uint64_t limit_bytes) {
       largest_batch_bytes(groups, sources.tensors(), options.piece_bytes);
   compression = {wanted.value_or(0), "asked for"};
   try {
-    auto decoder = create_device_decoder(device);
     if (!wanted) compression = chosen_level(limit_bytes, batch_bytes);
     if (batch_bytes == 0) compression = {0, "no weights are of a type that is coded"};
     if (compression.level == 0) return;
+    auto decoder = create_device_decoder(device);  // which may compile it
     static_cast<void>(plan_beside(DecodeRing::size_bytes_for(batch_bytes),
                                   footprints(groups, sources.tensors()), limit_bytes, 0));
     ring = std::make_unique<DecodeRing>(pool, std::move(decoder), batch_bytes);
@@ -287,18 +293,13 @@ CompressionChoice Engine::State::chosen_level(std::uint64_t limit_bytes,
                                               std::uint64_t batch_bytes) const {
   const Plan plain = plan_for(limit_bytes);
   std::optional<Plan> coded;
-  std::uint64_t encoded_bytes = 0;
-  for (std::size_t group = 0; group < groups.size(); ++group) {
-    const bool streamed = plain.groups[group].placement == Placement::kStreamed;
-    if (!streamed || !is_worth_encoding(groups[group], sources.tensors())) continue;
-    encoded_bytes += layouts[group].size_bytes;
-  }
   try {
     coded = plan_beside(DecodeRing::size_bytes_for(batch_bytes),
                         coded_footprints(groups, sources.tensors()), limit_bytes, 0);
   } catch (const BudgetError&) {  // no room for a ring: the choice says so
   }
-  return choose_compression({plain, coded, encoded_bytes, usable_processors()});
+  return choose_compression(
+      {plain, coded, encoded_bytes(groups, plain, sources.tensors()), usable_processors()});
 }
 
 }  // namespace tensorstream

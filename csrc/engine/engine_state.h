@@ -113,6 +113,7 @@ class Engine::State {
 
  private:
   void make_loader();
+  ResidentUse use_of_residents(const Plan& wanted, std::uint64_t limit_bytes) const;
 
   /// Decides on frames, and makes the ring that they need.
   void choose_level(std::uint64_t limit_bytes);

@@ -69,6 +69,17 @@ bool is_worth_encoding(const Group& group, std::span<const TensorSpec> tensors) 
   return raw_bytes != 0 && pays(usual_coded_bytes(group, tensors), raw_bytes);
 }
 
+std::uint64_t encoded_bytes(std::span<const Group> groups, const Plan& plan,
+                            std::span<const TensorSpec> tensors) {
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
+    if (!streamed || !is_worth_encoding(groups[i], tensors)) continue;
+    for (const TensorId tensor : groups[i].tensors) sum += tensors[tensor].size_bytes;
+  }
+  return sum;
+}
+
 std::uint64_t usual_coded_bytes(const Group& group, std::span<const TensorSpec> tensors) {
   double coded = 0;
   for (const TensorId tensor : group.tensors) {

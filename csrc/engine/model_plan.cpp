@@ -7,7 +7,11 @@
 #include <utility>
 
 #include "base/units.h"
+#include "engine/compression_choice.h"
+#include "engine/decode_ring.h"
+#include "engine/frame_batches.h"
 #include "engine/group_layout.h"
+#include "platform/processors.h"
 #include "scheduler/planner.h"
 #include "tensorstream/error.h"
 
@@ -44,12 +48,30 @@ std::array<Cut, 5> cuts_for(std::uint64_t budget_bytes) {
           Cut{budget_bytes / 24, 16_KiB}, kLeaves};
 }
 
+/// How weights cross the link.
+enum class Crossing { kRaw, kCoded };
+
 /// A cut, its groups and the least that they need.
 struct CutGroups {
   Cut cut;
   std::vector<GroupFootprint> groups;
+  std::uint64_t ring_bytes = 0;  // of the smallest
   std::uint64_t smallest_bytes = 0;
 };
+
+CutGroups cut_groups(const ModelTree& tree, const Grouping& grouping, const Cut& cut,
+                     Crossing crossing) {
+  CutGroups made{cut, {}, 0, 0};
+  if (crossing == Crossing::kCoded) {
+    made.groups = coded_footprints(grouping.groups, tree.tensors);
+    made.ring_bytes = DecodeRing::size_bytes_for(
+        largest_batch_bytes(grouping.groups, tree.tensors, EngineOptions().piece_bytes));
+  } else {
+    made.groups = footprints(grouping.groups, tree.tensors);
+  }
+  made.smallest_bytes = smallest_budget_bytes(made.groups) + made.ring_bytes;
+  return made;
+}
 
 /// The limit that splits the largest groups of `grouping`, made by `cut`, and nothing else; nothing
 /// where they have no parts.
@@ -73,14 +95,13 @@ std::optional<std::uint64_t> next_limit(const ModelTree& tree, const Grouping& g
 
 /// The cut that needs least of a budget. Splitting lowers what the largest group needs and raises
 /// what is too small to stream, so neither whole blocks nor leaves are it in every model.
-CutGroups smallest_cut(const ModelTree& tree) {
+CutGroups smallest_cut(const ModelTree& tree, Crossing crossing) {
   std::optional<CutGroups> best;
   std::optional<std::uint64_t> limit = kUnlimited;
   while (limit) {
     const Cut cut = {*limit, kLeaves.smallest_streamed_bytes};
     const Grouping grouping = group_with(tree, cut);
-    CutGroups made = {cut, footprints(grouping.groups, tree.tensors), 0};
-    made.smallest_bytes = smallest_budget_bytes(made.groups);
+    CutGroups made = cut_groups(tree, grouping, cut, crossing);
     limit = next_limit(tree, grouping, made);
     if (!limit && cut.largest_group_bytes != kLeaves.largest_group_bytes) {
       limit = kLeaves.largest_group_bytes;
@@ -117,16 +138,48 @@ void add_fixed(Plan& plan, const ModelTree& tree, std::uint64_t budget_bytes,
     if (largest == nullptr || group.size_bytes > largest->size_bytes) largest = &group;
   }
   const std::uint64_t needed = smallest.smallest_bytes + tree.fixed_bytes;
+  const std::string ring = smallest.ring_bytes == 0
+                               ? ""
+                               : ", " + format_size(smallest.ring_bytes) +
+                                     " of it for the ring that coded weights are decoded from";
   std::string parts = "weights that stay resident take " + format_size(needed);
   if (largest != nullptr) {
     parts = "the largest group, '" + largest->name + "', takes " +
             format_size(largest->size_bytes) + " and what stays resident " +
-            format_size(needed - largest->size_bytes);
+            format_size(needed - largest->size_bytes) + ring;
   }
   throw BudgetError("budget of " + format_size(budget_bytes) + " (" + std::to_string(budget_bytes) +
                         " bytes) is too small: " + parts + "; the smallest budget that works is " +
                         std::to_string(needed) + " bytes (" + format_size(needed) + ")",
                     needed, budget_bytes);
+}
+
+ModelPlan plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates,
+                  Crossing crossing) {
+  const std::uint64_t free_bytes =
+      budget_bytes > tree.fixed_bytes ? budget_bytes - tree.fixed_bytes : 0;
+  const CutGroups smallest = smallest_cut(tree, crossing);
+  if (budget_bytes < tree.fixed_bytes || free_bytes < smallest.smallest_bytes) {
+    raise_too_small(tree, budget_bytes, smallest);
+  }
+  std::optional<ModelPlan> best;
+  const auto consider = [&](const Cut& cut) {
+    Grouping grouping = group_with(tree, cut);
+    const CutGroups made = cut_groups(tree, grouping, cut, crossing);
+    if (made.smallest_bytes > free_bytes) return;
+    Plan plan = make_plan(made.groups, free_bytes - made.ring_bytes, rates);
+    plan.ring_bytes = made.ring_bytes;
+    if (!best || is_better(plan, best->plan)) {
+      best = ModelPlan{std::move(grouping), std::move(plan)};
+    }
+  };
+  for (const Cut& cut : cuts_for(free_bytes)) consider(cut);
+  consider(smallest.cut);
+  const std::vector<GroupFootprint> blocks =
+      footprints(group_with(tree, kBlocks).groups, tree.tensors);
+  best->plan.everything_fits_bytes = everything_fits_bytes(blocks);
+  add_fixed(best->plan, tree, budget_bytes, smallest.smallest_bytes);
+  return std::move(*best);
 }
 
 }  // namespace
@@ -164,30 +217,23 @@ std::uint64_t default_budget_bytes(std::uint64_t available_bytes) {
 
 Grouping group_model(const ModelTree& tree) { return group_with(tree, kBlocks); }
 
-ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates) {
-  const std::uint64_t free_bytes =
-      budget_bytes > tree.fixed_bytes ? budget_bytes - tree.fixed_bytes : 0;
-  const CutGroups smallest = smallest_cut(tree);
-  if (budget_bytes < tree.fixed_bytes || free_bytes < smallest.smallest_bytes) {
-    raise_too_small(tree, budget_bytes, smallest);
+ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates,
+                     std::optional<std::uint32_t> compression) {
+  if (compression && *compression != 0) return plan_as(tree, budget_bytes, rates, Crossing::kCoded);
+  ModelPlan plain = plan_as(tree, budget_bytes, rates, Crossing::kRaw);
+  if (compression || plain.plan.streamed_bytes == 0) return plain;
+  std::optional<ModelPlan> coded;
+  std::optional<Plan> coded_plan;
+  try {
+    coded = plan_as(tree, budget_bytes, rates, Crossing::kCoded);
+    coded_plan = coded->plan;
+  } catch (const BudgetError&) {  // no room for a ring
+    return plain;
   }
-  std::optional<ModelPlan> best;
-  const auto consider = [&](const Cut& cut) {
-    Grouping grouping = group_with(tree, cut);
-    const std::vector<GroupFootprint> groups = footprints(grouping.groups, tree.tensors);
-    if (smallest_budget_bytes(groups) > free_bytes) return;
-    Plan plan = make_plan(groups, free_bytes, rates);
-    if (!best || is_better(plan, best->plan)) {
-      best = ModelPlan{std::move(grouping), std::move(plan)};
-    }
-  };
-  for (const Cut& cut : cuts_for(free_bytes)) consider(cut);
-  consider(smallest.cut);
-  const std::vector<GroupFootprint> blocks =
-      footprints(group_with(tree, kBlocks).groups, tree.tensors);
-  best->plan.everything_fits_bytes = everything_fits_bytes(blocks);
-  add_fixed(best->plan, tree, budget_bytes, smallest.smallest_bytes);
-  return std::move(*best);
+  const CompressionChoice choice = choose_compression(
+      {plain.plan, coded_plan, encoded_bytes(plain.grouping.groups, plain.plan, tree.tensors),
+       usable_processors()});
+  return choice.level == 0 ? std::move(plain) : std::move(*coded);
 }
 
 }  // namespace tensorstream

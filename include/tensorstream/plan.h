@@ -76,6 +76,8 @@ struct Plan {
   std::uint64_t streamed_bytes = 0;
   /// What of these crosses the link in one pass: less where groups cross coded.
   std::uint64_t link_bytes = 0;
+  /// Device memory that coded weights are decoded from, beside residents and arena.
+  std::uint64_t ring_bytes = 0;
   std::uint64_t on_demand_bytes = 0;
   /// The smallest budget that works for these groups, and the smallest that streams nothing.
   std::uint64_t smallest_budget_bytes = 0;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,6 +103,15 @@ def check_available(device: torch.device) -> None:
         )
 
 
+def _compiler_folders() -> list[str]:
+    """Where the packages that torch's CUDA builds bring have NVRTC."""
+    found = importlib.util.find_spec("nvidia")
+    roots = [] if found is None else list(found.submodule_search_locations or ())
+    return sorted(
+        str(library.parent) for root in roots for library in Path(root).glob("*/lib/libnvrtc.so.*")
+    )
+
+
 def open_device(device: torch.device, self_check: bool) -> ComputeDevice:
     """The engine's device for `device`.
 
@@ -115,5 +126,6 @@ def open_device(device: torch.device, self_check: bool) -> ComputeDevice:
     check_available(device)
     torch.cuda.init()
     index = torch.cuda.current_device() if device.index is None else device.index
-    native = _native.cuda_device(index, checking, 0)
+    compiler = _native.CompilerPlaces(folders=_compiler_folders())
+    native = _native.cuda_device(index, checking, 0, compiler=compiler)
     return ComputeDevice(native, torch.device("cuda", index), _native.ArrayDevice.CUDA)

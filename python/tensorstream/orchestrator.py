@@ -159,6 +159,7 @@ class Orchestrator:
     def _open(self, found: Walk, sources: Sources) -> _native.Engine:
         options = _native.EngineOptions()
         options.prefetch = PREFETCH[self.config.prefetch]
+        options.compression = self.config.compression_level
         if self.device.torch_memory() is not None:
             options.reserved_share = _native.ACTIVATION_SHARE
             if self.config.pressure != "strict":

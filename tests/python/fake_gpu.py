@@ -24,7 +24,8 @@ class FakeGpu(ComputeDevice):
     """Torch computes on the CPU with the "device's" memory, once its default stream is drained."""
 
     def __init__(self) -> None:
-        native = _native.cuda_device(0, _native.Checking.ON, 1, str(LIBRARY))
+        compiler = _native.CompilerPlaces(str(LIBRARY.with_name("libfake_nvrtc.so")))
+        native = _native.cuda_device(0, _native.Checking.ON, 1, str(LIBRARY), compiler)
         super().__init__(native, torch.device("cpu"), _native.ArrayDevice.HOST)
         self.is_host = False
 
