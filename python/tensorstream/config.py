@@ -116,7 +116,7 @@ class Config:
     @property
     def compression_level(self) -> int | None:
         """The level, 0 for none, None where the engine chooses."""
-        return COMPRESSION[_as_text(self.compression)]
+        return COMPRESSION[str(self.compression)]
 
     def plan(self, tree: _native.ModelTree, budget_bytes: int) -> _native.ModelPlan:
         """Groups and a plan for a model on this device."""
@@ -187,8 +187,8 @@ def make_config(config: Config | None, options: dict[str, Any]) -> Config:
     return dataclasses.replace(config, **options)
 
 
-def _as_text(compression: str | int) -> str:
-    return str(compression) if type(compression) is int else compression  # type: ignore[return-value]
+def _as_text(compression: object) -> object:
+    return str(compression) if type(compression) is int else compression
 
 
 def _check_choice(option: str, value: object, choices: dict[str, Any]) -> None:
