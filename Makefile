@@ -15,7 +15,7 @@ STAMPS := .venv/stamps
 export HF_HUB_OFFLINE := 1
 
 NATIVE_SOURCES := $(shell find csrc include bindings -type f) CMakeLists.txt pyproject.toml
-CXX_FILES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' | sort)
+CXX_FILES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' | sort)
 SHELL_FILES := .ci/run $(wildcard scripts/*.sh)
 # Of hundreds of tests only what is not a pass is shown, and the summary.
 UNLESS_PASSED := | { grep -v -E '^ +Start +[0-9]+:|^ *[0-9]+/[0-9]+ Test .* Passed ' || true; }
@@ -63,7 +63,7 @@ test-cpp: setup  ## Build and run the C++ tests
 .PHONY: fake-cuda
 fake-cuda: setup
 	@cmake --preset dev --log-level=WARNING >/dev/null
-	@cmake --build --preset dev --target fake_cuda >/dev/null
+	@cmake --build --preset dev --target fake_cuda fake_nvrtc >/dev/null
 
 .PHONY: test-python
 test-python: build fake-cuda  ## Run the Python tests

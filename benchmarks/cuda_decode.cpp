@@ -290,13 +290,14 @@ class Workbench {
 };
 
 constexpr std::array kShapes = {
-    FrameDecodeShape{},         FrameDecodeShape{4, 6, 0},  FrameDecodeShape{4, 5, 1},
-    FrameDecodeShape{2, 12, 1}, FrameDecodeShape{1, 24, 1},
+    FrameDecodeShape{},           FrameDecodeShape{4, 6, 1, 0},  FrameDecodeShape{4, 6, 0, 1},
+    FrameDecodeShape{4, 5, 1, 1}, FrameDecodeShape{2, 12, 1, 1}, FrameDecodeShape{1, 22, 1, 1},
 };
 
+/// Warps of a block, blocks at least, tiles ahead, tables.
 std::string name_of(const FrameDecodeShape& shape) {
   return std::to_string(shape.warps_a_block) + "w" + std::to_string(shape.blocks_at_least) + "b" +
-         std::to_string(shape.loads_ahead) + "a";
+         std::to_string(shape.loads_ahead) + "a" + std::to_string(shape.looks_up) + "t";
 }
 
 /// A tensor that is decoded: each level with each of so many shapes.
@@ -365,9 +366,22 @@ class Benchmark {
   void add(Json row, const Json& measured) {
     row.update(measured);
     if (row.contains("exact") && !row["exact"].get<bool>()) all_exact_ = false;
-    std::printf("%s\n", row.dump().c_str());
-    std::fflush(stdout);
+    print(row);
     result_["rows"].push_back(std::move(row));
+  }
+
+  static void print(const Json& row) {
+    const bool decodes = row["what"] == "decode";
+    const std::string how = decodes
+                                ? row["dtype"].get<std::string>() + " level " +
+                                      row["level"].dump() + " " + row["shape"].get<std::string>()
+                                : "copy";
+    std::printf("%-12s %-32s %8.1f GB/s (%.1f to %.1f) %9.1f us%s\n",
+                row["tensor"].get<std::string>().c_str(), how.c_str(),
+                row["decoded_gb_s"].get<double>(), row["p10_gb_s"].get<double>(),
+                row["p90_gb_s"].get<double>(), row["median_us"].get<double>(),
+                !decodes || row["exact"].get<bool>() ? "" : " NOT EXACT");
+    std::fflush(stdout);
   }
 
   Device& device_;

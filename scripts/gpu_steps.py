@@ -94,9 +94,25 @@ def run(step: Step, settings: Settings, command: Sequence[str | Path], folder: P
     return status
 
 
+def compiler_folder() -> dict[str, str]:
+    """The variable that tells the C++ tests where torch's packages have NVRTC, if they do."""
+    package = importlib.util.find_spec("nvidia")
+    roots = [] if package is None else package.submodule_search_locations or []
+    for folder in ("cu13/lib", "cuda_nvrtc/lib"):
+        for root in roots:
+            if any(Path(root, folder).glob("libnvrtc.so.*")):
+                return {"TENSORSTREAM_NVRTC_FOLDER": str(Path(root, folder))}
+    return {}
+
+
 def _status_of(command: list[str], folder: Path, output: IO[str], left_s: float | None) -> int:
     """The status of a command; whatever it started ends where it does not end in time."""
-    environment = {**os.environ, "TENSORSTREAM_REQUIRE_GPU": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        **compiler_folder(),
+        "TENSORSTREAM_REQUIRE_GPU": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     process = subprocess.Popen(
         command,
         cwd=folder,

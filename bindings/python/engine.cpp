@@ -165,24 +165,21 @@ void init_device(nb::module_& module) {
         return std::shared_ptr<Device>(create_host_device({checking, seed}));
       },
       "checking"_a, "seed"_a, "The host as a device.");
-  nb::class_<NvrtcPlaces>(module, "CompilerPlaces")
-      .def(nb::init<std::string, std::vector<std::string>>(), "library"_a = "",
-           "folders"_a = std::vector<std::string>{},
-           "Where the compiler of kernels is looked for: in one library, or in folders.");
   module.def(
       "cuda_device",
       [](int index, Checking checking, std::uint64_t seed, const std::string& driver_library,
-         const NvrtcPlaces& compiler) {
+         const std::string& compiler_library, const std::vector<std::string>& compiler_folders) {
         CudaDeviceOptions options;
-        options.compiler = compiler;
         options.index = index;
         options.checking = checking;
         options.seed = seed;
         options.driver_library = driver_library;
+        options.compiler = {compiler_library, compiler_folders};
         return std::shared_ptr<Device>(create_cuda_device(options));
       },
       "index"_a, "checking"_a, "seed"_a, "driver_library"_a = std::string(kCudaDriverLibrary),
-      "compiler"_a = NvrtcPlaces{}, "A GPU, by its driver's number; tests give another driver.");
+      "compiler_library"_a = "", "compiler_folders"_a = std::vector<std::string>(),
+      "A GPU, by its driver's number; tests give another driver and compiler of kernels.");
   nb::enum_<ArrayDevice>(module, "ArrayDevice")
       .value("HOST", ArrayDevice::kHost)
       .value("CUDA", ArrayDevice::kCuda);

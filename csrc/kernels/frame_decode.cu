@@ -1,14 +1,9 @@
 // Frames decoded by a GPU: a warp takes a chunk, the lower levels first. The format is in
 // csrc/codec/FORMAT.md, and the names are its.
 //
-// The symbols that reach a level lie one behind the other in shared memory, so a level is its codes
-// and the symbols of the level below it, which take the places of its escapes. The counts say where
-// each level ends, so levels are decoded from the last up to the second, in place, and the tiles of
-// the first level then only count their escapes.
-//
-// What a GPU gives is in warp.cu, which comes before this in the text that is compiled; there is no
-// header besides. The tests compile this file for the host too, with a warp of their own. What each
-// lane does for itself is in each_lane().
+// In the text that is compiled warp.cu and frame_symbols.cu come before this; there is no header
+// besides. The tests compile the two of frames for the host too, with a warp of their own. What
+// each lane does for itself is in each_lane().
 
 #ifndef TS_WARPS_A_BLOCK
 #define TS_WARPS_A_BLOCK 4
@@ -21,8 +16,6 @@
 #define TS_LOADS_AHEAD 1
 #endif
 
-constexpr u32 kTileElements = 1024;
-constexpr u32 kChunkElements = 8192;
 constexpr u32 kRawChunkBytes = 16384;
 constexpr u32 kPlaneBytes = 128;
 constexpr u32 kHeaderBytes = 64;
@@ -32,135 +25,6 @@ struct BatchedFrame {
   u64 encoded_offset;
   u64 decoded_offset;
 };
-
-/// What a warp works in.
-struct alignas(16) WarpMemory {
-  u32 ranked[8];                        // the code's 16 symbols; windows read past them
-  u32 symbols[kChunkElements / 4 + 4];  // those of a level's elements, in order
-};
-
-/// `mask`'s bits of `ones_from`, the others of `zeros_from`.
-TS_DEVICE u32 select_bits(u32 mask, u32 ones_from, u32 zeros_from) {
-  return (mask & ones_from) | (~mask & zeros_from);
-}
-
-/// The four bytes from `offset` on.
-TS_DEVICE u32 window(const u32* bytes, u32 offset) {
-  return shift_pair(bytes[offset / 4], bytes[offset / 4 + 1], 8 * offset);
-}
-
-/// The eight bits of byte `index` as the lowest bits of eight nibbles.
-TS_DEVICE u32 spread_byte(u32 word, u32 index) {
-  u32 bits = pick_bytes(word, 0, 0x4440 + index);
-  bits = (bits | bits << 12) & 0x000F000F;
-  bits = (bits | bits << 6) & 0x03030303;
-  return (bits | bits << 3) & 0x11111111;
-}
-
-/// 32 codes of a level, of which each bit is in a word of its own.
-template <u32 kWidth>
-struct Codes {
-  u32 planes[kWidth];
-
-  TS_DEVICE u32 escapes() const {
-    u32 all = planes[0];
-    TS_UNROLL
-    for (u32 plane = 1; plane < kWidth; ++plane) all &= planes[plane];
-    return all;
-  }
-};
-
-/// The bytes of 32 symbols, or of what is made of them.
-struct Symbols {
-  u32 words[8];
-};
-
-/// The symbols that `codes` name. Those of the escapes are in `deeper` from byte `next` on.
-template <u32 kWidth>
-TS_DEVICE Symbols name_symbols(const Codes<kWidth>& codes, Pair named, const u32* deeper,
-                               u32 next) {
-  Symbols symbols;
-  TS_UNROLL
-  for (u32 octet = 0; octet < 4; ++octet) {
-    u32 selectors = spread_byte(codes.planes[0], octet);
-    u32 escaped = selectors;
-    TS_UNROLL
-    for (u32 plane = 1; plane < kWidth; ++plane) {
-      const u32 bits = spread_byte(codes.planes[plane], octet);
-      escaped &= bits;
-      selectors += bits << plane;
-    }
-    // In each nibble, how many of the octet's escapes come before it.
-    const u32 before = escaped * 0x11111110;
-    const u32 in_low_half = (before >> 16) & 15;
-    const u32 before_in_half = before - in_low_half * 0x11110000;
-    // An escape takes the next of the deeper symbols, every other element its own.
-    const u32 takes = select_bits(escaped * 15, before_in_half, 0x76547654);
-    symbols.words[2 * octet] =
-        pick_bytes(window(deeper, next), pick_bytes(named.low, named.high, selectors), takes);
-    symbols.words[2 * octet + 1] =
-        pick_bytes(window(deeper, next + in_low_half),
-                   pick_bytes(named.low, named.high, selectors >> 16), takes >> 16);
-    next += (escaped * 0x11111111) >> 28;
-  }
-  return symbols;
-}
-
-/// 32 bits from a byte on that is anywhere.
-TS_DEVICE u32 load_bits(const u8* from) {
-  const u32 past = static_cast<u32>(reinterpret_cast<u64>(from) & 3);
-  const u8* const aligned = from - past;
-  return shift_pair(load4(aligned), load4(aligned + 4), 8 * past);
-}
-
-/// A level below the first, in its chunk.
-struct Level {
-  const u8* planes;
-  u32 count;         // of elements that reach it
-  u32 escapes;       // of those, how many reach the level below it, or are literals
-  u32 first_ranked;  // the rank of its code 0
-};
-
-/// Puts the symbols of a level's elements where those of its escapes are. From the last element to
-/// the first, as no escape's symbol lies behind the place that it goes to.
-template <u32 kWidth>
-TS_DEVICE void decode_level(const Level& level, WarpMemory& memory) {
-  const u32 plane_bytes = (level.count + 7) / 8;
-  const Pair named = {window(memory.ranked, level.first_ranked),
-                      window(memory.ranked, level.first_ranked + 4)};
-  u32 next = level.escapes;
-  for (u32 round = (level.count + kTileElements - 1) / kTileElements; round-- > 0;) {
-    Lanes<Codes<kWidth>> codes;
-    Lanes<Symbols> symbols;
-    Lanes<u32> escapes;
-    Lanes<u32> before;
-    each_lane([&](u32 lane) {
-      const u32 first = round * kTileElements + lane * 32;
-      const u32 left = first < level.count ? level.count - first : 0;
-      const u32 there = left >= 32 ? 0xFFFFFFFFU : (1U << left) - 1;
-      TS_UNROLL
-      for (u32 plane = 0; plane < kWidth; ++plane) {
-        const u8* const from = level.planes + plane * plane_bytes + first / 8;
-        codes[lane].planes[plane] = left == 0 ? 0 : load_bits(from) & there;
-      }
-      escapes[lane] = ones(codes[lane].escapes());
-    });
-    next -= sum_before(escapes, before);
-    each_lane([&](u32 lane) {
-      symbols[lane] = name_symbols(codes[lane], named, memory.symbols, next + before[lane]);
-    });
-    sync_warp();
-    each_lane([&](u32 lane) {
-      const u32 first = round * kTileElements + lane * 32;
-      if (first >= level.count) return;
-      u8* const to = reinterpret_cast<u8*>(memory.symbols) + first;
-      const u32* const words = symbols[lane].words;
-      store16(to, words[0], words[1], words[2], words[3]);
-      store16(to + 16, words[4], words[5], words[6], words[7]);
-    });
-    sync_warp();
-  }
-}
 
 /// Rows of four bytes to columns, twice: of words 0 to 3 and of words 4 to 7. Word `g` and `4 + g`
 /// of the result are what a lane has of group `g`.
@@ -315,20 +179,23 @@ TS_DEVICE void load_tile(const ChunkPlace& chunk, u32 tile, u32 lane,
 
 /// The first level: its escapes' symbols are in `memory`, in the order of the tiles.
 template <u32 kBytePlanes, u32 kBits>
-TS_DEVICE void decode_tiles(const ChunkPlace& chunk, const WarpMemory& memory) {
+TS_DEVICE void decode_tiles(const ChunkPlace& chunk, const QuadTable& table,
+                            const WarpMemory& memory) {
   constexpr u32 kElementBytes = kBytePlanes + 1;
+  // Three byte planes of two tiles would be too many registers.
+  constexpr bool kAhead = TS_LOADS_AHEAD != 0 && kBytePlanes < 3;
   const Pair named = {memory.ranked[0], 0};
   const u32 tiles = chunk.tiles();
   u32 next = 0;
   Lanes<TileInput<kBytePlanes, kBits>> ahead;
-  if (TS_LOADS_AHEAD) each_lane([&](u32 lane) { load_tile(chunk, 0, lane, ahead[lane]); });
+  if (kAhead) each_lane([&](u32 lane) { load_tile(chunk, 0, lane, ahead[lane]); });
   TS_NO_UNROLL
   for (u32 tile = 0; tile < tiles; ++tile) {
     Lanes<TileInput<kBytePlanes, kBits>> input;
     Lanes<u32> escapes;
     Lanes<u32> before;
     each_lane([&](u32 lane) {
-      if (TS_LOADS_AHEAD) {
+      if (kAhead) {
         input[lane] = ahead[lane];
         if (tile + 1 < tiles) load_tile(chunk, tile + 1, lane, ahead[lane]);
       } else {
@@ -340,7 +207,7 @@ TS_DEVICE void decode_tiles(const ChunkPlace& chunk, const WarpMemory& memory) {
     each_lane([&](u32 lane) {
       const TileInput<kBytePlanes, kBits>& own = input[lane];
       const Symbols tops =
-          in_groups(name_symbols(own.codes, named, memory.symbols, next + before[lane]));
+          in_groups(name_symbols(own.codes, named, table, memory.symbols, next + before[lane]));
       TS_UNROLL
       for (u32 group = 0; group < 4; ++group) {
         Pair top = {tops.words[group], tops.words[4 + group]};
@@ -413,7 +280,7 @@ TS_DEVICE void load_symbols(const Frame& frame, u32 bits, const u8* literals, u3
 
 /// All levels but the first: leaves in `memory` the symbols of those that reach the second.
 TS_DEVICE void decode_lower_levels(const Frame& frame, u32 index, const ChunkPlace& chunk,
-                                   WarpMemory& memory) {
+                                   const QuadTable& table, WarpMemory& memory) {
   const u32 levels = frame.levels();
   const u8* const counts = frame.encoded + kHeaderBytes + 8 * frame.chunks + 4 + 2 * index * levels;
   const auto count_of = [&](u32 level) { return load2(counts + 2 * (level - 1)); };
@@ -433,27 +300,28 @@ TS_DEVICE void decode_lower_levels(const Frame& frame, u32 index, const ChunkPla
     at -= width * ((count + 7) / 8);
     ranked -= (1U << width) - 1;
     const Level place = {chunk.encoded + at, count, escapes, ranked};
-    if (width == 1) decode_level<1>(place, memory);
-    if (width == 2) decode_level<2>(place, memory);
-    if (width == 3) decode_level<3>(place, memory);
+    if (width == 1) decode_level<1>(place, table, memory);
+    if (width == 2) decode_level<2>(place, table, memory);
+    if (width == 3) decode_level<3>(place, table, memory);
     escapes = count;
   }
 }
 
-TS_DEVICE void decode_chunk(const Frame& frame, u32 index, WarpMemory& memory) {
+TS_DEVICE void decode_chunk(const Frame& frame, u32 index, const QuadTable& table,
+                            WarpMemory& memory) {
   if (frame.raw()) return copy_chunk(frame, index);
   const u32 first = index * kChunkElements;
   const u32 left = frame.decoded_bytes / frame.element_bytes() - first;
   const ChunkPlace chunk = {frame.chunk(index), frame.decoded + u64{first} * frame.element_bytes(),
                             left < kChunkElements ? left : kChunkElements};
-  decode_lower_levels(frame, index, chunk, memory);
-  if (frame.byte_planes() == 3) return decode_tiles<3, 0>(chunk, memory);  // f32
+  decode_lower_levels(frame, index, chunk, table, memory);
+  if (frame.byte_planes() == 3) return decode_tiles<3, 0>(chunk, table, memory);  // f32
   if (frame.byte_planes() == 1) {
-    if (frame.bits() == 0) return decode_tiles<1, 0>(chunk, memory);  // bf16
-    return decode_tiles<1, 3>(chunk, memory);                         // f16
+    if (frame.bits() == 0) return decode_tiles<1, 0>(chunk, table, memory);  // bf16
+    return decode_tiles<1, 3>(chunk, table, memory);                         // f16
   }
-  if (frame.bits() == 4) return decode_tiles<0, 4>(chunk, memory);  // e4m3
-  return decode_tiles<0, 3>(chunk, memory);                         // e5m2
+  if (frame.bits() == 4) return decode_tiles<0, 4>(chunk, table, memory);  // e4m3
+  return decode_tiles<0, 3>(chunk, table, memory);                         // e5m2
 }
 
 #ifndef TS_WARP_ON_HOST
@@ -461,12 +329,17 @@ TS_DEVICE void decode_chunk(const Frame& frame, u32 index, WarpMemory& memory) {
 extern "C" __global__ void __launch_bounds__(32 * TS_WARPS_A_BLOCK, TS_BLOCKS_AT_LEAST)
     ts_decode_frames(const BatchedFrame* table, const u8* encoded, u8* decoded) {
   __shared__ WarpMemory memories[TS_WARPS_A_BLOCK];
+  __shared__ QuadTable quads;
+  for (u32 i = threadIdx.x; TS_LOOKS_UP && i < 256; i += 32 * TS_WARPS_A_BLOCK) {
+    quads.quads[i] = QuadTable::quad(i);
+  }
+  __syncthreads();
   const u32 warp = threadIdx.x / 32;
   const BatchedFrame entry = table[blockIdx.y];
   const Frame frame = frame_at(encoded + entry.encoded_offset, decoded + entry.decoded_offset);
   for (u32 index = blockIdx.x * TS_WARPS_A_BLOCK + warp; index < frame.chunks;
        index += gridDim.x * TS_WARPS_A_BLOCK) {
-    decode_chunk(frame, index, memories[warp]);
+    decode_chunk(frame, index, quads, memories[warp]);
   }
 }
 #endif

@@ -14,6 +14,8 @@ struct FrameDecodeShape {
   std::uint32_t blocks_at_least = 6;
   /// Tiles that are loaded before they are decoded: 0 or 1.
   std::uint32_t loads_ahead = 1;
+  /// 1 where a table says how codes pick symbols, 0 where that is computed.
+  std::uint32_t looks_up = 1;
 };
 
 KernelSource frame_decode_source(const FrameDecodeShape& shape = {});

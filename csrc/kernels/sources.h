@@ -6,6 +6,7 @@
 namespace tensorstream {
 
 extern const std::string_view kWarpText;
+extern const std::string_view kFrameSymbolsText;
 extern const std::string_view kFrameDecodeText;
 
 }  // namespace tensorstream

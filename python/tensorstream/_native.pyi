@@ -255,8 +255,10 @@ class Checking(enum.Enum):
 def host_device(checking: Checking, seed: int) -> Device:
     """The host as a device."""
 
-def cuda_device(index: int, checking: Checking, seed: int, driver_library: str = 'libcuda.so.1') -> Device:
-    """A GPU, by its driver's number; tests give another driver."""
+def cuda_device(index: int, checking: Checking, seed: int, driver_library: str = 'libcuda.so.1', compiler_library: str = '', compiler_folders: Sequence[str] = []) -> Device:
+    """
+    A GPU, by its driver's number; tests give another driver and compiler of kernels.
+    """
 
 class ArrayDevice(enum.Enum):
     HOST = 0

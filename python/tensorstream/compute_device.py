@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
+from tensorstream.kernel_compiler import compiler_folders
 from tensorstream.torch_pool import Memory, TorchMemory
 
 
@@ -103,15 +102,6 @@ def check_available(device: torch.device) -> None:
         )
 
 
-def _compiler_folders() -> list[str]:
-    """Where the packages that torch's CUDA builds bring have NVRTC."""
-    found = importlib.util.find_spec("nvidia")
-    roots = [] if found is None else list(found.submodule_search_locations or ())
-    return sorted(
-        str(library.parent) for root in roots for library in Path(root).glob("*/lib/libnvrtc.so.*")
-    )
-
-
 def open_device(device: torch.device, self_check: bool) -> ComputeDevice:
     """The engine's device for `device`.
 
@@ -126,6 +116,5 @@ def open_device(device: torch.device, self_check: bool) -> ComputeDevice:
     check_available(device)
     torch.cuda.init()
     index = torch.cuda.current_device() if device.index is None else device.index
-    compiler = _native.CompilerPlaces(folders=_compiler_folders())
-    native = _native.cuda_device(index, checking, 0, compiler=compiler)
+    native = _native.cuda_device(index, checking, 0, compiler_folders=compiler_folders())
     return ComputeDevice(native, torch.device("cuda", index), _native.ArrayDevice.CUDA)

@@ -24,8 +24,9 @@ class FakeGpu(ComputeDevice):
     """Torch computes on the CPU with the "device's" memory, once its default stream is drained."""
 
     def __init__(self) -> None:
-        compiler = _native.CompilerPlaces(str(LIBRARY.with_name("libfake_nvrtc.so")))
-        native = _native.cuda_device(0, _native.Checking.ON, 1, str(LIBRARY), compiler)
+        native = _native.cuda_device(
+            0, _native.Checking.ON, 1, str(LIBRARY), str(LIBRARY.with_name("libfake_nvrtc.so"))
+        )
         super().__init__(native, torch.device("cpu"), _native.ArrayDevice.HOST)
         self.is_host = False
 

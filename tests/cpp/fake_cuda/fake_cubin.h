@@ -1,4 +1,5 @@
-// What the fake compiler makes and the fake driver loads: this, and the source behind it.
+// What the fake compiler makes and the fake driver loads: this, then the options, one a line, and
+// the source.
 #pragma once
 
 #include <string_view>

@@ -1,46 +1,48 @@
-// The very source of the GPU, compiled for the host.
+// The very source of the GPU, compiled for the host, as each value of TS_LOOKS_UP makes it.
 #include "fake_cuda/fake_frame_decode.h"
 
 #include <memory>
 
 #include "fake_cuda/warp_on_host.h"
 
+// The order of the includes is that of the kernel's text.
+// clang-format off
 namespace {
-#include "kernels/frame_decode.cu"
 
 using tensorstream::fake_cuda::FrameDecodeLaunch;
 
-BatchedFrame entry_of(const FrameDecodeLaunch& launch, u32 index) {
-  BatchedFrame entry;
-  std::memcpy(&entry, static_cast<const u8*>(launch.table) + index * sizeof entry, sizeof entry);
-  return entry;
-}
+namespace looked_up {
+#define TS_LOOKS_UP 1
+#include "kernels/frame_symbols.cu"
+#include "kernels/frame_decode.cu"
+#include "fake_cuda/frames_on_host.h"
+}  // namespace looked_up
 
-Frame frame_of(const FrameDecodeLaunch& launch, const BatchedFrame& entry) {
-  return frame_at(static_cast<const u8*>(launch.encoded) + entry.encoded_offset,
-                  static_cast<u8*>(launch.decoded) + entry.decoded_offset);
-}
+#undef TS_LOOKS_UP
+
+namespace computed {
+#define TS_LOOKS_UP 0
+#include "kernels/frame_symbols.cu"
+#include "kernels/frame_decode.cu"
+#include "fake_cuda/frames_on_host.h"
+}  // namespace computed
 
 }  // namespace
+// clang-format on
 
 namespace tensorstream::fake_cuda {
 
 void decode_frames(const FrameDecodeLaunch& launch) {
-  const auto memory = std::make_unique<WarpMemory>();
-  std::memset(memory.get(), 0xE7, sizeof *memory);  // no zeros, as shared memory has none
-  const u32 warps = launch.blocks * launch.warps;
-  for (u32 i = 0; i < launch.frames; ++i) {
-    const Frame frame = frame_of(launch, entry_of(launch, i));
-    for (u32 warp = 0; warp < warps; ++warp) {
-      for (u32 index = warp; index < frame.chunks; index += warps) {
-        decode_chunk(frame, index, *memory);
-      }
-    }
+  if (launch.looks_up) {
+    looked_up::run_grid(launch);
+  } else {
+    computed::run_grid(launch);
   }
 }
 
 bool touches_only(const FrameDecodeLaunch& launch,
                   const std::function<bool(const void*, std::size_t)>& may_touch) {
+  using namespace looked_up;
   const auto aligned = [](const void* data) { return reinterpret_cast<u64>(data) % 16 == 0; };
   if (!may_touch(launch.table, launch.frames * sizeof(BatchedFrame))) return false;
   for (u32 i = 0; i < launch.frames; ++i) {

@@ -57,8 +57,10 @@ TS_FAKE_EXPORT int nvrtcDestroyProgram(NvrtcProgram* program) {
 
 TS_FAKE_EXPORT int nvrtcCompileProgram(NvrtcProgram program, int count,
                                        const char* const* options) {
+  std::string lines;
   for (int i = 0; i < count; ++i) {
     const std::string option = options[i];
+    lines += option + "\n";
     const bool known = option.starts_with("--gpu-architecture=sm_") ||
                        option.starts_with("--std=c++") || option.starts_with("-D");
     if (known) continue;
@@ -69,7 +71,7 @@ TS_FAKE_EXPORT int nvrtcCompileProgram(NvrtcProgram program, int count,
     program->log = "the fake compiler found no kernel\n";
     return kCompilation;
   }
-  program->cubin = std::string(kFakeCubin) + program->source;
+  program->cubin = std::string(kFakeCubin) + lines + program->source;
   return kSuccess;
 }
 

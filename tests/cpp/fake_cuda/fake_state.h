@@ -34,6 +34,7 @@ struct CudaEventState {
 
 struct CudaFunctionState {
   std::string name;
+  bool looks_up = true;
 };
 
 struct CudaModuleState {

@@ -81,7 +81,8 @@ inline std::vector<MemoryDeviceKind> real_cuda_kinds() {
     return MemoryDeviceKind{name, [options] { return create_cuda_device(options); }, true,
                             why_no_real_cuda};
   };
-  return {kind("Unchecked", {}), kind("Checked", {.checking = Checking::kOn})};
+  return {kind("Unchecked", {.compiler = real_compiler()}),
+          kind("Checked", {.checking = Checking::kOn, .compiler = real_compiler()})};
 }
 
 /// A test on each kind of device.
