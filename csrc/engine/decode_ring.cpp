@@ -56,7 +56,7 @@ void DecodeRing::decode(Stream& copies, const CodedCopy& copy) {
     throw LeaseError("a batch of " + std::to_string(copy.bytes.size()) +
                      " bytes does not fit a slot of " + std::to_string(slot_bytes_));
   }
-  if (slot.untold) stream_->record(*slot.decoded);  // guard: untold-decoding
+  if (slot.untold) stream_->record(*slot.decoded);
   slot.untold = false;
   copies.wait(*slot.decoded);  // guard: ring-slot-reuse
   copies.copy_to_device(slot.data, copy.bytes.data(), copy.bytes.size());

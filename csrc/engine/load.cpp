@@ -79,7 +79,7 @@ void Load::add_frames(const EncodedHome& home, std::span<const BoundExtent> exte
     CodedCopy copy{batch.memory.bytes(), batch.frames(), {}, target};
     for (std::size_t i = 0; i < batch.frame_count; ++i, ++number) {
       const std::uint64_t tensor = home.frames()[number].tensor_offset;
-      if (!std::ranges::binary_search(wanted, tensor)) continue;  // guard: written-encoded
+      if (!std::ranges::binary_search(wanted, tensor)) continue;
       if (copy.runs.empty() || copy.runs.back().first + copy.runs.back().count != i) {
         copy.runs.push_back({i, 0});
       }

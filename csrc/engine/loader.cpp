@@ -168,7 +168,7 @@ bool Loader::usable(const Slot& slot) const {
   if (slot.load->can_fail()) return false;  // guard: wait-for-reads
   // Its event is recorded last, by the caller that loads it.
   if (prefetch_ == Prefetch::kReadAhead) return false;  // guard: wait-for-other-caller
-  return true;
+  return slot.enqueued;
 }
 
 void Loader::count_acquire(const Slot& slot) {

@@ -124,6 +124,7 @@ class Loader {
     std::unique_ptr<Event> written;       // the last write by the device to the group's source
     const Stream* last_stream = nullptr;  // compared, never used
     Content content = Content::kEmpty;
+    bool enqueued = false;        // all of what is issued: `loaded` tells its end
     std::uint32_t in_flight = 0;  // loads into any of its places that are not done
     std::uint32_t leases = 0;
     std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet

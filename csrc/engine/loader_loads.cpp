@@ -11,16 +11,18 @@ namespace tensorstream {
 // On the copy stream, or where the device decodes on the ring's, which then does all that touches
 // the place: what crosses the link need not wait for it. What is read through staging is read by
 // this thread, which must not hold the lock then: others would wait for a disk, and callbacks of
-// the stream need it.
+// the stream need it. Nor while it enqueues batches, whose many calls may fill a driver's queue.
 void Loader::load_apart(GroupId group) {
   Slot& slot = slot_of(group);
   try {
     const Issue ready = issue(slot);
-    if (staging_ != nullptr && ready.load->can_fail()) {
+    const bool reads = staging_ != nullptr && ready.load->can_fail();
+    if (reads || !ready.load->coded().empty()) {
       enqueue_unlocked(stream_for(*ready.load), slot, ready);
     } else {
       enqueue(stream_for(*ready.load), slot, ready);
       note_issued(slot, ready.load);
+      slot.enqueued = true;
     }
   } catch (...) {  // whoever asks for the group gets it
     slot.content = Content::kFailed;
@@ -28,8 +30,7 @@ void Loader::load_apart(GroupId group) {
   }
 }
 
-// Only for loads that acquire() waits for: until the event is recorded, waiting for it says
-// nothing.
+// Until the event is recorded, waiting for it says nothing: acquire() waits for that.
 void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
   note_issued(slot, issue.load);
   mutex_.unlock();
@@ -42,7 +43,10 @@ void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
   // On a host all of it is over by now: readers end here, not under the lock.
   if (error && staging_ == nullptr) issue.load->end();
   mutex_.lock();
-  if (!error) return;
+  if (!error) {
+    if (slot.load == issue.load) slot.enqueued = true;
+    return;
+  }
   --slot.in_flight;
   --in_flight_;
   settle(slot, *issue.load, error);
@@ -74,6 +78,7 @@ void Loader::evict_overlapping(const Slot& slot, Issue& issue) {
 void Loader::note_issued(Slot& slot, const std::shared_ptr<Load>& load) {
   slot.load = load;
   slot.content = Content::kIssued;
+  slot.enqueued = false;
   ++slot.in_flight;
   ++in_flight_;
 }

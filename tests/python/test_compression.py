@@ -25,12 +25,17 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def offload_coded(model: nn.Module, compression: str | int, budget_bytes: int) -> nn.Module:
-    """Offloads with what the ring takes beside `budget_bytes`, as nearly as its message says."""
-    try:
-        return ts.offload(model, ram_budget=budget_bytes, compression=compression)
-    except ts.BudgetError as error:
-        assert "ring" in str(error) and error.needed_bytes < budget_bytes + RING_BYTES
-        return ts.offload(model, ram_budget=error.needed_bytes, compression=compression)
+    """Offloads with what the ring takes beside `budget_bytes`.
+
+    The plan of the fake GPU is a host's, without a ring: another budget may cut the model otherwise.
+    """
+    wanted = budget_bytes
+    while True:
+        try:
+            return ts.offload(model, ram_budget=wanted, compression=compression)
+        except ts.BudgetError as error:
+            assert "ring" in str(error) and wanted < error.needed_bytes < budget_bytes + RING_BYTES
+            wanted = error.needed_bytes
 
 
 @pytest.mark.parametrize("compression", [1, 4, 7, "auto"])
@@ -40,8 +45,9 @@ def test_models_are_bit_identical(
     name: str, compression: str | int, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     shape = SHAPES[name]
-    plain: Any = shape.make(4).to(dtype)
-    model = type(plain).from_pretrained(save(plain, tmp_path / name), dtype=dtype)
+    made: Any = shape.make(4).to(dtype)
+    path = save(made, tmp_path / name)
+    plain, model = (type(made).from_pretrained(path, dtype=dtype) for _ in range(2))
     budget = smallest_budget(model)
     with torch.no_grad():
         expected = plain(**shape.inputs())
@@ -55,7 +61,9 @@ def test_models_are_bit_identical(
     if compression != "auto":
         assert stats.compression.ratio < 0.9
         assert stats.streamed_bytes < stats.decoded_bytes
-    for (key, value), other in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+    for (key, value), other in zip(
+        model.state_dict().items(), plain.state_dict().values(), strict=True
+    ):
         assert_same(value, other, key)
     ts.restore(model)
     with torch.no_grad():
@@ -72,7 +80,9 @@ def test_what_is_written_is_kept() -> None:
                 parameter.mul_(1.5 + step)
                 other.mul_(1.5 + step)
             for name, parameter in model.named_parameters():
-                assert_same(parameter.detach().clone(), dict(plain.named_parameters())[name].data, name)
+                assert_same(
+                    parameter.detach().clone(), dict(plain.named_parameters())[name].data, name
+                )
     del x
     ts.restore(model)
     for parameter, other in zip(model.parameters(), plain.parameters(), strict=True):
