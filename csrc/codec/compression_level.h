@@ -33,8 +33,8 @@ class CompressionLevel {
   std::uint32_t number_;
 };
 
-/// What Gaussian weights of the type take of their bytes at kFastest; 1 for a type that is stored as
-/// it is. docs/adr/0007-ranks-in-levels.md has the measurements.
+/// What Gaussian weights of the type take of their bytes at kFastest; 1 for a type that is stored
+/// as it is. docs/adr/0007-ranks-in-levels.md has the measurements.
 double usual_ratio(Dtype dtype) noexcept;
 
 }  // namespace tensorstream

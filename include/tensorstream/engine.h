@@ -197,13 +197,14 @@ class Engine {
 
   /// Moves a group's bytes into pinned host memory of the engine, from where a device that is not
   /// the host loads them at the full rate of its link; their sources are let go. Encoded, where
-  /// weights are (EngineOptions::compression) and the group is worth it and not read by rows. For groups that
-  /// are not settled; nothing happens on a host, or where the group is at home. Raises BudgetError
-  /// where host memory has no room, and IoError: the group is loaded from its sources then, slower.
+  /// weights are (EngineOptions::compression) and the group is worth it and not read by rows. For
+  /// groups that are not settled; nothing happens on a host, or where the group is at home. Raises
+  /// BudgetError where host memory has no room, and IoError: the group is loaded from its sources
+  /// then, slower.
   void bring_home(GroupId group);
   /// Where kernels see the tensor's bytes in its group's home, at its place in the layout; null
-  /// where it is not pinned there, or is encoded. Valid while the engine lives. A kernel that writes there changes
-  /// the tensor: say so by note_write().
+  /// where it is not pinned there, or is encoded. Valid while the engine lives. A kernel that
+  /// writes there changes the tensor: say so by note_write().
   std::byte* home_address(TensorId tensor) const;
   /// The tensor's home was changed by work that `stream` holds now: later loads see it. Raises
   /// LeaseError while its group is leased.
