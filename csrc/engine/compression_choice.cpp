@@ -15,8 +15,9 @@ namespace {
 constexpr double kDecodeSeconds = 50e-6;
 // How much shorter a pass has to get.
 constexpr double kLeastGain = 0.05;
-// Of one core, level 1: docs/adr/0007-ranks-in-levels.md.
-constexpr double kEncodedBytesPerSecond = 1.5e9;
+// Of one core at level 1, with the memory that it takes:
+// docs/adr/0012-weights-at-home-are-coded.md.
+constexpr double kEncodedBytesPerSecond = 1e9;
 constexpr double kMostEncodingSeconds = 30;
 
 std::string shown_seconds(double seconds) {
