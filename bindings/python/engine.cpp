@@ -118,12 +118,19 @@ std::optional<ByteArray> home(const nb::object& self, TensorId tensor, std::uint
 }
 
 void init_statistics(nb::module_& module) {
+  nb::class_<CompressionStatistics>(module, "CompressionStatistics")
+      .def_ro("level", &CompressionStatistics::level)
+      .def_ro("coded_bytes", &CompressionStatistics::coded_bytes)
+      .def_ro("decoded_bytes", &CompressionStatistics::decoded_bytes)
+      .def_ro("reason", &CompressionStatistics::reason)
+      .def_prop_ro("ratio", &CompressionStatistics::ratio);
   nb::class_<Statistics>(module, "Statistics")
       .def_ro("budget_bytes", &Statistics::budget_bytes)
       .def_ro("held_bytes", &Statistics::held_bytes)
       .def_ro("peak_held_bytes", &Statistics::peak_held_bytes)
       .def_ro("source_ram_bytes", &Statistics::source_ram_bytes)
       .def_ro("pinned_bytes", &Statistics::pinned_bytes)
+      .def_ro("compression", &Statistics::compression)
       .def_ro("given_way_bytes", &Statistics::given_way_bytes)
       .def_ro("gave_way", &Statistics::gave_way)
       .def_ro("acquires", &Statistics::acquires)
@@ -135,6 +142,7 @@ void init_statistics(nb::module_& module) {
       .def_ro("streamed_bytes", &Statistics::streamed_bytes)
       .def_ro("streamed_ram_bytes", &Statistics::streamed_ram_bytes)
       .def_ro("streamed_disk_bytes", &Statistics::streamed_disk_bytes)
+      .def_ro("decoded_bytes", &Statistics::decoded_bytes)
       .def_ro("on_demand_bytes", &Statistics::on_demand_bytes)
       .def_ro("load_seconds", &Statistics::load_seconds)
       .def_ro("stalled_seconds", &Statistics::stalled_seconds)
@@ -234,7 +242,9 @@ void init_options(nb::module_& module) {
           [](const EngineOptions& self) { return self.rates.link_bytes_per_second; },
           [](EngineOptions& self, double rate) { self.rates.link_bytes_per_second = rate; })
       .def_rw("prefetch", &EngineOptions::prefetch)
-      .def_rw("ram_budget", &EngineOptions::ram_budget);
+      .def_rw("ram_budget", &EngineOptions::ram_budget)
+      .def_rw("compression", &EngineOptions::compression, nb::arg().none(),
+              "A level from 1 to 9, 0 for not at all, None for what pays.");
 }
 
 using Release = nb::call_guard<nb::gil_scoped_release>;

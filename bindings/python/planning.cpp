@@ -79,6 +79,8 @@ void init_plan(nb::module_& module) {
       .def_ro("resident_bytes", &Plan::resident_bytes)
       .def_ro("arena_bytes", &Plan::arena_bytes)
       .def_ro("streamed_bytes", &Plan::streamed_bytes)
+      .def_ro("link_bytes", &Plan::link_bytes)
+      .def_ro("ring_bytes", &Plan::ring_bytes)
       .def_ro("on_demand_bytes", &Plan::on_demand_bytes)
       .def_ro("smallest_budget_bytes", &Plan::smallest_budget_bytes)
       .def_ro("everything_fits_bytes", &Plan::everything_fits_bytes)
@@ -139,17 +141,21 @@ void init_tree(nb::module_& module) {
       .def(
           "plan",
           [](const ModelTree& self, std::uint64_t budget_bytes, Prefetch prefetch,
-             ComputePlace place, std::optional<double> link_bytes_per_second) {
+             ComputePlace place, std::optional<double> link_bytes_per_second,
+             std::optional<std::uint32_t> compression) {
             Rates rates;
             rates.loading = loading_of(resolve_prefetch(prefetch, place));
             rates.link_bytes_per_second =
                 link_bytes_per_second.value_or(rates.link_bytes_per_second);
-            const bool shared = place == ComputePlace::kAccelerator;
-            return plan_model(self, budget_bytes, rates,
-                              {place, shared ? spared_bytes(budget_bytes) : 0});
+            PlanOptions options{.place = place};
+            if (place == ComputePlace::kAccelerator) {
+              options.spared_bytes = spared_bytes(budget_bytes);
+              options.compression = compression;
+            }
+            return plan_model(self, budget_bytes, rates, options);
           },
           "budget_bytes"_a, "prefetch"_a, "place"_a, "link_bytes_per_second"_a = nb::none(),
-          "Groups and plans the model for a budget.");
+          "compression"_a.none() = 0, "Groups and plans the model for a budget.");
 }
 
 }  // namespace

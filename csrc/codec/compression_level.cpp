@@ -3,6 +3,7 @@
 #include <array>
 #include <string>
 
+#include "codec/element_layout.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -36,6 +37,24 @@ std::span<const LevelWidths> CompressionLevel::widths() const noexcept {
 
 std::uint32_t CompressionLevel::tiles_a_sample() const noexcept {
   return number_ >= kSmallest ? 1 : 8;
+}
+
+double usual_ratio(Dtype dtype) noexcept {
+  const std::optional<ElementLayout> layout = layout_of(dtype);
+  if (!layout) return 1;
+  switch (layout->kind) {
+    case ElementKind::kBf16:
+      return 0.669;
+    case ElementKind::kF16:
+      return 0.855;
+    case ElementKind::kF32:
+      return 0.835;
+    case ElementKind::kF8E4M3:
+      return 0.83;
+    case ElementKind::kF8E5M2:
+      return 0.71;
+  }
+  return 1;
 }
 
 }  // namespace tensorstream

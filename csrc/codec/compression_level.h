@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "codec/rank_code.h"
+#include "tensorstream/dtype.h"
 
 namespace tensorstream {
 
@@ -31,5 +32,9 @@ class CompressionLevel {
  private:
   std::uint32_t number_;
 };
+
+/// What Gaussian weights of the type take of their bytes at kFastest; 1 for a type that is stored
+/// as it is. docs/adr/0007-ranks-in-levels.md has the measurements.
+double usual_ratio(Dtype dtype) noexcept;
 
 }  // namespace tensorstream

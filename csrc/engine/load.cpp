@@ -24,6 +24,7 @@ std::uint64_t Load::copied_bytes(const BoundExtent& extent, std::uint64_t offset
 void Load::keep(const BoundExtent& extent) {
   extents_.push_back(extent);
   (extent.reader->tier() == Tier::kRam ? ram_bytes_ : disk_bytes_) += extent.size_bytes;
+  decoded_bytes_ += extent.size_bytes;
 }
 
 void Load::add_read(Reader& reader, std::uint64_t offset_bytes, std::span<std::byte> target) {
@@ -62,6 +63,31 @@ void Load::add_window(const BoundExtent& extent, const FileWindow& window) {
     const std::uint64_t size = std::min(kSharedReadBytes, extent.size_bytes - done);
     reads_.push_back({nullptr, &window, done, {window.data() + done, size}});
     read_bytes_ += size;
+  }
+}
+
+void Load::add_frames(const EncodedHome& home, std::span<const BoundExtent> extents,
+                      std::byte* target) {
+  std::vector<std::uint64_t> wanted;  // where the tensors begin
+  for (const BoundExtent& extent : extents) {
+    extents_.push_back(extent);
+    decoded_bytes_ += extent.size_bytes;
+    if (extent.size_bytes != 0) wanted.push_back(extent.offset_bytes);
+  }
+  std::size_t number = 0;
+  for (const EncodedHome::Batch& batch : home.batches()) {
+    CodedCopy copy{batch.memory.bytes(), batch.frames(), {}, target};
+    for (std::size_t i = 0; i < batch.frame_count; ++i, ++number) {
+      const std::uint64_t tensor = home.frames()[number].tensor_offset;
+      if (!std::ranges::binary_search(wanted, tensor)) continue;
+      if (copy.runs.empty() || copy.runs.back().first + copy.runs.back().count != i) {
+        copy.runs.push_back({i, 0});
+      }
+      ++copy.runs.back().count;
+    }
+    if (copy.runs.empty()) continue;
+    ram_bytes_ += copy.bytes.size();
+    coded_.push_back(std::move(copy));
   }
 }
 

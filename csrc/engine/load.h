@@ -12,6 +12,8 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "device/device.h"
+#include "engine/decode_ring.h"
+#include "engine/encoded_home.h"
 #include "engine/source_table.h"
 #include "memory/staging_ring.h"
 #include "tensorstream/plan.h"
@@ -20,8 +22,9 @@ namespace tensorstream {
 
 class FileWindow;
 
-/// One load under way: pieces that the device copies from RAM, and pieces that are read. Belongs to
-/// the thread that makes it until it is enqueued; from then on thread-safe.
+/// One load under way: pieces that the device copies from RAM, batches of frames that it copies and
+/// decodes, and pieces that are read. Belongs to the thread that makes it until it is enqueued;
+/// from then on thread-safe.
 class Load {
  public:
   /// Bytes of RAM for the device to copy.
@@ -49,10 +52,17 @@ class Load {
   /// Adds an extent that shows in `window`, open, which outlives the load: its pages are brought.
   void add_window(const BoundExtent& extent, const FileWindow& window);
 
+  /// Adds the tensors that `extents`, each a whole tensor in `home`, are: the frames that make
+  /// them, for the device to decode to where they lie in the place at `target`.
+  void add_frames(const EncodedHome& home, std::span<const BoundExtent> extents, std::byte* target);
+
   GroupId group() const noexcept { return group_; }
+  /// What is moved, from RAM and from disk, and what that is as weights.
   std::uint64_t ram_bytes() const noexcept { return ram_bytes_; }
   std::uint64_t disk_bytes() const noexcept { return disk_bytes_; }
+  std::uint64_t decoded_bytes() const noexcept { return decoded_bytes_; }
   const std::vector<Copy>& copies() const noexcept { return copies_; }
+  const std::vector<CodedCopy>& coded() const noexcept { return coded_; }
   /// True where some piece is read, which can fail, and not copied.
   bool can_fail() const noexcept { return !reads_.empty(); }
   /// True where reading is worth several threads.
@@ -95,10 +105,12 @@ class Load {
   const Reads how_;
   std::vector<BoundExtent> extents_;
   std::vector<Copy> copies_;
+  std::vector<CodedCopy> coded_;
   std::vector<Read> reads_;
   std::uint64_t read_bytes_ = 0;
   std::uint64_t ram_bytes_ = 0;
   std::uint64_t disk_bytes_ = 0;
+  std::uint64_t decoded_bytes_ = 0;
   Clock::time_point started_;
   Clock::time_point ended_;
 

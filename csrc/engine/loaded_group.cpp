@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/units.h"
+#include "engine/encoded_home.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -28,6 +29,13 @@ std::unique_ptr<FileWindow> window_of(const TensorSpec& tensor,
 /// Whether `window` is of the file's part that the tensor is still made of.
 bool shows(const FileWindow& window, const std::vector<BoundExtent>& extents) {
   return extents.size() == 1 && window.is_of(*extents[0].reader, extents[0].offset_bytes);
+}
+
+/// Whether the tensor is frames that the device copies by itself.
+bool is_coded(const std::vector<BoundExtent>& extents) {
+  if (extents.size() != 1) return false;
+  const EncodedHome* const home = EncodedHome::of(*extents[0].reader);
+  return home != nullptr && home->is_pinned();
 }
 
 }  // namespace
@@ -86,8 +94,13 @@ std::byte* GroupPlace::address(const LoadedGroup& group, std::size_t position) c
 
 void GroupPlace::add_to(Load& load, const LoadedGroup& group, const SourceTable& sources,
                         std::uint64_t piece_bytes) const {
+  std::vector<BoundExtent> coded;  // all in the group's one home
   for (std::size_t i = 0; i < group.tensors.size(); ++i) {
     const std::vector<BoundExtent> extents = sources.extents(group.tensors[i]);
+    if (is_coded(extents)) {
+      coded.push_back(extents[0]);
+      continue;
+    }
     if (FileWindow* const shown = window(group, i); shown != nullptr) {
       if (shown->open()) {
         load.add_window(extents[0], *shown);
@@ -101,6 +114,7 @@ void GroupPlace::add_to(Load& load, const LoadedGroup& group, const SourceTable&
       target += extent.size_bytes;
     }
   }
+  if (!coded.empty()) load.add_frames(*EncodedHome::of(*coded[0].reader), coded, data);
 }
 
 }  // namespace tensorstream

@@ -5,7 +5,6 @@
 
 #include "base/log.h"
 #include "base/units.h"
-#include "platform/openmp.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -22,7 +21,7 @@ constexpr std::uint64_t kReadAheadBytes = 64_MiB;
 
 }  // namespace
 
-Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging,
+Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging, DecodeRing* ring,
                std::vector<LoadedGroup> groups, const EngineOptions& options)
     : pool_(pool),
       device_(pool.device()),
@@ -30,9 +29,11 @@ Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging,
       options_(options),
       prefetch_(resolve_prefetch(options.prefetch, compute_place(device_))),
       staging_(staging),
+      ring_(ring),
       order_({}),
       copy_stream_(device_.create_stream()),
-      done_stream_(staging_ != nullptr ? device_.create_stream() : nullptr) {
+      done_stream_(staging_ != nullptr ? device_.create_stream() : nullptr),
+      turn_(device_.create_event()) {
   for (LoadedGroup& group : groups) {
     auto slot = std::make_unique<Slot>();
     slot->loaded = device_.create_event();
@@ -53,6 +54,7 @@ Loader::~Loader() {
   // Callbacks of loads under way use this object, copies write into the places, and work that was
   // enqueued before a release still reads from them.
   copy_stream_->synchronize();
+  if (ring_ != nullptr) ring_->stream().synchronize();
   if (done_stream_ != nullptr) done_stream_->synchronize();
   for (const auto& slot : slots_) {
     slot->last_use->synchronize();  // guard: wait-before-freeing
@@ -119,27 +121,6 @@ void Loader::load_at_use(Slot& slot) {
   enqueue_unlocked(device_.caller_stream(), slot, issue(slot));
 }
 
-// Only for loads that acquire() waits for: until the event is recorded, waiting for it says
-// nothing.
-void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
-  note_issued(slot, issue.load);
-  mutex_.unlock();
-  std::exception_ptr error;
-  try {
-    enqueue(stream, slot, issue);
-  } catch (...) {  // acquire() raises it
-    error = std::current_exception();
-  }
-  // On a host all of it is over by now: readers end here, not under the lock.
-  if (error && staging_ == nullptr) issue.load->end();
-  mutex_.lock();
-  if (!error) return;
-  --slot.in_flight;
-  --in_flight_;
-  settle(slot, *issue.load, error);
-  changed_.ring();
-}
-
 // The slot is leased: nothing but the order of streams is still to be kept.
 std::exception_ptr Loader::hand_out(Slot& slot, Stream& stream, const Stream* last_stream) {
   try {
@@ -159,7 +140,7 @@ bool Loader::usable(const Slot& slot) const {
   if (slot.load->can_fail()) return false;  // guard: wait-for-reads
   // Its event is recorded last, by the caller that loads it.
   if (prefetch_ == Prefetch::kReadAhead) return false;  // guard: wait-for-other-caller
-  return true;
+  return slot.enqueued;
 }
 
 void Loader::count_acquire(const Slot& slot) {
@@ -251,6 +232,7 @@ void Loader::note_write(GroupId group, Stream& stream) {
     Slot& slot = slot_of(group);
     stream.record(*slot.written);
     copy_stream_->wait(*slot.written);  // guard: wait-for-written-source
+    if (ring_ != nullptr) ring_->stream().wait(*slot.written);
   });
 }
 
@@ -270,24 +252,6 @@ void Loader::run(const std::stop_token& stop) {
     lock.unlock();
     if (!stop.stop_requested()) work_.wait(rung);
     lock.lock();
-  }
-}
-
-// On the copy stream. What is read through the ring is read by this thread, which must not hold the
-// lock then: others would wait for a disk, and callbacks of the stream need it.
-void Loader::load_apart(GroupId group) {
-  Slot& slot = slot_of(group);
-  try {
-    const Issue ready = issue(slot);
-    if (staging_ != nullptr && ready.load->can_fail()) {
-      enqueue_unlocked(*copy_stream_, slot, ready);
-    } else {
-      enqueue(*copy_stream_, slot, ready);
-      note_issued(slot, ready.load);
-    }
-  } catch (...) {  // whoever asks for the group gets it
-    slot.content = Content::kFailed;
-    slot.error = std::current_exception();
   }
 }
 
@@ -346,76 +310,6 @@ void Loader::read_ahead() {
     ahead_bytes += slot.group.layout.size_bytes;
     if (ahead_bytes > kReadAheadBytes) return;
   }
-}
-
-Loader::Issue Loader::issue(Slot& slot) {
-  if (read_ahead_ != nullptr) read_ahead_->drop(slot.group.id);
-  const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
-  Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}};
-  place_of(slot).add_to(*result.load, slot.group, sources_, options_.piece_bytes);
-  evict_overlapping(slot, result);
-  return result;
-}
-
-void Loader::evict_overlapping(const Slot& slot, Issue& issue) {
-  for (const GroupId group : streamed_) {
-    Slot& other = slot_of(group);
-    if (&other == &slot || !overlap(slot, other)) continue;
-    issue.overwritten.push_back(&other);
-    if (on_device(other)) {  // guard: eviction
-      issue.stale.push_back(&other);
-      other.content = Content::kEmpty;
-      other.load = nullptr;
-    }
-  }
-}
-
-void Loader::note_issued(Slot& slot, const std::shared_ptr<Load>& load) {
-  slot.load = load;
-  slot.content = Content::kIssued;
-  ++slot.in_flight;
-  ++in_flight_;
-}
-
-void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
-  const std::shared_ptr<Load>& load = issue.load;
-  for (const Slot* other : issue.overwritten) {
-    stream.wait(*other->last_use);  // guard: wait-for-last-reader
-  }
-  for (const Slot* other : issue.stale) {
-    stream.poison(other->data, other->group.layout.size_bytes);
-  }
-  stream.wait(*slot.last_use);  // guard: wait-for-own-reader
-  make_room_for_windows(slot, stream);
-  std::byte* const data = slot.data;
-  stream.set_access(data, slot.group.layout.size_bytes, Access::kReadWrite);
-  stream.poison(data, slot.group.layout.size_bytes);
-  load->start();
-  for (const Load::Copy& copy : load->copies()) {
-    stream.copy_to_device(copy.target.data(), copy.source, copy.target.size());
-  }
-  if (load->can_fail()) enqueue_reads(stream, load);
-  stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
-  stream.record(*slot.loaded);
-  // A callback holds its stream up: on a GPU the next copy goes on meanwhile.
-  Stream& after = done_stream_ != nullptr ? *done_stream_ : stream;
-  if (done_stream_ != nullptr) after.wait(*slot.loaded);
-  after.run([this, load]() mutable { finish(std::move(load)); });
-}
-
-void Loader::enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load) {
-  if (staging_ != nullptr) {
-    load->read_through(*staging_, stream);
-    return;
-  }
-  const bool shared = &stream != copy_stream_.get() && load->is_large();
-  stream.run([load, shared] {
-    if (shared) {
-      run_on_team([&] { load->read(); });
-    } else {
-      load->read();
-    }
-  });
 }
 
 bool Loader::on_device(const Slot& slot) {

@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "device/device.h"
+#include "engine/decode_ring.h"
 #include "engine/finished_loads.h"
 #include "engine/load.h"
 #include "engine/loaded_group.h"
@@ -50,8 +51,8 @@ enum class Where {
 class Loader {
  public:
   /// `groups` by GroupId. None has a place until arrange(). `staging` is null on a device that is
-  /// the host; else it outlives the loader.
-  Loader(Pool& pool, const SourceTable& sources, StagingRing* staging,
+  /// the host, `ring` where no group is encoded; else they outlive the loader.
+  Loader(Pool& pool, const SourceTable& sources, StagingRing* staging, DecodeRing* ring,
          std::vector<LoadedGroup> groups, const EngineOptions& options);
   ~Loader();
   Loader(const Loader&) = delete;
@@ -125,6 +126,7 @@ class Loader {
     std::unique_ptr<Event> written;       // the last write by the device to the group's source
     const Stream* last_stream = nullptr;  // compared, never used
     Content content = Content::kEmpty;
+    bool enqueued = false;        // all of what is issued: `loaded` tells its end
     std::uint32_t in_flight = 0;  // loads into any of its places that are not done
     std::uint32_t leases = 0;
     std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
@@ -138,30 +140,34 @@ class Loader {
   std::optional<GroupId> find_prefetch() const TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
   void demand(Slot& slot) TS_REQUIRES(mutex_);
-  std::exception_ptr wait_until_usable(const Slot& slot) TS_REQUIRES(mutex_);
-  bool wait_for_change(std::uint64_t rung) TS_REQUIRES(mutex_);
-  void load_apart(GroupId group) TS_REQUIRES(mutex_);
   void load_at_use(Slot& slot) TS_REQUIRES(mutex_);
   void read_ahead() TS_REQUIRES(mutex_);
+  static bool on_device(const Slot& slot);
+  static GroupPlace place_of(const Slot& slot);
+  // In loader_loads.cpp.
+  void load_apart(GroupId group) TS_REQUIRES(mutex_);
   Issue issue(Slot& slot) TS_REQUIRES(mutex_);
   void evict_overlapping(const Slot& slot, Issue& issue) TS_REQUIRES(mutex_);
   void note_issued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
+  Stream& stream_for(const Load& load) const;
+  void take_turn(Stream& stream);
   void enqueue(Stream& stream, const Slot& slot, const Issue& issue);
   void enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load);
   void enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) TS_REQUIRES(mutex_);
+  // In loader_finish.cpp.
   void finish(std::shared_ptr<Load> load) noexcept;
   void note_finished() TS_REQUIRES(mutex_);
   static void settle(Slot& slot, const Load& load, const std::exception_ptr& error);
-  static bool on_device(const Slot& slot);
-  static GroupPlace place_of(const Slot& slot);
+  std::exception_ptr wait_until_usable(const Slot& slot) TS_REQUIRES(mutex_);
+  bool wait_for_change(std::uint64_t rung) TS_REQUIRES(mutex_);
+  void check_health(const Event& event) TS_REQUIRES(mutex_);
+  // In loader_places.cpp.
   void finish_work(Stream& stream) const;
   static std::exception_ptr close_windows(Slot& slot) noexcept;
   static void make_room_for_windows(const Slot& slot, Stream& stream);
   void find_windows() TS_REQUIRES(mutex_);
   void start_threads() TS_REQUIRES(mutex_);
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
-  void check_health(const Event& event) TS_REQUIRES(mutex_);
-  // In loader_places.cpp.
   void check_unleased_locked() const TS_REQUIRES(mutex_);
   void note_held() TS_REQUIRES(mutex_);
   std::uint64_t held() const TS_REQUIRES(mutex_);
@@ -196,6 +202,7 @@ class Loader {
   const EngineOptions options_;
   const Prefetch prefetch_;  // resolved
   StagingRing* const staging_;
+  DecodeRing* const ring_;
   std::vector<std::unique_ptr<Slot>> slots_;  // by GroupId. What they hold is guarded by mutex_.
 
   // Guarded by mutex_.
@@ -221,6 +228,9 @@ class Loader {
   FinishedLoads finished_;
   std::unique_ptr<Stream> copy_stream_;
   std::unique_ptr<Stream> done_stream_;  // of callbacks; null on a device that is the host
+  // Of who enqueues loads, one at a time where there is a ring.
+  std::unique_ptr<Event> turn_;
+  Stream* last_turn_ = nullptr;  // the stream that the last load filled its place on
   std::unique_ptr<ReadAhead> read_ahead_ TS_GUARDED_BY(mutex_);  // for Prefetch::kReadAhead alone
   std::jthread thread_;                                          // last: it uses all of the above
 };

@@ -30,6 +30,7 @@ void Loader::note_finished() {
       counted_.streamed_ram_bytes += load->ram_bytes();
       counted_.streamed_disk_bytes += load->disk_bytes();
       counted_.streamed_bytes += load->ram_bytes() + load->disk_bytes();
+      counted_.decoded_bytes += load->decoded_bytes();
     }
     settle(slot_of(load->group()), *load, error);
   }
@@ -98,6 +99,7 @@ void Loader::add_to(Statistics& statistics) {
   statistics.streamed_bytes += counted_.streamed_bytes;
   statistics.streamed_ram_bytes += counted_.streamed_ram_bytes;
   statistics.streamed_disk_bytes += counted_.streamed_disk_bytes;
+  statistics.decoded_bytes += counted_.decoded_bytes;
   statistics.load_seconds += counted_.load_seconds;
   statistics.stalled_seconds += counted_.stalled_seconds;
 }

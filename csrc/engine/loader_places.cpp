@@ -176,6 +176,7 @@ void Loader::quiesce() {
   std::exception_ptr error;
   try {
     copy_stream_->synchronize();
+    if (ring_ != nullptr) ring_->stream().synchronize();
     for (const auto& slot : slots_) slot->last_use->synchronize();  // guard: wait-before-moving
   } catch (...) {
     error = std::current_exception();
@@ -317,7 +318,8 @@ void Loader::load_settled(Slot& slot) {
   if (slot.group.layout.size_bytes == 0) return;
   if (slot.content != Content::kReady) {
     const bool at_use = prefetch_ == Prefetch::kReadAhead;
-    enqueue_unlocked(at_use ? device_.caller_stream() : *copy_stream_, slot, issue(slot));
+    const Issue ready = issue(slot);
+    enqueue_unlocked(at_use ? device_.caller_stream() : stream_for(*ready.load), slot, ready);
     for (;;) {
       const std::uint64_t rung = changed_.count();
       note_finished();

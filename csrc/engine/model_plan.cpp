@@ -7,7 +7,11 @@
 #include <utility>
 
 #include "base/units.h"
+#include "engine/compression_choice.h"
+#include "engine/decode_ring.h"
+#include "engine/frame_batches.h"
 #include "engine/group_layout.h"
+#include "platform/processors.h"
 #include "scheduler/planner.h"
 #include "tensorstream/error.h"
 
@@ -44,12 +48,37 @@ std::array<Cut, 5> cuts_for(std::uint64_t budget_bytes) {
           Cut{budget_bytes / 24, 16_KiB}, kLeaves};
 }
 
+/// How weights cross the link.
+enum class Crossing { kRaw, kCoded };
+
+/// What groups are cut for.
+struct Target {
+  ComputePlace place;
+  std::uint64_t spared_bytes;
+  Crossing crossing;
+};
+
 /// A cut, its groups and the least that they need.
 struct CutGroups {
   Cut cut;
   std::vector<GroupFootprint> groups;
+  std::uint64_t ring_bytes = 0;  // of the smallest
   std::uint64_t smallest_bytes = 0;
 };
+
+CutGroups cut_groups(const ModelTree& tree, const Grouping& grouping, const Cut& cut,
+                     const Target& target) {
+  CutGroups made{cut, {}, 0, 0};
+  if (target.crossing == Crossing::kCoded) {
+    made.groups = coded_footprints(grouping.groups, tree.tensors, target.place);
+    made.ring_bytes = DecodeRing::size_bytes_for(
+        largest_batch_bytes(grouping.groups, tree.tensors, EngineOptions().piece_bytes));
+  } else {
+    made.groups = footprints(grouping.groups, tree.tensors, target.place);
+  }
+  made.smallest_bytes = smallest_budget_bytes(made.groups) + made.ring_bytes;
+  return made;
+}
 
 /// The limit that splits the largest groups of `grouping`, made by `cut`, and nothing else; nothing
 /// where they have no parts.
@@ -73,14 +102,13 @@ std::optional<std::uint64_t> next_limit(const ModelTree& tree, const Grouping& g
 
 /// The cut that needs least of a budget. Splitting lowers what the largest group needs and raises
 /// what is too small to stream, so neither whole blocks nor leaves are it in every model.
-CutGroups smallest_cut(const ModelTree& tree, ComputePlace place) {
+CutGroups smallest_cut(const ModelTree& tree, const Target& target) {
   std::optional<CutGroups> best;
   std::optional<std::uint64_t> limit = kUnlimited;
   while (limit) {
     const Cut cut = {*limit, kLeaves.smallest_streamed_bytes};
     const Grouping grouping = group_with(tree, cut);
-    CutGroups made = {cut, footprints(grouping.groups, tree.tensors, place), 0};
-    made.smallest_bytes = smallest_budget_bytes(made.groups);
+    CutGroups made = cut_groups(tree, grouping, cut, target);
     limit = next_limit(tree, grouping, made);
     if (!limit && cut.largest_group_bytes != kLeaves.largest_group_bytes) {
       limit = kLeaves.largest_group_bytes;
@@ -119,16 +147,49 @@ void add_fixed(Plan& plan, const ModelTree& tree, std::uint64_t budget_bytes,
     if (largest == nullptr || group.size_bytes > largest->size_bytes) largest = &group;
   }
   const std::uint64_t needed = smallest.smallest_bytes + tree.fixed_bytes;
+  const std::string ring = smallest.ring_bytes == 0
+                               ? ""
+                               : ", " + format_size(smallest.ring_bytes) +
+                                     " of it for the ring that coded weights are decoded from";
   std::string parts = "weights that stay resident take " + format_size(needed);
   if (largest != nullptr) {
     parts = "the largest group, '" + largest->name + "', takes " +
             format_size(largest->size_bytes) + " and what stays resident " +
-            format_size(needed - largest->size_bytes);
+            format_size(needed - largest->size_bytes) + ring;
   }
   throw BudgetError("budget of " + format_size(budget_bytes) + " (" + std::to_string(budget_bytes) +
                         " bytes) is too small: " + parts + "; the smallest budget that works is " +
                         std::to_string(needed) + " bytes (" + format_size(needed) + ")",
                     needed, budget_bytes);
+}
+
+ModelPlan plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates,
+                  const Target& target) {
+  const std::uint64_t free_bytes =
+      budget_bytes > tree.fixed_bytes ? budget_bytes - tree.fixed_bytes : 0;
+  const CutGroups smallest = smallest_cut(tree, target);
+  if (budget_bytes < tree.fixed_bytes || free_bytes < smallest.smallest_bytes) {
+    raise_too_small(tree, budget_bytes, smallest);
+  }
+  std::optional<ModelPlan> best;
+  const std::uint64_t spared = std::min(target.spared_bytes, free_bytes - smallest.smallest_bytes);
+  const auto consider = [&](const Cut& cut) {
+    Grouping grouping = group_with(tree, cut);
+    const CutGroups made = cut_groups(tree, grouping, cut, target);
+    if (made.smallest_bytes > free_bytes || free_bytes - made.smallest_bytes < spared) return;
+    Plan plan = make_plan(made.groups, free_bytes - made.ring_bytes - spared, rates);
+    plan.ring_bytes = made.ring_bytes;
+    if (!best || is_better(plan, best->plan, target.place)) {
+      best = ModelPlan{std::move(grouping), std::move(plan)};
+    }
+  };
+  for (const Cut& cut : cuts_for(free_bytes)) consider(cut);
+  consider(smallest.cut);
+  const std::vector<GroupFootprint> blocks =
+      footprints(group_with(tree, kBlocks).groups, tree.tensors, target.place);
+  best->plan.everything_fits_bytes = everything_fits_bytes(blocks);
+  add_fixed(best->plan, tree, budget_bytes, smallest.smallest_bytes);
+  return std::move(*best);
 }
 
 }  // namespace
@@ -167,33 +228,25 @@ std::uint64_t default_budget_bytes(std::uint64_t available_bytes) {
 Grouping group_model(const ModelTree& tree) { return group_with(tree, kBlocks); }
 
 ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates,
-                     const PlanRoom& room) {
-  const std::uint64_t free_bytes =
-      budget_bytes > tree.fixed_bytes ? budget_bytes - tree.fixed_bytes : 0;
-  const CutGroups smallest = smallest_cut(tree, room.place);
-  if (budget_bytes < tree.fixed_bytes || free_bytes < smallest.smallest_bytes) {
-    raise_too_small(tree, budget_bytes, smallest);
+                     const PlanOptions& options) {
+  const std::optional<std::uint32_t> compression = options.compression;
+  const Target as_coded{options.place, options.spared_bytes, Crossing::kCoded};
+  if (compression && *compression != 0) return plan_as(tree, budget_bytes, rates, as_coded);
+  ModelPlan plain =
+      plan_as(tree, budget_bytes, rates, {options.place, options.spared_bytes, Crossing::kRaw});
+  if (compression || plain.plan.streamed_bytes == 0) return plain;
+  std::optional<ModelPlan> coded;
+  std::optional<Plan> coded_plan;
+  try {
+    coded = plan_as(tree, budget_bytes, rates, as_coded);
+    coded_plan = coded->plan;
+  } catch (const BudgetError&) {  // no room for a ring
+    return plain;
   }
-  std::optional<ModelPlan> best;
-  const std::uint64_t spared = std::min(room.spared_bytes, free_bytes - smallest.smallest_bytes);
-  const auto consider = [&](const Cut& cut) {
-    Grouping grouping = group_with(tree, cut);
-    const std::vector<GroupFootprint> groups =
-        footprints(grouping.groups, tree.tensors, room.place);
-    const std::uint64_t least = smallest_budget_bytes(groups);
-    if (least > free_bytes || free_bytes - least < spared) return;
-    Plan plan = make_plan(groups, free_bytes - spared, rates);
-    if (!best || is_better(plan, best->plan, room.place)) {
-      best = ModelPlan{std::move(grouping), std::move(plan)};
-    }
-  };
-  for (const Cut& cut : cuts_for(free_bytes)) consider(cut);
-  consider(smallest.cut);
-  const std::vector<GroupFootprint> blocks =
-      footprints(group_with(tree, kBlocks).groups, tree.tensors, room.place);
-  best->plan.everything_fits_bytes = everything_fits_bytes(blocks);
-  add_fixed(best->plan, tree, budget_bytes, smallest.smallest_bytes);
-  return std::move(*best);
+  const CompressionChoice choice = choose_compression(
+      {plain.plan, coded_plan, encoded_bytes(plain.grouping.groups, plain.plan, tree.tensors),
+       usable_processors()});
+  return choice.level == 0 ? std::move(plain) : std::move(*coded);
 }
 
 }  // namespace tensorstream

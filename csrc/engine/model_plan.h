@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -42,18 +43,22 @@ struct ModelPlan {
 bool is_dense(std::span<const std::int64_t> shape, std::span<const std::int64_t> strides);
 
 /// What else a plan has to know of the device.
-struct PlanRoom {
+struct PlanOptions {
   ComputePlace place = ComputePlace::kHost;
   /// What it leaves free of the budget, as far as the smallest plan allows.
   std::uint64_t spared_bytes = 0;
+  /// As EngineOptions has it, for a device that decodes.
+  std::optional<std::uint32_t> compression = 0;
 };
 
 /// Groups and plans `tree` for `budget_bytes`. Groups are whole blocks, or parts of them where
 /// that makes a pass noticeably shorter or the budget asks for it. The plan's bytes include
-/// fixed_bytes. Raises BudgetError, naming the group that does not fit, its size, the budget and
+/// fixed_bytes. Where weights are coded, what is streamed is predicted by its coded bytes, and the
+/// ring to decode from takes its part of the budget.
+/// Raises BudgetError, naming the group that does not fit, its size, the budget and
 /// the smallest budget that works, and ConfigError for names in keep_resident that match nothing.
 ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates,
-                     const PlanRoom& room = {});
+                     const PlanOptions& options = {});
 
 /// The structure alone: groups of whole blocks, whatever their size.
 Grouping group_model(const ModelTree& tree);

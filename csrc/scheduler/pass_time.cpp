@@ -28,7 +28,7 @@ double pass_seconds(std::span<const PassStep> steps, const Rates& rates) {
         if (step.sharing_distance <= use_ends.size()) {
           start = std::max(start, use_ends[use_ends.size() - step.sharing_distance]);
         }
-        link_free = start + bytes / rates.link_bytes_per_second;
+        link_free = start + static_cast<double>(step.link_bytes()) / rates.link_bytes_per_second;
         compute_free = std::max(compute_free, link_free);
       }
       compute_free += bytes * compute_per_byte;

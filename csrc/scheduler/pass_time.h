@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -16,6 +17,10 @@ struct PassStep {
   /// For streamed groups: how many streamed groups ago the nearest one that shares arena bytes was
   /// used.
   std::uint32_t sharing_distance = 0;
+  /// What its load moves, where that is not size_bytes.
+  std::optional<std::uint64_t> coded_bytes{};
+
+  std::uint64_t link_bytes() const { return coded_bytes.value_or(size_bytes); }
 };
 
 /// Seconds that one pass takes in a steady state. Loads are made in order, each once the link is

@@ -131,7 +131,7 @@ void place_streamed(std::span<const GroupFootprint> groups, std::uint64_t room_b
   std::vector<UsedGroup> used;
   for (const GroupFootprint& group : groups) {
     if (group.residency == Residency::kByRows) continue;
-    used.push_back({placed_bytes(group), group.residency == Residency::kAny});
+    used.push_back({placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes});
   }
   const StreamingChoice choice = StreamingSearch(std::move(used), room_bytes, rates).best();
   std::size_t candidate = 0;
@@ -173,33 +173,6 @@ void place_spares(std::span<const GroupFootprint> groups, std::uint64_t largest_
   }
 }
 
-void predict(std::span<const GroupFootprint> groups, const Rates& rates, Plan& plan) {
-  if (plan.streamed_bytes == 0) {
-    plan.predicted_seconds = rates.compute_seconds;
-    plan.bound = "nothing streamed";
-    return;
-  }
-  std::vector<std::uint64_t> sizes;
-  std::vector<std::uint64_t> offsets;
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    if (plan.groups[i].placement != Placement::kStreamed) continue;
-    sizes.push_back(placed_bytes(groups[i]));
-    offsets.push_back(plan.groups[i].offset_bytes);
-  }
-  const std::vector<std::uint32_t> distances = sharing_distances(sizes, offsets);
-  std::vector<PassStep> steps;
-  std::size_t place = 0;
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    if (groups[i].residency == Residency::kByRows) continue;
-    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
-    steps.push_back({groups[i].size_bytes, streamed, streamed ? distances[place++] : 0});
-  }
-  plan.predicted_seconds = pass_seconds(steps, rates);
-  const double link_seconds =
-      static_cast<double>(plan.streamed_bytes) / rates.link_bytes_per_second;
-  plan.bound = link_seconds >= rates.compute_seconds ? "link" : "compute";
-}
-
 }  // namespace
 
 Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_bytes,
@@ -222,8 +195,37 @@ Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_byte
   }
   place_by_rows(groups, all_resident ? room_bytes - needs.any : 0, plan);
   place_spares(groups, needs.largest_any, plan);
-  predict(groups, rates, plan);
+  predict_pass(groups, rates, plan);
   return plan;
+}
+
+void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Plan& plan) {
+  plan.link_bytes = 0;
+  if (plan.streamed_bytes == 0) {
+    plan.predicted_seconds = rates.compute_seconds;
+    plan.bound = "nothing streamed";
+    return;
+  }
+  std::vector<std::uint64_t> sizes;
+  std::vector<std::uint64_t> offsets;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (plan.groups[i].placement != Placement::kStreamed) continue;
+    sizes.push_back(placed_bytes(groups[i]));
+    plan.link_bytes += groups[i].coded_bytes.value_or(groups[i].size_bytes);
+    offsets.push_back(plan.groups[i].offset_bytes);
+  }
+  const std::vector<std::uint32_t> distances = sharing_distances(sizes, offsets);
+  std::vector<PassStep> steps;
+  std::size_t place = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].residency == Residency::kByRows) continue;
+    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
+    steps.push_back(
+        {groups[i].size_bytes, streamed, streamed ? distances[place++] : 0, groups[i].coded_bytes});
+  }
+  plan.predicted_seconds = pass_seconds(steps, rates);
+  const double link_seconds = static_cast<double>(plan.link_bytes) / rates.link_bytes_per_second;
+  plan.bound = link_seconds >= rates.compute_seconds ? "link" : "compute";
 }
 
 std::uint64_t smallest_budget_bytes(std::span<const GroupFootprint> groups) {

@@ -31,6 +31,10 @@ namespace tensorstream {
 Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_bytes,
                const Rates& rates);
 
+/// Predicts anew what a pass by `plan`, made for `groups`, takes: by what they are known to move
+/// now.
+void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Plan& plan);
+
 /// The smallest budget that make_plan accepts: required residents and the largest streamed group.
 std::uint64_t smallest_budget_bytes(std::span<const GroupFootprint> groups);
 

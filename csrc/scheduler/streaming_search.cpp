@@ -152,6 +152,7 @@ double StreamingSearch::cost_of(const StreamingChoice& choice,
   for (const UsedGroup& group : groups_) {
     PassStep step;
     step.size_bytes = group.size_bytes;
+    step.coded_bytes = group.coded_bytes;
     step.streamed = group.may_stream && !choice.resident[candidate];
     if (group.may_stream) ++candidate;
     if (step.streamed) step.sharing_distance = distances[place++];

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -18,6 +19,8 @@ struct UsedGroup {
   std::uint64_t size_bytes = 0;
   /// False for groups that are resident in every plan.
   bool may_stream = true;
+  /// What its load moves, where that is not size_bytes.
+  std::optional<std::uint64_t> coded_bytes{};
 };
 
 /// One way to split the groups that may be streamed.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -104,6 +105,9 @@ struct EngineOptions {
   std::uint64_t piece_bytes = 16U << 20U;
   /// What homes in host memory are charged to; null where nothing is. Shared with other engines.
   std::shared_ptr<Budget> ram_budget;
+  /// How weights at home are coded, without loss, for the device to decode: a level from 1 to 9, 0
+  /// for not at all, and nothing for what the model of time says. The statistics have the choice.
+  std::optional<std::uint32_t> compression = 0;
 };
 
 /// Where one tensor of a group is while the group is leased or resident: `data` is device memory,
@@ -122,7 +126,8 @@ struct TensorPlace {
 /// used on one stream, or on streams that the caller has ordered.
 class Engine {
  public:
-  /// Plans, allocates and loads the resident groups. Raises BudgetError, IoError, ConfigError.
+  /// Plans, allocates and loads the resident groups. Raises BudgetError, IoError, ConfigError, and
+  /// UnsupportedError where a level of compression is asked for that the device does not decode.
   Engine(Device& device, std::shared_ptr<Budget> budget, ModelSpec model,
          const EngineOptions& options);
   ~Engine();
@@ -194,13 +199,15 @@ class Engine {
                       std::shared_ptr<const void> owner);
 
   /// Moves a group's bytes into pinned host memory of the engine, from where a device that is not
-  /// the host loads them at the full rate of its link; their sources are let go. For groups that
-  /// are not settled; nothing happens on a host, or where the group is at home. Raises BudgetError
-  /// where host memory has no room, and IoError: the group is loaded from its sources then, slower.
+  /// the host loads them at the full rate of its link; their sources are let go. Encoded, where
+  /// weights are (EngineOptions::compression) and the group is worth it and not read by rows. For
+  /// groups that are not settled; nothing happens on a host, or where the group is at home. Raises
+  /// BudgetError where host memory has no room, and IoError: the group is loaded from its sources
+  /// then, slower.
   void bring_home(GroupId group);
   /// Where kernels see the tensor's bytes in its group's home, at its place in the layout; null
-  /// where it is not pinned there. Valid while the engine lives. A kernel that writes there changes
-  /// the tensor: say so by note_write().
+  /// where it is not pinned there, or is encoded. Valid while the engine lives. A kernel that
+  /// writes there changes the tensor: say so by note_write().
   std::byte* home_address(TensorId tensor) const;
   /// The tensor's home was changed by work that `stream` holds now: later loads see it. Raises
   /// LeaseError while its group is leased.

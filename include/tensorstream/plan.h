@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,8 @@ struct GroupFootprint {
   /// Bytes it takes on the device, alignment included.
   std::uint64_t size_bytes = 0;
   Residency residency = Residency::kAny;
+  /// Bytes that cross the link at a load, where these are not its own: it crosses coded.
+  std::optional<std::uint64_t> coded_bytes{};
 };
 
 /// When the streamed groups are loaded.
@@ -71,6 +74,10 @@ struct Plan {
   std::uint64_t spare_arena_bytes = 0;
   /// Bytes of the streamed groups' places, alignment included: what one pass moves, but for that.
   std::uint64_t streamed_bytes = 0;
+  /// What of these crosses the link in one pass: less where groups cross coded.
+  std::uint64_t link_bytes = 0;
+  /// Device memory that coded weights are decoded from, beside residents and arena.
+  std::uint64_t ring_bytes = 0;
   std::uint64_t on_demand_bytes = 0;
   /// The smallest budget that works for these groups, and the smallest that streams nothing.
   std::uint64_t smallest_budget_bytes = 0;

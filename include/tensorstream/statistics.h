@@ -2,8 +2,26 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace tensorstream {
+
+/// What was decided on coding weights at home, and what it gave.
+struct CompressionStatistics {
+  /// 0 where weights are as they are.
+  std::uint32_t level = 0;
+  /// What frames take in host memory, and what they are as weights.
+  std::uint64_t coded_bytes = 0;
+  std::uint64_t decoded_bytes = 0;
+  /// Why this level, for people.
+  std::string reason;
+
+  /// Coded bytes a byte of weights; 1 where nothing is coded.
+  double ratio() const noexcept {
+    return decoded_bytes > 0 ? static_cast<double>(coded_bytes) / static_cast<double>(decoded_bytes)
+                             : 1;
+  }
+};
 
 /// Counters of one engine since it was opened. Bytes and seconds.
 struct Statistics {
@@ -19,8 +37,9 @@ struct Statistics {
   /// Weight bytes owned by host RAM (made at loading, or written by the user) and not by a file.
   /// Outside the budget on devices that are not the host.
   std::uint64_t source_ram_bytes = 0;
-  /// Of these, bytes in pinned host memory.
+  /// Pinned host memory that holds such: less than their bytes where they are coded.
   std::uint64_t pinned_bytes = 0;
+  CompressionStatistics compression;
 
   std::uint64_t acquires = 0;
   /// Acquires that found the group on the device.
@@ -32,9 +51,12 @@ struct Statistics {
   /// Uses in another order than the learnt one.
   std::uint64_t surprises = 0;
   std::uint64_t loads = 0;
+  /// Bytes that loads moved: of weights that are coded, their frames.
   std::uint64_t streamed_bytes = 0;
   std::uint64_t streamed_ram_bytes = 0;
   std::uint64_t streamed_disk_bytes = 0;
+  /// What the streamed bytes are as weights.
+  std::uint64_t decoded_bytes = 0;
   /// Rows and whole tensors read outside any lease.
   std::uint64_t on_demand_bytes = 0;
   /// Time that loads took, from when each was enqueued, or the one before it was done, to its end,

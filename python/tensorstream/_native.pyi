@@ -169,6 +169,12 @@ class Plan:
     def streamed_bytes(self) -> int: ...
 
     @property
+    def link_bytes(self) -> int: ...
+
+    @property
+    def ring_bytes(self) -> int: ...
+
+    @property
     def on_demand_bytes(self) -> int: ...
 
     @property
@@ -231,7 +237,7 @@ class ModelTree:
     def group(self) -> Grouping:
         """The model's groups by structure alone."""
 
-    def plan(self, budget_bytes: int, prefetch: Prefetch, place: ComputePlace, link_bytes_per_second: float | None = None) -> ModelPlan:
+    def plan(self, budget_bytes: int, prefetch: Prefetch, place: ComputePlace, link_bytes_per_second: float | None = None, compression: int | None = 0) -> ModelPlan:
         """Groups and plans the model for a budget."""
 
 class Device:
@@ -357,6 +363,29 @@ class EngineOptions:
     @ram_budget.setter
     def ram_budget(self, arg: Budget, /) -> None: ...
 
+    @property
+    def compression(self) -> int | None:
+        """A level from 1 to 9, 0 for not at all, None for what pays."""
+
+    @compression.setter
+    def compression(self, arg: int | None, /) -> None: ...
+
+class CompressionStatistics:
+    @property
+    def level(self) -> int: ...
+
+    @property
+    def coded_bytes(self) -> int: ...
+
+    @property
+    def decoded_bytes(self) -> int: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def ratio(self) -> float: ...
+
 class Statistics:
     @property
     def budget_bytes(self) -> int: ...
@@ -372,6 +401,9 @@ class Statistics:
 
     @property
     def pinned_bytes(self) -> int: ...
+
+    @property
+    def compression(self) -> CompressionStatistics: ...
 
     @property
     def given_way_bytes(self) -> int: ...
@@ -405,6 +437,9 @@ class Statistics:
 
     @property
     def streamed_disk_bytes(self) -> int: ...
+
+    @property
+    def decoded_bytes(self) -> int: ...
 
     @property
     def on_demand_bytes(self) -> int: ...

@@ -25,6 +25,11 @@ PRESSURE = {
     "strict": _native.Pressure.STRICT,
     "lenient": _native.Pressure.LENIENT,
 }
+COMPRESSION: dict[str, int | None] = {
+    "auto": None,
+    "none": 0,
+    **{str(level): level for level in range(1, 10)},
+}
 BACKENDS = {"auto": _native.FileBackend.PREAD, "mmap": _native.FileBackend.MMAP}
 
 
@@ -46,6 +51,11 @@ class Config:
             nothing. "adaptive" is the same as "aggressive" on a GPU; on the CPU, whose cores a copy
             ahead would take from the model, groups are loaded when they are used, by the threads
             that compute, and the disk is asked for the next ones.
+        compression: Whether streamed weights are kept in host memory, and cross the link, coded without loss,
+            for a GPU to decode: "none", or a level from "1", the quickest to decode, to "9", the
+            smallest. "auto" codes where the plan's model of time says that a pass gets shorter by
+            it; the statistics say what was chosen and why. Not for the CPU, where a level is a
+            ConfigError.
         keep_resident: Names of modules or parameters, or their prefixes up to a dot, that stay on
             the device in every plan.
         pressure: What happens when torch asks, in a forward on a GPU, for memory that the budget has no room
@@ -63,6 +73,7 @@ class Config:
     ram_budget: Size | None = None
     backend: str = "auto"
     prefetch: str = "adaptive"
+    compression: str | int = "auto"
     keep_resident: Sequence[str] = ()
     pressure: str = "adaptive"
     self_check: bool = False
@@ -72,6 +83,7 @@ class Config:
         _check_choice("prefetch", self.prefetch, PREFETCH)
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("pressure", self.pressure, PRESSURE)
+        _check_choice("compression", _as_text(self.compression), COMPRESSION)
         names = self.keep_resident
         if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"keep_resident is {names!r}; give a sequence of names")
@@ -101,6 +113,11 @@ class Config:
         except RuntimeError as error:
             raise ConfigError(f"device: {error}") from error
 
+    @property
+    def compression_level(self) -> int | None:
+        """The level, 0 for none, None where the engine chooses."""
+        return COMPRESSION[str(self.compression)]
+
     def plan(
         self, tree: _native.ModelTree, budget_bytes: int, device: ComputeDevice | None = None
     ) -> _native.ModelPlan:
@@ -108,7 +125,8 @@ class Config:
         on_host = self.torch_device.type == "cpu" if device is None else device.is_host
         place = _native.ComputePlace.HOST if on_host else _native.ComputePlace.ACCELERATOR
         rate = None if device is None else device.link_bytes_per_second
-        return tree.plan(budget_bytes, PREFETCH[self.prefetch], place, rate)
+        prefetch = PREFETCH[self.prefetch]
+        return tree.plan(budget_bytes, prefetch, place, rate, self.compression_level)
 
     def budget_bytes(self, device: _native.Device | None = None) -> int:
         """The budget in bytes, for the device as it is now; a GPU's needs its `device`."""
@@ -171,6 +189,10 @@ def make_config(config: Config | None, options: dict[str, Any]) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f"config is {type(config).__name__}, not a tensorstream.Config")
     return dataclasses.replace(config, **options)
+
+
+def _as_text(compression: object) -> object:
+    return str(compression) if type(compression) is int else compression
 
 
 def _check_choice(option: str, value: object, choices: dict[str, Any]) -> None:

@@ -162,6 +162,7 @@ class Orchestrator:
         options = _native.EngineOptions()
         options.prefetch = PREFETCH[self.config.prefetch]
         options.link_bytes_per_second = self.device.link_bytes_per_second
+        options.compression = self.config.compression_level
         if self.device.torch_memory() is not None:
             options.reserved_share = _native.ACTIVATION_SHARE
             if self.config.pressure != "strict":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from tensorstream import _native
 
@@ -79,7 +80,9 @@ class Plan:
         budget_bytes: What the plan was made for.
         resident_bytes: On the device for good, buffers included.
         arena_bytes: Memory that streamed groups compute in.
-        streamed_bytes: Moved in each pass over the model.
+        streamed_bytes: Loaded in each pass over the model.
+        link_bytes: What of these crosses the link: less where weights cross it coded.
+        ring_bytes: Device memory that coded weights are decoded from, beside residents and arena.
         on_demand_bytes: Tables of which rows are read.
         smallest_budget_bytes: The smallest budget that works.
         everything_fits_bytes: From this budget on nothing is streamed.
@@ -94,6 +97,8 @@ class Plan:
     resident_bytes: int
     arena_bytes: int
     streamed_bytes: int
+    link_bytes: int
+    ring_bytes: int
     on_demand_bytes: int
     smallest_budget_bytes: int
     everything_fits_bytes: int
@@ -105,11 +110,27 @@ class Plan:
         counts = {kind: 0 for kind in PLACEMENTS.values()}
         for group in self.groups:
             counts[group.placement] += 1
+        coded = f", in {size(self.link_bytes)} coded" if self.ring_bytes else ""
         shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         return (
             f"budget {size(self.budget_bytes)}: {shown} groups; {size(self.resident_bytes)} resident, "
-            f"{size(self.arena_bytes)} arena; {size(self.streamed_bytes)} streamed a pass"
+            f"{size(self.arena_bytes)} arena; {size(self.streamed_bytes)} streamed a pass{coded}"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+    """How weights are kept in host memory beside a GPU.
+
+    Attributes:
+        level: 0 where they are as they are.
+        ratio: What they take there, as a share of their bytes; 1 where nothing is coded.
+        reason: Why this level.
+    """
+
+    level: int
+    ratio: float
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +139,7 @@ class Stats:
 
     Attributes:
         backend: How files are read, and why.
+        compression: How weights are kept in host memory beside a GPU, and why.
         budget_bytes: The ceiling.
         held_bytes: What the engine holds of it now.
         peak_held_bytes: The most it ever held.
@@ -133,9 +155,10 @@ class Stats:
         misses: Leases that had to start the load.
         surprises: Uses in another order than the learnt one.
         loads: Groups loaded.
-        streamed_bytes: Bytes loaded, from RAM and from disk.
+        streamed_bytes: Bytes moved by loads, from RAM and from disk; coded ones as they cross the link.
         streamed_ram_bytes: Of these, from RAM.
         streamed_disk_bytes: Of these, from files.
+        decoded_bytes: What all of these are as weights.
         on_demand_bytes: Rows, and tensors read between uses.
         streamed_bytes_per_second: The rate of loads while they ran.
         load_seconds: Time that loads took.
@@ -144,6 +167,7 @@ class Stats:
     """
 
     backend: str
+    compression: Compression
     budget_bytes: int
     held_bytes: int
     peak_held_bytes: int
@@ -162,6 +186,7 @@ class Stats:
     streamed_bytes: int
     streamed_ram_bytes: int
     streamed_disk_bytes: int
+    decoded_bytes: int
     on_demand_bytes: int
     streamed_bytes_per_second: float
     load_seconds: float
@@ -240,7 +265,9 @@ def make_stats(
     statistics: _native.Statistics, torch_part: _native.CeilingStatistics | None, backend: str
 ) -> Stats:
     """Statistics as plain values."""
-    values = {
+    chosen = statistics.compression
+    values: dict[str, Any] = {
+        "compression": Compression(chosen.level, chosen.ratio, chosen.reason),
         "torch_bytes": 0 if torch_part is None else torch_part.torch_bytes,
         "beyond_bytes": 0 if torch_part is None else torch_part.beyond_bytes,
         "refusals": 0 if torch_part is None else torch_part.refusals,

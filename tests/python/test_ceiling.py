@@ -76,7 +76,7 @@ def test_long_then_short(memory: FakeTorchMemory) -> None:
     gone = ts.stats(model).gave_way
     activations.bytes = 0  # short ones: torch keeps what it has until it is asked to let go
     assert len(memory.pools) == 1
-    for _ in range(12):
+    for _ in range(20):  # twice as long as before: they had come back for a short while
         check(model)
         stats = ts.stats(model)
         assert stats.held_bytes + stats.torch_bytes <= budget
@@ -113,21 +113,24 @@ def test_what_cannot_fit_is_an_error_with_the_numbers_and_the_model_goes_on(
 def test_what_a_smaller_arena_fits_works_from_the_next_forward_on(
     memory: FakeTorchMemory,
 ) -> None:
-    model, budget = offload(3)
-    smallest = orchestrator_of(model).engine.plan.smallest_budget_bytes
+    model, budget = offload(5)
+    plan = orchestrator_of(model).engine.plan
+    smallest = plan.smallest_budget_bytes
+    assert smallest < plan.arena_bytes
     activations = Activations(model, memory)
-    activations.bytes = budget - smallest - 4 * 4096
+    activations.bytes = budget - (smallest + plan.arena_bytes) // 2
     with pytest.raises(ts.BudgetError):
         check(model)
     for _ in range(3):
         check(model)
         stats = ts.stats(model)
         assert stats.held_bytes + stats.torch_bytes <= budget
+    pressed = ts.stats(model).held_bytes
     activations.bytes = 0
     for _ in range(12):
         check(model)
     assert ts.stats(model).torch_bytes == 0
-    assert ts.stats(model).held_bytes >= 2 * smallest
+    assert ts.stats(model).held_bytes > pressed
 
 
 def test_a_forward_that_catches_it_goes_on(memory: FakeTorchMemory) -> None:
@@ -280,14 +283,14 @@ def test_what_tensors_hold_outlives_the_model(memory: FakeTorchMemory) -> None:
 
 
 def test_the_budget_moves_under_pressure(memory: FakeTorchMemory) -> None:
-    model, budget = offload(4)
+    model, budget = offload(8)
     activations = Activations(model, memory)
     activations.bytes = budget - resident_bytes(model) + 1
     check(model)
     assert ts.stats(model).given_way_bytes > 0
     torch_bytes = ts.stats(model).torch_bytes
-    for room in (2.0, 1.2, 4.0):
-        ts.set_budget(model, ram_budget=int(budget * room / 4) + torch_bytes)
+    for room in (4.0, 2.4, 8.0):
+        ts.set_budget(model, ram_budget=int(budget * room / 8) + torch_bytes)
         stats = ts.stats(model)
         assert stats.held_bytes + stats.torch_bytes <= stats.budget_bytes
         check(model)

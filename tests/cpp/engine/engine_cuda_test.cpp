@@ -1,107 +1,26 @@
-// The engine on a GPU: the fake driver here, the real one where there is one. Device memory is
-// looked at by copies alone.
+// The engine on a GPU, with weights as they are.
 #include <gtest/gtest.h>
 
-#include <cerrno>
 #include <functional>
-#include <list>
 #include <memory>
-#include <ostream>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "device/cuda_device.h"
 #include "device/gate.h"
-#include "device/gpu_required.h"
-#include "device/real_cuda.h"
-#include "engine/open_engine.h"
-#include "engine/test_model.h"
-#include "fake_cuda/fake_cuda.h"
+#include "engine/on_gpu.h"
 #include "io/faulty_reader.h"
 
 namespace tensorstream {
 namespace {
 
-struct Gpu {
-  std::string name;
-  CudaDeviceOptions options;
-};
-
-std::ostream& operator<<(std::ostream& out, const Gpu& gpu) { return out << gpu.name; }
-
-/// Reads the places of leased groups back, in the order of a stream, and compares them afterwards.
-class ReadBack {
- public:
-  ReadBack(Engine& engine, const TestModel& model, Stream& stream)
-      : engine_(engine), model_(model), stream_(stream) {}
-
-  bool use(GroupId group) {
-    if (!engine_.acquire(group, stream_)) return false;
-    try {
-      for (const TensorPlace& place : engine_.places(group)) read(place);
-    } catch (const CudaError&) {
-      engine_.release(group, stream_);
-      throw;
-    }
-    engine_.release(group, stream_);
-    return true;
-  }
-  void pass() {
-    for (GroupId group = 0; group < model_.group_count(); ++group) {
-      ASSERT_TRUE(use(group)) << "group " << group;
-    }
-  }
-  /// How many tensors were wrong since the last time.
-  int wrong() {
-    stream_.synchronize();
-    int count = 0;
-    for (const Read& read : read_) count += read.bytes == *read.truth ? 0 : 1;
-    read_.clear();
-    return count;
-  }
-
- private:
-  struct Read {
-    Bytes bytes;
-    std::shared_ptr<const Bytes> truth;
-  };
-  void read(const TensorPlace& place) {
-    const auto truth = model_.bytes(place.tensor);
-    std::list<Read> one;
-    one.push_back({Bytes(truth->size()), truth});
-    stream_.copy_to_host(one.back().bytes.data(), place.data, place.size_bytes);
-    read_.splice(read_.end(), one);
-  }
-  Engine& engine_;
-  const TestModel& model_;
-  Stream& stream_;
-  std::list<Read> read_;
-};
-
-class EngineCuda : public ::testing::TestWithParam<Gpu> {
+class EngineCuda : public OnGpu {
  protected:
-  void SetUp() override {
-    fake_.reset();
-    if (GetParam().options.driver_library == FakeCuda::path()) {
-      device_ = create_cuda_device(GetParam().options);
-    } else if (const auto reason = why_no_real_cuda()) {
-      ASSERT_FALSE(gpu_is_required()) << *reason;
-      GTEST_SKIP() << *reason;
-    } else {
-      device_ = create_cuda_device(GetParam().options);
-    }
-    stream_ = device_->create_stream();
-  }
-
   std::unique_ptr<Engine> open(const ModelSpec& spec, std::uint64_t budget_bytes,
                                Prefetch prefetch = Prefetch::kAdaptive) {
     EngineOptions options = with_prefetch(prefetch);
     options.piece_bytes = 3000;
     return open_engine(*device_, spec, budget_bytes, options);
-  }
-  static void bring_all_home(Engine& engine) {
-    for (GroupId group = 0; group < engine.groups().size(); ++group) engine.bring_home(group);
   }
   /// Passes at budgets from the smallest to everything: first from the sources, then from home.
   void sweep(const TestModel& model, const ModelSpec& spec, Prefetch prefetch) {
@@ -118,10 +37,6 @@ class EngineCuda : public ::testing::TestWithParam<Gpu> {
       EXPECT_EQ(engine->statistics().surprises, 0U);
     }
   }
-
-  const FakeCuda fake_;
-  std::unique_ptr<Device> device_;
-  std::unique_ptr<Stream> stream_;
 };
 
 TEST_P(EngineCuda, WeightsInMemory) {
@@ -291,18 +206,7 @@ TEST_P(EngineCuda, StreamsTakeTurns) {
   EXPECT_EQ(first.wrong() + second.wrong(), 0);
 }
 
-CudaDeviceOptions on_fake(Checking checking) {
-  return {.checking = checking, .longest_delay_us = 50, .driver_library = FakeCuda::path()};
-}
-
-INSTANTIATE_TEST_SUITE_P(FakeCuda, EngineCuda,
-                         ::testing::Values(Gpu{"Unchecked", on_fake(Checking::kOff)},
-                                           Gpu{"Checked", on_fake(Checking::kOn)}),
-                         [](const auto& instance) { return instance.param.name; });
-INSTANTIATE_TEST_SUITE_P(RealCuda, EngineCuda,
-                         ::testing::Values(Gpu{"Unchecked", {}},
-                                           Gpu{"Checked", {.checking = Checking::kOn}}),
-                         [](const auto& instance) { return instance.param.name; });
+TS_ON_EACH_GPU(EngineCuda);
 
 /// What only the fake driver can be told to do.
 class EngineFakeCuda : public ::testing::Test {
@@ -369,8 +273,8 @@ TEST_F(EngineFakeCuda, CallbacksNeedNoLockThatIsHeldInTheDriver) {
   fake_.set("pageable_copies_wait", 0);
   ReadBack read(*engine, model, *stream);
   ASSERT_TRUE(read.use(0));
-  ASSERT_TRUE(eventually([&] { return engine->statistics().loads == 1; }));
-  const long long done = fake_.calls("host functions");
+  const long long done = 1;  // that load's callback
+  ASSERT_TRUE(eventually([&] { return fake_.calls("host functions") == done; }));
   Gate gate(*stream);
   ASSERT_TRUE(read.use(1));  // behind the gate, and its load's callback too
   fake_.set("hold_calls", 1);

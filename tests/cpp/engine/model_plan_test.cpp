@@ -167,6 +167,40 @@ TEST(ModelPlan, TheSmallestBudgetOfUnlikeBlocksIsExact) {
   expect_smallest_is_exact(tree_of(model));
 }
 
+TEST(ModelPlan, TheRingIsPartOfTheSmallestBudgetWhereALevelIsAskedFor) {
+  const ModelTree tree = llama();
+  const Rates rates;
+  try {
+    static_cast<void>(plan_model(tree, 1_MiB, rates, {.compression = 4}));
+    ADD_FAILURE();
+  } catch (const BudgetError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("the ring"));
+    const ModelPlan coded = plan_model(tree, error.needed_bytes(), rates, {.compression = 4});
+    EXPECT_GT(coded.plan.ring_bytes, 0U);
+    EXPECT_EQ(coded.plan.smallest_budget_bytes, error.needed_bytes());
+    EXPECT_LE(coded.plan.resident_bytes + coded.plan.arena_bytes + coded.plan.ring_bytes,
+              error.needed_bytes());
+    EXPECT_THROW(plan_model(tree, error.needed_bytes() - 1, rates, {.compression = 4}),
+                 BudgetError);
+    EXPECT_LT(plan_model(tree, kLargestBudgetBytes, rates).plan.smallest_budget_bytes,
+              error.needed_bytes());
+  }
+}
+
+TEST(ModelPlan, NothingAskedForCodesWhereAPassGetsShorter) {
+  const ModelTree tree = llama();
+  const Rates rates;
+  const ModelPlan raw = plan_model(tree, 400_MiB, rates);
+  const ModelPlan chosen = plan_model(tree, 400_MiB, rates, {.compression = std::nullopt});
+  EXPECT_GT(chosen.plan.ring_bytes, 0U);
+  EXPECT_LT(chosen.plan.ring_bytes, 51_MiB);
+  EXPECT_LT(chosen.plan.predicted_seconds, 0.8 * raw.plan.predicted_seconds);
+  EXPECT_LT(chosen.plan.link_bytes, chosen.plan.streamed_bytes);
+  const ModelPlan all =
+      plan_model(tree, raw.plan.everything_fits_bytes, rates, {.compression = std::nullopt});
+  EXPECT_EQ(all.plan.streamed_bytes + all.plan.ring_bytes, 0U);
+}
+
 TEST(ModelPlan, FixedBytesAreCounted) {
   const ModelTree plain = llama();
   ModelTree tree = plain;

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "base/units.h"
+#include "codec/element_layout.h"
+#include "codec/weights.h"
 #include "engine/group_layout.h"
 #include "io/reader.h"
 #include "platform/temporary_folder.h"
@@ -32,6 +34,13 @@ inline std::shared_ptr<Reader> memory_reader(const std::string& name,
   return create_memory_reader(name, *bytes, bytes);
 }
 
+/// A tensor of so many Gaussian weights of a type; of random bytes, where the type is none of a
+/// float.
+struct TypedTensor {
+  Dtype dtype = Dtype::kU8;
+  std::uint64_t count = 0;
+};
+
 /// Tensors of random bytes in groups. Tensors are numbered in the order in which they are added.
 class TestModel {
  public:
@@ -39,15 +48,23 @@ class TestModel {
 
   GroupId add_group(const std::vector<std::uint64_t>& tensor_sizes,
                     Residency residency = Residency::kAny) {
-    Group group{"block." + std::to_string(groups_.size()), {}, residency};
+    const GroupId group = add_empty_group(residency);
     for (const std::uint64_t size : tensor_sizes) {
-      const auto id = static_cast<TensorId>(bytes_.size());
-      bytes_.push_back(std::make_shared<const Bytes>(random_bytes(size, random_)));
-      names_.push_back(group.name + "." + std::to_string(group.tensors.size()));
-      group.tensors.push_back(id);
+      add_tensor(Dtype::kU8, random_bytes(size, random_));
     }
-    groups_.push_back(std::move(group));
-    return static_cast<GroupId>(groups_.size() - 1);
+    return group;
+  }
+  GroupId add_typed_group(const std::vector<TypedTensor>& tensors,
+                          Residency residency = Residency::kAny) {
+    const GroupId group = add_empty_group(residency);
+    for (const TypedTensor& tensor : tensors) {
+      const bool coded = layout_of(tensor.dtype).has_value();
+      add_tensor(tensor.dtype,
+                 coded ? gaussian_weights(tensor.dtype, tensor.count,
+                                          dtype_bits(tensor.dtype) == 8 ? 1 : 0.02, random_())
+                       : random_bytes(tensor.count * dtype_bits(tensor.dtype) / 8, random_));
+    }
+    return group;
   }
 
   std::size_t group_count() const { return groups_.size(); }
@@ -120,14 +137,27 @@ class TestModel {
     ModelSpec model;
     model.groups = groups_;
     for (TensorId id = 0; id < bytes_.size(); ++id) {
-      model.tensors.push_back({names_[id], Dtype::kU8, bytes_[id]->size(), {}});
+      model.tensors.push_back({names_[id], dtypes_[id], bytes_[id]->size(), {}});
     }
     return model;
+  }
+  GroupId add_empty_group(Residency residency) {
+    groups_.push_back({"block." + std::to_string(groups_.size()), {}, residency});
+    return static_cast<GroupId>(groups_.size() - 1);
+  }
+  /// To the last group.
+  void add_tensor(Dtype dtype, Bytes bytes) {
+    Group& group = groups_.back();
+    names_.push_back(group.name + "." + std::to_string(group.tensors.size()));
+    group.tensors.push_back(static_cast<TensorId>(bytes_.size()));
+    dtypes_.push_back(dtype);
+    bytes_.push_back(std::make_shared<const Bytes>(std::move(bytes)));
   }
 
   std::mt19937_64 random_;
   std::vector<Group> groups_;
   std::vector<std::string> names_;
+  std::vector<Dtype> dtypes_;
   std::vector<std::shared_ptr<const Bytes>> bytes_;  // shared with readers and queued checks
 };
 
@@ -150,18 +180,21 @@ inline TestModel uneven_model(std::size_t count, std::uint64_t seed) {
   return model;
 }
 
-inline std::uint64_t smallest_budget_of(const ModelSpec& model) {
-  return smallest_budget_bytes(footprints(model.groups, model.tensors));
+inline std::uint64_t smallest_budget_of(const ModelSpec& model,
+                                        ComputePlace place = ComputePlace::kHost) {
+  return smallest_budget_bytes(footprints(model.groups, model.tensors, place));
 }
 
-inline std::uint64_t everything_of(const ModelSpec& model) {
-  return everything_fits_bytes(footprints(model.groups, model.tensors));
+inline std::uint64_t everything_of(const ModelSpec& model,
+                                   ComputePlace place = ComputePlace::kHost) {
+  return everything_fits_bytes(footprints(model.groups, model.tensors, place));
 }
 
 /// `count` budgets from the smallest that works to the one that holds everything.
-inline std::vector<std::uint64_t> budgets_of(const ModelSpec& model, std::uint64_t count) {
-  const std::uint64_t smallest = smallest_budget_of(model);
-  const std::uint64_t spread = everything_of(model) - smallest;
+inline std::vector<std::uint64_t> budgets_of(const ModelSpec& model, std::uint64_t count,
+                                             ComputePlace place = ComputePlace::kHost) {
+  const std::uint64_t smallest = smallest_budget_of(model, place);
+  const std::uint64_t spread = everything_of(model, place) - smallest;
   std::vector<std::uint64_t> budgets;
   for (std::uint64_t i = 0; i < count; ++i) {
     budgets.push_back(smallest + spread * i / (count - 1));

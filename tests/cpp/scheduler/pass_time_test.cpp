@@ -49,6 +49,12 @@ TEST(PassSeconds, ComputeIsSharedByBytes) {
   EXPECT_DOUBLE_EQ(pass_seconds(steps, {kLink, 10}), 18);
 }
 
+TEST(PassSeconds, ALoadTakesWhatItMovesAndComputesWithAllOfIt) {
+  Steps steps = blocks(10, 1);
+  for (PassStep& step : steps) step.coded_bytes = 5;
+  EXPECT_DOUBLE_EQ(pass_seconds(steps, {kLink, 5}), 10);
+}
+
 TEST(PassSeconds, NothingTakesNoTime) {
   EXPECT_DOUBLE_EQ(pass_seconds(Steps{}, {kLink, 0}), 0);
   EXPECT_DOUBLE_EQ(pass_seconds(blocks(4, 1), {kLink, 0}), 4);

@@ -29,6 +29,21 @@ TEST(Planner, NothingToPlan) {
   EXPECT_EQ(plan.bound, "nothing streamed");
 }
 
+TEST(Planner, WhatCrossesTheLinkCodedTakesLess) {
+  std::vector<GroupFootprint> groups = equal_groups(6, kBlock);
+  const Plan raw = make_plan(groups, 2 * kBlock, block_rates(0));
+  EXPECT_EQ(raw.link_bytes, raw.streamed_bytes);
+  for (GroupFootprint& group : groups) group.coded_bytes = kBlock / 2;
+  Plan coded = make_plan(groups, 2 * kBlock, block_rates(0));
+  EXPECT_EQ(coded.streamed_bytes, raw.streamed_bytes);
+  EXPECT_EQ(coded.link_bytes, raw.streamed_bytes / 2);
+  EXPECT_DOUBLE_EQ(coded.predicted_seconds, raw.predicted_seconds / 2);
+  for (GroupFootprint& group : groups) group.coded_bytes = kBlock / 4;
+  predict_pass(groups, block_rates(0), coded);
+  EXPECT_EQ(coded.link_bytes, raw.streamed_bytes / 4);
+  EXPECT_DOUBLE_EQ(coded.predicted_seconds, raw.predicted_seconds / 4);
+}
+
 TEST(Planner, EverythingFitsStreamsNothing) {
   std::vector<GroupFootprint> groups = equal_groups(6, kBlock);
   groups[0].residency = Residency::kRequired;

@@ -1,0 +1,77 @@
+#include "engine/decode_ring.h"
+
+#include <string>
+#include <utility>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+// One is copied to, one is decoded from, and one holds the batch that is decoded once its place is
+// free.
+constexpr std::size_t kSlots = 3;
+
+std::uint64_t slot_bytes_for(std::uint64_t batch_bytes) {
+  return align_up(batch_bytes, kTensorAlignment);
+}
+
+}  // namespace
+
+DecodeRing::DecodeRing(Pool& pool, std::unique_ptr<DeviceDecoder> decoder,
+                       std::uint64_t batch_bytes)
+    : memory_(pool.allocate(size_bytes_for(batch_bytes), kGroupAlignment,
+                            "the ring that coded weights are decoded from")),
+      slot_bytes_(slot_bytes_for(batch_bytes)),
+      decoder_(std::move(decoder)),
+      slots_(kSlots),
+      stream_(pool.device().create_stream()) {
+  for (std::size_t i = 0; i < kSlots; ++i) {
+    slots_[i].data = memory_.data() + i * slot_bytes_;
+    slots_[i].copied = pool.device().create_event();
+    slots_[i].decoded = pool.device().create_event();
+  }
+  stream_->set_access(memory_.data(), memory_.size_bytes(), Access::kReadWrite);
+  stream_->synchronize();
+}
+
+DecodeRing::~DecodeRing() {
+  try {
+    stream_->synchronize();
+  } catch (const Error& error) {
+    log(LogLevel::kError, error.what());  // a context that is lost decodes nothing any more
+  }
+}
+
+std::uint64_t DecodeRing::size_bytes_for(std::uint64_t batch_bytes) noexcept {
+  return align_up(kSlots * slot_bytes_for(batch_bytes), kGroupAlignment);
+}
+
+void DecodeRing::decode(Stream& copies, const CodedCopy& copy) {
+  Slot& slot = slots_[next_];
+  next_ = (next_ + 1) % slots_.size();
+  if (copy.bytes.size() > slot_bytes_) {
+    throw LeaseError("a batch of " + std::to_string(copy.bytes.size()) +
+                     " bytes does not fit a slot of " + std::to_string(slot_bytes_));
+  }
+  if (slot.untold) stream_->record(*slot.decoded);
+  slot.untold = false;
+  copies.wait(*slot.decoded);  // guard: ring-slot-reuse
+  copies.copy_to_device(slot.data, copy.bytes.data(), copy.bytes.size());
+  copies.record(*slot.copied);
+  stream_->wait(*slot.copied);  // guard: decode-after-copy
+  slot.untold = true;
+  const std::uint64_t table_bytes = copy.frames.size_bytes();
+  for (const CodedCopy::Run& run : copy.runs) {
+    decoder_->decode(*stream_, copy.frames.subspan(run.first, run.count),
+                     slot.data + run.first * sizeof(BatchedFrame), slot.data + table_bytes,
+                     copy.target);
+  }
+  stream_->poison(slot.data, slot_bytes_);
+  stream_->record(*slot.decoded);
+  slot.untold = false;
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,73 @@
+// DecodeRing: device memory through which batches of frames go to the place that they are decoded
+// to.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "codec/device_decoder.h"
+#include "device/device.h"
+#include "memory/pool.h"
+
+namespace tensorstream {
+
+/// A batch on its way: what is copied, and which of its frames are decoded, to where.
+struct CodedCopy {
+  /// A run of frames, by their numbers in the batch.
+  struct Run {
+    std::size_t first = 0;
+    std::size_t count = 0;
+  };
+
+  /// The table, then the frames, in pinned memory that stays until the copy is done.
+  std::span<const std::byte> bytes;
+  /// The table, for the host.
+  std::span<const BatchedFrame> frames;
+  std::vector<Run> runs;
+  std::byte* target = nullptr;
+};
+
+/// A few slots of device memory, used in turn: the bytes of one batch are copied while those of the
+/// batch before it are decoded, on a stream of the ring's. One thread at a time. The pool outlives
+/// it; it drains its stream before its memory goes.
+class DecodeRing {
+ public:
+  /// Slots for batches of at most `batch_bytes`. Raises BudgetError where the budget or the device
+  /// has no room, and CudaError.
+  DecodeRing(Pool& pool, std::unique_ptr<DeviceDecoder> decoder, std::uint64_t batch_bytes);
+  ~DecodeRing();
+  DecodeRing(const DecodeRing&) = delete;
+  DecodeRing& operator=(const DecodeRing&) = delete;
+
+  /// What a ring for such batches takes of the budget; 0 for batches of 0 bytes.
+  static std::uint64_t size_bytes_for(std::uint64_t batch_bytes) noexcept;
+  std::uint64_t size_bytes() const noexcept { return memory_.size_bytes(); }
+
+  /// The stream that decodes: what it is given before decode() comes before the decoding.
+  Stream& stream() const noexcept { return *stream_; }
+  /// Enqueues the copy of a batch, in `copies`, and its decoding, in stream(). The copy waits for
+  /// nothing that stream() waits for but what its slot was used for before. Raises CudaError; then
+  /// either may be under way all the same, and the next use of the slot waits for it.
+  void decode(Stream& copies, const CodedCopy& copy);
+
+ private:
+  struct Slot {
+    std::byte* data = nullptr;
+    std::unique_ptr<Event> copied;   // the last copy to it
+    std::unique_ptr<Event> decoded;  // the last decoding from it
+    bool untold = false;             // `decoded` may not tell of the last one: a call failed
+  };
+
+  // Memory last to go: what the stream holds uses it.
+  Block memory_;
+  const std::uint64_t slot_bytes_;
+  const std::unique_ptr<DeviceDecoder> decoder_;
+  std::vector<Slot> slots_;
+  std::size_t next_ = 0;
+  const std::unique_ptr<Stream> stream_;
+};
+
+}  // namespace tensorstream

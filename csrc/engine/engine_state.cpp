@@ -1,0 +1,312 @@
+#include "engine/engine_state.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "base/units.h"
+#include "codec/compression_level.h"
+#include "codec/device_decoder.h"
+#include "engine/frame_batches.h"
+#include "platform/processors.h"
+#include "scheduler/planner.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+std::vector<std::optional<GroupId>> group_of_tensors(const std::vector<Group>& groups,
+                                                     std::size_t tensor_count) {
+  std::vector<std::optional<GroupId>> result(tensor_count);
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    for (const TensorId tensor : groups[group].tensors) {
+      if (tensor >= tensor_count)
+        throw ConfigError("group '" + groups[group].name + "' names an unknown tensor");
+      if (result[tensor]) {
+        throw ConfigError("tensor " + std::to_string(tensor) + " is in two groups, '" +
+                          groups[*result[tensor]].name + "' and '" + groups[group].name + "'");
+      }
+      result[tensor] = group;
+    }
+  }
+  return result;
+}
+
+/// What of a budget is not for groups.
+struct Beside {
+  std::uint64_t fixed_bytes = 0;
+  std::uint64_t ring_bytes = 0;
+  std::uint64_t others_bytes = 0;
+};
+
+/// Raises BudgetError where the groups' smallest plan does not fit `limit_bytes` beside that.
+/// Returns what is left for groups.
+std::uint64_t bytes_for_groups(std::uint64_t limit_bytes, const Beside& beside,
+                               std::span<const GroupFootprint> groups) {
+  const std::uint64_t smallest = smallest_budget_bytes(groups);
+  const auto mine = checked_add(beside.fixed_bytes, beside.ring_bytes);
+  const auto all = mine ? checked_add(*mine, beside.others_bytes) : std::nullopt;
+  const auto needed = all ? checked_add(*all, smallest) : std::nullopt;
+  if (!needed) throw ConfigError("the model's sizes add up to more than 2^64 bytes");
+  if (*all != 0 && *needed > limit_bytes) {
+    const std::string ring = beside.ring_bytes == 0
+                                 ? ""
+                                 : std::to_string(beside.ring_bytes) +
+                                       " of the ring that coded weights are decoded from, ";
+    throw BudgetError("budget of " + format_size(limit_bytes) + " (" + std::to_string(limit_bytes) +
+                          " bytes) is too small: the model's groups need at least " +
+                          std::to_string(smallest) + " bytes beside " + ring +
+                          std::to_string(beside.fixed_bytes) + " of buffers and " +
+                          std::to_string(beside.others_bytes) +
+                          " that others hold; the smallest budget that works is " +
+                          std::to_string(*needed) + " bytes (" + format_size(*needed) + ")",
+                      *needed, limit_bytes);
+  }
+  return limit_bytes - *all;
+}
+
+Reservation reserve_fixed(Budget& budget, std::uint64_t fixed_bytes,
+                          std::span<const GroupFootprint> groups) {
+  static_cast<void>(
+      bytes_for_groups(budget.limit_bytes(), {fixed_bytes, 0, budget.used_bytes()}, groups));
+  return budget.reserve(fixed_bytes, "buffers and weights that stay in place");
+}
+
+std::vector<GroupLayout> lay_out_all(const Device& device, const std::vector<Group>& groups,
+                                     std::span<const TensorSpec> tensors) {
+  std::vector<GroupLayout> layouts;
+  for (const Group& group : groups) {
+    layouts.push_back(lay_out(group, tensors, compute_place(device)));
+    if (device.host_accessible()) lie_as_in_model(layouts.back(), group, tensors);
+  }
+  return layouts;
+}
+
+// What else a forward may take of a budget where all weights fit, before they have to give way.
+constexpr std::uint64_t kRoomForActivations = 4_GiB;
+constexpr std::uint64_t kLargestReserve = 1_GiB;
+
+ResidentUse resident_use(const EngineOptions& options, const Plan& plan,
+                         std::uint64_t limit_bytes) {
+  const std::uint64_t room = std::min(plan.everything_fits_bytes, kRoomForActivations);
+  const bool roomy = plan.streamed_bytes == 0 && plan.on_demand_bytes == 0 &&
+                     limit_bytes - std::min(limit_bytes, plan.resident_bytes) >= room;
+  return roomy ? ResidentUse::kSettled : options.residents;
+}
+
+Rates rates_for(const EngineOptions& options, const Device& device) {
+  if (options.prefetch == Prefetch::kReadAhead && !device.host_accessible()) {
+    throw ConfigError("Prefetch::kReadAhead loads on the host's threads, and " + device.name() +
+                      " is not the host; use kAdaptive or kAhead");
+  }
+  Rates rates = options.rates;
+  rates.loading = loading_of(resolve_prefetch(options.prefetch, compute_place(device)));
+  return rates;
+}
+
+}  // namespace
+
+Engine::State::State(Device& on, std::shared_ptr<Budget> budget, ModelSpec model,
+                     const EngineOptions& opened)
+    : device(on),
+      pool(on, std::move(budget)),
+      options(opened),
+      groups(std::move(model.groups)),
+      group_of(group_of_tensors(groups, model.tensors.size())),
+      sources(model.sources, std::move(model.tensors)),
+      fixed(reserve_fixed(pool.budget(), options.fixed_bytes,
+                          footprints(groups, sources.tensors(), compute_place(device)))),
+      layouts(lay_out_all(device, groups, sources.tensors())),
+      homes(device, sources, groups, layouts) {
+  if (options.piece_bytes == 0)
+    throw ConfigError("EngineOptions::piece_bytes is 0; give the bytes that one read may move");
+  const std::uint64_t limit_bytes = pool.budget().limit_bytes();
+  choose_level(limit_bytes);
+  const Plan first = plan_for(limit_bytes, first_room(limit_bytes));
+  positions.resize(sources.tensors().size());
+  for (const Group& group : groups) {
+    for (std::size_t i = 0; i < group.tensors.size(); ++i) {
+      positions[group.tensors[i]] = i;
+    }
+  }
+  if (!device.host_accessible()) {
+    staging = std::make_unique<StagingRing>(
+        device,
+        StagingRingOptions{.piece_bytes = options.piece_bytes, .budget = options.ram_budget});
+    transfers = device.create_stream();
+  }
+  make_loader();
+  follow(first, limit_bytes, first_room(limit_bytes));
+}
+
+std::vector<GroupFootprint> Engine::State::footprints_now() const {
+  const ComputePlace place = compute_place(device);
+  if (compression.level == 0) return footprints(groups, sources.tensors(), place);
+  std::vector<GroupFootprint> result = coded_footprints(groups, sources.tensors(), place);
+  homes.correct(result);
+  return result;
+}
+
+std::uint64_t Engine::State::first_room(std::uint64_t limit_bytes) const {
+  const auto share =
+      static_cast<std::uint64_t>(options.reserved_share * static_cast<double>(limit_bytes));
+  return std::min(share, kLargestReserve);
+}
+
+Plan Engine::State::plan_beside(std::uint64_t ring_bytes_then,
+                                const std::vector<GroupFootprint>& sizes, std::uint64_t limit_bytes,
+                                std::uint64_t room_bytes) const {
+  const std::uint64_t mine =
+      fixed.size_bytes() + ring_bytes() + (loader ? loader->held_bytes() : 0);
+  const std::uint64_t others = pool.budget().used_bytes() - mine;
+  const std::uint64_t most =
+      bytes_for_groups(limit_bytes, {fixed.size_bytes(), ring_bytes_then, others}, sizes);
+  const std::uint64_t smallest = smallest_budget_bytes(sizes);
+  const std::uint64_t spare = most > smallest ? most - smallest : 0;
+  Plan made = make_plan(sizes, most - std::min(room_bytes, spare), rates_for(options, device));
+  made.ring_bytes = ring_bytes_then;
+  return made;
+}
+
+void Engine::State::predict_anew() {
+  if (compression.level == 0) return;
+  const std::vector<GroupFootprint> sizes = footprints_now();
+  const MutexLock lock(mutex);
+  predict_pass(sizes, rates_for(options, device), plan);
+}
+
+ResidentUse Engine::State::use_of_residents(const Plan& wanted, std::uint64_t limit_bytes) const {
+  return resident_use(options, wanted, limit_bytes - std::min(limit_bytes, ring_bytes()));
+}
+
+std::vector<bool> Engine::State::settled_by(const Plan& wanted, std::uint64_t limit_bytes) const {
+  const bool leased = use_of_residents(wanted, limit_bytes) == ResidentUse::kLeased;
+  std::vector<bool> result;
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    const bool may_go =
+        leased && groups[group].residency == Residency::kAny && layouts[group].size_bytes != 0;
+    result.push_back(!may_go && wanted.groups[group].placement == Placement::kResident);
+  }
+  return result;
+}
+
+void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes,
+                           std::uint64_t room_bytes) {
+  {
+    const MutexLock lock(mutex);
+    plan = wanted;
+    made_room_bytes = room_bytes;
+  }
+  loader->arrange(wanted, use_of_residents(wanted, limit_bytes));
+}
+
+bool Engine::State::try_follow(const Plan& wanted, std::uint64_t room_bytes) {
+  const std::uint64_t limit_bytes = pool.budget().limit_bytes();
+  const std::vector<bool> settles = settled_by(wanted, limit_bytes);
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    if (settles[group] != loader->settled(group)) return false;
+  }
+  follow(wanted, limit_bytes, room_bytes);
+  return true;
+}
+
+const TensorSpec& Engine::State::tensor(TensorId id) const {
+  if (id >= sources.tensors().size()) throw ConfigError("there is no tensor " + std::to_string(id));
+  return sources.tensors()[id];
+}
+
+std::byte* Engine::State::place(TensorId id) const {
+  const std::optional<GroupId> group = group_of[id];
+  if (!group) return nullptr;
+  if (loader->where(*group) == Where::kSource) {
+    return const_cast<std::byte*>(sources.address(id));
+  }
+  return loader->address(*group, positions[id]);
+}
+
+void Engine::State::read(TensorId id, std::uint64_t offset_bytes, std::span<std::byte> out) {
+  const std::byte* const bytes = settled(id) ? place(id) : nullptr;
+  if (bytes != nullptr && transfers != nullptr) {
+    transfers->copy_to_host(out.data(), bytes + offset_bytes, out.size());
+    transfers->synchronize();
+  } else if (bytes != nullptr) {
+    if (!out.empty()) std::memcpy(out.data(), bytes + offset_bytes, out.size());
+  } else {
+    sources.read(id, offset_bytes, out);
+  }
+}
+
+void Engine::State::keep_written(TensorId id) {
+  const TensorSpec& spec = tensor(id);
+  const auto now = std::make_shared<std::vector<std::byte>>(spec.size_bytes);
+  read(id, 0, *now);
+  std::vector<std::byte> piece(std::min<std::uint64_t>(spec.size_bytes, 1_MiB));
+  for (std::uint64_t done = 0; done < spec.size_bytes; done += piece.size()) {
+    const std::span<std::byte> part =
+        std::span(piece).first(std::min<std::uint64_t>(piece.size(), spec.size_bytes - done));
+    sources.read(id, done, part);
+    if (std::memcmp(part.data(), now->data() + done, part.size()) == 0) continue;
+    sources.replace(id, create_memory_reader("memory of '" + spec.name + "'", *now, now));
+    return;
+  }
+}
+
+void Engine::State::make_loader() {
+  std::vector<LoadedGroup> loaded;
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    loaded.push_back({group, groups[group].tensors, layouts[group], groups[group].residency, {}});
+  }
+  loader = std::make_unique<Loader>(pool, sources, staging.get(), ring.get(), std::move(loaded),
+                                    options);
+}
+
+void Engine::State::choose_level(std::uint64_t limit_bytes) {
+  const std::optional<std::uint32_t>& wanted = options.compression;
+  compression = {0, "not asked for"};
+  if (wanted == 0 || !may_encode()) return;
+  const std::uint64_t batch_bytes =
+      largest_batch_bytes(groups, sources.tensors(), options.piece_bytes);
+  compression = {wanted.value_or(0), "asked for"};
+  try {
+    if (!wanted) compression = chosen_level(limit_bytes, batch_bytes);
+    if (batch_bytes == 0) compression = {0, "no weights are of a type that is coded"};
+    if (compression.level == 0) return;
+    auto decoder = create_device_decoder(device);  // which may compile it
+    static_cast<void>(plan_beside(DecodeRing::size_bytes_for(batch_bytes),
+                                  footprints(groups, sources.tensors(), compute_place(device)),
+                                  limit_bytes, 0));
+    ring = std::make_unique<DecodeRing>(pool, std::move(decoder), batch_bytes);
+  } catch (const Error& error) {
+    if (wanted) throw;
+    compression = {0, error.what()};
+  }
+}
+
+bool Engine::State::may_encode() {
+  if (options.compression) static_cast<void>(CompressionLevel(*options.compression));
+  if (!device.host_accessible()) return true;
+  if (options.compression) {
+    throw ConfigError("compression level " + std::to_string(*options.compression) +
+                      " has no use on device " + device.name() +
+                      ": its weights are used where they are; use auto or none");
+  }
+  compression = {0, "weights are used where they are"};
+  return false;
+}
+
+CompressionChoice Engine::State::chosen_level(std::uint64_t limit_bytes,
+                                              std::uint64_t batch_bytes) const {
+  const Plan plain = plan_for(limit_bytes, spared_bytes(limit_bytes));
+  std::optional<Plan> coded;
+  try {
+    coded = plan_beside(DecodeRing::size_bytes_for(batch_bytes),
+                        coded_footprints(groups, sources.tensors(), compute_place(device)),
+                        limit_bytes, spared_bytes(limit_bytes));
+  } catch (const BudgetError&) {  // no room for a ring: the choice says so
+  }
+  return choose_compression(
+      {plain, coded, encoded_bytes(groups, plain, sources.tensors()), usable_processors()});
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,128 @@
+// What an Engine is made of. Private to engine.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "engine/compression_choice.h"
+#include "engine/decode_ring.h"
+#include "engine/group_layout.h"
+#include "engine/home_table.h"
+#include "engine/loader.h"
+#include "engine/source_table.h"
+#include "memory/pool.h"
+#include "memory/staging_ring.h"
+#include "tensorstream/engine.h"
+
+namespace tensorstream {
+
+/// Thread-safe as the engine is.
+class Engine::State {
+ public:
+  State(Device& on, std::shared_ptr<Budget> budget, ModelSpec model, const EngineOptions& opened);
+
+  Plan current_plan() const {
+    const MutexLock lock(mutex);
+    return plan;
+  }
+
+  /// What the planner is to know of the groups: what crosses the link is known where they are at
+  /// home, and expected before.
+  std::vector<GroupFootprint> footprints_now() const;
+  std::uint64_t ring_bytes() const { return ring ? ring->size_bytes() : 0; }
+
+  /// What a budget leaves to what else is allocated under it, until that shows what it needs.
+  std::uint64_t first_room(std::uint64_t limit_bytes) const;
+
+  /// A plan that leaves `room_bytes` free, or as much of it as its groups can spare.
+  Plan plan_for(std::uint64_t limit_bytes, std::uint64_t room_bytes) const {
+    return plan_beside(ring_bytes(), footprints_now(), limit_bytes, room_bytes);
+  }
+  Plan plan_beside(std::uint64_t ring_bytes_then, const std::vector<GroupFootprint>& sizes,
+                   std::uint64_t limit_bytes, std::uint64_t room_bytes) const;
+
+  /// Predicts a pass by what homes turned out to take.
+  void predict_anew();
+
+  /// Which groups a plan settles.
+  std::vector<bool> settled_by(const Plan& wanted, std::uint64_t limit_bytes) const;
+
+  /// Brings the groups to the places of a plan that fits the budget.
+  void follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes);
+
+  /// Follows a plan that leaves `room_bytes` where that unsettles and settles no group: what
+  /// settled ones are to their users would change.
+  bool try_follow(const Plan& wanted, std::uint64_t room_bytes);
+
+  const TensorSpec& tensor(TensorId id) const;
+
+  /// Start of a tensor of a group that has a place; null for any other.
+  std::byte* place(TensorId id) const;
+
+  /// What the budget has for groups besides what others hold.
+  std::uint64_t budget_for_groups() const {
+    const std::uint64_t mine = loader->held_bytes();
+    return pool.budget().free_bytes() + mine;
+  }
+  bool made_room() const {
+    const MutexLock lock(mutex);
+    return made_room_bytes != 0;
+  }
+
+  bool settled(TensorId id) const { return group_of[id] && loader->settled(*group_of[id]); }
+
+  void read(TensorId id, std::uint64_t offset_bytes, std::span<std::byte> out);
+
+  /// Makes what the device's memory of a settled tensor holds its source, where the source has
+  /// something else.
+  void keep_written(TensorId id);
+
+  void note_use() {
+    const MutexLock lock(mutex);
+    if (!first_use) first_use = Clock::now();
+  }
+
+  // Constant after construction.
+  Device& device;
+  Pool pool;
+  const EngineOptions options;
+  const std::vector<Group> groups;
+  const std::vector<std::optional<GroupId>> group_of;  // by TensorId
+  SourceTable sources;
+  const Reservation fixed;
+  const std::vector<GroupLayout> layouts;  // by GroupId
+  std::vector<std::size_t> positions;      // in its group, by TensorId
+  CompressionChoice compression;
+  mutable Mutex mutex;
+  // Before the loader: no load is the last to go.
+  HomeTable homes;
+  // On devices that are not the host. The ring goes before the stream that its copies are in.
+  std::unique_ptr<Stream> transfers;  // of what nobody leases
+  std::unique_ptr<StagingRing> staging;
+  std::unique_ptr<DecodeRing> ring;  // where weights are encoded
+  std::unique_ptr<Loader> loader;
+
+  // Guarded by mutex.
+  Plan plan TS_GUARDED_BY(mutex);
+  std::optional<Clock::time_point> first_use TS_GUARDED_BY(mutex);
+  std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;
+  std::uint64_t made_room_bytes TS_GUARDED_BY(mutex) = 0;
+
+ private:
+  void make_loader();
+  ResidentUse use_of_residents(const Plan& wanted, std::uint64_t limit_bytes) const;
+
+  /// Decides on frames, and makes the ring that they need.
+  void choose_level(std::uint64_t limit_bytes);
+  /// Raises ConfigError where a level is asked for that has no meaning here.
+  bool may_encode();
+  CompressionChoice chosen_level(std::uint64_t limit_bytes, std::uint64_t batch_bytes) const;
+};
+
+}  // namespace tensorstream

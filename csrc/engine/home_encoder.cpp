@@ -1,0 +1,244 @@
+// Making an EncodedHome: frames are read and encoded beside each other, and each batch gets memory
+// of its size once its last frame has one.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <optional>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <variant>
+
+#include "base/log.h"
+#include "base/mutex.h"
+#include "base/units.h"
+#include "codec/frame_decoder.h"
+#include "codec/frame_encoder.h"
+#include "engine/encoded_home.h"
+#include "platform/processors.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+constexpr std::size_t kMostThreads = 32;
+
+/// Memory in which a batch is encoded, each frame behind room for the largest that those before it
+/// may be.
+struct Scratch {
+  std::unique_ptr<std::byte[]> bytes;
+  std::uint64_t size_bytes = 0;
+  Reservation reservation;
+};
+
+/// A batch that is being encoded.
+struct OpenBatch {
+  Scratch scratch;
+  std::size_t left = 0;  // of its parts, those that are not encoded
+};
+
+/// The frames of a group that threads encode; each takes the next part.
+class HomeEncoder {
+ public:
+  HomeEncoder(Device& device, const EncodedHomeParts& parts, const EncodedHomeOptions& options)
+      : device_(device),
+        parts_(parts),
+        options_(options),
+        cut_(cut_into_frames(parts.group, parts.tensors, options.piece_bytes)),
+        sizes_(cut_.parts.size()),
+        batches_(cut_.batches.size()),
+        open_(cut_.batches.size()) {
+    for (std::size_t batch = 0; batch < cut_.batches.size(); ++batch) {
+      open_[batch].left = cut_.batches[batch].part_count;
+      largest_bytes_ = std::max(largest_bytes_, cut_.batches[batch].bound_bytes);
+    }
+  }
+
+  std::size_t part_count() const noexcept { return cut_.parts.size(); }
+
+  /// Encodes parts until none is left or one fails.
+  void work() noexcept {
+    try {
+      std::vector<std::byte> read;
+      std::optional<FrameEncoder> encoder;
+      std::optional<Dtype> encodes;
+      while (const auto taken = take()) {
+        const FramePart& part = cut_.parts[taken->part];
+        const Dtype dtype = parts_.tensors[parts_.group.tensors[part.position]].dtype;
+        if (encodes != dtype) encoder.emplace(dtype, options_.level);
+        encodes = dtype;
+        sizes_[taken->part] = encoder->encode(bytes_of(part, read), taken->frame);
+        if (note_encoded(taken->batch)) store(taken->batch);
+      }
+    } catch (...) {
+      note_failure();
+    }
+  }
+
+  /// Raises what failed first. Call it when no thread works any more.
+  std::shared_ptr<EncodedHome> finish() {
+    {
+      const MutexLock lock(mutex_);
+      if (error_) std::rethrow_exception(error_);
+    }
+    std::vector<EncodedHome::Frame> frames;
+    frames.reserve(cut_.parts.size());
+    for (const EncodedHome::Batch& batch : batches_) {
+      const std::span<const std::byte> encoded = batch.memory.bytes().subspan(batch.table_bytes());
+      for (const BatchedFrame& frame : batch.frames()) {
+        const auto parsed = FrameView::parse(encoded.subspan(frame.encoded_offset));
+        if (const auto* const fault = std::get_if<FrameFault>(&parsed)) {
+          throw frame_error(*fault, "host memory", parts_.group.name, frames.size());
+        }
+        const FramePart& part = cut_.parts[frames.size()];
+        frames.push_back({frame.decoded_offset, tensor_offset(part), std::get<FrameView>(parsed)});
+      }
+    }
+    return std::make_shared<EncodedHome>(parts_.group.name, parts_.layout.size_bytes,
+                                         std::move(batches_), std::move(frames));
+  }
+
+ private:
+  struct Taken {
+    std::size_t part;
+    std::size_t batch;
+    std::span<std::byte> frame;
+  };
+
+  std::uint64_t tensor_offset(const FramePart& part) const {
+    return parts_.layout.offsets_bytes[part.position];
+  }
+
+  /// The next part, and where its frame is written to.
+  std::optional<Taken> take() {
+    const MutexLock lock(mutex_);
+    if (error_ || next_ == cut_.parts.size()) return std::nullopt;
+    while (next_ == cut_.batches[batch_].first_part + cut_.batches[batch_].part_count) ++batch_;
+    OpenBatch& open = open_[batch_];
+    if (open.scratch.bytes == nullptr) {
+      open.scratch = take_scratch();
+      offset_ = 0;
+    }
+    const std::uint64_t bound = frame_bound(cut_.parts[next_].size_bytes);
+    const Taken taken{next_, batch_, {open.scratch.bytes.get() + offset_, bound}};
+    offset_ += bound;
+    ++next_;
+    return taken;
+  }
+
+  Scratch take_scratch() TS_REQUIRES(mutex_) {
+    if (!free_.empty()) {
+      Scratch scratch = std::move(free_.back());
+      free_.pop_back();
+      return scratch;
+    }
+    Scratch made;
+    if (options_.budget != nullptr) {
+      made.reservation = options_.budget->reserve(largest_bytes_, "memory to encode weights in");
+    }
+    made.bytes = std::make_unique_for_overwrite<std::byte[]>(largest_bytes_);
+    made.size_bytes = largest_bytes_;
+    return made;
+  }
+
+  /// True for the last part of a batch.
+  bool note_encoded(std::size_t batch) {
+    const MutexLock lock(mutex_);
+    return --open_[batch].left == 0;
+  }
+
+  /// The part's bytes: where they lie in RAM, or read to `buffer`.
+  std::span<const std::byte> bytes_of(const FramePart& part, std::vector<std::byte>& buffer) const {
+    std::uint64_t skip = part.offset_bytes;
+    std::uint64_t done = 0;
+    for (const BoundExtent& extent : parts_.extents[part.position]) {
+      if (skip >= extent.size_bytes) {
+        skip -= extent.size_bytes;
+        continue;
+      }
+      const std::uint64_t size = std::min(extent.size_bytes - skip, part.size_bytes - done);
+      const std::uint64_t offset = extent.offset_bytes + std::exchange(skip, 0);
+      const std::byte* const address = extent.reader->address(offset);
+      if (size == part.size_bytes && address != nullptr) return {address, size};
+      buffer.resize(part.size_bytes);
+      extent.reader->read(offset, std::span(buffer).subspan(done, size));
+      done += size;
+      if (done == part.size_bytes) break;
+    }
+    return buffer;
+  }
+
+  /// Gives a batch memory of its own; the scratch is free for another.
+  void store(std::size_t index) {
+    const FrameBatch& cut = cut_.batches[index];
+    std::uint64_t size_bytes = cut.table_bytes();
+    for (std::size_t i = 0; i < cut.part_count; ++i) size_bytes += sizes_[cut.first_part + i];
+    EncodedHome::Batch& batch = batches_[index];
+    batch.frame_count = cut.part_count;
+    batch.memory = PinnedMemory(device_, size_bytes,
+                                "the encoded weights of '" + parts_.group.name + "' in host memory",
+                                {.budget = options_.budget});
+    Scratch& scratch = open_[index].scratch;
+    const std::byte* source = scratch.bytes.get();
+    std::byte* const encoded = batch.memory.data() + cut.table_bytes();
+    std::uint64_t end = 0;
+    for (std::size_t i = 0; i < cut.part_count; ++i) {
+      const FramePart& part = cut_.parts[cut.first_part + i];
+      const BatchedFrame entry{end, tensor_offset(part) + part.offset_bytes};
+      std::memcpy(batch.memory.data() + i * sizeof(entry), &entry, sizeof(entry));
+      std::memcpy(encoded + end, source, sizes_[cut.first_part + i]);
+      end += sizes_[cut.first_part + i];
+      source += frame_bound(part.size_bytes);
+    }
+    const MutexLock lock(mutex_);
+    free_.push_back(std::move(scratch));
+  }
+
+  void note_failure() noexcept {
+    const MutexLock lock(mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
+
+  // Constant after construction.
+  Device& device_;
+  const EncodedHomeParts& parts_;
+  const EncodedHomeOptions& options_;
+  const FrameBatches cut_;
+  std::uint64_t largest_bytes_ = 0;
+
+  // By part and by batch: used by the thread that encodes the one and by the last of the other.
+  std::vector<std::uint64_t> sizes_;
+  std::vector<EncodedHome::Batch> batches_;
+
+  // Guarded by mutex_; a scratch is its batch's threads' own.
+  Mutex mutex_;
+  std::vector<OpenBatch> open_;
+  std::vector<Scratch> free_ TS_GUARDED_BY(mutex_);
+  std::size_t next_ TS_GUARDED_BY(mutex_) = 0;
+  std::size_t batch_ TS_GUARDED_BY(mutex_) = 0;
+  std::uint64_t offset_ TS_GUARDED_BY(mutex_) = 0;
+  std::exception_ptr error_ TS_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+std::shared_ptr<EncodedHome> make_encoded_home(Device& device, const EncodedHomeParts& parts,
+                                               const EncodedHomeOptions& options) {
+  HomeEncoder encoder(device, parts, options);
+  const std::size_t wanted =
+      std::min({encoder.part_count(), std::size_t{usable_processors()}, kMostThreads});
+  {
+    std::vector<std::jthread> threads;
+    try {
+      while (threads.size() + 1 < wanted) threads.emplace_back([&] { encoder.work(); });
+    } catch (const std::system_error& error) {
+      log(LogLevel::kDebug, "homes are encoded by " + std::to_string(threads.size() + 1) +
+                                " threads: there are no more: " + error.what());
+    }
+    encoder.work();
+  }
+  return encoder.finish();
+}
+
+}  // namespace tensorstream

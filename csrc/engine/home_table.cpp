@@ -1,0 +1,84 @@
+#include "engine/home_table.h"
+
+#include <utility>
+
+#include "engine/frame_batches.h"
+
+namespace tensorstream {
+
+HomeTable::HomeTable(Device& device, SourceTable& sources, std::span<const Group> groups,
+                     std::span<const GroupLayout> layouts)
+    : device_(device),
+      sources_(sources),
+      groups_(groups),
+      layouts_(layouts),
+      homes_(groups.size()) {}
+
+bool HomeTable::bring(GroupId group, const HomeOptions& options) {
+  {
+    const MutexLock lock(mutex_);
+    if (homes_[group].plain != nullptr || homes_[group].encoded != nullptr) return false;
+  }
+  const Group& moved = groups_[group];
+  std::vector<std::vector<BoundExtent>> from;
+  from.reserve(moved.tensors.size());
+  for (const TensorId tensor : moved.tensors) from.push_back(sources_.extents(tensor));
+  Home home = make(group, from, options);
+  std::shared_ptr<Reader> reader = home.plain;
+  if (home.encoded != nullptr) reader = home.encoded;
+  for (std::size_t i = 0; i < moved.tensors.size(); ++i) {
+    const std::uint64_t size_bytes = sources_.tensors()[moved.tensors[i]].size_bytes;
+    // One that was written to meanwhile stays where it is.
+    static_cast<void>(sources_.try_move(moved.tensors[i], from[i],
+                                        {reader, layouts_[group].offsets_bytes[i], size_bytes}));
+  }
+  const MutexLock lock(mutex_);
+  homes_[group] = std::move(home);
+  return true;
+}
+
+HomeTable::Home HomeTable::make(GroupId group, std::span<const std::vector<BoundExtent>> from,
+                                const HomeOptions& options) const {
+  const Group& moved = groups_[group];
+  const std::vector<TensorSpec>& tensors = sources_.tensors();
+  if (options.level.stores_raw() || !is_worth_encoding(moved, tensors)) {
+    return {make_home(device_, moved, layouts_[group], sources_, {.budget = options.budget}), {}};
+  }
+  return {{},
+          make_encoded_home(device_, {moved, layouts_[group], tensors, from},
+                            {options.level, options.piece_bytes, options.budget})};
+}
+
+std::byte* HomeTable::device_address(GroupId group, const BoundExtent& extent) const {
+  const MutexLock lock(mutex_);
+  const std::shared_ptr<HostHome>& home = homes_[group].plain;
+  if (home == nullptr || extent.reader != home) return nullptr;
+  return home->device_address(extent.offset_bytes, extent.size_bytes);
+}
+
+HomeSizes HomeTable::sizes() const {
+  HomeSizes sizes;
+  const MutexLock lock(mutex_);
+  for (std::size_t group = 0; group < homes_.size(); ++group) {
+    if (const auto& plain = homes_[group].plain) sizes.pinned_bytes += plain->pinned_bytes();
+    const auto& encoded = homes_[group].encoded;
+    if (encoded == nullptr) continue;
+    sizes.pinned_bytes += encoded->pinned_bytes();
+    sizes.coded_bytes += encoded->held_bytes();
+    for (const TensorId tensor : groups_[group].tensors) {
+      sizes.decoded_bytes += sources_.tensors()[tensor].size_bytes;
+    }
+  }
+  return sizes;
+}
+
+void HomeTable::correct(std::vector<GroupFootprint>& footprints) const {
+  const MutexLock lock(mutex_);
+  for (std::size_t group = 0; group < homes_.size(); ++group) {
+    if (homes_[group].plain != nullptr) footprints[group].coded_bytes.reset();
+    const auto& encoded = homes_[group].encoded;
+    if (encoded != nullptr) footprints[group].coded_bytes = encoded->held_bytes();
+  }
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,144 @@
+// How the loader brings a group to its place.
+#include <algorithm>
+#include <utility>
+
+#include "engine/loader.h"
+#include "platform/openmp.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+
+// On the copy stream, or where the device decodes on the ring's, which then does all that touches
+// the place: what crosses the link need not wait for it. What is read through staging is read by
+// this thread, which must not hold the lock then: others would wait for a disk, and callbacks of
+// the stream need it. Nor while it enqueues batches, whose many calls may fill a driver's queue.
+void Loader::load_apart(GroupId group) {
+  Slot& slot = slot_of(group);
+  try {
+    const Issue ready = issue(slot);
+    const bool reads = staging_ != nullptr && ready.load->can_fail();
+    if (reads || !ready.load->coded().empty()) {
+      enqueue_unlocked(stream_for(*ready.load), slot, ready);
+    } else {
+      enqueue(stream_for(*ready.load), slot, ready);
+      note_issued(slot, ready.load);
+      slot.enqueued = true;
+    }
+  } catch (...) {  // whoever asks for the group gets it
+    slot.content = Content::kFailed;
+    slot.error = std::current_exception();
+  }
+}
+
+// Until the event is recorded, waiting for it says nothing: acquire() waits for that.
+void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
+  note_issued(slot, issue.load);
+  mutex_.unlock();
+  std::exception_ptr error;
+  try {
+    enqueue(stream, slot, issue);
+  } catch (...) {  // acquire() raises it
+    error = std::current_exception();
+  }
+  // On a host all of it is over by now: readers end here, not under the lock.
+  if (error && staging_ == nullptr) issue.load->end();
+  mutex_.lock();
+  if (!error) {
+    if (slot.load == issue.load) slot.enqueued = true;
+    return;
+  }
+  --slot.in_flight;
+  --in_flight_;
+  settle(slot, *issue.load, error);
+  changed_.ring();
+}
+
+Loader::Issue Loader::issue(Slot& slot) {
+  if (read_ahead_ != nullptr) read_ahead_->drop(slot.group.id);
+  const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
+  Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}};
+  place_of(slot).add_to(*result.load, slot.group, sources_, options_.piece_bytes);
+  evict_overlapping(slot, result);
+  return result;
+}
+
+void Loader::evict_overlapping(const Slot& slot, Issue& issue) {
+  for (const GroupId group : streamed_) {
+    Slot& other = slot_of(group);
+    if (&other == &slot || !overlap(slot, other)) continue;
+    issue.overwritten.push_back(&other);
+    if (on_device(other)) {  // guard: eviction
+      issue.stale.push_back(&other);
+      other.content = Content::kEmpty;
+      other.load = nullptr;
+    }
+  }
+}
+
+void Loader::note_issued(Slot& slot, const std::shared_ptr<Load>& load) {
+  slot.load = load;
+  slot.content = Content::kIssued;
+  slot.enqueued = false;
+  ++slot.in_flight;
+  ++in_flight_;
+}
+
+Stream& Loader::stream_for(const Load& load) const {
+  return load.coded().empty() ? *copy_stream_ : ring_->stream();
+}
+
+// A place may be filled on two streams, also by loads that nobody used, or that failed midway: all
+// of the one comes before the other.
+void Loader::take_turn(Stream& stream) {
+  if (ring_ == nullptr) return;
+  if (last_turn_ != nullptr && last_turn_ != &stream) {
+    last_turn_->record(*turn_);
+    stream.wait(*turn_);  // guard: loads-in-turn
+  }
+  last_turn_ = &stream;
+}
+
+void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
+  const std::shared_ptr<Load>& load = issue.load;
+  take_turn(stream);
+  for (const Slot* other : issue.overwritten) {
+    stream.wait(*other->last_use);  // guard: wait-for-last-reader
+  }
+  for (const Slot* other : issue.stale) {
+    stream.poison(other->data, other->group.layout.size_bytes);
+  }
+  stream.wait(*slot.last_use);  // guard: wait-for-own-reader
+  make_room_for_windows(slot, stream);
+  std::byte* const data = slot.data;
+  stream.set_access(data, slot.group.layout.size_bytes, Access::kReadWrite);
+  stream.poison(data, slot.group.layout.size_bytes);
+  load->start();
+  for (const Load::Copy& copy : load->copies()) {
+    stream.copy_to_device(copy.target.data(), copy.source, copy.target.size());
+  }
+  for (const CodedCopy& coded : load->coded()) ring_->decode(*copy_stream_, coded);
+  if (load->can_fail()) enqueue_reads(stream, load);
+  stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
+  stream.record(*slot.loaded);
+  // A callback holds its stream up: on a GPU the next copy goes on meanwhile.
+  Stream& after = done_stream_ != nullptr ? *done_stream_ : stream;
+  if (done_stream_ != nullptr) after.wait(*slot.loaded);
+  after.run([this, load]() mutable { finish(std::move(load)); });
+}
+
+void Loader::enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load) {
+  if (staging_ != nullptr) {
+    load->read_through(*staging_, stream);
+    return;
+  }
+  const bool shared = &stream != copy_stream_.get() && load->is_large();
+  stream.run([load, shared] {
+    if (shared) {
+      run_on_team([&] { load->read(); });
+    } else {
+      load->read();
+    }
+  });
+}
+
+}  // namespace tensorstream
