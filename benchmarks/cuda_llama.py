@@ -114,6 +114,13 @@ def make_plan(options: argparse.Namespace) -> Plan:
             f"tensorstream-{share}-percent": ours("tensorstream", f"{share}-percent", "decode/1")
             for share in (25, 50, 75)
         },
+        "coded-small": ours("tensorstream-coded", "small", DECODES),
+        "coded-smallest": ours("tensorstream-coded", "smallest", "decode/1"),
+        "coded-prefill": ours("tensorstream-coded", "prefill", PREFILLS),
+        **{
+            f"coded-{share}-percent": ours("tensorstream-coded", f"{share}-percent", "decode/1")
+            for share in (25, 50, 75)
+        },
         "tensorstream-everything": ours("paired", "everything", PREFILLS),
         "tensorstream-checkpoint": ours("checkpoint", "small", "decode/1"),
         "tensorstream-hooks": ours("hooks", "hooks", "decode/1"),

@@ -27,5 +27,6 @@ def budget_bytes(text: str, weights_bytes: int) -> int:
 
 
 def budget_options(device: str, size_bytes: int) -> dict[str, Any]:
-    """The options of tensorstream that say a device and its budget."""
-    return {"device": device, ("ram_budget" if device == "cpu" else "vram_budget"): size_bytes}
+    """The options of tensorstream that say a device and its budget, of weights that stay raw."""
+    budget = "ram_budget" if device == "cpu" else "vram_budget"
+    return {"device": device, budget: size_bytes, "compression": "none"}

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from cuda_runs.accelerator import Accelerator
 from cuda_runs.budgets import budget_bytes, budget_options
 from cuda_runs.llama_model import make_llama, one_layer_of, weights_bytes, write_checkpoint
@@ -25,6 +27,8 @@ from cuda_runs.llama_passes import (
 )
 from cuda_runs.memory_watch import MemoryWatch
 from cuda_runs.offloaders import OFFLOADERS, Offloader, count_hooks
+
+_MOST_REFUSALS = 3
 
 
 def lengths_of(options: argparse.Namespace) -> Lengths:
@@ -60,16 +64,26 @@ def row_of(one: Pass, timed: Timed, watch: MemoryWatch) -> dict[str, Any]:
 def measured_row(
     one: Pass, options: argparse.Namespace, way: Offloader, model: Any, watch: MemoryWatch
 ) -> dict[str, Any]:
-    """Runs a pass; where it fails, the row says how, and the next pass is run all the same."""
-    before = way.streamed_bytes(model)
-    try:
-        timed = run_pass(one, lengths_of(options), model, way.accelerator)
-    except (RuntimeError, MemoryError, OSError) as error:  # torch's and the library's own
-        watch.lap()
-        return {"pass": one.name, "error": f"{type(error).__name__}: {error}"}
+    """Runs a pass; where it fails, the row says how, and the next pass is run all the same.
+
+    Where its memory does not suffice it begins anew, as its user would: the plan has changed then.
+    """
+    refusals = 0
+    while True:
+        before = way.streamed_bytes(model)
+        try:
+            timed = run_pass(one, lengths_of(options), model, way.accelerator)
+            break
+        except (RuntimeError, MemoryError, OSError) as error:  # torch's and the library's own
+            if isinstance(error, torch.OutOfMemoryError) and refusals < _MOST_REFUSALS:
+                refusals += 1
+                continue
+            watch.lap()
+            return {"pass": one.name, "error": f"{type(error).__name__}: {error}"}
     calls = len(timed.logits_sha256)
     streamed = (way.streamed_bytes(model) - before) // calls
-    return {**row_of(one, timed, watch), "streamed_bytes_a_pass": streamed}
+    row = {**row_of(one, timed, watch), "streamed_bytes_a_pass": streamed}
+    return {**row, **({"refusals": refusals} if refusals else {})}
 
 
 def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:

@@ -92,9 +92,9 @@ class DiffusersLeaf(Offloader):
 
 
 class TensorStream(Offloader):
-    """tensorstream.offload under a budget."""
+    """tensorstream.offload under a budget, the weights as they are."""
 
-    how = "tensorstream.offload(model, device, budget)"
+    how = "tensorstream.offload(model, device, budget, compression='none')"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -124,12 +124,23 @@ class TensorStream(Offloader):
         return {"stats": dataclasses.asdict(ts.stats(model)), "hooks": count_hooks(model)}
 
 
+class TensorStreamCoded(TensorStream):
+    """The same, coded where the engine chooses so."""
+
+    how = "tensorstream.offload(model, device, budget)"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**super().options, "compression": "auto"}
+
+
 OFFLOADERS = {
     "native": Offloader,
     "accelerate-device-map": AccelerateDeviceMap,
     "accelerate-cpu-offload": AccelerateCpuOffload,
     "diffusers-leaf": DiffusersLeaf,
     "tensorstream": TensorStream,
+    "tensorstream-coded": TensorStreamCoded,
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from cuda_runs.comparison import Ways, row_named, rows_of
 
+OURS = ("tensorstream-", "coded-")
 AT_MOST, AT_LEAST, BELOW = "at most", "at least", "below"
 _MET: dict[str, Callable[[float, float], bool]] = {
     AT_MOST: lambda reached, target: reached <= target,
@@ -107,13 +108,55 @@ def prefill_targets(ways: Ways, link: float, way: str) -> list[Target]:
     return made
 
 
-def prediction_target(ways: Ways, way: str) -> Target:
+def coded_decode_target(ways: Ways, link: float, budget: str, gain: float) -> Target:
+    """A decode step of coded weights against the time that the link needs for raw ones."""
+    raw = ways.get(f"tensorstream-{budget}", {})
+    streamed = (row_named(ways, f"tensorstream-{budget}", "decode/1") or {}).get(
+        "streamed_bytes_a_pass"
+    )
+    bound = ratio(needed_bytes(raw, streamed), link)
+    seconds = seconds_of(ways, f"coded-{budget}", "decode/1")
+    name = f"coded-{budget}: decode, batch 1, faster than raw bytes / link"
+    return Target(name, AT_LEAST, gain, ratio(bound, seconds), "x")
+
+
+def coded_targets(ways: Ways, link: float) -> list[Target]:
+    """The rows of coded weights."""
+    one, sixteen = (
+        (row_named(ways, "coded-small", f"decode/{batch}") or {}).get("tokens_per_second")
+        for batch in (1, 16)
+    )
+    batches = Target(
+        "coded-small: decode, batch 16", AT_LEAST, 14.0, ratio(sixteen, one), "x batch 1"
+    )
+    made = [coded_decode_target(ways, link, "small", 1.44), batches]
+    made.append(coded_decode_target(ways, link, "smallest", 1.38))
+    for share in (25, 50, 75):
+        raw = seconds_of(ways, f"tensorstream-{share}-percent", "decode/1")
+        coded = seconds_of(ways, f"coded-{share}-percent", "decode/1")
+        faster = f"coded-{share}-percent: decode, against the same budget raw"
+        made.append(prediction_target(ways, f"coded-{share}-percent", 0.07))
+        made.append(Target(faster, BELOW, 1.0, ratio(coded, raw), "x raw"))
+    for batch, most in ((4, 1.05), (8, 1.03)):
+        name = f"prefill/{batch}"
+        reached = ratio(seconds_of(ways, "coded-prefill", name), seconds_of(ways, "native", name))
+        made.append(Target(f"coded-prefill: {name}", AT_MOST, most, reached, "x native"))
+    small = ways.get("coded-small", {})
+    held = small.get("stats", {}).get("pinned_bytes")
+    share = ratio(held, small.get("weights_bytes"))
+    made.append(Target("coded-small: host RAM that weights take", BELOW, 0.69, share, "x weights"))
+    ready = small.get("setup_seconds")
+    made.append(Target("coded-small: set-up of a model that is in RAM", BELOW, 8.0, ready, "s"))
+    return made
+
+
+def prediction_target(ways: Ways, way: str, most: float = 0.05) -> Target:
     """How far a decode step is from what the plan said before the run."""
     seconds = seconds_of(ways, way, "decode/1")
     predicted = ways.get(way, {}).get("plan", {}).get("predicted_seconds")
     off = ratio(seconds, predicted)
     reached = None if off is None else abs(off - 1)
-    return Target(f"{way}: decode, off the plan's prediction", AT_MOST, 0.05, reached, "of it")
+    return Target(f"{way}: decode, off the plan's prediction", AT_MOST, most, reached, "of it")
 
 
 def everything_targets(ways: Ways, way: str) -> list[Target]:
@@ -180,7 +223,8 @@ def hook_targets(way: dict[str, Any]) -> list[Target]:
 
 def llama_targets(ways: Ways, link: float) -> list[Target]:
     """The Llama rows of the table, in its order."""
-    ours = {name: way for name, way in ways.items() if name.startswith("tensorstream-")}
+    ours = {name: way for name, way in ways.items() if name.startswith(OURS)}
+    raw = {name: way for name, way in ours.items() if name.startswith("tensorstream-")}
     one, sixteen = (
         (row_named(ways, "tensorstream-small", f"decode/{batch}") or {}).get("tokens_per_second")
         for batch in (1, 16)
@@ -210,7 +254,8 @@ def llama_targets(ways: Ways, link: float) -> list[Target]:
             ways.get("tensorstream-checkpoint", {}).get("first_token_seconds"),
             "s",
         ),
-        host_target(ours),
+        host_target(raw),
+        *coded_targets(ways, link),
         identical_target(ours),
     ]
 

@@ -149,6 +149,7 @@ class Stats:
         beyond_bytes: What torch was ever given beyond the budget, under pressure="lenient".
         refusals: Requests of torch that were refused.
         source_ram_bytes: Weights that host RAM owns: made while loading, or written by the user.
+        pinned_bytes: Host RAM that a GPU loads weights from by itself, coded ones as they are there.
         acquires: Leases of streamed groups.
         hits: Leases that found their group on the device.
         partial_hits: Leases that found its load under way.
@@ -177,6 +178,7 @@ class Stats:
     beyond_bytes: int
     refusals: int
     source_ram_bytes: int
+    pinned_bytes: int
     acquires: int
     hits: int
     partial_hits: int

@@ -192,8 +192,16 @@ def test_budgets_are_bytes_or_shares() -> None:
     assert budgets.budget_bytes("500", 7) == 500
     with pytest.raises(SystemExit, match=r"budget '1\.25 GiB'"):
         budgets.budget_bytes("1.25 GiB", 7)
-    assert budgets.budget_options("cuda:0", 5) == {"device": "cuda:0", "vram_budget": 5}
-    assert budgets.budget_options("cpu", 5) == {"device": "cpu", "ram_budget": 5}
+    assert budgets.budget_options("cuda:0", 5) == {
+        "device": "cuda:0",
+        "vram_budget": 5,
+        "compression": "none",
+    }
+    assert budgets.budget_options("cpu", 5) == {
+        "device": "cpu",
+        "ram_budget": 5,
+        "compression": "none",
+    }
 
 
 def test_the_commit_is_told_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
