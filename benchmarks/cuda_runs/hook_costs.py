@@ -32,15 +32,26 @@ class Nothing(nn.Module):
         return x
 
 
-def microseconds(block: nn.Module, x: torch.Tensor, count: int, accelerator: Accelerator) -> Any:
-    """Microseconds of one call: the median of some timings of `count` calls, and their ends."""
+class Blocks(nn.Sequential):
+    """Blocks of which one is called again and again within one forward, as in a model's."""
+
+    def forward(self, x: torch.Tensor, chosen: int = 0, count: int = 1) -> torch.Tensor:
+        block = self[chosen]
+        for _ in range(count):
+            x = block(x)
+        return x
+
+
+def microseconds(
+    model: Blocks, chosen: int, x: torch.Tensor, count: int, accelerator: Accelerator
+) -> Any:
+    """Microseconds of one call of a block: the median of some forwards of `count`, and their ends."""
     times = []
     for _ in range(_TIMINGS):
-        block(x)
+        model(x, chosen)
         accelerator.synchronize()
         start = time.perf_counter()
-        for _ in range(count):
-            block(x)
+        model(x, chosen, count)
         times.append((time.perf_counter() - start) / count * 1e6)
     return {"median": statistics.median(times), "min": min(times), "max": max(times)}
 
@@ -49,7 +60,7 @@ def measure_hooks(options: argparse.Namespace, accelerator: Accelerator) -> dict
     """A call of a resident block and of a streamed one that is loaded, each less a plain call."""
     import tensorstream as ts
 
-    model = nn.Sequential(*(Nothing(options.hook_side) for _ in range(options.hook_blocks)))
+    model = Blocks(*(Nothing(options.hook_side) for _ in range(options.hook_blocks)))
     x = torch.ones(1, device=accelerator.device)
     budget = budget_bytes(options.budget, weights_bytes(model))
     place = budget_options(str(accelerator.device), budget)
@@ -59,14 +70,13 @@ def measure_hooks(options: argparse.Namespace, accelerator: Accelerator) -> dict
         for kind in ("resident", "streamed")
     }
     with torch.no_grad():
-        plain = microseconds(model[0], x, options.hook_calls, accelerator)
+        plain = microseconds(model, 0, x, options.hook_calls, accelerator)
         ts.offload(model, **place)
-        model(x)
         costs = {}
         for kind, names in named.items():
             if names:
-                block = model.get_submodule(names[len(names) // 2].removesuffix(".weights"))
-                costs[kind] = microseconds(block, x, options.hook_calls, accelerator)
+                chosen = int(names[len(names) // 2].removesuffix(".weights"))
+                costs[kind] = microseconds(model, chosen, x, options.hook_calls, accelerator)
     return {
         "how": f"blocks of {PARAMETERS} parameters of {options.hook_side} squared, whose forward is empty",
         "budget_bytes": budget,

@@ -95,10 +95,14 @@ def _last_logits(model: Any, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
 
 
 def decode(model: Any, tokens: torch.Tensor, new_tokens: int) -> Timed:
-    """Prefills `tokens`, then times greedy steps. A step ends with its logits in host RAM."""
-    from transformers import DynamicCache
+    """Prefills `tokens`, then times greedy steps. A step ends with its logits in host RAM.
 
-    cache = DynamicCache(config=model.config)
+    The cache has room for all steps from the start: one that grows leaves torch's allocator with
+    blocks that are too small for the next step.
+    """
+    from transformers import StaticCache
+
+    cache = StaticCache(model.config, max_cache_len=tokens.shape[1] + max(1, new_tokens))
     timed = Timed()
     with torch.inference_mode():
         logits = _last_logits(model, tokens, cache)

@@ -37,9 +37,12 @@ def lengths_of(options: argparse.Namespace) -> Lengths:
 
 
 def warm_up(options: argparse.Namespace, passes: Sequence[Pass], accelerator: Accelerator) -> None:
-    """Runs one layer of the same widths natively: contexts, kernels and workspaces are there then."""
+    """Runs one layer of the same widths natively, at all lengths that are to be timed.
+
+    Contexts, kernels, workspaces and the plans that attention makes for each length are there then.
+    """
     model = make_llama(one_layer_of(options.shape), accelerator, in_ram=False)
-    lengths = Lengths(options.prompt, 2, options.context, 1)
+    lengths = Lengths(options.prompt, options.new_tokens, options.context, 1)
     for one in passes:
         run_pass(one, lengths, model, accelerator)
     del model

@@ -149,7 +149,7 @@ void init_tree(nb::module_& module) {
                 link_bytes_per_second.value_or(rates.link_bytes_per_second);
             PlanOptions options{.place = place};
             if (place == ComputePlace::kAccelerator) {
-              options.spared_bytes = spared_bytes(budget_bytes);
+              options.spared_bytes = spared_bytes(budget_bytes) + outside_bytes(budget_bytes);
               options.compression = compression;
             }
             return plan_model(self, budget_bytes, rates, options);

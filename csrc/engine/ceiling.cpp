@@ -192,7 +192,7 @@ void Ceiling::refuse(std::uint64_t size_bytes, const std::string& why) {
                      device_->name() + "; of the budget of " + format_size(budget_->limit_bytes()) +
                      ", " + format_size(torch_bytes) + " are torch's and " +
                      format_size(used - std::min(used, torch_bytes)) +
-                     " are weights that cannot give way";
+                     " are weights, and what calling code has room for, that cannot give way";
   text += why.empty() ? "; raise vram_budget to at least " + format_size(needed) +
                             ", or run a smaller batch or a shorter sequence"
                       : "; " + why;

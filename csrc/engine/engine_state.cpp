@@ -123,6 +123,7 @@ Engine::State::State(Device& on, std::shared_ptr<Budget> budget, ModelSpec model
     throw ConfigError("EngineOptions::piece_bytes is 0; give the bytes that one read may move");
   const std::uint64_t limit_bytes = pool.budget().limit_bytes();
   choose_level(limit_bytes);
+  reserve_outside(limit_bytes);
   const Plan first = plan_for(limit_bytes, first_room(limit_bytes));
   positions.resize(sources.tensors().size());
   for (const Group& group : groups) {
@@ -146,6 +147,15 @@ std::vector<GroupFootprint> Engine::State::footprints_now() const {
   std::vector<GroupFootprint> result = coded_footprints(groups, sources.tensors(), place);
   homes.correct(result);
   return result;
+}
+
+void Engine::State::reserve_outside(std::uint64_t limit_bytes) {
+  if (options.reserved_share <= 0) return;
+  const std::uint64_t smallest = smallest_budget_bytes(footprints_now());
+  const std::uint64_t free_bytes = pool.budget().free_bytes();
+  const std::uint64_t spare = free_bytes > smallest ? free_bytes - smallest : 0;
+  outside = pool.budget().reserve(std::min(outside_bytes(limit_bytes), spare),
+                                  "what calling code allocates between forwards");
 }
 
 std::uint64_t Engine::State::first_room(std::uint64_t limit_bytes) const {

@@ -96,6 +96,7 @@ class Engine::State {
   const std::vector<std::optional<GroupId>> group_of;  // by TensorId
   SourceTable sources;
   const Reservation fixed;
+  Reservation outside;                     // where torch's allocations are under the budget
   const std::vector<GroupLayout> layouts;  // by GroupId
   std::vector<std::size_t> positions;      // in its group, by TensorId
   CompressionChoice compression;
@@ -116,6 +117,7 @@ class Engine::State {
 
  private:
   void make_loader();
+  void reserve_outside(std::uint64_t limit_bytes);
   ResidentUse use_of_residents(const Plan& wanted, std::uint64_t limit_bytes) const;
 
   /// Decides on frames, and makes the ring that they need.

@@ -14,7 +14,7 @@ namespace tensorstream {
 namespace {
 
 constexpr std::uint64_t kCopiedBytes = 64_MiB;
-constexpr int kCopies = 5;
+constexpr int kCopies = 20;
 
 }  // namespace
 

@@ -26,4 +26,10 @@ std::uint64_t spared_bytes(std::uint64_t budget_bytes) noexcept {
   return std::min(budget_bytes / kShare, kMost);
 }
 
+std::uint64_t outside_bytes(std::uint64_t budget_bytes) noexcept {
+  constexpr std::uint64_t kShare = 32;
+  constexpr std::uint64_t kMost = 32_MiB;
+  return std::min(budget_bytes / kShare, kMost);
+}
+
 }  // namespace tensorstream

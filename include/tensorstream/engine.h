@@ -71,6 +71,9 @@ inline constexpr double kActivationShare = 1.0 / 8;
 /// What stays free of such a budget once residents take what forwards do not need, so that a
 /// forward that is a little longer than the last ones does not send them away again.
 std::uint64_t spared_bytes(std::uint64_t budget_bytes) noexcept;
+/// What is kept of such a budget for what calling code allocates between forwards: inputs, the next
+/// token. Torch takes 22 MiB at once for some of it.
+std::uint64_t outside_bytes(std::uint64_t budget_bytes) noexcept;
 
 /// Whose cores compute.
 enum class ComputePlace { kHost, kAccelerator };

@@ -170,7 +170,7 @@ def test_strict_refuses_and_moves_nothing(memory: FakeTorchMemory) -> None:
         check(model)
     stats = ts.stats(model)
     assert (stats.gave_way, stats.held_bytes, stats.refusals) == (0, held, 1)
-    activations.bytes = budget - held
+    activations.bytes = budget - held - budget // 32  # the rest is calling code's
     check(model)
 
 
