@@ -215,7 +215,10 @@ bool Ceiling::forward_ended() {
   if (refusals != refusals_ && options_.pressure != Pressure::kStrict) {
     // The same forward fits next time, if a smaller arena can make it fit.
     const std::uint64_t has_bytes = std::min(needed_by_torch_bytes_, statistics().torch_bytes);
-    static_cast<void>(engine_->make_room(needed_by_torch_bytes_ - has_bytes));
+    const std::uint64_t wanted = needed_by_torch_bytes_ - has_bytes;
+    // A forward that ended early had more to ask for.
+    const bool made = engine_->make_room(wanted + spared_bytes(budget_->limit_bytes()));
+    if (!made) static_cast<void>(engine_->make_room(wanted));
   }
   needed_by_torch_bytes_ = 0;
   gave_way_ = engine.gave_way;
