@@ -92,6 +92,20 @@ void init_plan(nb::module_& module) {
       .def_ro("plan", &ModelPlan::plan);
 }
 
+ModelPlan plan_tree(const ModelTree& self, std::uint64_t budget_bytes, Prefetch prefetch,
+                    ComputePlace place, std::optional<double> link_bytes_per_second,
+                    std::optional<std::uint32_t> compression) {
+  Rates rates;
+  rates.loading = loading_of(resolve_prefetch(prefetch, place));
+  rates.link_bytes_per_second = link_bytes_per_second.value_or(rates.link_bytes_per_second);
+  PlanOptions options{.place = place};
+  if (place == ComputePlace::kAccelerator) {
+    options.spared_bytes = spared_bytes(budget_bytes) + outside_bytes(budget_bytes);
+    options.compression = compression;
+  }
+  return plan_model(self, budget_bytes, rates, options);
+}
+
 void init_tree(nb::module_& module) {
   nb::class_<ModelTree>(module, "ModelTree")
       .def(nb::init<>())
@@ -138,24 +152,9 @@ void init_tree(nb::module_& module) {
       .def_prop_ro("weights_bytes", &ModelTree::weights_bytes)
       .def_ro("fixed_bytes", &ModelTree::fixed_bytes)
       .def("group", &group_model, "The model's groups by structure alone.")
-      .def(
-          "plan",
-          [](const ModelTree& self, std::uint64_t budget_bytes, Prefetch prefetch,
-             ComputePlace place, std::optional<double> link_bytes_per_second,
-             std::optional<std::uint32_t> compression) {
-            Rates rates;
-            rates.loading = loading_of(resolve_prefetch(prefetch, place));
-            rates.link_bytes_per_second =
-                link_bytes_per_second.value_or(rates.link_bytes_per_second);
-            PlanOptions options{.place = place};
-            if (place == ComputePlace::kAccelerator) {
-              options.spared_bytes = spared_bytes(budget_bytes) + outside_bytes(budget_bytes);
-              options.compression = compression;
-            }
-            return plan_model(self, budget_bytes, rates, options);
-          },
-          "budget_bytes"_a, "prefetch"_a, "place"_a, "link_bytes_per_second"_a = nb::none(),
-          "compression"_a.none() = 0, "Groups and plans the model for a budget.");
+      .def("plan", &plan_tree, "budget_bytes"_a, "prefetch"_a, "place"_a,
+           "link_bytes_per_second"_a = nb::none(), "compression"_a.none() = 0,
+           "Groups and plans the model for a budget.");
 }
 
 }  // namespace

@@ -128,6 +128,18 @@ class Config:
         prefetch = PREFETCH[self.prefetch]
         return tree.plan(budget_bytes, prefetch, place, rate, self.compression_level)
 
+    def engine_options(self, device: ComputeDevice) -> _native.EngineOptions:
+        """What the engine is told of these options, for a device."""
+        options = _native.EngineOptions()
+        options.prefetch = PREFETCH[self.prefetch]
+        options.link_bytes_per_second = device.link_bytes_per_second
+        options.compression = self.compression_level
+        if device.torch_memory() is not None:
+            options.reserved_share = _native.ACTIVATION_SHARE
+            if self.pressure != "strict":
+                options.residents = _native.ResidentUse.LEASED
+        return options
+
     def budget_bytes(self, device: _native.Device | None = None) -> int:
         """The budget in bytes, for the device as it is now; a GPU's needs its `device`."""
         if self.torch_device.type == "cpu":

@@ -15,7 +15,7 @@ from torch import nn
 
 from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
-from tensorstream.config import BACKENDS, PREFETCH, PRESSURE, Config
+from tensorstream.config import BACKENDS, PRESSURE, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError, UnsupportedError
 from tensorstream.hooks import Unit
 from tensorstream.lent import LentGroup, without_views
@@ -98,9 +98,8 @@ class Orchestrator:
             for tensor in sources.in_ram:
                 found.tree.keep_resident(found.weights[tensor].names[0])
         budget_bytes = config.budget_bytes(self.device.native)  # once: what is available changes
-        self.grouping: _native.Grouping = config.plan(
-            found.tree, budget_bytes, self.device
-        ).grouping
+        planned = config.plan(found.tree, budget_bytes, self.device)
+        self.grouping: _native.Grouping = planned.grouping
         self.budget = _native.create_budget(budget_bytes)
         self.engine = self._open(found, sources)
         if checkpoint is not None:
@@ -159,14 +158,7 @@ class Orchestrator:
         self.session.leave(frame)
 
     def _open(self, found: Walk, sources: Sources) -> _native.Engine:
-        options = _native.EngineOptions()
-        options.prefetch = PREFETCH[self.config.prefetch]
-        options.link_bytes_per_second = self.device.link_bytes_per_second
-        options.compression = self.config.compression_level
-        if self.device.torch_memory() is not None:
-            options.reserved_share = _native.ACTIVATION_SHARE
-            if self.config.pressure != "strict":
-                options.residents = _native.ResidentUse.LEASED
+        options = self.config.engine_options(self.device)
         ram_budget = None if self.device.is_host else _ram_budget(self.config)
         if ram_budget is not None:
             options.ram_budget = ram_budget

@@ -1,0 +1,104 @@
+"""Writes the tables of README.md from the results in benchmarks/results, or checks them.
+
+Usage: readme_tables.py [--check]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+BEGIN, END = "<!-- gpu table -->\n", "<!-- end -->\n"
+# Each with the passes that are shown of it.
+LLAMA = {"gpu_llama.json": "decode", "gpu_llama_prefill.json": "prefill"}
+DECODE = "cuda_decode.json"
+
+
+def steps_of(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The machine and the benchmark's result of each run of the Llama."""
+    for run in result["runs"]:
+        for step in run["steps"]:
+            if step["name"] == "llama":
+                yield run["machine"], step["result"]
+
+
+def llama_table(result: dict[str, Any], kind: str) -> Iterator[str]:
+    """The rows of one run; times are compared within it alone."""
+    for machine, found in steps_of(result):
+        card = machine["gpus"][0]
+        yield (
+            f"{card['name']}, driver {card['driver_version']}, torch {machine['packages']['torch']}, "
+            f"{machine['date'][:10]}, commit `{machine['commit']}`; link "
+            f"{found['link_bytes_per_second'] / 1e9:.1f} GB/s by the run's own probe:\n\n"
+        )
+        yield "| way | pass | seconds, median (least to most) | x native | peak, GB | bits as native |\n"
+        yield "|---|---|---|---|---|---|\n"
+        for name, way in found["ways"].items():
+            for row in way.get("rows", ()):
+                if "seconds_median" in row and row["pass"].startswith(kind):
+                    yield llama_row(name, row)
+        yield "\n"
+
+
+def llama_row(name: str, row: dict[str, Any]) -> str:
+    """A pass of a way."""
+    peak = row.get("peak_device_bytes")
+    same = row.get("identical_to_native")
+    cells = (
+        name,
+        row["pass"],
+        f"{row['seconds_median']:.4f} ({row['seconds_min']:.4f} to {row['seconds_max']:.4f})",
+        "" if "times_native" not in row else f"{row['times_native']:.3g}",
+        "" if peak is None else f"{peak / 1e9:.2f}",
+        "" if same is None else "yes" if same else "NO",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def decode_table(result: dict[str, Any]) -> Iterator[str]:
+    """Rates of the decoder that is used, beside copies of the same bytes."""
+    shape = next(row["shape"] for row in result["rows"] if "shape" in row)
+    yield (
+        f"{result['device']}, {result['date']}, commit `{result['commit']}`: GB/s of decoded bytes, "
+        f"median of {result['repeats']} (tenth and ninetieth percentile)\n\n"
+    )
+    yield "| weights | type | level | GB/s | of its bytes |\n|---|---|---|---|---|\n"
+    for row in result["rows"]:
+        if row.get("shape", shape) != shape:
+            continue
+        rate = f"{row['decoded_gb_s']:.0f} ({row['p10_gb_s']:.0f} to {row['p90_gb_s']:.0f})"
+        kind = row.get("dtype", "copied on the device")
+        ratio = f"{row['ratio']:.3f}" if "ratio" in row else ""
+        yield f"| {row['tensor']} | {kind} | {row.get('level', '')} | {rate} | {ratio} |\n"
+
+
+def tables() -> str:
+    """What README.md holds between its marks."""
+    text = ""
+    for name, kind in LLAMA.items():
+        text += "".join(llama_table(json.loads((RESULTS / name).read_text()), kind))
+    return text + "".join(decode_table(json.loads((RESULTS / DECODE).read_text())))
+
+
+def main(arguments: list[str]) -> int:
+    """Writes or checks; the status says whether README.md is as it should be."""
+    path = ROOT / "README.md"
+    old = path.read_text(encoding="utf-8")
+    before, rest = old.split(BEGIN)
+    after = rest.split(END)[1]
+    new = before + BEGIN + tables() + END + after
+    if arguments == ["--check"]:
+        if new != old:
+            print("README.md: its tables are not those of benchmarks/results: run make tables")
+        return int(new != old)
+    path.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
