@@ -123,7 +123,7 @@ void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
   // A callback holds its stream up: on a GPU the next copy goes on meanwhile.
   Stream& after = done_stream_ != nullptr ? *done_stream_ : stream;
   if (done_stream_ != nullptr) after.wait(*slot.loaded);
-  after.run([this, load]() mutable { finish(std::move(load)); });
+  after.run([this, load] { finish(load); });
 }
 
 void Loader::enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load) {

@@ -25,6 +25,7 @@ Opened look_for_library(const NvrtcPlaces& places) {
     if (auto opened = open_library(name, RTLD_NOLOAD); opened.library != nullptr) return opened;
   }
   std::vector<std::string> prefixes;
+  prefixes.reserve(places.folders.size() + 2);
   for (const std::string& folder : places.folders) prefixes.push_back(folder + "/");
   prefixes.emplace_back();  // the loader's own places
   prefixes.push_back(std::string(kToolkitFolder) + "/");
@@ -91,6 +92,7 @@ class Program {
 
   void compile(const std::vector<std::string>& options) {
     std::vector<const char*> texts;
+    texts.reserve(options.size());
     for (const std::string& option : options) texts.push_back(option.c_str());
     const int result =
         nvrtc_.nvrtcCompileProgram(handle_, static_cast<int>(texts.size()), texts.data());

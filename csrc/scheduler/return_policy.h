@@ -7,8 +7,9 @@ namespace tensorstream {
 
 /// Watches forwards. Residents do not come back in the forward that follows a short one: first some
 /// forwards pass without pressure, then, if there was any, torch's allocator gives back what it
-/// only keeps, and what is still free after one more forward is what the residents may take. Where the pressure comes
-/// back soon after they did, the next time takes twice as many forwards. Not thread-safe.
+/// only keeps, and what is still free after one more forward is what the residents may take. Where
+/// the pressure comes back soon after they did, the next time takes twice as many forwards. Not
+/// thread-safe.
 class ReturnPolicy {
  public:
   enum class Step {
