@@ -72,7 +72,8 @@ bool Engine::make_room(std::uint64_t wanted_bytes) {
   try {
     const Plan plan = state.plan_for(limit_bytes, wanted_bytes);
     const std::uint64_t taken = plan.resident_bytes + plan.arena_bytes;
-    if (plan.budget_bytes < taken || state.budget_for_groups() - taken < wanted_bytes) return false;
+    const std::uint64_t most = state.budget_for_groups();
+    if (plan.budget_bytes < taken || most < taken || most - taken < wanted_bytes) return false;
     return state.try_follow(plan, wanted_bytes);
   } catch (const BudgetError&) {  // it is full of what others hold
     return false;

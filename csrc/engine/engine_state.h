@@ -1,6 +1,7 @@
 // What an Engine is made of. Private to engine.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -67,8 +68,9 @@ class Engine::State {
 
   /// What the budget has for groups besides what others hold.
   std::uint64_t budget_for_groups() const {
-    const std::uint64_t mine = loader->held_bytes();
-    return pool.budget().free_bytes() + mine;
+    const Budget& budget = pool.budget();
+    const std::uint64_t others = budget.used_bytes() - loader->held_bytes();
+    return budget.limit_bytes() - std::min(budget.limit_bytes(), others);
   }
   bool made_room() const {
     const MutexLock lock(mutex);

@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "base/units.h"
+#include "platform/cuda_driver.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -18,6 +19,18 @@ constexpr std::size_t kLookAhead = 64;
 // Bytes of the groups that come next which the disk reads ahead: enough to keep it busy while a
 // group computes.
 constexpr std::uint64_t kReadAheadBytes = 64_MiB;
+
+// A GPU that lost its context runs nothing any more, callbacks neither: nothing is left to wait
+// for.
+template <typename Work>
+void wait_unless_lost(Work& work) {
+  try {
+    work.synchronize();
+  } catch (const CudaError& error) {
+    if (!loses_context(static_cast<CudaResult>(error.result()))) throw;
+    log(LogLevel::kError, std::string("ending an engine: ") + error.what());
+  }
+}
 
 }  // namespace
 
@@ -53,11 +66,11 @@ Loader::~Loader() {
   if (staging_ != nullptr) staging_->drain();  // it may know copies of the stream that goes
   // Callbacks of loads under way use this object, copies write into the places, and work that was
   // enqueued before a release still reads from them.
-  copy_stream_->synchronize();
-  if (ring_ != nullptr) ring_->stream().synchronize();
-  if (done_stream_ != nullptr) done_stream_->synchronize();
+  wait_unless_lost(*copy_stream_);
+  if (ring_ != nullptr) wait_unless_lost(ring_->stream());
+  if (done_stream_ != nullptr) wait_unless_lost(*done_stream_);
   for (const auto& slot : slots_) {
-    slot->last_use->synchronize();  // guard: wait-before-freeing
+    wait_unless_lost(*slot->last_use);  // guard: wait-before-freeing
   }
 }
 
@@ -217,13 +230,14 @@ void Loader::change(GroupId group, const std::function<void()>& change) {
     throw LeaseError("a weight of group " + std::to_string(group) +
                      " cannot be replaced while the group is in use");
   }
-  change();
-  if (slot.group.drop_replaced_windows(sources_)) {  // guard: window-of-source
-    ++slot.place_number;
-  }
+  // Before the change, which may fail midway.
   if (on_device(slot)) {             // guard: replaced-bytes
     slot.content = Content::kEmpty;  // a load under way goes on and is not looked at
     slot.load = nullptr;
+  }
+  change();
+  if (slot.group.drop_replaced_windows(sources_)) {  // guard: window-of-source
+    ++slot.place_number;
   }
 }
 

@@ -129,12 +129,14 @@ void Loader::arrange(const Plan& plan, ResidentUse residents) {
   counted_.surprises += order_.surprises();
   streamed_.clear();
   for (const auto& slot : slots_) {
-    if (!slot->settled && slot->where != Where::kNowhere) streamed_.push_back(slot->group.id);
+    // A resident that found no place may be given one in the arena later.
+    const bool may_be_there = slot->where != Where::kNowhere || slot->resident;
+    if (!slot->settled && may_be_there) streamed_.push_back(slot->group.id);
   }
   order_ = OrderTable(streamed_);
   end_arranging();
-  if (error) std::rethrow_exception(error);
   if (!streamed_.empty()) start_threads();
+  if (error) std::rethrow_exception(error);
 }
 
 // Where groups are loaded at their use, nothing is left for the loader's own thread.
@@ -405,11 +407,17 @@ std::uint64_t Loader::take_back(std::uint64_t spared_bytes) {
   if (arranging_) return 0;
   begin_arranging();
   std::uint64_t taken = 0;
-  for (const auto& slot : slots_) {
-    if (try_take_back(*slot, spared_bytes)) taken += slot->own.size_bytes();
+  std::exception_ptr error;
+  try {
+    for (const auto& slot : slots_) {
+      if (try_take_back(*slot, spared_bytes)) taken += slot->own.size_bytes();
+    }
+  } catch (...) {
+    error = std::current_exception();
   }
   note_held();
   end_arranging();
+  if (error) std::rethrow_exception(error);
   return taken;
 }
 
@@ -417,6 +425,8 @@ bool Loader::try_take_back(Slot& slot, std::uint64_t spared_bytes) {
   const std::uint64_t size_bytes = slot.group.layout.size_bytes;
   const bool away = slot.where == Where::kArena || slot.where == Where::kNowhere;
   if (!slot.resident || !away || slot.leases != 0) return false;
+  // Given back while others were waited for: where it moves to, nothing waits for its old place.
+  if (!slot.last_use->complete()) return false;
   const std::uint64_t free_bytes = pool_.budget().free_bytes();
   if (free_bytes < size_bytes || free_bytes - size_bytes < spared_bytes) return false;
   Block own;

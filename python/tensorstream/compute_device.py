@@ -67,6 +67,11 @@ class ComputeDevice:
         on_cpu = self.torch_device.type == "cpu"
         return None if on_cpu else torch.cuda.current_stream(self.torch_device)
 
+    def finish(self) -> None:
+        """Waits for all work of the device."""
+        if self.torch_device.type != "cpu":
+            torch.cuda.synchronize(self.torch_device)
+
     def settle(self) -> None:
         """Called once a group is acquired, before anything computes with it."""
 

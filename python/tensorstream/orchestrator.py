@@ -255,6 +255,7 @@ class Orchestrator:
         frame = sys._getframe()
         self.session.enter_alone(frame)
         try:
+            self.device.finish()  # the engine reads what work under way writes to settled weights
             will_settle = self.engine.settled_under(limit_bytes)
             written = self._leave(will_settle)
             try:

@@ -155,6 +155,26 @@ TEST_F(CeilingTest, WhatCannotFitIsRefusedWithTheNumbersAndLaterOnesFit) {
   free(data);
 }
 
+/// It gets one in the arena once others have made room there.
+TEST_F(CeilingTest, AResidentThatFoundNoPlaceIsRightWhereItIsLater) {
+  open(smallest_ + 2 * kGroupBytes, Pressure::kAdaptive);
+  fake_.fail("cuMemAlloc_v2", 3, CudaResult::kOutOfMemory);
+  EXPECT_THROW(engine_->set_budget(everything_of(spec_)), BudgetError);
+  EXPECT_GT(engine_->give_way(1_MiB), 0U);
+  int used = 0;
+  for (std::size_t use = 0; use < 3 * model_.group_count(); ++use) {
+    const auto group = static_cast<GroupId>(use % model_.group_count());
+    if (!engine_->acquire(group, *stream_)) continue;
+    Bytes bytes(model_.size_bytes(group));
+    stream_->copy_to_host(bytes.data(), engine_->places(group)[0].data, bytes.size());
+    stream_->synchronize();
+    EXPECT_EQ(bytes, *model_.bytes(group)) << "group " << group;
+    engine_->release(group, *stream_);
+    ++used;
+  }
+  EXPECT_GT(used, 0);
+}
+
 TEST_F(CeilingTest, StrictRefusesAtOnce) {
   open(smallest_ + 4 * kGroupBytes, Pressure::kStrict);
   const std::uint64_t held = engine_->statistics().held_bytes;

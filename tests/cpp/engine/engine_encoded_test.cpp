@@ -458,12 +458,12 @@ TEST_F(EngineEncodedFakeCuda, WhereNothingIsPinnedTheHostDecodes) {
 
 /// Each driver call of a run fails once: an error that is raised, or a result that is right.
 TEST_F(EngineEncodedFakeCuda, ADriverCallThatFailsIsNeverAWrongResult) {
-  const TestModel model = equal_bf16_model(3, 2);
+  const TestModel model = equal_bf16_model(3, 1);
   const ModelSpec spec = model.in_memory();
   const EngineOptions options = encoded_options(1, Prefetch::kNone);
   for (const char* function :
        {"cuMemcpyHtoDAsync_v2", "cuStreamWaitEvent", "cuEventRecord", "cuLaunchHostFunc"}) {
-    for (int nth = 1; nth <= 20; ++nth) {
+    for (int nth = 1; nth <= 14; ++nth) {
       SCOPED_TRACE(std::string(function) + " " + std::to_string(nth));
       fake_.reset();
       const auto device = create_cuda_device(on_fake(Checking::kOff));
