@@ -151,9 +151,9 @@ std::exception_ptr Loader::hand_out(Slot& slot, Stream& stream, const Stream* la
 bool Loader::usable(const Slot& slot) const {
   if (slot.content != Content::kIssued) return slot.content == Content::kReady;
   if (slot.load->can_fail()) return false;  // guard: wait-for-reads
-  // Its event is recorded last, by the caller that loads it.
-  if (prefetch_ == Prefetch::kReadAhead) return false;  // guard: wait-for-other-caller
-  return slot.enqueued;
+  // Its event is recorded last, by whoever loads it.
+  if (!slot.enqueued) return false;  // guard: wait-for-other-caller
+  return true;
 }
 
 void Loader::count_acquire(const Slot& slot) {
