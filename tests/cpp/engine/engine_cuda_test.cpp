@@ -234,15 +234,29 @@ TEST_F(EngineFakeCuda, WhereNothingIsPinnedWeightsAreStaged) {
   EXPECT_EQ(read.wrong(), 0);
 }
 
+/// In the order in which they are made.
+struct AtHome {
+  std::unique_ptr<Device> device;
+  std::unique_ptr<Stream> stream;
+  std::unique_ptr<Engine> engine;
+};
+
+/// An engine of the fewest bytes, all of whose groups are at home.
+AtHome open_at_home(const TestModel& model) {
+  const ModelSpec spec = model.in_memory();
+  AtHome made;
+  made.device = create_cuda_device(on_fake(Checking::kOff));
+  made.stream = made.device->create_stream();
+  made.engine =
+      open_engine(*made.device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNone));
+  for (GroupId group = 0; group < model.group_count(); ++group) made.engine->bring_home(group);
+  return made;
+}
+
 /// However far the caller runs ahead of the GPU: a full queue blocks whoever enqueues.
 TEST_F(EngineFakeCuda, TheDriverHoldsFewLoadsAtOnce) {
   const TestModel model = equal_model(8, 9000);
-  const ModelSpec spec = model.in_memory();
-  const auto device = create_cuda_device(on_fake(Checking::kOff));
-  const auto stream = device->create_stream();
-  const auto engine =
-      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNone));
-  for (GroupId group = 0; group < 8; ++group) engine->bring_home(group);
+  const auto [device, stream, engine] = open_at_home(model);
   ASSERT_TRUE(engine->acquire(0, *stream));
   ASSERT_TRUE(eventually([&] { return engine->statistics().loads == 1; }));
   Gate gate(*stream);
@@ -264,12 +278,7 @@ TEST_F(EngineFakeCuda, TheDriverHoldsFewLoadsAtOnce) {
 /// The driver may hold up the loader, with its lock, until a callback has run.
 TEST_F(EngineFakeCuda, CallbacksNeedNoLockThatIsHeldInTheDriver) {
   const TestModel model = equal_model(6, 9000);
-  const ModelSpec spec = model.in_memory();
-  const auto device = create_cuda_device(on_fake(Checking::kOff));
-  const auto stream = device->create_stream();
-  const auto engine =
-      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNone));
-  for (GroupId group = 0; group < 6; ++group) engine->bring_home(group);
+  const auto [device, stream, engine] = open_at_home(model);
   fake_.set("pageable_copies_wait", 0);
   ReadBack read(*engine, model, *stream);
   ASSERT_TRUE(read.use(0));

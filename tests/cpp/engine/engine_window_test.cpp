@@ -235,17 +235,23 @@ TEST(EngineWindowAlignment, TensorsThatLieOtherwiseInTheModelAreCopied) {
   EXPECT_EQ(computation.right(), 2U);
 }
 
-/// The arena's pages of the one are gone before the windows of the other open.
-TEST(EngineWindowBudget, CopiedGroupsAndWindowsTakeNoMoreThanTheArenaTogether) {
-  constexpr std::uint64_t kSize = 64_MiB;
-  const TemporaryFolder folder;
-  const TestModel model = equal_model(5, kSize);
+/// A model of five groups in files, of which the first has to be copied.
+ModelSpec first_copied(const TestModel& model, const TemporaryFolder& folder) {
   ModelSpec spec = model.in_files(folder);
   for (TensorId id = 1; id < 5; ++id) {
     spec.sources[id] =
         open_file_reader(folder.path("tensor_" + std::to_string(id)), FileBackend::kMmap);
   }
-  spec.tensors[0].line_offset_bytes = 8;  // is copied
+  spec.tensors[0].line_offset_bytes = 8;
+  return spec;
+}
+
+/// The arena's pages of the one are gone before the windows of the other open.
+TEST(EngineWindowBudget, CopiedGroupsAndWindowsTakeNoMoreThanTheArenaTogether) {
+  constexpr std::uint64_t kSize = 64_MiB;
+  const TemporaryFolder folder;
+  const TestModel model = equal_model(5, kSize);
+  const ModelSpec spec = first_copied(model, folder);
   const auto device = create_host_device();
   const auto engine =
       open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kReadAhead));
@@ -270,12 +276,7 @@ TEST(EngineWindowBudget, CopiedGroupsAndWindowsTakeNoMoreThanTheArenaTogether) {
 TEST(EngineWindowBudget, ACopiedGroupIsRightWhileTheNextOneComes) {
   const TemporaryFolder folder;
   const TestModel model = equal_model(5, 5_MiB);
-  ModelSpec spec = model.in_files(folder);
-  for (TensorId id = 1; id < 5; ++id) {
-    spec.sources[id] =
-        open_file_reader(folder.path("tensor_" + std::to_string(id)), FileBackend::kMmap);
-  }
-  spec.tensors[0].line_offset_bytes = 8;  // is copied
+  const ModelSpec spec = first_copied(model, folder);
   const auto device = create_host_device();
   const auto engine =
       open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kReadAhead));
