@@ -220,6 +220,8 @@ bool Ceiling::forward_ended() {
     const bool made = engine_->make_room(wanted + spared_bytes(budget_->limit_bytes()));
     if (!made) static_cast<void>(engine_->make_room(wanted));
   }
+  const bool moved = engine.gave_way != gave_way_ && refusals == refusals_;
+  if (moved) engine_->lay_out_arena();
   needed_by_torch_bytes_ = 0;
   gave_way_ = engine.gave_way;
   refusals_ = refusals;
@@ -230,6 +232,7 @@ bool Ceiling::forward_ended() {
     const std::uint64_t taken =
         engine_->take_back(engine.made_room_bytes != 0 ? spared : spared / 2);
     if (taken == 0) policy_.nothing_returned();
+    if (taken != 0) engine_->lay_out_arena();
   }
   return step == ReturnPolicy::Step::kTrim;
 }

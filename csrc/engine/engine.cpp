@@ -22,6 +22,10 @@ const std::vector<Group>& Engine::groups() const noexcept { return state_->group
 std::uint32_t Engine::place_number(GroupId group) const {
   return state_->loader->place_number(group);
 }
+bool Engine::has_own_place(GroupId group) const {
+  return state_->loader->where(group) == Where::kPrivate;
+}
+std::uint64_t Engine::place_moves() const { return state_->loader->place_moves(); }
 bool Engine::settled(GroupId group) const { return state_->loader->settled(group); }
 
 std::vector<TensorPlace> Engine::places(GroupId group) const {
@@ -95,6 +99,20 @@ std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
   }
   const std::uint64_t after = state.loader->held_bytes();
   return after > before ? after - before : 0;
+}
+
+void Engine::lay_out_arena() {
+  State& state = *state_;
+  const Loader& loader = *state.loader;
+  Plan plan = state.current_plan();
+  plan.arena_bytes = loader.arena_bytes();
+  if (plan.arena_bytes == 0) return;
+  for (GroupId group = 0; group < state.groups.size(); ++group) {
+    const bool shares = loader.where(group) == Where::kArena;
+    plan.groups[group] = {shares ? Placement::kStreamed : Placement::kResident,
+                          loader.arena_offset(group)};
+  }
+  if (const auto offsets = state.better_offsets_for(plan)) state.loader->move_in_arena(*offsets);
 }
 
 bool Engine::acquire(GroupId group, Stream& stream) {

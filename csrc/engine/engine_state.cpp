@@ -179,6 +179,10 @@ Plan Engine::State::plan_beside(std::uint64_t ring_bytes_then,
   return made;
 }
 
+std::optional<std::vector<std::uint64_t>> Engine::State::better_offsets_for(const Plan& now) const {
+  return better_offsets(footprints_now(), rates_for(options, device), now);
+}
+
 void Engine::State::predict_anew() {
   if (compression.level == 0) return;
   const std::vector<GroupFootprint> sizes = footprints_now();

@@ -48,6 +48,9 @@ class Engine::State {
   Plan plan_beside(std::uint64_t ring_bytes_then, const std::vector<GroupFootprint>& sizes,
                    std::uint64_t limit_bytes, std::uint64_t room_bytes) const;
 
+  /// As better_offsets() of the planner, for these groups.
+  std::optional<std::vector<std::uint64_t>> better_offsets_for(const Plan& now) const;
+
   /// Predicts a pass by what homes turned out to take.
   void predict_anew();
 

@@ -238,6 +238,7 @@ void Loader::change(GroupId group, const std::function<void()>& change) {
   change();
   if (slot.group.drop_replaced_windows(sources_)) {  // guard: window-of-source
     ++slot.place_number;
+    ++place_moves_;
   }
 }
 

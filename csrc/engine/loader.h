@@ -2,6 +2,7 @@
 // those places as the budget asks.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <thread>
 #include <vector>
@@ -72,6 +74,9 @@ class Loader {
   /// budget stay free; they are loaded at their next use. Returns what it took. Blocks as
   /// give_way() does.
   std::uint64_t take_back(std::uint64_t spared_bytes);
+  /// Moves what lies in the arena to `offsets`, by GroupId. Does nothing while a group is leased.
+  /// Blocks as give_way() does.
+  void move_in_arena(std::span<const std::uint64_t> offsets);
   /// Raises LeaseError while a group is leased.
   void check_unleased() const;
 
@@ -85,12 +90,16 @@ class Loader {
   /// As change(), for bytes that work of `stream` has changed: later copies wait for that work.
   void note_write(GroupId group, Stream& stream);
   Where where(GroupId group) const;
+  /// Where in the arena the group lies, or would.
+  std::uint64_t arena_offset(GroupId group) const;
+  std::uint64_t arena_bytes() const;
   bool settled(GroupId group) const;
   /// Where the group's tensor of that position is; null where the group is nowhere or in its
   /// sources.
   std::byte* address(GroupId group, std::size_t position) const;
   /// Raised each time that the group's place moves.
   std::uint32_t place_number(GroupId group) const;
+  std::uint64_t place_moves() const noexcept { return place_moves_; }
   /// Bytes of the budget that the groups' places take.
   std::uint64_t held_bytes() const;
 
@@ -188,7 +197,7 @@ class Loader {
   bool try_take_back(Slot& slot, std::uint64_t spared_bytes) TS_REQUIRES(mutex_);
   bool is_leased(const Slot& slot) const TS_REQUIRES(mutex_);
   bool lies_in_sources(const Slot& slot) const TS_REQUIRES(mutex_);
-  static void move(Slot& slot, Where where, std::byte* data);
+  void move(Slot& slot, Where where, std::byte* data) TS_REQUIRES(mutex_);
   bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
   static std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream);
   void count_acquire(const Slot& slot) TS_REQUIRES(mutex_);
@@ -223,6 +232,7 @@ class Loader {
   Clock::time_point last_finish_ TS_GUARDED_BY(mutex_);
 
   // Own synchronisation.
+  std::atomic<std::uint64_t> place_moves_ = 0;
   Bell work_;     // for the thread
   Bell changed_;  // for callers
   FinishedLoads finished_;

@@ -20,6 +20,16 @@ Where Loader::where(GroupId group) const {
   return slot_of(group).where;
 }
 
+std::uint64_t Loader::arena_offset(GroupId group) const {
+  const MutexLock lock(mutex_);
+  return slot_of(group).offset_bytes;
+}
+
+std::uint64_t Loader::arena_bytes() const {
+  const MutexLock lock(mutex_);
+  return arena_.size_bytes();
+}
+
 bool Loader::settled(GroupId group) const {
   const MutexLock lock(mutex_);
   return slot_of(group).settled;
@@ -191,6 +201,7 @@ void Loader::move(Slot& slot, Where where, std::byte* data) {
   slot.where = where;
   slot.data = data;
   ++slot.place_number;
+  ++place_moves_;
   slot.content = Content::kEmpty;
   slot.load = nullptr;
   slot.error = nullptr;
@@ -438,6 +449,20 @@ bool Loader::try_take_back(Slot& slot, std::uint64_t spared_bytes) {
   slot.own = std::move(own);
   move(slot, Where::kPrivate, slot.own.data());
   return true;
+}
+
+void Loader::move_in_arena(std::span<const std::uint64_t> offsets) {
+  const MutexLock lock(mutex_);
+  const auto leased = [](const auto& slot) { return slot->leases != 0; };
+  if (arranging_ || std::ranges::any_of(slots_, leased)) return;
+  begin_arranging();
+  for (const auto& slot : slots_) {
+    const std::uint64_t offset_bytes = offsets[slot->group.id];
+    if (slot->where != Where::kArena || slot->offset_bytes == offset_bytes) continue;
+    slot->offset_bytes = offset_bytes;
+    place_in_arena(*slot);
+  }
+  end_arranging();
 }
 
 bool Loader::overlap(const Slot& a, const Slot& b) {

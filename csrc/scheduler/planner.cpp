@@ -126,14 +126,18 @@ void place_by_rows(std::span<const GroupFootprint> groups, std::uint64_t left_by
   }
 }
 
-void place_streamed(std::span<const GroupFootprint> groups, std::uint64_t room_bytes,
-                    const Rates& rates, Plan& plan) {
+std::vector<UsedGroup> used_groups(std::span<const GroupFootprint> groups) {
   std::vector<UsedGroup> used;
   for (const GroupFootprint& group : groups) {
     if (group.residency == Residency::kByRows) continue;
     used.push_back({placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes});
   }
-  const StreamingChoice choice = StreamingSearch(std::move(used), room_bytes, rates).best();
+  return used;
+}
+
+void place_streamed(std::span<const GroupFootprint> groups, std::uint64_t room_bytes,
+                    const Rates& rates, Plan& plan) {
+  const StreamingChoice choice = StreamingSearch(used_groups(groups), room_bytes, rates).best();
   std::size_t candidate = 0;
   std::size_t place = 0;
   for (std::size_t i = 0; i < groups.size(); ++i) {
@@ -197,6 +201,38 @@ Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_byte
   place_spares(groups, needs.largest_any, plan);
   predict_pass(groups, rates, plan);
   return plan;
+}
+
+std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFootprint> groups,
+                                                         const Rates& rates, const Plan& plan) {
+  std::uint64_t room_bytes = plan.arena_bytes;
+  std::vector<bool> resident;
+  std::vector<std::uint64_t> sizes;
+  std::vector<std::uint64_t> offsets;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].residency != Residency::kAny) continue;
+    resident.push_back(plan.groups[i].placement != Placement::kStreamed);
+    if (resident.back()) {
+      room_bytes += placed_bytes(groups[i]);
+      continue;
+    }
+    sizes.push_back(placed_bytes(groups[i]));
+    offsets.push_back(plan.groups[i].offset_bytes);
+  }
+  const std::vector<std::uint32_t> distances = sharing_distances(sizes, offsets);
+  const auto exposed = std::ranges::count(distances, 1U);
+  const StreamingSearch search(used_groups(groups), room_bytes, rates);
+  const ArenaLayout layout = search.with_residents(std::move(resident)).layout;
+  if (layout.exposed_pairs >= exposed) return std::nullopt;
+  std::vector<std::uint64_t> result;
+  std::size_t place = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const GroupPlacement& now = plan.groups[i];
+    const bool moves =
+        groups[i].residency == Residency::kAny && now.placement == Placement::kStreamed;
+    result.push_back(moves ? layout.offsets[place++] : now.offset_bytes);
+  }
+  return result;
 }
 
 void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Plan& plan) {

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <vector>
 
 #include "tensorstream/plan.h"
 
@@ -30,6 +32,12 @@ namespace tensorstream {
 /// positive numbers (a compute time of 0 means that it is not known).
 Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_bytes,
                const Rates& rates);
+
+/// Where the streamed groups of `plan`, made for `groups`, lie best in an arena of its size: what
+/// make_plan() chooses for the residents that it has. By GroupId, for others what `plan` says.
+/// Nothing where their places expose no fewer loads than those that they have.
+std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFootprint> groups,
+                                                         const Rates& rates, const Plan& plan);
 
 /// Predicts anew what a pass by `plan`, made for `groups`, takes: by what they are known to move
 /// now.

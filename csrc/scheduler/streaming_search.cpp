@@ -91,7 +91,7 @@ void StreamingSearch::consider_arenas(std::size_t largest_index) {
     std::uint64_t tried = arena;
     for (int refinement = 0; refinement <= kRefinements; ++refinement) {
       wanted.capacity = room_bytes_ - tried;
-      StreamingChoice choice = evaluate(choose_residents(sizes_, wanted));
+      StreamingChoice choice = with_residents(choose_residents(sizes_, wanted));
       const std::uint64_t used = choice.layout.arena_bytes;
       keep(std::move(choice));
       // Less than the largest group would leave no room for a group that the next choice may
@@ -103,7 +103,7 @@ void StreamingSearch::consider_arenas(std::size_t largest_index) {
   }
 }
 
-StreamingChoice StreamingSearch::evaluate(std::vector<bool> resident) const {
+StreamingChoice StreamingSearch::with_residents(std::vector<bool> resident) const {
   StreamingChoice choice;
   choice.resident = std::move(resident);
   std::vector<std::uint64_t> streamed;
@@ -201,7 +201,7 @@ void StreamingSearch::fill(StreamingChoice& choice) const {
       if (++trials > kMostFillTrials) return;
       std::vector<bool> resident = choice.resident;
       resident[i] = true;
-      StreamingChoice filled = evaluate(std::move(resident));
+      StreamingChoice filled = with_residents(std::move(resident));
       if (!better(filled, choice)) continue;
       choice = std::move(filled);
       changed = true;

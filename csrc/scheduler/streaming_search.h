@@ -50,10 +50,13 @@ class StreamingSearch {
 
   StreamingChoice best();
 
+  /// The choice that has these residents, by position among the groups that may be streamed, which
+  /// leave room for the largest other.
+  StreamingChoice with_residents(std::vector<bool> resident) const;
+
  private:
   std::vector<std::size_t> largest_indices() const;
   void consider_arenas(std::size_t largest_index);
-  StreamingChoice evaluate(std::vector<bool> resident) const;
   double cost_of(const StreamingChoice& choice, std::span<const std::uint64_t> streamed) const;
   bool better(const StreamingChoice& a, const StreamingChoice& b) const;
   void keep(StreamingChoice choice);

@@ -144,6 +144,10 @@ class Engine {
   /// none now.
   std::vector<TensorPlace> places(GroupId group) const;
   std::uint32_t place_number(GroupId group) const;
+  /// Whether no other group shares the group's place, for as long as its place_number() lasts.
+  bool has_own_place(GroupId group) const;
+  /// Grows whenever any place_number() changes.
+  std::uint64_t place_moves() const;
   /// Whether the group is resident and used without leases.
   bool settled(GroupId group) const;
 
@@ -169,6 +173,10 @@ class Engine {
   /// than `spared_bytes` of the budget stay free beside them; returns what it took. Blocks until
   /// enqueued work is done.
   std::uint64_t take_back(std::uint64_t spared_bytes);
+
+  /// Lays the arena out for the groups that share it since residents gave way or came back, if
+  /// fewer of them have to wait for the one before them then. Between uses; blocks as take_back().
+  void lay_out_arena();
 
   /// Takes a lease of a streamed or resident group: work that `stream` is given after this call
   /// sees the group's bytes. Blocks the caller until the load is enqueued (done, where it can

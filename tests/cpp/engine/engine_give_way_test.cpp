@@ -76,6 +76,38 @@ TEST_P(EngineGiveWay, FreesWhatIsAskedForAndIsStreamedFromThenOn) {
   EXPECT_LE(budget_->peak_bytes(), limit);
 }
 
+// What gives way is put where it does not share bytes with the group before it, but with the one
+// after it it may.
+TEST_P(EngineGiveWay, TheArenaIsLaidOutForWhatGaveWay) {
+  const TestModel model = equal_model(8, 6000);
+  const ModelSpec spec = model.in_memory();
+  const auto engine = open(spec, smallest_budget_of(spec) + 3 * kGroupBytes);
+  Computation computation(*engine, model);
+  Stream& stream = device_->caller_stream();
+  pass_and_settle(*engine, computation, stream);
+  ASSERT_GT(engine->give_way(1_GiB), 0U);
+  computation.pass(stream);
+  const std::uint64_t moves = engine->place_moves();
+  ASSERT_TRUE(engine->acquire(2, stream));
+  engine->lay_out_arena();  // not while somebody uses it
+  EXPECT_EQ(engine->place_moves(), moves);
+  engine->release(2, stream);
+  engine->lay_out_arena();
+  computation.pass(stream);
+  EXPECT_EQ(computation.wrong(), 0U);
+  if (GetParam() == Prefetch::kReadAhead) return;  // all lie in one place
+  std::vector<const std::byte*> places;
+  for (GroupId group = 0; group < 8; ++group) {
+    ASSERT_FALSE(engine->has_own_place(group));
+    places.push_back(engine->places(group).front().data);
+  }
+  for (std::size_t i = 0; i + 1 < places.size(); ++i) EXPECT_NE(places[i], places[i + 1]);
+  const std::uint64_t moved = engine->place_moves();
+  EXPECT_GT(moved, moves);
+  engine->lay_out_arena();
+  EXPECT_EQ(engine->place_moves(), moved);
+}
+
 TEST_P(EngineGiveWay, GivesAllThatMayGoAndNoMore) {
   TestModel model = equal_model(6, 6000);
   const GroupId kept = model.add_group({6000}, Residency::kRequired);

@@ -44,6 +44,27 @@ TEST(Planner, WhatCrossesTheLinkCodedTakesLess) {
   EXPECT_DOUBLE_EQ(coded.predicted_seconds, raw.predicted_seconds / 4);
 }
 
+// Residents of a plan are streamed: all but one.
+TEST(Planner, OffsetsForWhatGaveWayExposeNoLoad) {
+  const std::vector<GroupFootprint> groups = equal_groups(8, kBlock);
+  Plan plan = make_plan(groups, 4 * kBlock, block_rates(0));
+  ASSERT_EQ(plan.exposed_loads, 0U);
+  EXPECT_EQ(better_offsets(groups, block_rates(0), plan), std::nullopt);
+  for (GroupPlacement& group : plan.groups) group = {Placement::kStreamed, 0};
+  plan.groups[2].placement = Placement::kResident;
+  const auto offsets = better_offsets(groups, block_rates(0), plan);
+  ASSERT_TRUE(offsets);
+  // Seven in two places: the load that has to wait has the resident's work to hide behind.
+  EXPECT_EQ((*offsets)[1], (*offsets)[3]);
+  std::uint64_t before = (*offsets)[1];
+  for (const std::size_t i : {0U, 7U, 6U, 5U, 4U, 3U}) {
+    EXPECT_LE((*offsets)[i] + kBlock, plan.arena_bytes);
+    EXPECT_NE((*offsets)[i], before);
+    before = (*offsets)[i];
+  }
+  EXPECT_EQ((*offsets)[2], 0U);
+}
+
 TEST(Planner, EverythingFitsStreamsNothing) {
   std::vector<GroupFootprint> groups = equal_groups(6, kBlock);
   groups[0].residency = Residency::kRequired;
