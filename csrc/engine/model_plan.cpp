@@ -118,12 +118,12 @@ CutGroups smallest_cut(const ModelTree& tree, const Target& target) {
   return std::move(*best);
 }
 
-/// Whether a finer cut's plan is worth its smaller loads: fewer are exposed, or a pass takes
-/// noticeably less time because more of the budget is put to use. An accelerator's loads go on
-/// while it computes, so that more of them cost less there, and with smaller groups the arena can
-/// get smaller when forwards need the room.
+/// Whether a finer cut's plan is worth its smaller loads: fewer are exposed, or a pass takes less
+/// time because more of the budget is put to use; on a host noticeably less. An accelerator's loads
+/// go on while it computes, and with smaller groups the arena can get smaller when forwards need
+/// the room.
 bool is_better(const Plan& finer, const Plan& coarser, ComputePlace place) {
-  const double noticeably = place == ComputePlace::kHost ? 0.97 : 0.99;
+  const double noticeably = place == ComputePlace::kHost ? 0.97 : 1;
   if (finer.exposed_loads != coarser.exposed_loads && coarser.exposed_loads != 0) {
     return finer.predicted_seconds <= coarser.predicted_seconds;
   }
