@@ -24,5 +24,6 @@ void init_planning(nb::module_& module);
 void init_engine(nb::module_& module);
 void init_codec(nb::module_& module);
 void init_pack(nb::module_& module);
+void init_parameters(nb::module_& module);
 
 }  // namespace tensorstream

@@ -275,6 +275,15 @@ void init_leases(nb::class_<BoundEngine>& engine) {
           },
           "group"_a, "stream"_a = 0, Release())
       .def(
+          "place_number",
+          [](BoundEngine& self, GroupId group) { return self.engine().place_number(group); },
+          "group"_a, "Another one each time that the group's place moves.")
+      .def(
+          "has_own_place",
+          [](BoundEngine& self, GroupId group) { return self.engine().has_own_place(group); },
+          "group"_a, "Whether no other group shares the group's place.")
+      .def_prop_ro("place_moves", [](BoundEngine& self) { return self.engine().place_moves(); })
+      .def(
           "release_all",
           [](BoundEngine& self, std::uintptr_t stream) {
             self.engine().release_all(self.stream(stream));

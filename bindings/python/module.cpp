@@ -14,4 +14,5 @@ NB_MODULE(_native, module) {
   tensorstream::init_engine(module);
   tensorstream::init_codec(module);
   tensorstream::init_pack(module);
+  tensorstream::init_parameters(module);
 }

@@ -474,6 +474,15 @@ class Engine:
 
     def release(self, group: int, stream: int = 0) -> None: ...
 
+    def place_number(self, group: int) -> int:
+        """Another one each time that the group's place moves."""
+
+    def has_own_place(self, group: int) -> bool:
+        """Whether no other group shares the group's place."""
+
+    @property
+    def place_moves(self) -> int: ...
+
     def release_all(self, stream: int = 0) -> None: ...
 
     def settled(self, group: int) -> bool:
@@ -606,3 +615,27 @@ def unpack_checkpoint(source: str, target: str, threads: int, progress: Callable
 
 def verify_checkpoint(path: str, threads: int, progress: Callable[[int, int], None]) -> CheckpointSummary:
     """Checks a checkpoint, packed or not."""
+
+class ParameterSwitch:
+    def __init__(self, lent: type, parked: type, data: object, version: object, mark: str, use_count: object) -> None: ...
+
+    def lend(self, parameters: list, views: list | None) -> int:
+        """
+        Puts parked parameters on views, if any; how many, up to the first that is not parked.
+        """
+
+    def park(self, parameters: list, poisons: list | None) -> None:
+        """Parks parameters, on `poisons` or, without any, on their views."""
+
+    def versions(self, parameters: list) -> list[int]:
+        """The versions of lent parameters."""
+
+    def changed(self, parameters: list, versions: list, weights: list) -> list[int]:
+        """
+        Positions of lent parameters that are of another version or hold another weight.
+        """
+
+    def held(self, handles: list, users: list, more: int) -> list[int]:
+        """
+        Positions of storages that have more holders than that, and `more` besides.
+        """

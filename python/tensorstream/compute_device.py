@@ -34,6 +34,10 @@ class ComputeDevice:
         self.torch_device = torch_device
         self.is_host = array_device == _native.ArrayDevice.HOST
         self._on = (array_device, torch_device.index or 0)
+        # The handle of the stream that the calling code computes on.
+        self.stream: Callable[[], int] = _no_stream
+        if torch_device.type == "cuda":
+            self.stream = functools.partial(torch._C._cuda_getCurrentRawStream, self.index)
 
     def torch_memory(self) -> Memory | None:
         """Torch's allocator for the device; None where its allocations are not the engine's business."""
@@ -46,26 +50,23 @@ class ComputeDevice:
             return self.native.measure_link()
         return _measured_link(self.native, self.index)
 
+    @functools.cached_property
+    def computes_on_cpu(self) -> bool:
+        """Whether torch computes on this machine's processors."""
+        return self.torch_device.type == "cpu"
+
     @property
     def index(self) -> int:
         """The device's number."""
         return self.torch_device.index or 0
 
-    def stream(self) -> int:
-        """The handle of the stream that the calling code computes on."""
-        if self.torch_device.type == "cpu":
-            return 0
-        return int(torch.cuda.current_stream(self.torch_device).cuda_stream)
-
-    def follow(self, stream: Any) -> None:
-        """Has later work of the calling code wait for what `stream` (current()) holds now."""
-        if stream is not None:
-            torch.cuda.current_stream(self.torch_device).wait_stream(stream)
-
-    def current(self) -> Any:
-        """The stream that the calling code computes on; None on the CPU."""
-        on_cpu = self.torch_device.type == "cpu"
-        return None if on_cpu else torch.cuda.current_stream(self.torch_device)
+    def follow(self, stream: int | None) -> None:
+        """Has later work of the calling code wait for what the stream of that handle holds now."""
+        if stream is None or self.torch_device.type == "cpu" or stream == self.stream():
+            return
+        default = torch.cuda.default_stream(self.torch_device)
+        other = torch.cuda.ExternalStream(stream, self.torch_device) if stream else default
+        torch.cuda.current_stream(self.torch_device).wait_stream(other)
 
     def finish(self) -> None:
         """Waits for all work of the device."""
@@ -83,6 +84,10 @@ class ComputeDevice:
         """A tensor's bytes in host memory, as the device sees them: uint8 (size_bytes,)."""
         array: Any = engine.home(tensor, size_bytes, self._on)
         return None if array is None else torch.from_dlpack(array)
+
+
+def _no_stream() -> int:
+    return 0
 
 
 _links: dict[int, float] = {}

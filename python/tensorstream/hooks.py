@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import sys
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,8 @@ if TYPE_CHECKING:
     from tensorstream.orchestrator import Orchestrator
 
 
-class _Hook:
+class _Hook(functools.partial):  # type: ignore[type-arg]
     """A hook of ours on a module. A copy of the module gets one that does nothing."""
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any) -> Any:
-        return self._call(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _no_hook
@@ -41,6 +35,7 @@ def _no_hook(*_: Any) -> None:
     """Stands for a hook of ours on a copy of an offloaded model, which is a plain model."""
 
 
+_tracing_state = torch._C._get_tracing_state
 _MODULE_CODE = nn.Module.__call__.__code__.co_filename
 
 
@@ -77,7 +72,7 @@ class Unit:
 
     def before(self, module: nn.Module, args: Any) -> None:
         """The pre-hook: leases the groups."""
-        if torch._C._get_tracing_state() is not None:
+        if _tracing_state() is not None:
             raise UnsupportedError(
                 "torch.jit.trace would freeze streamed weights; restore the model first"
             )
@@ -94,17 +89,21 @@ class Unit:
         if not self._running:
             return None
         frame, held = self._running.pop()
-        result = output
-
-        def give_back(lent: LentGroup) -> None:
-            nonlocal result
-            result = self._orchestrator.give_back(lent, result)
-
-        with contextlib.ExitStack() as stack:  # every group is given back, whatever fails
-            stack.callback(self._orchestrator.leave, frame, output)
-            for lent in held:
-                stack.callback(give_back, lent)
+        try:
+            result = self._give_back(held, output)
+        finally:
+            self._orchestrator.leave(frame, output)
         return None if result is output else result
+
+    def _give_back(self, held: list[LentGroup], output: Any) -> Any:
+        """Gives every group back, whatever fails."""
+        try:
+            while held:
+                output = self._orchestrator.give_back(held.pop(), output)
+        finally:
+            if held:
+                self._give_back(held, output)
+        return output
 
     def forget(self) -> None:
         """Drops what an abandoned forward left."""

@@ -8,12 +8,26 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from tensorstream.proxy import ParkedParameter
+from tensorstream import _native
+from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.weight import Weight, storage_users
+
+_switch = _native.ParameterSwitch(
+    LentParameter,
+    ParkedParameter,
+    data=torch._C.TensorBase.data,
+    version=torch._C.TensorBase._version,
+    mark="_tensorstream_weight",
+    use_count=torch._C._storage_Use_Count,
+)
 
 
 class LentGroup:
-    """One group that is leased at each use: its weights and their views on its place."""
+    """One group that is leased at each use: its weights and their views on its place.
+
+    Between uses parameters are parked without bytes, for others share the place; where the group has
+    its place for itself they are parked on it, which costs less.
+    """
 
     def __init__(self, group: int, weights: list[Weight]) -> None:
         self.group = group
@@ -22,15 +36,27 @@ class LentGroup:
         self.views: list[torch.Tensor] = []
         self.storages: list[torch.UntypedStorage] = []
         self.addresses: dict[int, Weight] = {}
-        self.versions = [0] * len(weights)
         self.depth = 0
         self.hooked = False
+        self.stays = False  # on its place between uses
+        self._is_on_place = False
+        self._parameters = [weight.parameter for weight in weights]
+        self._poisons = [weight.poison for weight in weights]
+        # Of the parameters on their views, when they were last parked or moved there.
+        self._versions: list[int] = []
+        # Of the views' storages, and how many holders each has when nobody else has one.
+        self._handles: list[int] = []
         self._users: list[int] = []
 
-    def move(self, place_number: int, places: Iterable[torch.Tensor]) -> None:
-        """Makes views on a new place: `places` are uint8 (size_bytes,) each, and nobody else's."""
+    def move(self, place_number: int, places: Iterable[torch.Tensor], stays: bool) -> None:
+        """Makes views on a new place: `places` are uint8 (size_bytes,) each, and nobody else's.
+
+        `stays` says that no other group shares it.
+        """
+        self.leave_place()
         weights = self.weights
         self.place_number = place_number
+        self.stays = stays
         with torch.inference_mode(False), torch.no_grad():  # views without versions hide writes
             self.views = [
                 weight.view_of(place) for weight, place in zip(weights, places, strict=True)
@@ -40,37 +66,58 @@ class LentGroup:
             storage.data_ptr(): weight
             for storage, weight in zip(self.storages, weights, strict=True)
         }
-        # Holders of the views' storages when nobody else has one.
+        self._versions = []
+        self._handles = [storage._cdata for storage in self.storages]
         self._users = [storage_users(storage) for storage in self.storages]
 
     def lend(self) -> None:
-        """Makes the group's parameters usable ones on the arena."""
-        for index, (weight, view) in enumerate(zip(self.weights, self.views, strict=True)):
-            weight.lend(view)
-            self.versions[index] = weight.parameter._version
+        """Makes the group's parameters usable ones on the arena.
+
+        Raises:
+            UnsupportedError: Something else was put in the place of one; the others are parked.
+        """
+        parameters = self._parameters
+        try:
+            count = _switch.lend(parameters, None if self._is_on_place else self.views)
+            if count != len(parameters):
+                raise self.weights[count].exchanged()
+            if not self._versions:
+                self._versions = _switch.versions(parameters)
+        except BaseException:
+            self._park_those_lent()
+            raise
+
+    def _park_those_lent(self) -> None:
+        self._is_on_place = False
+        for weight in self.weights:
+            if isinstance(weight.parameter, LentParameter):
+                weight.park()
 
     def park(self) -> list[tuple[Weight, torch.Tensor]]:
         """Parks the weights; those that were written to while they were lent, with their bytes."""
-        with torch.inference_mode(False), torch.no_grad():
-            written = [
-                (weight, torch.clone(weight.parameter.detach()))
-                for weight, view, version in zip(
-                    self.weights, self.views, self.versions, strict=True
-                )
-                if weight.parameter._version != version
-                or weight.parameter.data_ptr() != view.data_ptr()
-            ]
-        for weight in self.weights:
-            weight.park()
+        parameters = self._parameters
+        changed = _switch.changed(parameters, self._versions, self.weights)
+        written = self._values(changed) if changed else []
+        self._is_on_place = self.stays and not changed
+        for i in changed:  # torch exchanges what objects hold with them
+            self._parameters[i]._tensorstream_weight = self.weights[i]  # type: ignore[attr-defined]
+            self._versions = []
+        _switch.park(parameters, None if self._is_on_place else self._poisons)
         return written
 
+    def _values(self, positions: list[int]) -> list[tuple[Weight, torch.Tensor]]:
+        with torch.inference_mode(False), torch.no_grad():
+            return [(self.weights[i], torch.clone(self._parameters[i].detach())) for i in positions]
+
+    def leave_place(self) -> None:
+        """Takes the bytes away from parked parameters that stay on a place: it is another's now."""
+        if self._is_on_place:
+            _switch.park(self._parameters, self._poisons)
+            self._is_on_place = False
+
     def escaped(self) -> list[int]:
-        """Positions of weights of whose bytes in the arena somebody holds a view since the lease."""
-        return [
-            index
-            for index, storage in enumerate(self.storages)
-            if storage_users(storage) > self._users[index]
-        ]
+        """Positions of parked weights of whose bytes on the place somebody else holds a view."""
+        return _switch.held(self._handles, self._users, self._is_on_place)
 
     def kept(self, returned: list[torch.Tensor]) -> str | None:
         """A weight of which somebody holds another view than those that the forward returned."""
@@ -80,7 +127,7 @@ class LentGroup:
         for index in self.escaped():
             storage = self.storages[index]
             known = addresses.count(storage.data_ptr())
-            if storage_users(storage) > self._users[index] + known:
+            if storage_users(storage) > self._users[index] + self._is_on_place + known:
                 return self.weights[index].name
         return None
 

@@ -20,7 +20,6 @@ from tensorstream.exceptions import BudgetError, ConfigError, IoError, Unsupport
 from tensorstream.hooks import Unit
 from tensorstream.lent import LentGroup, without_views
 from tensorstream.moved import Moved
-from tensorstream.proxy import LentParameter
 from tensorstream.saved import SavedHooks
 from tensorstream.session import Session
 from tensorstream.settled import check_can_leave, check_returned
@@ -118,7 +117,8 @@ class Orchestrator:
         self._lent: dict[int, LentGroup] = {}
         # Of each module with hooks of ours, by its id: the root's is 0.
         self._units: dict[int, Unit] = {}
-        self._last_stream: Any = None
+        self._last_stream: int | None = None
+        self._place_moves = 0
         self.pool = self._make_pool(found.tree.fixed_bytes)
         self._moved = Moved(self.device.torch_device)
         self._attach_or_undo(model, found, sources)
@@ -155,7 +155,18 @@ class Orchestrator:
         if output is None:
             pool.explain()
         pool.forward_ended()
+        self._leave_lost_places()
         self.session.leave(frame)
+
+    def _leave_lost_places(self) -> None:
+        """Takes the bytes away from parked parameters whose places went to others meanwhile."""
+        moves = self.engine.place_moves
+        if moves == self._place_moves:
+            return
+        self._place_moves = moves
+        for lent in self._lent.values():
+            if lent.place_number != self.engine.place_number(lent.group):  # guard: lost-place
+                lent.leave_place()
 
     def _open(self, found: Walk, sources: Sources) -> _native.Engine:
         options = self.config.engine_options(self.device)
@@ -200,7 +211,9 @@ class Orchestrator:
 
     def _settle(self, group: int) -> None:
         """Puts parameters of a settled group on the engine's memory, unless that is where they are."""
-        self._lent.pop(group, None)
+        lent = self._lent.pop(group, None)
+        if lent is not None:
+            lent.leave_place()
         places = self.device.places(self.engine, group)
         for tensor, place in zip(self.grouping.groups[group].tensors, places, strict=True):
             member = self._members[tensor]
@@ -361,21 +374,21 @@ class Orchestrator:
                 with self.loans.lock:
                     for weight in lent.weights:
                         weight.end_pointing()  # guard: loans-settled
-            torch.get_num_threads()  # only then does torch tell OpenMP its number for this thread
-            place_number = self.engine.acquire(lent.group, self.device.stream())
+            if self.device.computes_on_cpu:
+                torch.get_num_threads()  # only then does torch tell OpenMP its number for this thread
+            stream = self.device.stream()
+            place_number = self.engine.acquire(lent.group, stream)
             if place_number == 0:
                 return False
-            if place_number != lent.place_number:
-                lent.move(place_number, self.device.places(self.engine, lent.group))
-            self.device.settle()
-            self._last_stream = self.device.current()
+            self._last_stream = stream
             try:
+                if place_number != lent.place_number:
+                    places = self.device.places(self.engine, lent.group)
+                    lent.move(place_number, places, self.engine.has_own_place(lent.group))
+                self.device.settle()
                 lent.lend()
-            except UnsupportedError:
-                for weight in lent.weights:  # those before the one that failed
-                    if isinstance(weight.parameter, LentParameter):
-                        weight.park()
-                self.engine.release(lent.group, self.device.stream())
+            except BaseException:
+                self.engine.release(lent.group, stream)
                 raise
             lent.hooked = self.saved.push(lent.addresses)
         lent.depth += 1

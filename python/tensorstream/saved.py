@@ -15,6 +15,12 @@ import torch
 
 from tensorstream.weight import Weight
 
+_autograd: Any = torch._C._autograd
+_takes_hooks = _autograd._saved_tensors_hooks_is_enabled
+_push_hooks = _autograd._push_saved_tensors_default_hooks
+_pop_hooks = _autograd._pop_saved_tensors_default_hooks
+_top_hooks = _autograd._top_saved_tensors_default_hooks
+
 
 @dataclasses.dataclass(frozen=True)
 class _SavedWeight:
@@ -57,30 +63,38 @@ class SavedHooks:
     """The pair of hooks of one model. Pushed and popped with leases, innermost last."""
 
     def __init__(self) -> None:
-        # The weights that are lent now, by the address of their places: others may share the places.
-        self._lent: dict[int, Weight] = {}
+        # The weights that are lent now, by the address of their places, the last lent last: others may
+        # share the places later.
+        self._lent: list[dict[int, Weight]] = []
 
     def push(self, lent: dict[int, Weight]) -> bool:
         """Makes autograd of this thread use the hooks for `lent` too; False where it takes none now."""
-        self._lent.update(lent)
-        enabled = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
-        if not enabled:
+        self._lent.append(lent)
+        if not _takes_hooks():
             return False
-        torch._C._autograd._push_saved_tensors_default_hooks(self.pack, self.unpack)
+        _push_hooks(self.pack, self.unpack)
         return True
 
     def pop(self, lent: dict[int, Weight], pushed: bool) -> None:
         """Ends the last push()."""
-        for address in lent:
-            self._lent.pop(address, None)
-        top: Any = torch._C._autograd._top_saved_tensors_default_hooks(True) if pushed else None
+        for position in range(len(self._lent) - 1, -1, -1):
+            if self._lent[position] is lent:
+                del self._lent[position]
+                break
+        top: Any = _top_hooks(True) if pushed else None
         if top is not None and top[0] == self.pack:
-            torch._C._autograd._pop_saved_tensors_default_hooks()
+            _pop_hooks()
+
+    def _weight_at(self, address: int) -> Weight | None:
+        for lent in reversed(self._lent):
+            if address in lent:
+                return lent[address]
+        return None
 
     def pack(self, tensor: torch.Tensor) -> _SavedWeight | _SavedTensor:
         """What a graph keeps for `tensor`."""
         strided = tensor.layout is torch.strided
-        weight = self._lent.get(tensor.untyped_storage().data_ptr()) if strided else None
+        weight = self._weight_at(tensor.untyped_storage().data_ptr()) if strided else None
         if weight is None:
             version = 0 if tensor.is_inference() else tensor._version
             return _SavedTensor(tensor.detach(), version)

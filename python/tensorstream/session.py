@@ -24,15 +24,16 @@ class Session:
     def __init__(self, reclaim: Callable[[], None]) -> None:
         """`reclaim` gives back everything that an abandoned forward held."""
         self._reclaim = reclaim
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._owner: int | None = None
         self._frames: list[FrameType] = []
         self._left_open = False
 
     def enter(self, frame: FrameType) -> None:
         """Waits until no other thread runs the model, and takes it for the forward that `frame` runs."""
-        with self._changed:
-            self._wait()
+        with self._lock:
+            self._wait(frame)
             self._owner = threading.get_ident()
             self._frames.append(frame)
 
@@ -42,8 +43,8 @@ class Session:
         Raises:
             ConfigError: This thread runs one.
         """
-        with self._changed:
-            self._wait()
+        with self._lock:
+            self._wait(frame)
             if self._owner is not None:  # guard: amidst-forward
                 raise ConfigError(
                     "this thread is in a forward of the model: set its budget before or after it"
@@ -51,13 +52,14 @@ class Session:
             self._owner = threading.get_ident()
             self._frames.append(frame)
 
-    def _wait(self) -> None:
+    def _wait(self, frame: FrameType) -> None:
         """Waits until nobody, or this thread, runs the model."""
         me = threading.get_ident()
-        while self._owner not in (None, me) and not self._end_if_abandoned():
-            self._changed.wait(_ABANDONED_CHECK_SECONDS)
+        while (other := self._owner) is not None and other != me:
+            if not self._end_if_abandoned(sys._current_frames().get(other)):
+                self._changed.wait(_ABANDONED_CHECK_SECONDS)
         if self._owner == me:
-            self._end_if_abandoned()
+            self._end_if_abandoned(frame)
 
     def is_outermost(self, frame: FrameType) -> bool:
         """Whether this thread runs the model, and `frame` is the forward that all others are in."""
@@ -66,7 +68,7 @@ class Session:
 
     def leave(self, frame: FrameType) -> bool:
         """Ends the forward that entered with `frame`. False where it was given up before."""
-        with self._changed:
+        with self._lock:
             if self._owner != threading.get_ident() or frame not in self._frames:
                 return False
             while self._frames.pop() is not frame:
@@ -75,15 +77,11 @@ class Session:
                 self._end(reclaim=self._left_open)
             return True
 
-    def _end_if_abandoned(self) -> bool:
-        """Gives the session up where its outermost forward is on no stack; True where it was."""
-        assert self._owner is not None
-        mine = self._owner == threading.get_ident()
-        running: FrameType | None = (
-            sys._getframe() if mine else sys._current_frames().get(self._owner)
-        )
-        while running is not None and running is not self._frames[0]:
-            running = running.f_back
+    def _end_if_abandoned(self, running: FrameType | None) -> bool:
+        """Gives the session up where its outermost forward is not on the stack of `running`."""
+        outermost, innermost = self._frames[0], self._frames[-1]
+        while running is not None and running is not innermost and running is not outermost:
+            running = running.f_back  # whoever is in the innermost one is in all others
         if running is not None:
             return False
         self._end(reclaim=True)

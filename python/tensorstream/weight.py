@@ -87,7 +87,8 @@ class Weight:
         self.engine = engine
         self._device = device
         self._loans = loans
-        self._poison = _poison(form, device.torch_device)
+        # What its parameter has in the place of its bytes.
+        self.poison = _poison(form, device.torch_device)
         self._home: torch.Tensor | None = None
         self._loan: torch.Tensor | None = None
         self._loan_version = 0
@@ -143,22 +144,15 @@ class Weight:
     def park(self) -> None:
         """Takes the bytes away from the parameter."""
         self.parameter.__class__ = nn.Parameter
-        self.parameter.data = self._poison
+        self.parameter.data = self.poison
         self.parameter.__class__ = ParkedParameter
 
-    def lend(self, view: torch.Tensor) -> None:
-        """Puts the parameter on `view` for the time of a lease.
-
-        Raises:
-            UnsupportedError: Something else was put in the parameter's place.
-        """
-        if type(self.parameter) is not ParkedParameter:
-            raise UnsupportedError(
-                f"the streamed weight '{self.name}' was exchanged (torch.utils.swap_tensors?); call "
-                "tensorstream.restore(model) before you do that"
-            )
-        self.free(view)
-        self.parameter.__class__ = LentParameter  # type: ignore[assignment]
+    def exchanged(self) -> UnsupportedError:
+        """What is raised where something else was put in the parameter's place."""
+        return UnsupportedError(
+            f"the streamed weight '{self.name}' was exchanged (torch.utils.swap_tensors?); call "
+            "tensorstream.restore(model) before you do that"
+        )
 
     def free(self, value: torch.Tensor) -> None:
         """Makes the parameter a plain one on `value`."""
@@ -183,7 +177,7 @@ class Weight:
         with torch.inference_mode(False), torch.no_grad():
             if self._home is not None:
                 return torch.clone(self._home)
-            return self._read_on_host().to(self._poison.device)
+            return self._read_on_host().to(self.poison.device)
 
     def on_host(self) -> torch.Tensor:
         """The weight's true value in RAM of its own, whatever the device has room for."""
@@ -329,7 +323,7 @@ class Weight:
 
     def check_form(self, value: torch.Tensor) -> None:
         """Raises UnsupportedError where `value` cannot be the weight's."""
-        form, device = self.form, self._poison.device
+        form, device = self.form, self.poison.device
         if value.shape != form.shape or value.dtype != form.dtype or value.device != device:
             raise UnsupportedError(
                 f"'{self.name}' is streamed as {tuple(form.shape)} {form.dtype} on {device}; it cannot "
