@@ -71,8 +71,30 @@ std::vector<std::size_t> StreamingSearch::largest_indices() const {
   return indices;
 }
 
-// Tries arenas with places for the largest groups from `largest_index` of the descending order on;
-// the groups before it are resident.
+// Places for the largest groups from `largest_index` of the descending order on, and for as many
+// groups that follow each other: each may be loaded while those before it are used.
+std::vector<std::uint64_t> StreamingSearch::arenas_for(std::size_t largest_index) const {
+  std::vector<std::uint64_t> arenas;
+  std::uint64_t places = 0;
+  const std::size_t end = std::min(descending_.size(), largest_index + kMostPlaces);
+  for (std::size_t i = largest_index; i < end; ++i) arenas.push_back(places += descending_[i]);
+  std::vector<std::uint64_t> streamed;
+  for (const std::uint64_t size : sizes_) {
+    if (size != 0 && size <= descending_[largest_index]) streamed.push_back(size);
+  }
+  for (std::size_t count = 3; count <= std::min(kMostPlaces, streamed.size()); ++count) {
+    std::uint64_t most = 0;
+    for (std::size_t first = 0; first < streamed.size(); ++first) {
+      std::uint64_t together = 0;
+      for (std::size_t i = 0; i < count; ++i) together += streamed[(first + i) % streamed.size()];
+      most = std::max(most, together);
+    }
+    arenas.push_back(most);
+  }
+  return arenas;
+}
+
+// Tries arenas where the groups before `largest_index` of the descending order are resident.
 void StreamingSearch::consider_arenas(std::size_t largest_index) {
   std::uint64_t forced = 0;
   for (std::size_t i = 0; i < largest_index; ++i) {
@@ -84,22 +106,22 @@ void StreamingSearch::consider_arenas(std::size_t largest_index) {
   ResidentChoice wanted;
   wanted.largest_streamed = descending_[largest_index];
   wanted.small_bytes = small_bytes(wanted.largest_streamed);
-  std::uint64_t arena = 0;
-  const std::size_t end = std::min(descending_.size(), largest_index + kMostPlaces);
-  for (std::size_t i = largest_index; i < end && arena < room; ++i) {
-    arena = std::min(room, arena + descending_[i]);
-    std::uint64_t tried = arena;
-    for (int refinement = 0; refinement <= kRefinements; ++refinement) {
-      wanted.capacity = room_bytes_ - tried;
-      StreamingChoice choice = with_residents(choose_residents(sizes_, wanted));
-      const std::uint64_t used = choice.layout.arena_bytes;
-      keep(std::move(choice));
-      // Less than the largest group would leave no room for a group that the next choice may
-      // stream.
-      const std::uint64_t next = std::max(used, wanted.largest_streamed);
-      if (next >= tried) break;
-      tried = next;
-    }
+  for (const std::uint64_t arena_bytes : arenas_for(largest_index)) {
+    consider_arena(std::min(room, arena_bytes), wanted);
+  }
+}
+
+void StreamingSearch::consider_arena(std::uint64_t arena_bytes, ResidentChoice wanted) {
+  std::uint64_t tried = arena_bytes;
+  for (int refinement = 0; refinement <= kRefinements; ++refinement) {
+    wanted.capacity = room_bytes_ - tried;
+    StreamingChoice choice = with_residents(choose_residents(sizes_, wanted));
+    const std::uint64_t used = choice.layout.arena_bytes;
+    keep(std::move(choice));
+    // Less than the largest group would leave no room for a group that the next choice may stream.
+    const std::uint64_t next = std::max(used, wanted.largest_streamed);
+    if (next >= tried) break;
+    tried = next;
   }
 }
 

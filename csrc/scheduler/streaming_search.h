@@ -10,6 +10,7 @@
 
 #include "scheduler/arena_layout.h"
 #include "scheduler/pass_time.h"
+#include "scheduler/residents.h"
 #include "tensorstream/plan.h"
 
 namespace tensorstream {
@@ -57,6 +58,8 @@ class StreamingSearch {
  private:
   std::vector<std::size_t> largest_indices() const;
   void consider_arenas(std::size_t largest_index);
+  void consider_arena(std::uint64_t arena_bytes, ResidentChoice wanted);
+  std::vector<std::uint64_t> arenas_for(std::size_t largest_index) const;
   double cost_of(const StreamingChoice& choice, std::span<const std::uint64_t> streamed) const;
   bool better(const StreamingChoice& a, const StreamingChoice& b) const;
   void keep(StreamingChoice choice);
