@@ -221,7 +221,7 @@ bool Ceiling::forward_ended() {
     if (!made) static_cast<void>(engine_->make_room(wanted));
   }
   const bool moved = engine.gave_way != gave_way_ && refusals == refusals_;
-  if (moved) engine_->lay_out_arena();
+  if (moved) engine_->adapt();
   needed_by_torch_bytes_ = 0;
   gave_way_ = engine.gave_way;
   refusals_ = refusals;
@@ -232,7 +232,7 @@ bool Ceiling::forward_ended() {
     const std::uint64_t taken =
         engine_->take_back(engine.made_room_bytes != 0 ? spared : spared / 2);
     if (taken == 0) policy_.nothing_returned();
-    if (taken != 0) engine_->lay_out_arena();
+    if (taken != 0) engine_->adapt();
   }
   return step == ReturnPolicy::Step::kTrim;
 }

@@ -57,7 +57,7 @@ void Engine::set_budget(std::uint64_t limit_bytes) {
     }
   }
   if (limit_bytes > budget.limit_bytes()) static_cast<void>(budget.try_set_limit(limit_bytes));
-  state.follow(plan, limit_bytes, room_bytes);
+  state.follow(plan, limit_bytes, room_bytes, State::Why::kBudget);
   if (!budget.try_set_limit(limit_bytes)) {
     throw BudgetError("budget: others hold so much of it that it cannot be lowered to " +
                           format_size(limit_bytes) + "; " + format_size(budget.used_bytes()) +
@@ -78,7 +78,7 @@ bool Engine::make_room(std::uint64_t wanted_bytes) {
     const std::uint64_t taken = plan.resident_bytes + plan.arena_bytes;
     const std::uint64_t most = state.budget_for_groups();
     if (plan.budget_bytes < taken || most < taken || most - taken < wanted_bytes) return false;
-    return state.try_follow(plan, wanted_bytes);
+    return state.try_follow(plan, wanted_bytes, State::Why::kPressure);
   } catch (const BudgetError&) {  // it is full of what others hold
     return false;
   }
@@ -90,7 +90,7 @@ std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
   if (state.made_room()) {
     try {
       const Plan plan = state.plan_for(state.pool.budget().limit_bytes(), spared_bytes);
-      static_cast<void>(state.try_follow(plan, 0));
+      static_cast<void>(state.try_follow(plan, 0, State::Why::kBudget));
     } catch (const BudgetError&) {  // others still hold it
       return 0;
     }
@@ -101,10 +101,19 @@ std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
   return after > before ? after - before : 0;
 }
 
-void Engine::lay_out_arena() {
+void Engine::adapt() {
   State& state = *state_;
   const Loader& loader = *state.loader;
   Plan plan = state.current_plan();
+  Statistics now;
+  state.loader->add_to(now);
+  // Torch's next forward is never just what the last one was.
+  const std::uint64_t room = spared_bytes(state.pool.budget().limit_bytes()) / 8;
+  try {
+    if (now.given_way_bytes > plan.resident_bytes / 2 && make_room(room)) return;
+  } catch (const LeaseError&) {  // after another forward, then
+    return;
+  }
   plan.arena_bytes = loader.arena_bytes();
   if (plan.arena_bytes == 0) return;
   for (GroupId group = 0; group < state.groups.size(); ++group) {
@@ -235,6 +244,8 @@ Statistics Engine::statistics() const {
   const MutexLock lock(state.mutex);
   result.on_demand_bytes = state.on_demand_bytes;
   result.made_room_bytes = state.made_room_bytes;
+  const std::uint64_t planned = state.unpressed_resident_bytes;
+  result.given_way_bytes += planned - std::min(planned, state.plan.resident_bytes);
   if (state.first_use) result.active_seconds = seconds_since(*state.first_use);
   return result;
 }

@@ -138,7 +138,7 @@ Engine::State::State(Device& on, std::shared_ptr<Budget> budget, ModelSpec model
     transfers = device.create_stream();
   }
   make_loader();
-  follow(first, limit_bytes, first_room(limit_bytes));
+  follow(first, limit_bytes, first_room(limit_bytes), Why::kBudget);
 }
 
 std::vector<GroupFootprint> Engine::State::footprints_now() const {
@@ -205,23 +205,25 @@ std::vector<bool> Engine::State::settled_by(const Plan& wanted, std::uint64_t li
   return result;
 }
 
-void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes,
-                           std::uint64_t room_bytes) {
+void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes,
+                           Why why) {
   {
     const MutexLock lock(mutex);
     plan = wanted;
     made_room_bytes = room_bytes;
+    if (why == Why::kBudget) unpressed_resident_bytes = wanted.resident_bytes;
   }
   loader->arrange(wanted, use_of_residents(wanted, limit_bytes));
 }
 
-bool Engine::State::try_follow(const Plan& wanted, std::uint64_t room_bytes) {
+bool Engine::State::try_follow(const Plan& wanted, std::uint64_t room_bytes, Why why) {
+  loader->check_unleased();
   const std::uint64_t limit_bytes = pool.budget().limit_bytes();
   const std::vector<bool> settles = settled_by(wanted, limit_bytes);
   for (GroupId group = 0; group < groups.size(); ++group) {
     if (settles[group] != loader->settled(group)) return false;
   }
-  follow(wanted, limit_bytes, room_bytes);
+  follow(wanted, limit_bytes, room_bytes, why);
   return true;
 }
 

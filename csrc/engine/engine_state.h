@@ -57,12 +57,16 @@ class Engine::State {
   /// Which groups a plan settles.
   std::vector<bool> settled_by(const Plan& wanted, std::uint64_t limit_bytes) const;
 
+  /// What a plan is made for: the budget alone, or what is short of it for a while.
+  enum class Why { kBudget, kPressure };
+
   /// Brings the groups to the places of a plan that fits the budget.
-  void follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes);
+  void follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes, Why why);
 
   /// Follows a plan that leaves `room_bytes` where that unsettles and settles no group: what
-  /// settled ones are to their users would change.
-  bool try_follow(const Plan& wanted, std::uint64_t room_bytes);
+  /// settled ones are to their users would change. Raises LeaseError, and changes nothing, while a
+  /// group is leased.
+  bool try_follow(const Plan& wanted, std::uint64_t room_bytes, Why why);
 
   const TensorSpec& tensor(TensorId id) const;
 
@@ -119,6 +123,8 @@ class Engine::State {
   std::optional<Clock::time_point> first_use TS_GUARDED_BY(mutex);
   std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;
   std::uint64_t made_room_bytes TS_GUARDED_BY(mutex) = 0;
+  // Of the last plan for the budget alone.
+  std::uint64_t unpressed_resident_bytes TS_GUARDED_BY(mutex) = 0;
 
  private:
   void make_loader();

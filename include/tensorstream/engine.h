@@ -174,9 +174,10 @@ class Engine {
   /// enqueued work is done.
   std::uint64_t take_back(std::uint64_t spared_bytes);
 
-  /// Lays the arena out for the groups that share it since residents gave way or came back, if
-  /// fewer of them have to wait for the one before them then. Between uses; blocks as take_back().
-  void lay_out_arena();
+  /// Arranges groups for what gave way or came back: lays the arena out for those that share it,
+  /// if fewer of them have to wait for the one before them then; where half of the residents gave
+  /// way, plans anew, until take_back(). Between uses; blocks as take_back().
+  void adapt();
 
   /// Takes a lease of a streamed or resident group: work that `stream` is given after this call
   /// sees the group's bytes. Blocks the caller until the load is enqueued (done, where it can
