@@ -6,6 +6,7 @@ import collections
 import contextlib
 import functools
 import logging
+import os
 import sys
 import threading
 import weakref
@@ -37,6 +38,9 @@ class Memory(Protocol):
     def cap(self, share: float, index: int) -> None:
         """Refuses what the process allocates of the device beyond a share of it."""
 
+    def keep_large_blocks_whole(self) -> None:
+        """Has torch split no large free block for a smaller tensor."""
+
 
 class TorchMemory:
     """Torch's memory pools: torch 2.6 and later, where it is built for CUDA."""
@@ -64,6 +68,31 @@ class TorchMemory:
     def cap(self, share: float, index: int) -> None:
         """Torch's own limit, which covers what its default allocator holds in this process."""
         torch.cuda.set_per_process_memory_fraction(share, index)
+
+    def keep_large_blocks_whole(self) -> None:
+        """Torch's own setting, of the process, beside those that it has. Does nothing where one is set."""
+        settings = _allocator_settings()
+        if _SPLITS in settings:
+            return
+        wanted = f"{_SPLITS}:{_LARGEST_SPLIT_MIB}"
+        _set_allocator_settings(f"{settings},{wanted}" if settings else wanted)
+
+
+# Torch takes no less.
+_SPLITS, _LARGEST_SPLIT_MIB = "max_split_size_mb", 21
+
+
+def _allocator_settings() -> str:
+    get = getattr(torch._C, "_accelerator_getAllocatorSettings", str)
+    named = (os.environ.get(name) for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"))
+    return str(get()) or next(filter(None, named), "")
+
+
+def _set_allocator_settings(settings: str) -> None:
+    set_ = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    if set_ is None:
+        set_ = torch.cuda.memory._set_allocator_settings
+    set_(settings)
 
 
 @functools.cache
@@ -141,6 +170,7 @@ class TorchPool:
         self._memory = memory
         self._scope: Any = None
         self._trimmed = False
+        self._refused = False
         # The pool, or nothing where torch has none. The finalizer retires it, and holds no more.
         self._pools: list[Any] = []
         weakref.finalize(self, _scopes.retire, self._pools, memory).atexit = False
@@ -165,6 +195,8 @@ class TorchPool:
         """The outermost forward begins: this thread's allocations come under the ceiling."""
         if not self._pools or self._scope is not None:
             return
+        if self._trimmed:  # what an exception held of a forward that was refused is gone by now
+            _scopes.release_free(self._memory)
         self._ceiling.enter()
         _scopes.open()
         self._scope = self._memory.use(self._pools[0], self._index)
@@ -188,10 +220,22 @@ class TorchPool:
         if self._trimmed:  # what died since, of what outlived the old pool
             _scopes.release_free(self._memory)
         self._trimmed = self._ceiling.forward_ended()
-        if self._trimmed:
+        if self._refused:
+            self._refused = False
+            self._begin_anew()
+        elif self._trimmed:
             # A pool keeps its free segments for as long as it lives, whatever empty_cache() is asked for.
             # What tensors hold of the old one stays with them.
             self._take_new_pool()
+
+    def _begin_anew(self) -> None:
+        """After a forward that was refused: without what it left in pieces, and with fewer pieces."""
+        try:
+            self._memory.keep_large_blocks_whole()
+        except (RuntimeError, ValueError, AttributeError) as error:
+            logger.debug("torch splits large blocks: %s", error)
+        self._trimmed = True
+        self._take_new_pool()
 
     def explain(self) -> None:
         """Puts the numbers in the place of torch's error that a forward ends with now, if it does."""
@@ -199,6 +243,7 @@ class TorchPool:
         raised = sys.exc_info()[1]
         if refusal is None or not isinstance(raised, torch.OutOfMemoryError):
             return
+        self._refused = True
         error = CudaBudgetError(
             f"{refusal.message}. The model goes on working; caches that this forward had grown are the "
             "caller's to reset"

@@ -41,6 +41,7 @@ class FakeTorchMemory:
     def __init__(self) -> None:
         self.has_pools = True
         self.records_graph = False
+        self.keeps_whole = False
         self.releases = 0
         self.pools: list[int] = []
         self.used: list[tuple[str, int]] = []
@@ -80,6 +81,9 @@ class FakeTorchMemory:
 
     def cap(self, share: float, index: int) -> None:
         self.caps.append(share)
+
+    def keep_large_blocks_whole(self) -> None:
+        self.keeps_whole = True
 
     def malloc(self, size_bytes: int) -> int:
         """As torch asks inside a pool.

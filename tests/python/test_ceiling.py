@@ -133,6 +133,42 @@ def test_what_a_smaller_arena_fits_works_from_the_next_forward_on(
     assert ts.stats(model).held_bytes > pressed
 
 
+def test_after_a_refused_forward_torch_begins_anew_and_with_whole_blocks(
+    memory: FakeTorchMemory,
+) -> None:
+    model, budget = offload(4)
+    activations = Activations(model, memory)
+    check(model)
+    assert not memory.keeps_whole
+    assert len(memory.pools) == 1
+    activations.bytes = 2 * budget
+    with pytest.raises(ts.BudgetError):
+        check(model)
+    assert memory.keeps_whole
+    assert len(memory.pools) == 2
+    released = memory.releases
+    activations.bytes = 0
+    check(model)
+    assert memory.releases > released  # what the exception held is gone by then
+    assert len(memory.pools) == 2
+
+
+@pytest.mark.parametrize("given", ["", "expandable_segments:True", "max_split_size_mb:64"])
+def test_torch_is_told_to_keep_blocks_whole_beside_what_it_was_told(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = [given]
+    monkeypatch.setattr(torch_pool, "_allocator_settings", lambda: told[-1])
+    monkeypatch.setattr(torch_pool, "_set_allocator_settings", told.append)
+    torch_pool.TorchMemory().keep_large_blocks_whole()
+    if "max_split" in given:
+        assert told == [given]
+    else:
+        assert told[1:] == [",".join(filter(None, (given, "max_split_size_mb:21")))]
+    torch_pool.TorchMemory().keep_large_blocks_whole()
+    assert len(told) <= 2
+
+
 def test_a_forward_that_catches_it_goes_on(memory: FakeTorchMemory) -> None:
     model, _ = offload(2)
 
