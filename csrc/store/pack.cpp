@@ -48,6 +48,10 @@ PackJob open_job(const std::string& source) {
   const CheckpointFile found = find_checkpoint_file(source);
   // All rules of an index and its shards, before a byte is written.
   const Checkpoint checkpoint = Checkpoint::open(found.path);
+  if (checkpoint.packed()) {
+    throw UnsupportedError("'" + checkpoint.files().front() +
+                           "' is packed already; tensorstream.unpack gives its files");
+  }
   PackJob job{
       .folder = fs::path(found.path).parent_path(), .shards = {}, .index = {}, .carried = {}};
   std::set<std::string> packed;

@@ -126,6 +126,25 @@ TEST_F(PackedFileTest, GivesFramesAsTheyAre) {
   EXPECT_EQ(file.read_frame(0, 8, bytes), 0U) << "no tensor";
 }
 
+TEST_F(PackedFileTest, IsACheckpointOfTheTensorsThatWerePacked) {
+  for (const std::string& where : {folder_.path("p"), path()}) {
+    const Checkpoint checkpoint = Checkpoint::open(where);
+    EXPECT_TRUE(checkpoint.packed());
+    EXPECT_EQ(checkpoint.files(), std::vector{path()});
+    ASSERT_EQ(checkpoint.tensors().size(), tensors_.size());
+    for (const StoredTensor& one : tensors_) {
+      const StoredTensor& found = checkpoint.tensors().at(one.name).stored;
+      EXPECT_EQ(found.offset_bytes, one.offset_bytes);
+      EXPECT_EQ(found.size_bytes, one.size_bytes);
+      EXPECT_EQ(found.shape, one.shape);
+      EXPECT_EQ(found.dtype, one.dtype);
+    }
+  }
+  EXPECT_FALSE(Checkpoint::open(folder_.path("src")).packed());
+  EXPECT_THAT([&] { pack_checkpoint(folder_.path("p"), folder_.path("again"), kTwoThreads, {}); },
+              ::testing::ThrowsMessage<UnsupportedError>(HasSubstr("is packed already")));
+}
+
 /// The tensor that holds the byte of the packed file; null for headers and padding.
 const PackedTensor* holder_of(const PackedHeader& header, std::uint64_t at) {
   for (const PackedTensor& tensor : header.tensors) {
