@@ -135,8 +135,7 @@ class Run:
         """One tensor of so many weights, encoded by the package's encoder or by the packer."""
         weights = gaussian(count, self.device)
         on_host = weights.cpu()
-        codec, table, tables = self.package.codec(on_host)
-        began = time.perf_counter()
+        codec, table, tables = self.package.codec(weights)
         packed = pack(weights, table)
         row: dict[str, Any] = {"tensor": name, "weights": count, "bytes": weights.nbytes}
         if by_package:
