@@ -53,10 +53,9 @@ class StoredTensor(torch.Tensor):
     ) -> Any:
         if func in cls._SAME and isinstance(args[0], cls):
             return cls(args[0].life)
+        aliased = any(argument.alias_info is not None for argument in func._schema.arguments)
         keep = False
-        if any(
-            argument.alias_info is not None for argument in func._schema.arguments
-        ):  # guard: stored-alias
+        if aliased:  # guard: stored-alias
             keep = True
         args, kwargs = tree_map_only(
             StoredTensor, lambda tensor: tensor.life.value(keep=keep), (args, kwargs or {})
