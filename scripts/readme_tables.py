@@ -17,6 +17,7 @@ BEGIN, END = "<!-- gpu table -->\n", "<!-- end -->\n"
 # Each with the passes that are shown of it.
 LLAMA = {"gpu_llama.json": "decode", "gpu_llama_prefill.json": "prefill"}
 DECODE = "cuda_decode.json"
+DFLOAT11 = "cuda_dfloat11.json"
 
 
 def steps_of(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -77,12 +78,34 @@ def decode_table(result: dict[str, Any]) -> Iterator[str]:
         yield f"| {row['tensor']} | {kind} | {row.get('level', '')} | {rate} | {ratio} |\n"
 
 
+def dfloat11_table(result: dict[str, Any]) -> Iterator[str]:
+    """DFloat11's kernel and the decoder that is used, in one run."""
+    machine = result["machine"]
+    card = machine["gpus"][0]["name"]
+    yield (
+        f"{card}, {machine['date'][:10]}, commit `{machine['commit']}`: GB/s of decoded bytes of bf16, "
+        f"median of {result['repeats']} (tenth and ninetieth percentile)\n\n"
+    )
+    yield "| weights | code | GB/s | of its bytes |\n|---|---|---|---|\n"
+    theirs = f"DFloat11 {machine['packages']['dfloat11']}"
+    for row in (*result["dfloat11"], *result["tensorstream"]):
+        code = f"TensorStream, level {row['level']}" if "level" in row else theirs
+        code = "copied on the device" if row.get("what") == "copy" else code
+        rate = f"{row['decoded_gb_s']:.0f} ({row['p10_gb_s']:.0f} to {row['p90_gb_s']:.0f})"
+        ratio = f"{row['ratio']:.3f}" if "ratio" in row else ""
+        yield f"| {row['tensor']} | {code} | {rate} | {ratio} |\n"
+
+
 def tables() -> str:
     """What README.md holds between its marks."""
     text = ""
     for name, kind in LLAMA.items():
         text += "".join(llama_table(json.loads((RESULTS / name).read_text()), kind))
-    return text + "".join(decode_table(json.loads((RESULTS / DECODE).read_text())))
+    text += "".join(decode_table(json.loads((RESULTS / DECODE).read_text())))
+    beside = RESULTS / DFLOAT11
+    if beside.exists():  # it needs a package that nothing else does
+        text += "\n" + "".join(dfloat11_table(json.loads(beside.read_text())))
+    return text
 
 
 def main(arguments: list[str]) -> int:

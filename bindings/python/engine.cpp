@@ -21,6 +21,7 @@
 #include "engine/ceiling.h"
 #include "engine/link_rate.h"
 #include "engine/model_plan.h"
+#include "engine/packed_reader.h"
 #include "io/reader.h"
 #include "memory/budget.h"
 #include "owners.h"
@@ -200,7 +201,19 @@ void init_readers(nb::module_& module) {
       .value("PREAD", FileBackend::kPread);
   nb::class_<Reader>(module, "Reader")
       .def_prop_ro("name", &Reader::name)
-      .def_prop_ro("size_bytes", &Reader::size_bytes);
+      .def_prop_ro("size_bytes", &Reader::size_bytes)
+      .def(
+          "read",
+          [](Reader& self, std::uint64_t offset_bytes, std::uintptr_t address,
+             std::uint64_t size_bytes) {
+            self.read(offset_bytes, {at_address<std::byte>(address), size_bytes});
+          },
+          "offset_bytes"_a, "address"_a, "size_bytes"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "Fills the memory at `address` with the source's bytes.");
+  module.def(
+      "open_packed_reader",
+      [](const std::string& path) { return std::shared_ptr<Reader>(open_packed_reader(path)); },
+      "path"_a, "A source that is a packed file; offsets are those of the file it was.");
   module.def(
       "open_file_reader",
       [](const std::string& path, FileBackend backend) {

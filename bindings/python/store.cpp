@@ -37,6 +37,8 @@ void init_store(nb::module_& module) {
                      return std::string(dtype_torch_name(self.stored.dtype));
                    })
       .def_prop_ro("shape", [](const CheckpointTensor& self) { return self.stored.shape; })
+      .def_prop_ro("torch_shape",
+                   [](const CheckpointTensor& self) { return torch_shape(self.stored); })
       .def_prop_ro("offset_bytes",
                    [](const CheckpointTensor& self) { return self.stored.offset_bytes; })
       .def_prop_ro("size_bytes",
@@ -49,6 +51,7 @@ void init_store(nb::module_& module) {
       .def_static("open", &Checkpoint::open, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
                   "Opens and checks a safetensors file, index or folder.")
       .def_prop_ro("files", &Checkpoint::files)
+      .def_prop_ro("packed", &Checkpoint::packed)
       .def_prop_ro("size_bytes", &Checkpoint::size_bytes)
       .def_prop_ro("tensors",
                    [](const Checkpoint& self) {

@@ -183,6 +183,12 @@ std::uint64_t FrameView::stated_checksum(std::span<const std::byte> bytes) noexc
   return load<StoredHeader>(bytes, 0).checksum;
 }
 
+std::uint64_t FrameView::stated_index_end(std::span<const std::byte> bytes) noexcept {
+  const auto stored = load<StoredHeader>(bytes, 0);
+  // Neither product overflows: the counts are at most 2^32 and 2^8.
+  return frame_parts(stored.chunks, stored.levels).data;
+}
+
 std::variant<FrameView, FrameFault> FrameView::parse(std::span<const std::byte> bytes) noexcept {
   const auto broken = [](FrameRule rule) { return FrameFault{rule, std::nullopt}; };
   if (bytes.size() < kFrameHeaderBytes) return broken(FrameRule::kFrameLength);
@@ -191,8 +197,7 @@ std::variant<FrameView, FrameFault> FrameView::parse(std::span<const std::byte> 
   if (stored.version != kVersion) return broken(FrameRule::kVersion);
   if (stored.frame_bytes > bytes.size()) return broken(FrameRule::kFrameLength);
   const std::span<const std::byte> frame = bytes.first(stored.frame_bytes);
-  // Neither product overflows: the counts are at most 2^32 and 2^8.
-  const std::uint64_t data = frame_parts(stored.chunks, stored.levels).data;
+  const std::uint64_t data = stated_index_end(bytes);
   if (data > frame.size()) {  // guard: index-in-frame
     return broken(FrameRule::kHeader);
   }

@@ -111,6 +111,8 @@ class FrameView {
   static std::uint64_t stated_bytes(std::span<const std::byte> bytes) noexcept;
   /// The same of its checksum: of header and index, which hold the checksums of the chunks.
   static std::uint64_t stated_checksum(std::span<const std::byte> bytes) noexcept;
+  /// The same of where its index ends: what parse() looks at is before that.
+  static std::uint64_t stated_index_end(std::span<const std::byte> bytes) noexcept;
   /// The frame that `bytes` begin with.
   static std::variant<FrameView, FrameFault> parse(std::span<const std::byte> bytes) noexcept;
 

@@ -65,6 +65,11 @@ class HomeEncoder {
       std::optional<Dtype> encodes;
       while (const auto taken = take()) {
         const FramePart& part = cut_.parts[taken->part];
+        sizes_[taken->part] = read_frame(part, taken->frame);
+        if (sizes_[taken->part] != 0) {
+          if (note_encoded(taken->batch)) store(taken->batch);
+          continue;
+        }
         const Dtype dtype = parts_.tensors[parts_.group.tensors[part.position]].dtype;
         if (encodes != dtype) encoder.emplace(dtype, options_.level);
         encodes = dtype;
@@ -146,6 +151,16 @@ class HomeEncoder {
   bool note_encoded(std::size_t batch) {
     const MutexLock lock(mutex_);
     return --open_[batch].left == 0;
+  }
+
+  /// Reads the part's frame where its source has one, whatever level it was encoded at, and returns
+  /// its size; else 0.
+  std::uint64_t read_frame(const FramePart& part, std::span<std::byte> frame) const {
+    const std::vector<BoundExtent>& extents = parts_.extents[part.position];
+    if (extents.size() != 1) return 0;
+    const BoundExtent& extent = extents.front();
+    return extent.reader->read_frame(extent.offset_bytes + part.offset_bytes, part.size_bytes,
+                                     frame);
   }
 
   /// The part's bytes: where they lie in RAM, or read to `buffer`.

@@ -4,6 +4,11 @@
 
 namespace tensorstream {
 
+std::uint64_t Reader::read_frame(std::uint64_t /*offset_bytes*/, std::uint64_t /*size_bytes*/,
+                                 std::span<std::byte> /*out*/) {
+  return 0;
+}
+
 const std::byte* Reader::address(std::uint64_t /*offset_bytes*/) const noexcept { return nullptr; }
 
 std::uint64_t Reader::pinned_end(std::uint64_t offset_bytes) const noexcept { return offset_bytes; }

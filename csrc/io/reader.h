@@ -30,6 +30,12 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// then be partly written.
   virtual void read(std::uint64_t offset_bytes, std::span<std::byte> out) = 0;
 
+  /// Fills the beginning of `out` with a frame (csrc/codec/FORMAT.md) that decodes to just the
+  /// `size_bytes` from `offset_bytes` on, and returns its size; 0 where the source has none. The
+  /// frame is verified, and `out` has room for any frame of so many bytes. Raises as read() does.
+  virtual std::uint64_t read_frame(std::uint64_t offset_bytes, std::uint64_t size_bytes,
+                                   std::span<std::byte> out);
+
   /// The bytes from `offset_bytes` on where they lie in RAM and stay valid while the reader lives,
   /// for asynchronous copies; null elsewhere.
   virtual const std::byte* address(std::uint64_t offset_bytes) const noexcept;

@@ -65,4 +65,14 @@ void OutputFile::sync() const {
                 error);
 }
 
+void sync_file(const std::string& path) {
+  const Descriptor descriptor(
+      retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
+  const bool open = descriptor.get() >= 0;
+  if (open && retry_interrupted([&] { return ::fsync(descriptor.get()); }) == 0) return;
+  const int error = errno;
+  throw IoError("'" + path + "' could not be written to the disk: " + error_text(error), path, 0,
+                error);
+}
+
 }  // namespace tensorstream

@@ -33,4 +33,7 @@ class OutputFile {
   Descriptor descriptor_;
 };
 
+/// Returns when the disk has all of the file at `path`, whoever wrote it. Raises IoError.
+void sync_file(const std::string& path);
+
 }  // namespace tensorstream

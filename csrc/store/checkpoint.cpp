@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "store/checkpoint_file.h"
+#include "store/packed_checkpoint.h"
 #include "store/packed_header.h"
 #include "store/shard_index.h"
 #include "store/shown_text.h"
@@ -32,23 +33,16 @@ std::map<std::string, std::string> shards_of(const std::string& index_path,
   return first_tensors;
 }
 
-[[noreturn]] void refuse_packed(const std::string& path, const SafetensorsHeader& header) {
-  if (header.metadata.contains("tensorstream.checksum")) {
-    throw UnsupportedError("'" + path +
-                           "' is packed; tensorstream.unpack(source, target) gives back the files "
-                           "it was packed from, which can be used here");
-  }
-  const auto key = header.metadata.lower_bound(std::string(kReservedPrefix));
-  throw UnsupportedError("'" + path + "' was packed by a newer TensorStream (its metadata has '" +
-                         shown(key->first) +
-                         "'); upgrade TensorStream, or give the checkpoint it was packed from");
-}
-
 }  // namespace
 
 Checkpoint Checkpoint::open(const std::string& path) {
-  const CheckpointFile file = find_checkpoint_file(path);
   Checkpoint checkpoint;
+  if (const auto packed = open_packed_checkpoint(path)) {
+    checkpoint.packed_ = true;
+    for (const PackedShard& shard : packed->shards) checkpoint.add_packed(shard);
+    return checkpoint;
+  }
+  const CheckpointFile file = find_checkpoint_file(path);
   if (file.kind == CheckpointKind::kSingle) {
     checkpoint.add_file(file.path);
   } else {
@@ -59,19 +53,29 @@ Checkpoint Checkpoint::open(const std::string& path) {
 
 void Checkpoint::add_file(const std::string& path) {
   SafetensorsHeader header = read_safetensors_header(path);
-  if (is_packed(header)) refuse_packed(path, header);
-  const auto file = static_cast<std::uint32_t>(files_.size());
-  files_.push_back(path);
-  for (StoredTensor& tensor : header.tensors) {
-    const std::string name = tensor.name;
-    // Each size lies within a file that exists, so that their sum cannot overflow.
-    size_bytes_ += tensor.size_bytes;
-    const auto [place, added] =
-        tensors_.try_emplace(name, CheckpointTensor{std::move(tensor), file});
-    if (added) continue;
-    throw FormatError(path, shown(name),
-                      "duplicate tensor: '" + files_.at(place->second.file) + "' holds it too");
+  if (is_packed(header)) {
+    throw UnsupportedError("'" + path +
+                           "' is packed, and the index that names it is not; give the file itself");
   }
+  files_.push_back(path);
+  for (StoredTensor& tensor : header.tensors) add_tensor(std::move(tensor));
+}
+
+void Checkpoint::add_packed(const PackedShard& shard) {
+  files_.push_back(shard.file.path());
+  for (const PackedTensor& tensor : shard.header.tensors) add_tensor(tensor.original);
+}
+
+/// Of the last file.
+void Checkpoint::add_tensor(StoredTensor tensor) {
+  const std::string name = tensor.name;
+  // Each size lies within a file that exists, so that their sum cannot overflow.
+  size_bytes_ += tensor.size_bytes;
+  const auto file = static_cast<std::uint32_t>(files_.size() - 1);
+  const auto [place, added] = tensors_.try_emplace(name, CheckpointTensor{std::move(tensor), file});
+  if (added) return;
+  throw FormatError(files_.back(), shown(name),
+                    "duplicate tensor: '" + files_.at(place->second.file) + "' holds it too");
 }
 
 void Checkpoint::add_shards(const std::string& index_path) {

@@ -13,6 +13,8 @@
 
 namespace tensorstream {
 
+struct PackedShard;
+
 struct CheckpointTensor {
   StoredTensor stored;
   /// Index into Checkpoint::files().
@@ -27,9 +29,12 @@ class Checkpoint {
   /// single *.safetensors (a diffusers folder names them otherwise). Every header is checked, and
   /// the index against the headers. Raises IoError; FormatError; ConfigError for a folder that
   /// holds several candidates (naming all) or no model; UnsupportedError for a folder that holds
-  /// other formats (naming what it holds) and for packed files.
+  /// other formats (naming what it holds). Of a packed checkpoint the headers are checked likewise,
+  /// and the tensors are those that were packed.
   static Checkpoint open(const std::string& path);
 
+  /// Whether offsets are those of files that were packed: such a file has to be read as one.
+  bool packed() const noexcept { return packed_; }
   const std::vector<std::string>& files() const noexcept { return files_; }
   /// By name.
   const std::map<std::string, CheckpointTensor, std::less<>>& tensors() const noexcept {
@@ -41,7 +46,10 @@ class Checkpoint {
  private:
   void add_file(const std::string& path);
   void add_shards(const std::string& index_path);
+  void add_packed(const PackedShard& shard);
+  void add_tensor(StoredTensor tensor);
 
+  bool packed_ = false;
   std::vector<std::string> files_;
   std::map<std::string, CheckpointTensor, std::less<>> tensors_;
   std::uint64_t size_bytes_ = 0;
@@ -56,6 +64,9 @@ struct WantedTensor {
   /// files.
   std::vector<std::uint64_t> shape;
 };
+
+/// The shape that torch gives a stored tensor: the reverse of what WantedTensor says.
+std::vector<std::uint64_t> torch_shape(const StoredTensor& stored);
 
 /// For each of `wanted`, the tensor of `checkpoint` that holds it, valid as long as `checkpoint`
 /// is. Names are tried as they are, then with the one prefix of up to four parts ("model.",

@@ -239,6 +239,12 @@ void check_all_fit(const Checkpoint& checkpoint, std::span<const WantedTensor> w
 
 }  // namespace
 
+std::vector<std::uint64_t> torch_shape(const StoredTensor& stored) {
+  std::vector<std::uint64_t> shape = stored.shape;
+  if (stored.dtype == Dtype::kF4 && !shape.empty()) shape.back() /= 2;
+  return shape;
+}
+
 std::vector<const CheckpointTensor*> match_tensors(const Checkpoint& checkpoint,
                                                    std::span<const WantedTensor> wanted) {
   Matches matches(wanted.size(), nullptr);

@@ -12,6 +12,7 @@
 #include "store/checkpoint.h"
 #include "store/checkpoint_file.h"
 #include "store/packed_index.h"
+#include "store/sealed_text.h"
 #include "store/staged_folder.h"
 #include "tensorstream/error.h"
 
@@ -48,6 +49,10 @@ PackJob open_job(const std::string& source) {
   const CheckpointFile found = find_checkpoint_file(source);
   // All rules of an index and its shards, before a byte is written.
   const Checkpoint checkpoint = Checkpoint::open(found.path);
+  if (checkpoint.packed()) {
+    throw UnsupportedError("'" + checkpoint.files().front() +
+                           "' is packed already; tensorstream.unpack gives its files");
+  }
   PackJob job{
       .folder = fs::path(found.path).parent_path(), .shards = {}, .index = {}, .carried = {}};
   std::set<std::string> packed;
@@ -90,6 +95,39 @@ JobSize size_of(const PackJob& job) {
   return size;
 }
 
+/// By what a run that goes on knows that an earlier one was at the same: format, level, and of each
+/// shard the state of its file.
+StagedWork work_of(const PackJob& job, const PackOptions& options) {
+  StagedWork work;
+  work.description = "tensorstream pack 1, level " + std::to_string(options.level.number()) + "\n";
+  for (const Shard& shard : job.shards) {
+    const FileIdentity& file = shard.source.file.identity();
+    work.description += json_string(shard.name);
+    for (const std::uint64_t number :
+         {file.inode, file.size_bytes, static_cast<std::uint64_t>(file.modified_ns)}) {
+      work.description += " " + std::to_string(number);
+    }
+    work.description += "\n";
+    work.files.insert(packed_name(shard.name));
+  }
+  return work;
+}
+
+/// The shard, packed: by an earlier run that was killed, or now.
+PackedFileSummary pack_shard(const Shard& shard, const StagedFolder& folder,
+                             const PackOptions& options, Progress& progress) {
+  const std::string name = packed_name(shard.name);
+  const std::string path = folder.path_of(name);
+  if (folder.has_left(name)) {
+    if (auto found = find_packed_file(shard.source, path, options.threads)) {
+      for (const StoredTensor& tensor : shard.source.tensors) progress.add(tensor.size_bytes);
+      return *std::move(found);
+    }
+    folder.discard(name);
+  }
+  return write_packed_file(shard.source, path, options, progress);
+}
+
 void write_file(const std::string& path, std::string_view text) {
   const OutputFile file = OutputFile::create(path);
   file.write_at(0, std::as_bytes(std::span(text)));
@@ -112,15 +150,14 @@ CheckpointSummary pack_checkpoint(const std::string& source, const std::string& 
                                   const PackOptions& options, const ProgressSink& sink) {
   const PackJob job = open_job(source);
   const JobSize size = size_of(job);
-  StagedFolder folder(target, size.bound_bytes);
+  StagedFolder folder(target, size.bound_bytes, work_of(job, options));
   Progress progress(sink, size.read_bytes);
   PackedIndex index;
   index.original = job.index;
   CheckpointSummary summary;
   for (const Shard& shard : job.shards) {
     const std::string name = packed_name(shard.name);
-    const PackedFileSummary written =
-        write_packed_file(shard.source, folder.path_of(name), options, progress);
+    const PackedFileSummary written = pack_shard(shard, folder, options, progress);
     for (const std::string& tensor : written.names) index.stored.emplace(tensor, name);
     index.seals.emplace(name, written.seal);
     index.total_bytes += written.size_bytes;

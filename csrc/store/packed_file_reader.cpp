@@ -6,12 +6,11 @@
 #include <optional>
 #include <string>
 #include <utility>
-#include <variant>
 #include <vector>
 
-#include "codec/checksum.h"
 #include "codec/frame_decoder.h"
 #include "codec/frame_format.h"
+#include "store/packed_part.h"
 #include "store/shown_text.h"
 #include "store/turn_line.h"
 #include "tensorstream/error.h"
@@ -19,20 +18,12 @@
 namespace tensorstream {
 namespace {
 
-/// A part of a tensor as it was; which bytes of the file hold it is known in its turn.
-struct Part {
-  const PackedTensor* tensor = nullptr;
-  std::uint64_t number = 0;
-  std::uint64_t offset_bytes = 0;
-  std::uint64_t size_bytes = 0;
-};
-
-std::vector<Part> parts_in(const PackedHeader& header) {
-  std::vector<Part> parts;
+std::vector<PackedPart> parts_in(const PackedHeader& header) {
+  std::vector<PackedPart> parts;
   for (const PackedTensor& tensor : header.tensors) {
-    const std::uint64_t whole = tensor.original.size_bytes;
-    for (std::uint64_t offset = 0; offset < whole; offset += kPartBytes) {
-      parts.push_back({&tensor, offset / kPartBytes, offset, std::min(kPartBytes, whole - offset)});
+    const std::uint64_t count = parts_of(tensor.original.size_bytes);
+    for (std::uint64_t number = 0; number < count; ++number) {
+      parts.push_back(part_of(tensor, number));
     }
   }
   return parts;
@@ -78,31 +69,32 @@ class FileScan {
   }
 
   void scan_part(TurnLine& line, std::uint64_t number, Memory& memory) {
-    const Part& part = parts_[number];
+    const PackedPart& part = parts_[number];
     Place place;
-    line.in_turn(number, [&] { place = part.tensor->encoded ? find(part) : plain_place(part); });
+    line.in_turn(number, [&] { place = part.tensor.encoded ? find(part) : plain_place(part); });
     const std::span<const std::byte> stored = read(place, memory.stored);
-    if (!part.tensor->encoded) {
-      check_plain(part, stored);
-      if (sink_) sink_(*part.tensor, part.offset_bytes, stored);
+    if (!part.tensor.encoded) {
+      check_plain_part(file_.path(), part, stored);
+      if (sink_) sink_(part.tensor, part.offset_bytes, stored);
       return;
     }
     scan_frame(part, stored, memory.decoded);
-    const bool last = part.offset_bytes + part.size_bytes == part.tensor->original.size_bytes;
-    if (last) check_zeros(part.tensor->stored, place.offset_bytes + place.size_bytes);
+    const bool last = part.offset_bytes + part.size_bytes == part.tensor.original.size_bytes;
+    if (last) check_zeros(part.tensor.stored, place.offset_bytes + place.size_bytes);
   }
 
-  static Place plain_place(const Part& part) {
-    return {part.tensor->stored.offset_bytes + part.offset_bytes, part.size_bytes};
+  static Place plain_place(const PackedPart& part) {
+    return {part.tensor.stored.offset_bytes + part.offset_bytes, part.size_bytes};
   }
 
   /// Where a frame is: behind the one before it, and as long as it says. Where it lies, its own
   /// checksum is looked at later, and the error of the first frame that is damaged is what counts.
-  Place find(const Part& part) {
-    const PackedExtent& extent = part.tensor->stored;
+  Place find(const PackedPart& part) {
+    const PackedExtent& extent = part.tensor.stored;
     if (part.number == 0) next_frame_ = extent.offset_bytes;
     const std::uint64_t left = extent.offset_bytes + extent.size_bytes - next_frame_;
-    if (left < kFrameHeaderBytes) fail(part, {FrameRule::kFrameLength, std::nullopt});
+    if (left < kFrameHeaderBytes)
+      refuse_frame(file_.path(), part, {FrameRule::kFrameLength, std::nullopt});
     std::array<std::byte, kFrameHeaderBytes> start{};
     file_.read_exact(next_frame_, start);
     const std::uint64_t longest = std::min(left, frame_bound(kFrameBytes));
@@ -112,40 +104,16 @@ class FileScan {
     return place;
   }
 
-  [[noreturn]] void fail(const Part& part, const FrameFault& fault) const {
-    throw frame_error(fault, file_.path(), shown(part.tensor->original.name), part.number);
-  }
-
-  void scan_frame(const Part& part, std::span<const std::byte> stored,
+  void scan_frame(const PackedPart& part, std::span<const std::byte> stored,
                   std::vector<std::byte>& memory) const {
-    const auto parsed = FrameView::parse(stored);
-    if (const auto* fault = std::get_if<FrameFault>(&parsed)) fail(part, *fault);
-    const auto& frame = std::get<FrameView>(parsed);
-    const std::uint64_t packed = part.tensor->checksums.at(part.number);
-    if (FrameView::stated_checksum(stored) != packed) {  // guard: packed-frame
-      refuse(part, "frame " + std::to_string(part.number) + " is not the one that was packed");
-    }
-    if (frame.header().decoded_bytes != part.size_bytes) {  // guard: packed-frame-size
-      fail(part, {FrameRule::kDecodedSize, std::nullopt});
-    }
+    const FrameView frame = checked_frame(file_.path(), part, stored);
     if (!sink_) {
-      if (const auto fault = verify_frame(frame)) fail(part, *fault);
+      if (const auto fault = verify_frame(frame)) refuse_frame(file_.path(), part, *fault);
       return;
     }
     memory.resize(part.size_bytes);
-    if (const auto fault = decode_frame(frame, memory)) fail(part, *fault);
-    sink_(*part.tensor, part.offset_bytes, memory);
-  }
-
-  void check_plain(const Part& part, std::span<const std::byte> stored) const {
-    if (checksum_of(stored) != part.tensor->checksums.at(part.number)) {  // guard: packed-plain
-      refuse(part, "chunk " + std::to_string(part.number) + " of 2 MiB is not as it was packed");
-    }
-  }
-
-  [[noreturn]] void refuse(const Part& part, const std::string& what) const {
-    throw FormatError(file_.path(), shown(part.tensor->original.name),
-                      "packed checksum: " + what + "; fetch or pack the file again");
+    if (const auto fault = decode_frame(frame, memory)) refuse_frame(file_.path(), part, *fault);
+    sink_(part.tensor, part.offset_bytes, memory);
   }
 
   /// A tensor without elements has no frame that would be looked at.
@@ -173,7 +141,7 @@ class FileScan {
   // Constant after construction.
   const File& file_;
   const PackedHeader& header_;
-  const std::vector<Part> parts_;
+  const std::vector<PackedPart> parts_;
   const PartSink& sink_;
 
   // Used in turns only.

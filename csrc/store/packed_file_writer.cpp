@@ -14,6 +14,7 @@
 #include "codec/frame_format.h"
 #include "codec/tensor_encoder.h"
 #include "platform/output_file.h"
+#include "store/packed_file_reader.h"
 #include "store/packed_header.h"
 #include "store/sealed_text.h"
 #include "store/shown_text.h"
@@ -248,6 +249,34 @@ std::uint64_t packed_bound(const PackSource& source) {
 PackedFileSummary write_packed_file(const PackSource& source, const std::string& path,
                                     const PackOptions& options, Progress& progress) {
   return FilePacker(source, path, options).pack(progress);
+}
+
+std::optional<PackedFileSummary> find_packed_file(const PackSource& source, const std::string& path,
+                                                  unsigned threads) {
+  try {
+    const File file = File::open_for_reading(path);
+    const PackedHeader header = read_packed_header(file);
+    const bool same = header.original.text == source.header.text &&
+                      header.original.data_bytes == source.header.data_bytes;
+    if (!same) return std::nullopt;
+    Progress unseen({}, 0);
+    scan_packed_file(file, header, threads, {}, unseen);  // guard: left-file-whole
+    sync_file(path);
+    PackedFileSummary found;
+    found.tensors = header.tensors.size();
+    found.size_bytes = file.size_bytes();
+    found.seal = header.seal;
+    for (const PackedTensor& tensor : header.tensors) {
+      found.names.push_back(tensor.stored.name);
+      found.encoded_tensors += tensor.encoded ? 1 : 0;
+    }
+    for (const PackedExtent& extent : header.padding) found.names.push_back(extent.name);
+    return found;
+  } catch (const FormatError&) {
+    return std::nullopt;
+  } catch (const UnsupportedError&) {
+    return std::nullopt;
+  }
 }
 
 }  // namespace tensorstream

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,5 +48,10 @@ struct PackedFileSummary {
 /// caller to ask.
 PackedFileSummary write_packed_file(const PackSource& source, const std::string& path,
                                     const PackOptions& options, Progress& progress);
+
+/// The file at `path` where it is what write_packed_file() would make of `source` at some level, to
+/// its last bit, and is synced; nothing where it is not. Raises IoError where that cannot be told.
+std::optional<PackedFileSummary> find_packed_file(const PackSource& source, const std::string& path,
+                                                  unsigned threads);
 
 }  // namespace tensorstream

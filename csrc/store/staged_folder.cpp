@@ -1,10 +1,16 @@
 #include "store/staged_folder.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <cstddef>
+#include <span>
 #include <system_error>
+#include <vector>
 
 #include "base/log.h"
 #include "base/units.h"
+#include "platform/file.h"
+#include "platform/output_file.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -49,28 +55,96 @@ std::string staging_name(const fs::path& target) {
       .string();
 }
 
-void remove_contents(const std::string& folder) {
+/// What tells what a run was at. Hidden files are no part of a checkpoint.
+constexpr const char* kDescriptionName = ".tensorstream-work";
+// Of a description that is read; none that is written comes near.
+constexpr std::uint64_t kLongestDescription = 100'000'000;
+
+/// All that is below a folder, each before the folder that it is in. Links are not followed.
+std::vector<fs::path> contents_of(const std::string& folder) {
+  std::vector<fs::path> found;
   std::error_code error;
-  fs::directory_iterator entry(folder, error);
-  while (!error && entry != fs::directory_iterator()) {
-    fs::remove_all(entry->path(), error);
-    if (!error) entry.increment(error);
+  fs::recursive_directory_iterator entry(folder, error);
+  while (!error && entry != fs::recursive_directory_iterator()) {
+    found.push_back(entry->path());
+    entry.increment(error);
   }
-  if (error) raise_io("cannot remove what an earlier run left in", folder, error);
+  if (error) raise_io("cannot list the folder", folder, error);
+  std::ranges::reverse(found);
+  return found;
+}
+
+/// Removes all but the files that are called `kept`, below the folder, and the folders they are in.
+void remove_contents(const std::string& folder, const std::set<std::string>& kept) {
+  for (const fs::path& path : contents_of(folder)) {
+    std::error_code error;
+    const fs::file_status status = fs::symlink_status(path, error);
+    if (!error && status.type() == fs::file_type::directory && !fs::is_empty(path, error)) continue;
+    const bool regular = status.type() == fs::file_type::regular;
+    if (regular && kept.contains(path.lexically_relative(folder).string())) continue;
+    if (!error) fs::remove(path, error);
+    if (error) raise_io("cannot remove what an earlier run left:", path, error);
+  }
 }
 
 }  // namespace
 
-StagedFolder::StagedFolder(const std::string& target, std::uint64_t needed_bytes)
-    : target_(checked_target(target)), folder_(LockedFolder::hold(staging_name(target_))) {
-  remove_contents(folder_.path());
+StagedFolder::StagedFolder(const std::string& target, std::uint64_t needed_bytes,
+                           const StagedWork& work)
+    : target_(checked_target(target)),
+      folder_(LockedFolder::hold(staging_name(target_))),
+      described_(!work.description.empty()) {
+  std::set<std::string> kept;
+  if (described_ && is_continued(work)) {  // guard: same-work
+    kept = work.files;
+    kept.insert(kDescriptionName);
+  }
+  remove_contents(folder_.path(), kept);
   try {
-    check_room(needed_bytes);
+    const std::uint64_t there = kept_bytes();
+    check_room(needed_bytes - std::min(needed_bytes, there));
   } catch (const Error&) {
     std::error_code ignored;
     fs::remove(folder_.path(), ignored);
     throw;
   }
+  if (!described_ || has_left(kDescriptionName)) return;
+  const OutputFile file = OutputFile::create(path_of(kDescriptionName));
+  file.write_at(0, std::as_bytes(std::span(work.description)));
+  file.sync();
+  sync_folder(folder_.path());
+}
+
+bool StagedFolder::is_continued(const StagedWork& work) const {
+  if (!has_left(kDescriptionName)) return false;
+  const File file = File::open_for_reading(path_of(kDescriptionName));
+  if (file.size_bytes() > kLongestDescription) return false;
+  std::string found(file.size_bytes(), '\0');
+  file.read_exact(0, std::as_writable_bytes(std::span(found)));
+  return found == work.description;
+}
+
+std::uint64_t StagedFolder::kept_bytes() const {
+  std::uint64_t sum = 0;
+  for (const fs::path& path : contents_of(folder_.path())) {
+    std::error_code error;
+    const std::uint64_t size = fs::is_regular_file(path, error) ? fs::file_size(path, error) : 0;
+    if (!error) sum += size;
+  }
+  return sum;
+}
+
+bool StagedFolder::has_left(const std::string& name) const {
+  std::error_code ignored;
+  const fs::path path = fs::path(folder_.path()) / name;
+  return fs::symlink_status(path, ignored).type() == fs::file_type::regular;
+}
+
+void StagedFolder::discard(const std::string& name) const {
+  std::error_code error;
+  const fs::path path = fs::path(folder_.path()) / name;
+  fs::remove(path, error);
+  if (error) raise_io("cannot remove what an earlier run left:", path, error);
 }
 
 void StagedFolder::check_room(std::uint64_t needed_bytes) const {
@@ -100,6 +174,7 @@ std::string StagedFolder::path_of(const std::string& name) const {
 }
 
 void StagedFolder::publish() {
+  if (described_) discard(kDescriptionName);
   std::error_code error;
   fs::recursive_directory_iterator entry(folder_.path(), error);
   while (!error && entry != fs::recursive_directory_iterator()) {

@@ -81,6 +81,9 @@ class CheckpointTensor:
     def shape(self) -> list[int]: ...
 
     @property
+    def torch_shape(self) -> list[int]: ...
+
+    @property
     def offset_bytes(self) -> int: ...
 
     @property
@@ -102,6 +105,9 @@ class Checkpoint:
 
     @property
     def files(self) -> list[str]: ...
+
+    @property
+    def packed(self) -> bool: ...
 
     @property
     def size_bytes(self) -> int: ...
@@ -300,6 +306,12 @@ class Reader:
 
     @property
     def size_bytes(self) -> int: ...
+
+    def read(self, offset_bytes: int, address: int, size_bytes: int) -> None:
+        """Fills the memory at `address` with the source's bytes."""
+
+def open_packed_reader(path: str) -> Reader:
+    """A source that is a packed file; offsets are those of the file it was."""
 
 def open_file_reader(path: str, backend: FileBackend) -> Reader:
     """A source that is a file."""

@@ -25,8 +25,8 @@ def pack(
     """Packs a checkpoint: its weights take two thirds of their bytes, and no bit is lost.
 
     The new folder holds safetensors files with an index, and every other file of the source as it is,
-    but for hidden ones. It appears when it is whole. Plain loaders find no model in it; `unpack` gives
-    the source's files back.
+    but for hidden ones. It appears when it is whole; where a run is killed, the same call goes on with the
+    files that were finished. Plain loaders find no model in it; `unpack` gives the source's files back.
 
     Args:
         source: A folder with safetensors files, one file, or an index of several.

@@ -13,6 +13,7 @@ from tensorstream.api import PathLike
 from tensorstream.config import Config, make_config
 from tensorstream.exceptions import ConfigError
 from tensorstream.orchestrator import Orchestrator
+from tensorstream.packed import concrete_class, hub_options, load_packed
 
 # Arguments of transformers that place weights: the budget does that here.
 _PLACING = {
@@ -36,10 +37,12 @@ def from_pretrained(
     """Loads a transformers checkpoint as a model whose weights are streamed from its files.
 
     transformers builds and loads the model; its weights stay mapped, unread. What it casts, merges or
-    transposes on the way is made once, owned by RAM and counted in the budget.
+    transposes on the way is made once, owned by RAM and counted in the budget. Of a packed checkpoint
+    (tensorstream.pack) the weights are decoded at each use, and are the same bit for bit.
 
     Args:
-        pretrained_model_name_or_path: A folder with safetensors files, or a hub id in the local cache.
+        pretrained_model_name_or_path: A folder with safetensors files, plain or packed, or a hub id in
+            the local cache.
         config: Options as one value.
         model_class: A transformers class with from_pretrained; None takes the one that the
             checkpoint's config names.
@@ -52,6 +55,7 @@ def from_pretrained(
         BudgetError: The budget is smaller than the smallest that works.
         ConfigError: An option is unusable, the path holds no model, or weights are missing.
         FormatError: A file of the checkpoint breaks its format.
+        UnsupportedError: The checkpoint is packed, and an option or its model needs a plain one.
     """
     for name, advice in _PLACING.items():
         if kwargs.get(name) is not None:
@@ -59,16 +63,21 @@ def from_pretrained(
     own = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
     chosen = make_config(config, own)
     path = os.fspath(pretrained_model_name_or_path)
-    _check_checkpoint(path, kwargs)
+    checkpoint = _check_checkpoint(path, kwargs)
     loader = model_class if model_class is not None else _class_for(path, kwargs)
     _check_misspelt(loader, kwargs)
     # What does not fit is listed then, and refused below with our error, not transformers'.
     kwargs["ignore_mismatched_sizes"] = True
-    model, info = loader.from_pretrained(
-        path, output_loading_info=True, use_safetensors=True, **kwargs
-    )
+    stored = None
+    if checkpoint.packed:
+        loader = concrete_class(loader, path, kwargs)
+        model, info, stored = load_packed(loader, path, checkpoint, kwargs)
+    else:
+        model, info = loader.from_pretrained(
+            path, output_loading_info=True, use_safetensors=True, **kwargs
+        )
     _check_complete(path, info)  # guard: missing-weights
-    Orchestrator(model, chosen, None, ram_counts=True)
+    Orchestrator(model, chosen, None, ram_counts=True, stored=stored)
     return model
 
 
@@ -109,10 +118,8 @@ def _folder_of(path: str, kwargs: dict[str, Any]) -> str:
         return os.path.join(path, kwargs.get("subfolder") or "")
     from transformers.utils import cached_file
 
-    names = ("revision", "cache_dir", "subfolder", "token", "local_files_only")
-    options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
     try:
-        config_file = cached_file(path, "config.json", **options)
+        config_file = cached_file(path, "config.json", **hub_options(kwargs))
     except OSError as error:
         raise ConfigError(
             f"'{path}' is no folder, and no model of that name is in the local cache: {error}"
@@ -120,20 +127,21 @@ def _folder_of(path: str, kwargs: dict[str, Any]) -> str:
     return os.path.dirname(str(config_file))
 
 
-def _check_checkpoint(path: str, kwargs: dict[str, Any]) -> None:
-    """Checks every header of the checkpoint before transformers touches it."""
+def _check_checkpoint(path: str, kwargs: dict[str, Any]) -> _native.Checkpoint:
+    """Opens the checkpoint, and checks every header of the checkpoint before transformers touches it."""
     folder = _folder_of(path, kwargs)
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise ConfigError(f"'{folder}' holds no model: there is no config.json in it")
-    _native.Checkpoint.open(folder)
+    return _native.Checkpoint.open(folder)
 
 
 def _class_for(path: str, kwargs: dict[str, Any]) -> Any:
     """The class that the checkpoint's config names, or AutoModel."""
     import transformers
 
-    names = ("revision", "cache_dir", "subfolder", "token", "local_files_only", "trust_remote_code")
-    options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+    options = hub_options(kwargs)
+    if kwargs.get("trust_remote_code") is not None:
+        options["trust_remote_code"] = kwargs["trust_remote_code"]
     config = kwargs.get("config") or transformers.AutoConfig.from_pretrained(path, **options)
     for name in getattr(config, "architectures", None) or ():
         if hasattr(transformers, name):

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -20,16 +21,11 @@ from tensorstream.exceptions import BudgetError, ConfigError, IoError, Unsupport
 from tensorstream.hooks import Unit
 from tensorstream.lent import LentGroup, without_views
 from tensorstream.moved import Moved
+from tensorstream.packed import StoredPlace
 from tensorstream.saved import SavedHooks
 from tensorstream.session import Session
 from tensorstream.settled import check_can_leave, check_returned
-from tensorstream.sources import (
-    Sources,
-    check_equal,
-    find_sources,
-    materialize_forms,
-    sources_in_checkpoint,
-)
+from tensorstream.sources import Sources, check_equal, materialize_forms, sources_of
 from tensorstream.torch_pool import TorchPool
 from tensorstream.walk import FoundWeight, Walk, walk
 from tensorstream.weight import Loans, Weight
@@ -78,7 +74,13 @@ class Orchestrator:
     """Runs one model on the engine. Made by `offload`, ended by `restore`."""
 
     def __init__(
-        self, model: nn.Module, config: Config, checkpoint: str | None, ram_counts: bool
+        self,
+        model: nn.Module,
+        config: Config,
+        checkpoint: str | None,
+        *,
+        ram_counts: bool,
+        stored: Mapping[int, StoredPlace] | None = None,
     ) -> None:
         """Plans, opens the engine, parks and hooks. Nothing of `model` is changed where that fails."""
         if is_offloaded(model):
@@ -89,10 +91,7 @@ class Orchestrator:
         self.device: ComputeDevice = open_device(config.torch_device, config.self_check)
         found = walk(model, config.keep_resident)
         backend = BACKENDS[config.backend]
-        if checkpoint is None:
-            sources = find_sources(found, backend)
-        else:
-            sources = sources_in_checkpoint(found, checkpoint, backend)
+        sources = sources_of(found, backend, checkpoint, stored or {})
         if ram_counts and self.device.is_host:
             for tensor in sources.in_ram:
                 found.tree.keep_resident(found.weights[tensor].names[0])
@@ -103,6 +102,7 @@ class Orchestrator:
         self.engine = self._open(found, sources)
         if checkpoint is not None:
             check_equal(found, self.engine)  # guard: checkpoint-equal
+        if checkpoint is not None or stored:
             materialize_forms(found, found.modules, self.device.torch_device)
         self.loans = Loans()
         self.saved = SavedHooks()

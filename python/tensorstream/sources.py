@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.packed import StoredPlace
 from tensorstream.walk import Walk
 
 
@@ -32,23 +34,50 @@ class _Files:
         self._backend = backend
         self._ids: dict[str, int] = {}
 
-    def source(self, path: str) -> int:
-        if path not in self._ids:
-            self._ids[path] = len(self._sources.readers)
-            self._sources.readers.append(_native.open_file_reader(path, self._backend))
-        return self._ids[path]
+    def source(self, path: str, *, packed: bool = False) -> int:
+        if path in self._ids:
+            return self._ids[path]
+        if packed:
+            return self.add(_native.open_packed_reader(path))
+        return self.add(_native.open_file_reader(path, self._backend))
+
+    def add(self, reader: _native.Reader) -> int:
+        if reader.name not in self._ids:
+            self._ids[reader.name] = len(self._sources.readers)
+            self._sources.readers.append(reader)
+        return self._ids[reader.name]
 
 
-def find_sources(found: Walk, backend: _native.FileBackend) -> Sources:
+def sources_of(
+    found: Walk,
+    backend: _native.FileBackend,
+    checkpoint: str | None,
+    stored: Mapping[int, StoredPlace],
+) -> Sources:
+    """Binds every weight in the tree to its bytes: in `checkpoint`, or where they are now."""
+    if checkpoint is not None:
+        return _sources_in_checkpoint(found, checkpoint, backend)
+    return _find_sources(found, backend, stored)
+
+
+def _find_sources(
+    found: Walk, backend: _native.FileBackend, stored: Mapping[int, StoredPlace]
+) -> Sources:
     """Finds the bytes of every weight where they are now and binds them in the tree.
 
-    Memory that is an unmodified part of a file (as safetensors and transformers map it) has that file
-    as its source; other memory becomes the source itself, kept alive by the engine.
+    Where the bytes of parameters are that have none in memory is in `stored`, by their ids. Memory that is
+    an unmodified part of a file (as safetensors and transformers map it) has that file as its source; other
+    memory becomes the source itself, kept alive by the engine.
     """
     sources = Sources()
     files = _Files(sources, backend)
     for weight in found.weights:
         parameter = weight.parameter
+        place = stored.get(id(parameter))
+        if place is not None:
+            source = files.add(place.reader)
+            found.tree.add_extent(weight.tensor, source, place.offset_bytes, place.size_bytes)
+            continue
         if parameter.device.type == "meta":
             raise ConfigError(
                 f"'{weight.names[0]}' is on the meta device and has no bytes; give checkpoint=, the "
@@ -70,7 +99,7 @@ def find_sources(found: Walk, backend: _native.FileBackend) -> Sources:
     return sources
 
 
-def sources_in_checkpoint(found: Walk, path: str, backend: _native.FileBackend) -> Sources:
+def _sources_in_checkpoint(found: Walk, path: str, backend: _native.FileBackend) -> Sources:
     """Binds every weight to the tensor of the checkpoint at `path` that holds it.
 
     Raises:
@@ -93,7 +122,7 @@ def sources_in_checkpoint(found: Walk, path: str, backend: _native.FileBackend) 
             raise UnsupportedError(
                 f"'{weight.names[0]}' is not contiguous; a checkpoint's tensors are"
             )
-        source = files.source(checkpoint.files[stored.file])
+        source = files.source(checkpoint.files[stored.file], packed=checkpoint.packed)
         found.tree.add_extent(weight.tensor, source, stored.offset_bytes, stored.size_bytes)
     return sources
 

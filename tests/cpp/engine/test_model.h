@@ -107,6 +107,38 @@ class TestModel {
     return model;
   }
 
+  /// Every tensor in one safetensors file, in their order; source 0 is whatever reads it.
+  std::string write_safetensors(const TemporaryFolder& folder, const std::string& name) const {
+    std::string header = "{";
+    std::uint64_t end = 0;
+    for (TensorId id = 0; id < bytes_.size(); ++id) {
+      const std::uint64_t begin = std::exchange(end, end + bytes_[id]->size());
+      const std::uint64_t count = bytes_[id]->size() * 8 / dtype_bits(dtypes_[id]);
+      header += (id == 0 ? "\"" : ",\"") + names_[id] + R"(":{"dtype":")" +
+                std::string(dtype_file_name(dtypes_[id])) + R"(","shape":[)" +
+                std::to_string(count) + R"(],"data_offsets":[)" + std::to_string(begin) + "," +
+                std::to_string(end) + "]}";
+    }
+    header += "}";
+    Bytes file(8);
+    for (std::size_t i = 0; i < 8; ++i) file[i] = static_cast<std::byte>(header.size() >> (8 * i));
+    for (const char letter : header) file.push_back(static_cast<std::byte>(letter));
+    for (const auto& bytes : bytes_) file.insert(file.end(), bytes->begin(), bytes->end());
+    return folder.write(name, file);
+  }
+  /// Every tensor where that file has it, read by `reader`.
+  ModelSpec in_safetensors(std::shared_ptr<Reader> reader) const {
+    ModelSpec model = without_sources();
+    std::uint64_t offset = reader->size_bytes();
+    for (const auto& bytes : bytes_) offset -= bytes->size();
+    for (TensorId id = 0; id < bytes_.size(); ++id) {
+      model.tensors[id].extents = {{0, offset, bytes_[id]->size()}};
+      offset += bytes_[id]->size();
+    }
+    model.sources = {std::move(reader)};
+    return model;
+  }
+
   /// Every tensor cut into pieces that lie at odd offsets of two files, one read by pread and one
   /// through a mapping, and of one buffer in memory.
   ModelSpec in_pieces(const TemporaryFolder& folder) {

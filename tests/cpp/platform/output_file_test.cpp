@@ -70,5 +70,17 @@ TEST(OutputFile, AWriteThatFailsNamesFileAndOffset) {
   EXPECT_EQ(error_number, EFBIG);
 }
 
+TEST(OutputFile, WhatAnotherWroteIsSyncedToo) {
+  const TemporaryFolder folder;
+  EXPECT_NO_THROW(sync_file(folder.write("x", patterned_bytes(100))));
+  try {
+    sync_file(folder.path("gone"));
+    FAIL();
+  } catch (const IoError& error) {
+    EXPECT_EQ(error.path(), folder.path("gone"));
+    EXPECT_EQ(error.error_number(), ENOENT);
+  }
+}
+
 }  // namespace
 }  // namespace tensorstream

@@ -1,0 +1,16 @@
+// A packed file as a source: its tensors as they were.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "io/reader.h"
+
+namespace tensorstream {
+
+/// A reader of the packed file at `path`, whose offsets are those of the file that was packed, as
+/// Checkpoint gives them. Its reads decode, and raise FormatError where the file is damaged. Raises
+/// IoError, FormatError and UnsupportedError.
+std::unique_ptr<Reader> open_packed_reader(const std::string& path);
+
+}  // namespace tensorstream

@@ -1,0 +1,230 @@
+// Models whose weights are in packed files: every bit is there on the host and on GPUs, which get
+// the frames as they are, and damage is the error of who needed the bytes.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/decode_ring.h"
+#include "engine/frame_batches.h"
+#include "engine/on_gpu.h"
+#include "engine/open_engine.h"
+#include "engine/packed_reader.h"
+#include "store/pack.h"
+#include "store/packed_header.h"
+
+namespace tensorstream {
+namespace {
+
+constexpr std::uint32_t kPackedLevel = 7;
+
+/// Tensors of several frames, of one, of none that pays, and empty ones.
+TestModel packed_model() {
+  TestModel model(11);
+  model.add_typed_group({{Dtype::kBf16, 1'500'000}, {Dtype::kF32, 700'003}, {Dtype::kU8, 0}});
+  model.add_typed_group({{Dtype::kF16, 90'000}, {Dtype::kI8, 333}, {Dtype::kI8, 2'200'000}});
+  model.add_typed_group({{Dtype::kBf16, 80'000}, {Dtype::kF8E4M3, 600'001}, {Dtype::kBool, 17}});
+  model.add_typed_group({{Dtype::kBf16, 1'048'576}, {Dtype::kBf16, 1'048'577}});
+  return model;
+}
+
+/// Counts what is read as it was, and what as frames.
+class CountingReader final : public Reader {
+ public:
+  explicit CountingReader(std::unique_ptr<Reader> reader) : reader_(std::move(reader)) {}
+
+  const std::string& name() const noexcept override { return reader_->name(); }
+  Tier tier() const noexcept override { return reader_->tier(); }
+  std::uint64_t size_bytes() const noexcept override { return reader_->size_bytes(); }
+  void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
+    reader_->read(offset_bytes, out);
+    read_bytes += out.size();
+  }
+  std::uint64_t read_frame(std::uint64_t offset_bytes, std::uint64_t size_bytes,
+                           std::span<std::byte> out) override {
+    const std::uint64_t size = reader_->read_frame(offset_bytes, size_bytes, out);
+    if (size != 0) framed_bytes += size_bytes;
+    return size;
+  }
+
+  std::atomic<std::uint64_t> read_bytes = 0;
+  std::atomic<std::uint64_t> framed_bytes = 0;
+
+ private:
+  const std::unique_ptr<Reader> reader_;
+};
+
+/// The model's weights in a packed file.
+class PackedModel {
+ public:
+  PackedModel() {
+    model.write_safetensors(folder_, "m.safetensors");
+    pack_checkpoint(folder_.path("m.safetensors"), folder_.path("p"),
+                    {CompressionLevel(kPackedLevel), 2}, {});
+  }
+
+  std::string path() const { return folder_.path("p/packed-m.safetensors"); }
+  ModelSpec spec() const { return model.in_safetensors(open_packed_reader(path())); }
+  ModelSpec spec(std::shared_ptr<Reader> reader) const {
+    return model.in_safetensors(std::move(reader));
+  }
+  /// Flips a bit in the middle of a tensor.
+  void damage(TensorId tensor) const {
+    const PackedHeader header = read_packed_header(File::open_for_reading(path()));
+    for (const PackedTensor& one : header.tensors) {
+      if (one.original.name != model.name(tensor)) continue;
+      std::fstream file(path(), std::ios::in | std::ios::out | std::ios::binary);
+      const auto at =
+          static_cast<std::streamoff>(one.stored.offset_bytes + one.stored.size_bytes / 2);
+      file.seekg(at);
+      const int byte = file.get();
+      file.seekp(at);
+      file.put(static_cast<char>(byte ^ 4));
+    }
+  }
+
+  const TestModel model = packed_model();
+
+ private:
+  const TemporaryFolder folder_;
+};
+
+TEST(EnginePacked, TheHostHasEveryBitInEveryWayOfLoading) {
+  const PackedModel packed;
+  for (const Prefetch prefetch :
+       {Prefetch::kNone, Prefetch::kNext, Prefetch::kAdaptive, Prefetch::kAhead}) {
+    const ModelSpec spec = packed.spec();
+    for (const std::uint64_t budget : budgets_of(spec, 3)) {
+      const auto device = checking_device();
+      const auto engine = open_engine(*device, spec, budget, with_prefetch(prefetch));
+      Computation computation(*engine, packed.model);
+      for (int pass = 0; pass < 3; ++pass) computation.pass(device->caller_stream());
+      device->caller_stream().synchronize();
+      EXPECT_EQ(computation.wrong(), 0U);
+      EXPECT_EQ(computation.right(), 3 * packed.model.tensor_count());
+      EXPECT_EQ(engine->statistics().source_ram_bytes, 0U);
+    }
+  }
+}
+
+TEST(EnginePacked, RowsAreReadAcrossChunksAndFrames) {
+  const PackedModel packed;
+  const auto device = checking_device();
+  const ModelSpec spec = packed.spec();
+  const auto engine = open_engine(*device, spec, smallest_budget_of(spec));
+  const std::uint64_t row_bytes = 3000;
+  const std::vector<std::int64_t> rows = {0, 999, 698, 699, 5, 700, 5};
+  Bytes out(rows.size() * row_bytes);
+  engine->read_rows(0, rows, row_bytes, out);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto truth =
+        packed.model.bytes(0)->begin() + rows[i] * static_cast<std::int64_t>(row_bytes);
+    EXPECT_TRUE(std::equal(truth, truth + static_cast<std::int64_t>(row_bytes),
+                           out.begin() + static_cast<std::int64_t>(i * row_bytes)))
+        << "row " << rows[i];
+  }
+}
+
+TEST(EnginePacked, DamageIsTheErrorOfTheAcquireThatNeededIt) {
+  for (const Prefetch prefetch : {Prefetch::kNone, Prefetch::kAdaptive, Prefetch::kAhead}) {
+    const PackedModel packed;
+    packed.damage(3);
+    const ModelSpec spec = packed.spec();
+    const auto device = checking_device();
+    Stream& stream = device->caller_stream();
+    const auto engine =
+        open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(prefetch));
+    Computation computation(*engine, packed.model);
+    for (int pass = 0; pass < 2; ++pass) {
+      for (const GroupId group : {0U, 2U, 3U}) EXPECT_TRUE(computation.use(group, stream));
+      try {
+        static_cast<void>(engine->acquire(1, stream));
+        ADD_FAILURE() << "damaged bytes were used";
+      } catch (const FormatError& error) {
+        EXPECT_EQ(error.path(), packed.path());
+        EXPECT_EQ(error.tensor(), packed.model.name(3));
+        EXPECT_THAT(error.rule(), ::testing::HasSubstr("chunk"));
+      }
+    }
+    stream.synchronize();
+    EXPECT_EQ(computation.wrong(), 0U);
+  }
+}
+
+class EnginePackedAtHome : public OnGpu {
+ protected:
+  static EngineOptions coded(Prefetch prefetch) {
+    EngineOptions options = with_prefetch(prefetch);
+    options.compression = 1;
+    options.piece_bytes = std::uint64_t{1} << 20U;
+    return options;
+  }
+  std::unique_ptr<Engine> open(const ModelSpec& spec, std::uint64_t groups_bytes,
+                               Prefetch prefetch = Prefetch::kAdaptive) const {
+    const EngineOptions options = coded(prefetch);
+    return open_engine(*device_, spec,
+                       groups_bytes + DecodeRing::size_bytes_for(largest_batch_bytes(
+                                          spec.groups, spec.tensors, options.piece_bytes)),
+                       options);
+  }
+};
+
+TEST_P(EnginePackedAtHome, EveryBitIsThereFromTheFileAndFromHome) {
+  const PackedModel packed;
+  const ModelSpec spec = packed.spec();
+  for (const std::uint64_t budget : budgets_of(spec, 3, ComputePlace::kAccelerator)) {
+    SCOPED_TRACE("budget " + std::to_string(budget));
+    const auto engine = open(spec, budget);
+    ReadBack read(*engine, packed.model, *stream_);
+    read.pass();
+    EXPECT_EQ(read.wrong(), 0) << "from the file";
+    bring_all_home(*engine);
+    for (int i = 0; i < 3; ++i) read.pass();
+    EXPECT_EQ(read.wrong(), 0) << "from home";
+  }
+}
+
+TEST_P(EnginePackedAtHome, NothingIsDecodedToBeEncodedAgain) {
+  const PackedModel packed;
+  const auto counted = std::make_shared<CountingReader>(open_packed_reader(packed.path()));
+  const ModelSpec spec = packed.spec(counted);
+  const auto engine =
+      open(spec, smallest_budget_of(spec, ComputePlace::kAccelerator), Prefetch::kNone);
+  const std::uint64_t before = counted->read_bytes;
+  bring_all_home(*engine);
+  const File file = File::open_for_reading(packed.path());
+  std::uint64_t encoded_bytes = 0;
+  std::uint64_t other_bytes = 0;
+  for (const PackedTensor& tensor : read_packed_header(file).tensors) {
+    // The second group is mostly of a type that is not coded: its home holds plain bytes.
+    const bool framed = tensor.encoded && !tensor.original.name.starts_with("block.1.");
+    (framed ? encoded_bytes : other_bytes) += tensor.original.size_bytes;
+  }
+  EXPECT_GT(encoded_bytes, 10'000'000U);
+  EXPECT_EQ(counted->framed_bytes, encoded_bytes);
+  EXPECT_EQ(counted->read_bytes - before, other_bytes);
+}
+
+TEST_P(EnginePackedAtHome, DamageIsFoundBeforeTheDeviceSeesIt) {
+  const PackedModel packed;
+  packed.damage(0);
+  const ModelSpec spec = packed.spec();
+  const auto engine = open(spec, smallest_budget_of(spec, ComputePlace::kAccelerator));
+  EXPECT_THROW(engine->bring_home(0), FormatError);
+  for (const GroupId group : {1U, 2U, 3U}) engine->bring_home(group);
+  ReadBack read(*engine, packed.model, *stream_);
+  for (int pass = 0; pass < 2; ++pass) {
+    EXPECT_THROW(read.use(0), FormatError);
+    for (const GroupId group : {1U, 2U, 3U}) EXPECT_TRUE(read.use(group));
+  }
+  EXPECT_EQ(read.wrong(), 0);
+}
+
+TS_ON_EACH_GPU(EnginePackedAtHome);
+
+}  // namespace
+}  // namespace tensorstream
