@@ -21,6 +21,7 @@
 #include "engine/ceiling.h"
 #include "engine/link_rate.h"
 #include "engine/model_plan.h"
+#include "io/file_opener.h"
 #include "io/reader.h"
 #include "memory/budget.h"
 #include "owners.h"
