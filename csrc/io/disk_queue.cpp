@@ -27,6 +27,14 @@ std::uint64_t checked_request(std::uint64_t request_bytes) {
                     std::to_string(page_size_bytes()) + ", up to 1 GiB");
 }
 
+/// Memory that a child does not get: a fork would have pages that the disk writes to copied at the
+/// next write to them, and older kernels then lose what the disk brings.
+Mapping memory_of_queue(std::uint64_t size_bytes) {
+  Mapping memory = Mapping::anonymous(size_bytes);
+  memory.keep_from_children();
+  return memory;
+}
+
 }  // namespace
 
 /// A read as its owner holds it.
@@ -62,7 +70,7 @@ std::shared_ptr<DiskQueue> DiskQueue::create(std::unique_ptr<TransferQueue> tran
 DiskQueue::DiskQueue(std::unique_ptr<TransferQueue> transfers, std::uint64_t request_bytes)
     : process_(process_id()),
       request_bytes_(checked_request(request_bytes)),
-      memory_(Mapping::anonymous(checked_depth(*transfers) * request_bytes_)),
+      memory_(memory_of_queue(checked_depth(*transfers) * request_bytes_)),
       slots_(transfers->depth()),
       transfers_(std::move(transfers)) {
   const std::span<std::byte> memory(memory_.data(), memory_.size_bytes());

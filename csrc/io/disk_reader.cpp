@@ -21,6 +21,9 @@ class DiskReader final : public Reader {
   PendingRead begin_read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
     return queue_->begin(file_, offset_bytes, out);
   }
+  std::uint64_t best_shift(std::uint64_t offset_bytes) const noexcept override {
+    return offset_bytes % file_->memory_alignment_bytes();
+  }
 
  private:
   const std::shared_ptr<const DiskFile> file_;  // shared with reads under way

@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "base/units.h"
+#include "io/disk_queue.h"
+#include "platform/disk_file.h"
 #include "platform/io_ring.h"
 #include "tensorstream/error.h"
 

@@ -5,10 +5,12 @@
 #include <optional>
 #include <string>
 
-#include "io/disk_queue.h"
 #include "io/reader.h"
 
 namespace tensorstream {
+
+class DiskFile;
+class DiskQueue;
 
 /// How files are read.
 enum class FileBackend {
@@ -37,7 +39,7 @@ class FileOpener {
   /// A reader of the file at `path`. Raises IoError, and UnsupportedError where its file system
   /// refuses to be read so.
   std::unique_ptr<Reader> open(const std::string& path) const;
-  /// How files are read, for people: "O_DIRECT by io_uring, 8 requests of 2.0 MiB at a time".
+  /// How files are read, for people: "O_DIRECT by io_uring, 8 requests of 4.00 MiB at a time".
   const std::string& about() const noexcept { return about_; }
 
  private:

@@ -9,6 +9,8 @@ PendingRead Reader::begin_read(std::uint64_t offset_bytes, std::span<std::byte> 
   return {};
 }
 
+std::uint64_t Reader::best_shift(std::uint64_t /*offset_bytes*/) const noexcept { return 0; }
+
 const std::byte* Reader::address(std::uint64_t /*offset_bytes*/) const noexcept { return nullptr; }
 
 std::uint64_t Reader::pinned_end(std::uint64_t offset_bytes) const noexcept { return offset_bytes; }

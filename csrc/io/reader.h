@@ -62,6 +62,10 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// that was waited for. A read that is not waited for is given up.
   virtual PendingRead begin_read(std::uint64_t offset_bytes, std::span<std::byte> out);
 
+  /// How far behind a page memory had best begin that a read from `offset_bytes` fills, less than a
+  /// page; 0 where that makes no difference.
+  virtual std::uint64_t best_shift(std::uint64_t offset_bytes) const noexcept;
+
   /// The bytes from `offset_bytes` on where they lie in RAM and stay valid while the reader lives,
   /// for asynchronous copies; null elsewhere.
   virtual const std::byte* address(std::uint64_t offset_bytes) const noexcept;

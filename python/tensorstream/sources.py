@@ -18,10 +18,12 @@ class Sources:
     Attributes:
         readers: By the source ids that the tree's extents name.
         in_ram: The values that host RAM owns, by the tree's tensor ids.
+        about: How the files are read, for people.
     """
 
     readers: list[_native.Reader] = dataclasses.field(default_factory=list)
     in_ram: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    about: str = ""
 
 
 class _Files:
@@ -29,13 +31,14 @@ class _Files:
 
     def __init__(self, sources: Sources, backend: _native.FileBackend) -> None:
         self._sources = sources
-        self._backend = backend
+        self._opener = _native.FileOpener(backend)
+        sources.about = self._opener.about
         self._ids: dict[str, int] = {}
 
     def source(self, path: str) -> int:
         if path not in self._ids:
             self._ids[path] = len(self._sources.readers)
-            self._sources.readers.append(_native.open_file_reader(path, self._backend))
+            self._sources.readers.append(self._opener.open(path))
         return self._ids[path]
 
 

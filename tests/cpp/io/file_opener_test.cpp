@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "base/units.h"
 #include "platform/io_ring.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"

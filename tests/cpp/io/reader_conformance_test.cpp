@@ -1,6 +1,8 @@
 #include "io/reader_conformance.h"
 
+#include "io/disk_queue.h"
 #include "io/file_opener.h"
+#include "platform/disk_file.h"
 
 namespace tensorstream {
 namespace {
