@@ -6,7 +6,7 @@ wanted=()
 for group in "$@"; do
   case "$group" in
     build)
-      wanted+=(nlohmann-json3-dev libxxhash-dev libgtest-dev libgmock-dev libbenchmark-dev)
+      wanted+=(nlohmann-json3-dev libxxhash-dev liburing-dev libgtest-dev libgmock-dev libbenchmark-dev)
       # A Python that was not installed by Debian brings its own headers.
       if ! "${PYTHON:-python3}" -c 'import os, sysconfig, sys
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'; then
@@ -14,8 +14,9 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
       fi
       ;;
     tidy) wanted+=(clang-16 clang-tidy-16) ;;
+    disk) wanted+=(fio) ;; # benchmarks/disk_rate.cpp compares with it
     *)
-      echo "$0: unknown group '$group'; the groups are build, tidy" >&2
+      echo "$0: unknown group '$group'; the groups are build, tidy, disk" >&2
       exit 2
       ;;
   esac

@@ -22,6 +22,8 @@
 #include "engine/link_rate.h"
 #include "engine/model_plan.h"
 #include "engine/packed_reader.h"
+#include "engine/prefetch.h"
+#include "io/file_opener.h"
 #include "io/reader.h"
 #include "memory/budget.h"
 #include "owners.h"
@@ -198,7 +200,9 @@ void init_device(nb::module_& module) {
 void init_readers(nb::module_& module) {
   nb::enum_<FileBackend>(module, "FileBackend")
       .value("MMAP", FileBackend::kMmap)
-      .value("PREAD", FileBackend::kPread);
+      .value("PREAD", FileBackend::kPread)
+      .value("DIRECT", FileBackend::kDirect)
+      .value("IO_URING", FileBackend::kIoUring);
   nb::class_<Reader>(module, "Reader")
       .def_prop_ro("name", &Reader::name)
       .def_prop_ro("size_bytes", &Reader::size_bytes)
@@ -214,12 +218,15 @@ void init_readers(nb::module_& module) {
       "open_packed_reader",
       [](const std::string& path) { return std::shared_ptr<Reader>(open_packed_reader(path)); },
       "path"_a, "A source that is a packed file; offsets are those of the file it was.");
-  module.def(
-      "open_file_reader",
-      [](const std::string& path, FileBackend backend) {
-        return std::shared_ptr<Reader>(open_file_reader(path, backend));
-      },
-      "path"_a, "backend"_a, "A source that is a file.");
+  nb::class_<FileOpener>(module, "FileOpener")
+      .def(nb::init<FileBackend>(), "backend"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("about", &FileOpener::about)
+      .def(
+          "open",
+          [](const FileOpener& self, const std::string& path) {
+            return std::shared_ptr<Reader>(self.open(path));
+          },
+          "path"_a, nb::call_guard<nb::gil_scoped_release>(), "A source that is a file.");
   module.def(
       "create_memory_reader",
       [](std::string name, std::uintptr_t address, std::uint64_t size_bytes,
@@ -242,6 +249,8 @@ void init_options(nb::module_& module) {
   nb::enum_<ComputePlace>(module, "ComputePlace")
       .value("HOST", ComputePlace::kHost)
       .value("ACCELERATOR", ComputePlace::kAccelerator);
+  module.def("prefetch_for", &prefetch_for, "prefetch"_a, "backend"_a,
+             "What a prefetch means for files that are read so.");
   module.attr("ACTIVATION_SHARE") = kActivationShare;
   nb::enum_<ResidentUse>(module, "ResidentUse")
       .value("SETTLED", ResidentUse::kSettled)

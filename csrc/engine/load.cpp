@@ -1,6 +1,7 @@
 #include "engine/load.h"
 
 #include <algorithm>
+#include <array>
 
 #include "base/units.h"
 #include "io/file_window.h"
@@ -11,6 +12,16 @@ namespace {
 // Largest piece that one thread reads while others read the next: small enough that they end
 // together, and far above the cost of a call.
 constexpr std::uint64_t kSharedReadBytes = 2_MiB;
+
+// Reads that one thread has begun and not waited for, where the reader goes on by itself.
+constexpr std::size_t kReadsAhead = 8;
+
+/// The next piece of an extent, from `done` on: all but the first begin at a page of the file, so
+/// that a disk reads no block twice.
+std::uint64_t shared_read_bytes(const BoundExtent& extent, std::uint64_t done) {
+  const std::uint64_t in_page = (extent.offset_bytes + done) % kGroupAlignment;
+  return std::min(kSharedReadBytes - in_page, extent.size_bytes - done);
+}
 
 }  // namespace
 
@@ -34,23 +45,23 @@ void Load::add_read(Reader& reader, std::uint64_t offset_bytes, std::span<std::b
 
 void Load::add_read(const BoundExtent& extent, std::byte* target) {
   keep(extent);
-  for (std::uint64_t done = 0; done < extent.size_bytes; done += kSharedReadBytes) {
-    const std::uint64_t size = std::min(kSharedReadBytes, extent.size_bytes - done);
+  for (std::uint64_t done = 0; done < extent.size_bytes;) {
+    const std::uint64_t size = shared_read_bytes(extent, done);
     add_read(*extent.reader, extent.offset_bytes + done, {target + done, size});
+    done += size;
   }
 }
 
 void Load::add(const BoundExtent& extent, std::byte* target, std::uint64_t piece_bytes) {
   keep(extent);
-  const std::uint64_t read_bytes =
-      how_ == Reads::kInPlace ? std::min(piece_bytes, kSharedReadBytes) : piece_bytes;
   for (std::uint64_t done = 0; done < extent.size_bytes;) {
     const std::uint64_t offset = extent.offset_bytes + done;
     std::uint64_t size = std::min(copied_bytes(extent, offset), piece_bytes);
     if (size > 0) {
       copies_.push_back({extent.reader->address(offset), {target + done, size}});
     } else {
-      size = std::min(read_bytes, extent.size_bytes - done);
+      size = std::min(piece_bytes, extent.size_bytes - done);
+      if (how_ == Reads::kInPlace) size = std::min(size, shared_read_bytes(extent, done));
       add_read(*extent.reader, offset, {target + done, size});
     }
     done += size;
@@ -94,14 +105,25 @@ void Load::add_frames(const EncodedHome& home, std::span<const BoundExtent> exte
 bool Load::is_large() const noexcept { return read_bytes_ > kSharedReadBytes; }
 
 void Load::read() noexcept {
+  std::array<PendingRead, kReadsAhead> begun;  // taken in turn
+  std::size_t turn = 0;
   for (std::size_t index = next_++; index < reads_.size(); index = next_++) {
     const Read& piece = reads_[index];
     try {
       if (piece.window != nullptr) {
         piece.window->bring(piece.offset_bytes, piece.target.size());
       } else {
-        piece.reader->read(piece.offset_bytes, piece.target);
+        PendingRead& place = begun[turn++ % begun.size()];
+        place.wait();
+        place = piece.reader->begin_read(piece.offset_bytes, piece.target);
       }
+    } catch (...) {
+      note_failure();
+    }
+  }
+  for (PendingRead& place : begun) {
+    try {
+      place.wait();  // guard: wait-for-begun-reads
     } catch (...) {
       note_failure();
     }
@@ -114,9 +136,11 @@ void Load::read_through(StagingRing& ring, Stream& stream) noexcept {
     try {
       for (std::uint64_t done = 0; done < piece.target.size();) {
         StagingRing::Piece staged = ring.take();
-        const std::span<std::byte> bytes = staged.bytes().first(
-            std::min<std::uint64_t>(staged.bytes().size(), piece.target.size() - done));
-        piece.reader->read(piece.offset_bytes + done, bytes);
+        const std::uint64_t offset = piece.offset_bytes + done;
+        const std::span<std::byte> room = staged.bytes().subspan(piece.reader->best_shift(offset));
+        const std::span<std::byte> bytes =
+            room.first(std::min<std::uint64_t>(room.size(), piece.target.size() - done));
+        piece.reader->read(offset, bytes);
         staged.copy_to_device(stream, piece.target.data() + done, bytes);
         done += bytes.size();
       }

@@ -1,4 +1,6 @@
 // What options mean on a device.
+#include "engine/prefetch.h"
+
 #include <algorithm>
 
 #include "base/units.h"
@@ -14,6 +16,11 @@ ComputePlace compute_place(const Device& device) noexcept {
 Prefetch resolve_prefetch(Prefetch prefetch, ComputePlace place) noexcept {
   if (prefetch != Prefetch::kAdaptive) return prefetch;
   return place == ComputePlace::kHost ? Prefetch::kReadAhead : Prefetch::kAhead;
+}
+
+Prefetch prefetch_for(Prefetch prefetch, FileBackend backend) noexcept {
+  const bool past_page_cache = backend == FileBackend::kDirect || backend == FileBackend::kIoUring;
+  return prefetch == Prefetch::kAdaptive && past_page_cache ? Prefetch::kAhead : prefetch;
 }
 
 Loading loading_of(Prefetch prefetch) noexcept {

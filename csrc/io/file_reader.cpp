@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/units.h"
+#include "io/file_opener.h"
 #include "io/file_window.h"
 #include "io/reader.h"
 #include "platform/file.h"
@@ -132,8 +133,11 @@ class MmapReader final : public FileReader {
 
 }  // namespace
 
-std::unique_ptr<Reader> open_file_reader(const std::string& path, FileBackend backend) {
-  if (backend == FileBackend::kMmap) return std::make_unique<MmapReader>(path);
+std::unique_ptr<Reader> create_mmap_reader(const std::string& path) {
+  return std::make_unique<MmapReader>(path);
+}
+
+std::unique_ptr<Reader> create_pread_reader(const std::string& path) {
   return std::make_unique<PreadReader>(path);
 }
 

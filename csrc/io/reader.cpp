@@ -9,6 +9,13 @@ std::uint64_t Reader::read_frame(std::uint64_t /*offset_bytes*/, std::uint64_t /
   return 0;
 }
 
+PendingRead Reader::begin_read(std::uint64_t offset_bytes, std::span<std::byte> out) {
+  read(offset_bytes, out);
+  return {};
+}
+
+std::uint64_t Reader::best_shift(std::uint64_t /*offset_bytes*/) const noexcept { return 0; }
+
 const std::byte* Reader::address(std::uint64_t /*offset_bytes*/) const noexcept { return nullptr; }
 
 std::uint64_t Reader::pinned_end(std::uint64_t offset_bytes) const noexcept { return offset_bytes; }

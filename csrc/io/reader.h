@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 
 namespace tensorstream {
 
@@ -13,6 +14,33 @@ class FileWindow;
 
 /// Where a reader's bytes live.
 enum class Tier { kRam, kDisk };
+
+/// A read that was begun. What it fills is nobody's to touch until wait() has returned or this is
+/// gone. Move-only; belongs to one thread at a time.
+class PendingRead {
+ public:
+  /// What the reader knows of it.
+  class Work {
+   public:
+    /// Starts nothing more of it, and blocks until nothing of it is under way.
+    virtual ~Work() = default;
+    /// Blocks until all is read. Raises as Reader::read() does.
+    virtual void wait() = 0;
+  };
+
+  /// One that is done.
+  PendingRead() = default;
+  explicit PendingRead(std::unique_ptr<Work> work) : work_(std::move(work)) {}
+
+  /// Blocks until all is read; at once where that has been waited for. Raises as Reader::read()
+  /// does.
+  void wait() {
+    if (const std::unique_ptr<Work> work = std::move(work_)) work->wait();
+  }
+
+ private:
+  std::unique_ptr<Work> work_;  // null once it was waited for
+};
 
 /// Random access to the bytes of one source. Thread-safe. Shared from its own control block, so
 /// that bindings add none of their own language's.
@@ -36,6 +64,14 @@ class Reader : public std::enable_shared_from_this<Reader> {
   virtual std::uint64_t read_frame(std::uint64_t offset_bytes, std::uint64_t size_bytes,
                                    std::span<std::byte> out);
 
+  /// As read(), but where the reader can it goes on by itself, and `out` is filled, or not, once
+  /// that was waited for. A read that is not waited for is given up.
+  virtual PendingRead begin_read(std::uint64_t offset_bytes, std::span<std::byte> out);
+
+  /// How far behind a page memory had best begin that a read from `offset_bytes` fills, less than a
+  /// page; 0 where that makes no difference.
+  virtual std::uint64_t best_shift(std::uint64_t offset_bytes) const noexcept;
+
   /// The bytes from `offset_bytes` on where they lie in RAM and stay valid while the reader lives,
   /// for asynchronous copies; null elsewhere.
   virtual const std::byte* address(std::uint64_t offset_bytes) const noexcept;
@@ -56,19 +92,6 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// the read that follows.
   virtual void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
 };
-
-/// How a file is read.
-enum class FileBackend {
-  /// Through a mapping of the page cache; pages are let go once they are copied. A file that is
-  /// truncated during the copy is a fatal signal: for files that nobody writes to. Its windows are
-  /// used however the page cache has them.
-  kMmap,
-  /// By pread into the target.
-  kPread,
-};
-
-/// A reader of the file at `path`. Raises IoError.
-std::unique_ptr<Reader> open_file_reader(const std::string& path, FileBackend backend);
 
 /// A reader of host memory that `owner` keeps alive. The bytes may change between reads, not during
 /// one.

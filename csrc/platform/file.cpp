@@ -10,8 +10,6 @@
 #include <utility>
 
 #include "base/units.h"
-#include "platform/retry.h"
-#include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
@@ -33,6 +31,12 @@ FileIdentity identity_of(const struct stat& status) {
 }
 
 }  // namespace
+
+std::int64_t read_once(int descriptor, std::uint64_t offset_bytes,
+                       std::span<std::byte> out) noexcept {
+  const auto count = ::pread(descriptor, out.data(), out.size(), static_cast<off_t>(offset_bytes));
+  return count < 0 ? -std::int64_t{errno} : count;
+}
 
 File File::open_for_reading(const std::string& path) {
   // O_NONBLOCK: opening a FIFO would wait for a writer; regular files ignore it.
@@ -61,27 +65,34 @@ File File::open_for_reading(const std::string& path) {
 File::File(std::string path, Descriptor descriptor, FileIdentity identity)
     : path_(std::move(path)), descriptor_(std::move(descriptor)), identity_(identity) {}
 
+void File::check_inside(std::uint64_t offset_bytes, std::uint64_t size_bytes) const {
+  const auto end = checked_add(offset_bytes, size_bytes);
+  if (end && *end <= this->size_bytes()) return;
+  throw IoError(read_text(path_, offset_bytes, size_bytes) + "the file has " +
+                    std::to_string(this->size_bytes()) + " bytes",
+                path_, offset_bytes, 0);
+}
+
+IoError File::read_error(std::uint64_t offset_bytes, std::uint64_t size_bytes,
+                         const ReadOutcome& outcome) const {
+  const std::string why = outcome.error_number != 0
+                              ? error_text(outcome.error_number)
+                              : "the file ended after " + std::to_string(outcome.read_bytes) +
+                                    " of " + std::to_string(size_bytes) +
+                                    " bytes; it was truncated since it was opened";
+  return {read_text(path_, offset_bytes, size_bytes) + why, path_,
+          offset_bytes + outcome.read_bytes, outcome.error_number};
+}
+
 void File::read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) const {
-  const auto end = checked_add(offset_bytes, out.size());
-  if (!end || *end > size_bytes()) {
-    throw IoError(read_text(path_, offset_bytes, out.size()) + "the file has " +
-                      std::to_string(size_bytes()) + " bytes",
-                  path_, offset_bytes, 0);
-  }
+  check_inside(offset_bytes, out.size());
   const ReadOutcome outcome = read_fully(
       [&](std::uint64_t done, std::span<std::byte> rest) {
         return ::pread(descriptor(), rest.data(), rest.size(),
                        static_cast<off_t>(offset_bytes + done));
       },
       out);
-  if (outcome.read_bytes == out.size()) return;
-  const std::string why = outcome.error_number != 0
-                              ? error_text(outcome.error_number)
-                              : "the file ended after " + std::to_string(outcome.read_bytes) +
-                                    " of " + std::to_string(out.size()) +
-                                    " bytes; it was truncated since it was opened";
-  throw IoError(read_text(path_, offset_bytes, out.size()) + why, path_,
-                offset_bytes + outcome.read_bytes, outcome.error_number);
+  if (outcome.read_bytes != out.size()) throw read_error(offset_bytes, out.size(), outcome);
 }
 
 void File::check_unchanged() const {

@@ -7,6 +7,8 @@
 #include <string>
 
 #include "platform/descriptor.h"
+#include "platform/retry.h"
+#include "tensorstream/error.h"
 
 namespace tensorstream {
 
@@ -20,6 +22,10 @@ struct FileIdentity {
 
   bool operator==(const FileIdentity&) const = default;
 };
+
+/// One call of pread: the bytes that it read, or -errno.
+std::int64_t read_once(int descriptor, std::uint64_t offset_bytes,
+                       std::span<std::byte> out) noexcept;
 
 /// An open file. Move-only; closes itself. Reads are thread-safe.
 class File {
@@ -36,6 +42,12 @@ class File {
   /// Fills `out` from `offset_bytes`. Short reads and EINTR are retried; the file's end, or an
   /// error, is an IoError.
   void read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) const;
+
+  /// The error of a read of `size_bytes` from `offset_bytes` on that came as far as `outcome`.
+  IoError read_error(std::uint64_t offset_bytes, std::uint64_t size_bytes,
+                     const ReadOutcome& outcome) const;
+  /// Raises IoError where the range is not wholly in the file as it was opened.
+  void check_inside(std::uint64_t offset_bytes, std::uint64_t size_bytes) const;
 
   /// Raises IoError where the file under the descriptor is no longer the one that was opened
   /// (truncated, rewritten).

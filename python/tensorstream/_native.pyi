@@ -300,6 +300,10 @@ class FileBackend(enum.Enum):
 
     PREAD = 1
 
+    DIRECT = 2
+
+    IO_URING = 3
+
 class Reader:
     @property
     def name(self) -> str: ...
@@ -313,8 +317,14 @@ class Reader:
 def open_packed_reader(path: str) -> Reader:
     """A source that is a packed file; offsets are those of the file it was."""
 
-def open_file_reader(path: str, backend: FileBackend) -> Reader:
-    """A source that is a file."""
+class FileOpener:
+    def __init__(self, backend: FileBackend) -> None: ...
+
+    @property
+    def about(self) -> str: ...
+
+    def open(self, path: str) -> Reader:
+        """A source that is a file."""
 
 def create_memory_reader(name: str, address: int, size_bytes: int, owner: object) -> Reader:
     """A source that is memory which `owner` keeps alive."""
@@ -334,6 +344,9 @@ class ComputePlace(enum.Enum):
     HOST = 0
 
     ACCELERATOR = 1
+
+def prefetch_for(prefetch: Prefetch, backend: FileBackend) -> Prefetch:
+    """What a prefetch means for files that are read so."""
 
 ACTIVATION_SHARE: float = 0.125
 

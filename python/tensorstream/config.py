@@ -30,7 +30,12 @@ COMPRESSION: dict[str, int | None] = {
     "none": 0,
     **{str(level): level for level in range(1, 10)},
 }
-BACKENDS = {"auto": _native.FileBackend.PREAD, "mmap": _native.FileBackend.MMAP}
+BACKENDS = {
+    "auto": _native.FileBackend.PREAD,
+    "mmap": _native.FileBackend.MMAP,
+    "direct": _native.FileBackend.DIRECT,
+    "io_uring": _native.FileBackend.IO_URING,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +52,15 @@ class Config:
         backend: How files are read: "auto" reads them by pread, and on the CPU uses large weights in the
             page cache, without a copy, where it has them in large pages; "mmap" does so however the
             page cache has them, and maps what it copies, for files that nobody truncates meanwhile.
+            "direct" reads past the page cache, by io_uring or, where that is forbidden, by threads: for
+            models that are larger than RAM, and where the page cache is others'. "io_uring" is the same
+            without the threads. Both take 32 MiB of RAM beside the budgets, and are an UnsupportedError
+            with the reason where a file system or the kernel refuses.
         prefetch: "aggressive" loads as far ahead as the budget has room for, "next" one group, "none"
             nothing. "adaptive" is the same as "aggressive" on a GPU; on the CPU, whose cores a copy
             ahead would take from the model, groups are loaded when they are used, by the threads
-            that compute, and the disk is asked for the next ones.
+            that compute, and the disk is asked for the next ones; but with backend "direct", where a
+            disk makes the copies, it is "aggressive" too.
         compression: Whether streamed weights are kept in host memory, and cross the link, coded without loss,
             for a GPU to decode: "none", or a level from "1", the quickest to decode, to "9", the
             smallest. "auto" codes where the plan's model of time says that a pass gets shorter by
@@ -125,13 +135,21 @@ class Config:
         on_host = self.torch_device.type == "cpu" if device is None else device.is_host
         place = _native.ComputePlace.HOST if on_host else _native.ComputePlace.ACCELERATOR
         rate = None if device is None else device.link_bytes_per_second
-        prefetch = PREFETCH[self.prefetch]
-        return tree.plan(budget_bytes, prefetch, place, rate, self.compression_level)
+        return tree.plan(budget_bytes, self._prefetch, place, rate, self.compression_level)
+
+    @property
+    def file_backend(self) -> _native.FileBackend:
+        """How files are read."""
+        return BACKENDS[self.backend]
+
+    @property
+    def _prefetch(self) -> _native.Prefetch:
+        return _native.prefetch_for(PREFETCH[self.prefetch], self.file_backend)
 
     def engine_options(self, device: ComputeDevice) -> _native.EngineOptions:
         """What the engine is told of these options, for a device."""
         options = _native.EngineOptions()
-        options.prefetch = PREFETCH[self.prefetch]
+        options.prefetch = self._prefetch
         options.link_bytes_per_second = device.link_bytes_per_second
         options.compression = self.compression_level
         if device.torch_memory() is not None:

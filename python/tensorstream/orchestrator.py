@@ -16,7 +16,7 @@ from torch import nn
 
 from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
-from tensorstream.config import BACKENDS, PRESSURE, Config
+from tensorstream.config import PRESSURE, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError, UnsupportedError
 from tensorstream.hooks import Unit
 from tensorstream.lent import LentGroup, without_views
@@ -90,8 +90,8 @@ class Orchestrator:
         self.config = config
         self.device: ComputeDevice = open_device(config.torch_device, config.self_check)
         found = walk(model, config.keep_resident)
-        backend = BACKENDS[config.backend]
-        sources = sources_of(found, backend, checkpoint, stored or {})
+        sources = sources_of(found, config.file_backend, checkpoint, stored or {})
+        self._reading = sources.about
         if ram_counts and self.device.is_host:
             for tensor in sources.in_ram:
                 found.tree.keep_resident(found.weights[tensor].names[0])
@@ -464,7 +464,7 @@ class Orchestrator:
         """How files are read, and why."""
         if self.config.backend == "auto":
             return "pread (auto: a file truncated under a mapping would end the process)"
-        return f"{self.config.backend} (asked for)"
+        return f"{self.config.backend} (asked for): {self._reading}"
 
     def restored_bytes(self) -> int:
         """Bytes of RAM that restore() takes."""

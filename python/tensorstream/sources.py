@@ -20,10 +20,12 @@ class Sources:
     Attributes:
         readers: By the source ids that the tree's extents name.
         in_ram: The values that host RAM owns, by the tree's tensor ids.
+        about: How the files are read, for people.
     """
 
     readers: list[_native.Reader] = dataclasses.field(default_factory=list)
     in_ram: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    about: str = ""
 
 
 class _Files:
@@ -32,14 +34,22 @@ class _Files:
     def __init__(self, sources: Sources, backend: _native.FileBackend) -> None:
         self._sources = sources
         self._backend = backend
+        self._opener = _native.FileOpener(backend)
+        sources.about = self._opener.about
         self._ids: dict[str, int] = {}
 
     def source(self, path: str, *, packed: bool = False) -> int:
         if path in self._ids:
             return self._ids[path]
-        if packed:
-            return self.add(_native.open_packed_reader(path))
-        return self.add(_native.open_file_reader(path, self._backend))
+        return self.add(self._open_packed(path) if packed else self._opener.open(path))
+
+    def _open_packed(self, path: str) -> _native.Reader:
+        if self._backend in (_native.FileBackend.DIRECT, _native.FileBackend.IO_URING):
+            raise UnsupportedError(
+                f"'{path}' is packed, and packed files are read through the page cache by this version; "
+                "use backend='auto', or unpack it with tensorstream.unpack"
+            )
+        return _native.open_packed_reader(path)
 
     def add(self, reader: _native.Reader) -> int:
         if reader.name not in self._ids:

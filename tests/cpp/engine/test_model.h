@@ -14,6 +14,7 @@
 #include "codec/element_layout.h"
 #include "codec/weights.h"
 #include "engine/group_layout.h"
+#include "io/file_opener.h"
 #include "io/reader.h"
 #include "platform/temporary_folder.h"
 #include "scheduler/planner.h"

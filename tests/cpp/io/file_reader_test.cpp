@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "io/file_opener.h"
 #include "io/reader.h"
 #include "platform/mapped_bytes.h"
 #include "platform/mapping.h"
@@ -33,9 +34,12 @@ class FileReader : public ::testing::TestWithParam<FileBackend> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Backends, FileReader,
-                         ::testing::Values(FileBackend::kMmap, FileBackend::kPread),
+                         ::testing::Values(FileBackend::kMmap, FileBackend::kPread,
+                                           FileBackend::kDirect),
                          [](const auto& instance) {
-                           return instance.param == FileBackend::kMmap ? "Mmap" : "Pread";
+                           const bool maps = instance.param == FileBackend::kMmap;
+                           const bool direct = instance.param == FileBackend::kDirect;
+                           return maps ? "Mmap" : direct ? "Direct" : "Pread";
                          });
 
 TEST_P(FileReader, WhatIsNoFileIsAnIoError) {

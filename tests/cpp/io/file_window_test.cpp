@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "io/file_opener.h"
 #include "io/reader.h"
 #include "platform/mapped_bytes.h"
 #include "platform/mapping.h"

@@ -80,6 +80,20 @@ TEST_P(ReaderConformance, ReadsAnyRangeAndNoByteMore) {
   }
 }
 
+TEST_P(ReaderConformance, ReadsThatAreBegunAreWholeOnceTheyWereWaitedFor) {
+  const auto bytes = patterned_bytes(5_MiB + 123);
+  const auto reader = reader_of(bytes);
+  std::vector<std::byte> out(bytes.size());
+  std::vector<PendingRead> reads;
+  for (std::size_t done = 0; done < out.size(); done += 700'001) {
+    const std::size_t size = std::min<std::size_t>(700'001, out.size() - done);
+    reads.push_back(reader->begin_read(done, std::span(out).subspan(done, size)));
+  }
+  for (PendingRead& read : reads) read.wait();
+  EXPECT_EQ(out, bytes);
+  EXPECT_THROW(reader->begin_read(bytes.size(), std::span(out).first(1)).wait(), IoError);
+}
+
 TEST_P(ReaderConformance, ReadsBehindTheEndAreIoErrors) {
   const auto reader = reader_of(patterned_bytes(3_MiB));
   for (const auto& [offset, size] : std::vector<std::pair<std::uint64_t, std::size_t>>{

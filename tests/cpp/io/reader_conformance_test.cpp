@@ -1,5 +1,9 @@
 #include "io/reader_conformance.h"
 
+#include "io/disk_queue.h"
+#include "io/file_opener.h"
+#include "platform/disk_file.h"
+
 namespace tensorstream {
 namespace {
 
@@ -7,6 +11,14 @@ ReaderKind file_reader(const std::string& name, FileBackend backend) {
   return {name, Tier::kDisk,
           [backend](const TemporaryFolder& folder, std::span<const std::byte> bytes) {
             return open_file_reader(folder.write("source.bin", bytes), backend);
+          }};
+}
+
+ReaderKind disk_reader(const std::string& name, DiskFile (*open)(const std::string&)) {
+  return {name, Tier::kDisk,
+          [open](const TemporaryFolder& folder, std::span<const std::byte> bytes) {
+            return create_disk_reader(open(folder.write("source.bin", bytes)),
+                                      DiskQueue::create(create_thread_transfers(4)));
           }};
 }
 
@@ -20,6 +32,9 @@ ReaderKind memory_reader() {
 INSTANTIATE_TEST_SUITE_P(All, ReaderConformance,
                          ::testing::Values(file_reader("Mmap", FileBackend::kMmap),
                                            file_reader("Pread", FileBackend::kPread),
+                                           file_reader("Direct", FileBackend::kDirect),
+                                           disk_reader("Threads", DiskFile::open_direct),
+                                           disk_reader("Buffered", DiskFile::open_buffered),
                                            memory_reader()),
                          [](const auto& instance) { return instance.param.name; });
 

@@ -99,6 +99,34 @@ TEST(ReadFully, NothingToReadIsNoCall) {
   EXPECT_EQ(outcome.read_bytes, 0U);
 }
 
+TEST(ReadProgress, GoesOnFromTheLastWholeBlock) {
+  ReadProgress progress(10'000, 4096);
+  EXPECT_TRUE(progress.note(-EINTR));
+  EXPECT_EQ(progress.next_bytes(), 0U);
+  EXPECT_TRUE(progress.note(5000));
+  EXPECT_EQ(progress.next_bytes(), 4096U);
+  EXPECT_FALSE(progress.is_whole());
+  EXPECT_FALSE(progress.note(8192));  // the block that the last byte is in
+  EXPECT_TRUE(progress.is_whole());
+}
+
+TEST(ReadProgress, EndsWhereACallBringsNothingNew) {
+  ReadProgress progress(10'000, 4096);
+  EXPECT_TRUE(progress.note(5000));
+  EXPECT_FALSE(progress.note(904));  // the same 5000
+  EXPECT_FALSE(progress.is_whole());
+  EXPECT_EQ(progress.outcome().read_bytes, 5000U);
+  EXPECT_EQ(progress.outcome().error_number, 0);
+}
+
+TEST(ReadProgress, ARefusalThatDoesNotEndIsAnError) {
+  ReadProgress progress(10, 1);
+  int calls = 1;
+  while (progress.note(-EAGAIN)) ++calls;
+  EXPECT_EQ(progress.outcome().error_number, EAGAIN);
+  EXPECT_LE(calls, 1000);
+}
+
 TEST(WriteFully, GoesOnAfterShortAndInterruptedWrites) {
   const std::vector<std::byte> bytes(10, std::byte{7});
   std::vector<std::byte> written;

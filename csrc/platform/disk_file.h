@@ -1,0 +1,40 @@
+// DiskFile: a file that is read past the page cache.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "platform/file.h"
+
+namespace tensorstream {
+
+/// A file for reads of whole blocks, from the disk into memory without a copy. Move-only.
+/// Thread-safe.
+class DiskFile {
+ public:
+  /// Opens `path` past the page cache. Raises IoError, and UnsupportedError where the file system
+  /// refuses that.
+  static DiskFile open_direct(const std::string& path);
+  /// Opens `path` through the page cache, where any offset and address will do. Raises IoError.
+  static DiskFile open_buffered(const std::string& path);
+
+  const File& file() const noexcept { return file_; }
+  bool is_direct() const noexcept { return block_bytes_ > 1; }
+  /// A read begins and ends at a multiple of this in the file; a power of two.
+  std::uint64_t block_bytes() const noexcept { return block_bytes_; }
+  /// A read's memory begins at a multiple of this; a power of two.
+  std::uint64_t memory_alignment_bytes() const noexcept { return memory_alignment_bytes_; }
+
+ private:
+  DiskFile(File file, std::uint64_t block_bytes, std::uint64_t memory_alignment_bytes)
+      : file_(std::move(file)),
+        block_bytes_(block_bytes),
+        memory_alignment_bytes_(memory_alignment_bytes) {}
+
+  File file_;
+  std::uint64_t block_bytes_;
+  std::uint64_t memory_alignment_bytes_;
+};
+
+}  // namespace tensorstream
