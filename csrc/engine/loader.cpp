@@ -45,8 +45,7 @@ Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging, Dec
       ring_(ring),
       order_({}),
       copy_stream_(device_.create_stream()),
-      done_stream_(staging_ != nullptr ? device_.create_stream() : nullptr),
-      turn_(device_.create_event()) {
+      done_stream_(staging_ != nullptr ? device_.create_stream() : nullptr) {
   for (LoadedGroup& group : groups) {
     auto slot = std::make_unique<Slot>();
     slot->loaded = device_.create_event();

@@ -132,6 +132,9 @@ class Loader {
     std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
     std::shared_ptr<Load> load;  // the one that `content` speaks of; shared with callbacks
     std::exception_ptr error;
+    // Of who enqueues loads, one at a time where there is a ring.
+    Stream* filled_on = nullptr;  // the stream that the last load filled its place on
+    bool told = true;             // `loaded` tells of the end of that
   };
 
   void run(const std::stop_token& stop);
@@ -150,8 +153,9 @@ class Loader {
   void evict_overlapping(const Slot& slot, Issue& issue) TS_REQUIRES(mutex_);
   void note_issued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
   Stream& stream_for(const Load& load) const;
-  void take_turn(Stream& stream);
-  void enqueue(Stream& stream, const Slot& slot, const Issue& issue);
+  void take_turn(Stream& stream, Slot& slot, const Issue& issue);
+  static void wait_for_filling(Stream& stream, const Slot& slot);
+  void enqueue(Stream& stream, Slot& slot, const Issue& issue);
   void enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load);
   void enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) TS_REQUIRES(mutex_);
   // In loader_finish.cpp.
@@ -228,9 +232,6 @@ class Loader {
   FinishedLoads finished_;
   std::unique_ptr<Stream> copy_stream_;
   std::unique_ptr<Stream> done_stream_;  // of callbacks; null on a device that is the host
-  // Of who enqueues loads, one at a time where there is a ring.
-  std::unique_ptr<Event> turn_;
-  Stream* last_turn_ = nullptr;  // the stream that the last load filled its place on
   std::unique_ptr<ReadAhead> read_ahead_ TS_GUARDED_BY(mutex_);  // for Prefetch::kReadAhead alone
   std::jthread thread_;                                          // last: it uses all of the above
 };

@@ -87,25 +87,31 @@ Stream& Loader::stream_for(const Load& load) const {
   return load.coded().empty() ? *copy_stream_ : ring_->stream();
 }
 
-// A place may be filled on two streams, also by loads that nobody used, or that failed midway: all
-// of the one comes before the other.
-void Loader::take_turn(Stream& stream) {
+// A place may be filled on several streams, also by loads that nobody used, or that failed midway:
+// then nobody recorded the end of what is under way.
+void Loader::take_turn(Stream& stream, Slot& slot, const Issue& issue) {
   if (ring_ == nullptr) return;
-  if (last_turn_ != nullptr && last_turn_ != &stream) {
-    last_turn_->record(*turn_);
-    stream.wait(*turn_);  // guard: loads-in-turn
-  }
-  last_turn_ = &stream;
+  for (const Slot* other : issue.overwritten) wait_for_filling(stream, *other);
+  wait_for_filling(stream, slot);
+  slot.filled_on = &stream;
+  slot.told = false;
 }
 
-void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
+void Loader::wait_for_filling(Stream& stream, const Slot& slot) {
+  if (slot.filled_on == nullptr || slot.filled_on == &stream) return;
+  if (!slot.told) slot.filled_on->record(*slot.loaded);
+  stream.wait(*slot.loaded);  // guard: loads-in-turn
+}
+
+void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   const std::shared_ptr<Load>& load = issue.load;
-  take_turn(stream);
+  take_turn(stream, slot, issue);
   for (const Slot* other : issue.overwritten) {
     stream.wait(*other->last_use);  // guard: wait-for-last-reader
   }
+  // With a ring, what of their places is not in this one may be filled on another stream by then.
   for (const Slot* other : issue.stale) {
-    stream.poison(other->data, other->group.layout.size_bytes);
+    if (ring_ == nullptr) stream.poison(other->data, other->group.layout.size_bytes);
   }
   stream.wait(*slot.last_use);  // guard: wait-for-own-reader
   make_room_for_windows(slot, stream);
@@ -120,6 +126,7 @@ void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
   if (load->can_fail()) enqueue_reads(stream, load);
   stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
   stream.record(*slot.loaded);
+  slot.told = true;
   // A callback holds its stream up: on a GPU the next copy goes on meanwhile.
   Stream& after = done_stream_ != nullptr ? *done_stream_ : stream;
   if (done_stream_ != nullptr) after.wait(*slot.loaded);
