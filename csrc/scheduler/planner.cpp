@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "scheduler/kept_search.h"
 #include "scheduler/pass_time.h"
 #include "scheduler/streaming_search.h"
 #include "tensorstream/error.h"
@@ -101,6 +102,11 @@ void check_rates(const Rates& rates) {
     throw ConfigError("Rates::compute_seconds is " + std::to_string(rates.compute_seconds) +
                       "; give 0 where it is not known, or a time in seconds");
   }
+  if (!std::isfinite(rates.decode_bytes_per_second) || rates.decode_bytes_per_second <= 0) {
+    throw ConfigError("Rates::decode_bytes_per_second is " +
+                      std::to_string(rates.decode_bytes_per_second) +
+                      "; give a rate above 0 bytes a second");
+  }
 }
 
 // Rows are read at each use anyway: whole tables only have what all others leave, the largest
@@ -126,27 +132,55 @@ void place_by_rows(std::span<const GroupFootprint> groups, std::uint64_t left_by
   }
 }
 
-void place_streamed(std::span<const GroupFootprint> groups, std::uint64_t room_bytes,
-                    const Rates& rates, Plan& plan) {
+// Device memory that the group takes coded; 0 where it would not be less.
+std::uint64_t kept_bytes(const GroupFootprint& group) {
+  if (!group.may_stay_coded || group.residency != Residency::kAny) return 0;
+  const std::uint64_t coded = group.coded_bytes.value_or(0);
+  if (coded >= placed_bytes(group)) return 0;
+  const std::uint64_t kept = align_up(coded, kGroupAlignment);
+  return kept < placed_bytes(group) ? kept : 0;
+}
+
+StreamingChoice choose(std::span<const GroupFootprint> groups, std::uint64_t room_bytes,
+                       const Rates& rates) {
   std::vector<UsedGroup> used;
   for (const GroupFootprint& group : groups) {
     if (group.residency == Residency::kByRows) continue;
-    used.push_back({placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes});
+    used.push_back({placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes,
+                    kept_bytes(group)});
   }
-  const StreamingChoice choice = StreamingSearch(std::move(used), room_bytes, rates).best();
+  const ChoiceCost cost(used, rates);
+  StreamingChoice best = StreamingSearch(used, room_bytes, cost).best();
+  if (rates.loading == Loading::kAtUse) return best;
+  auto keeping = KeptSearch(used, room_bytes, cost).best();
+  return keeping && better(*keeping, best) ? std::move(*keeping) : best;
+}
+
+void place_streamed(std::span<const GroupFootprint> groups, std::uint64_t room_bytes,
+                    const Rates& rates, Plan& plan) {
+  const StreamingChoice choice = choose(groups, room_bytes, rates);
   std::size_t candidate = 0;
   std::size_t place = 0;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].residency != Residency::kAny) continue;
-    if (choice.resident[candidate++]) {
-      plan.groups[i].placement = Placement::kResident;
+    GroupPlacement& placed = plan.groups[i];
+    const std::size_t position = candidate++;
+    if (choice.resident[position]) {
+      placed.placement = Placement::kResident;
       continue;
     }
-    plan.groups[i].placement = Placement::kStreamed;
-    plan.groups[i].offset_bytes = choice.layout.offsets[place++];
-    plan.streamed_bytes += groups[i].size_bytes;
+    placed.offset_bytes = choice.layout.offsets[place++];
+    if (choice.kept[position]) {
+      placed.placement = Placement::kResidentCoded;
+      placed.kept_bytes = kept_bytes(groups[i]);
+      plan.kept_weights_bytes += groups[i].size_bytes;
+    } else {
+      placed.placement = Placement::kStreamed;
+      plan.streamed_bytes += groups[i].size_bytes;
+    }
   }
   plan.resident_bytes += choice.resident_bytes;
+  plan.kept_bytes = choice.kept_bytes;
   plan.arena_bytes = choice.layout.arena_bytes;
   plan.exposed_loads = choice.layout.exposed_pairs;
 }
@@ -201,7 +235,7 @@ Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_byte
 
 void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Plan& plan) {
   plan.link_bytes = 0;
-  if (plan.streamed_bytes == 0) {
+  if (plan.streamed_bytes == 0 && plan.kept_bytes == 0) {
     plan.predicted_seconds = rates.compute_seconds;
     plan.bound = "nothing streamed";
     return;
@@ -209,23 +243,29 @@ void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Pl
   std::vector<std::uint64_t> sizes;
   std::vector<std::uint64_t> offsets;
   for (std::size_t i = 0; i < groups.size(); ++i) {
-    if (plan.groups[i].placement != Placement::kStreamed) continue;
+    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
+    if (streamed) plan.link_bytes += groups[i].coded_bytes.value_or(groups[i].size_bytes);
+    if (!streamed && plan.groups[i].placement != Placement::kResidentCoded) continue;
     sizes.push_back(placed_bytes(groups[i]));
-    plan.link_bytes += groups[i].coded_bytes.value_or(groups[i].size_bytes);
     offsets.push_back(plan.groups[i].offset_bytes);
   }
   const std::vector<std::uint32_t> distances = sharing_distances(sizes, offsets);
   std::vector<PassStep> steps;
   std::size_t place = 0;
+  double decoding = 0;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].residency == Residency::kByRows) continue;
-    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
-    steps.push_back(
-        {groups[i].size_bytes, streamed, streamed ? distances[place++] : 0, groups[i].coded_bytes});
+    PassStep step{.size_bytes = groups[i].size_bytes, .coded_bytes = groups[i].coded_bytes};
+    step.streamed = plan.groups[i].placement == Placement::kStreamed;
+    step.kept = plan.groups[i].placement == Placement::kResidentCoded;
+    if (step.streamed || step.kept) step.sharing_distance = distances[place++];
+    decoding += decode_seconds(step, rates);
+    steps.push_back(step);
   }
   plan.predicted_seconds = pass_seconds(steps, rates);
   const double link_seconds = static_cast<double>(plan.link_bytes) / rates.link_bytes_per_second;
-  plan.bound = link_seconds >= rates.compute_seconds ? "link" : "compute";
+  plan.bound = decoding > rates.compute_seconds ? "decode" : "compute";
+  if (link_seconds >= rates.compute_seconds + decoding) plan.bound = "link";
 }
 
 std::uint64_t smallest_budget_bytes(std::span<const GroupFootprint> groups) {
