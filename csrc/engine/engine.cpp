@@ -71,7 +71,7 @@ bool Engine::make_room(std::uint64_t wanted_bytes) {
   const std::uint64_t limit_bytes = state.pool.budget().limit_bytes();
   try {
     const Plan plan = state.plan_for(limit_bytes, wanted_bytes);
-    const std::uint64_t taken = plan.resident_bytes + plan.arena_bytes;
+    const std::uint64_t taken = plan.resident_bytes + plan.kept_bytes + plan.arena_bytes;
     const std::uint64_t most = state.budget_for_groups();
     if (plan.budget_bytes < taken || most < taken || most - taken < wanted_bytes) return false;
     return state.try_follow(plan, wanted_bytes);
@@ -83,7 +83,7 @@ bool Engine::make_room(std::uint64_t wanted_bytes) {
 std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
   State& state = *state_;
   const std::uint64_t before = state.loader->held_bytes();
-  if (state.made_room()) {
+  if (state.room_bytes() != 0) {
     try {
       const Plan plan = state.plan_for(state.pool.budget().limit_bytes(), spared_bytes);
       static_cast<void>(state.try_follow(plan, 0));
@@ -184,6 +184,21 @@ void Engine::bring_home(GroupId group) {
   const HomeOptions options{CompressionLevel(state.compression.level), state.options.piece_bytes,
                             state.options.ram_budget};
   if (state.homes.bring(group, options)) state.predict_anew();
+}
+
+bool Engine::plan_anew() {
+  State& state = *state_;
+  if (state.compression.level == 0) return false;
+  for (GroupId group = 0; group < state.groups.size(); ++group) {
+    if (!state.loader->settled(group)) state.homes.note_absent(group);
+  }
+  const std::uint64_t room_bytes = state.room_bytes();
+  try {
+    return state.try_follow(state.plan_for(state.pool.budget().limit_bytes(), room_bytes),
+                            room_bytes);
+  } catch (const BudgetError&) {  // it is full of what others hold
+    return false;
+  }
 }
 
 std::byte* Engine::home_address(TensorId tensor) const {
