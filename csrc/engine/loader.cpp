@@ -291,9 +291,15 @@ bool Loader::may_issue(const Slot& slot) const {
   return slot.at_hand ? decodes_in_flight_ < kDecodesInFlight : in_flight_ < kLoadsInFlight;
 }
 
+// Whatever is asked for has to wait.
+bool Loader::is_busy() const {
+  return in_flight_ >= kLoadsInFlight &&
+         (kept_groups_ == 0 || decodes_in_flight_ >= kDecodesInFlight);
+}
+
 // To look costs less than to wake a thread that finds nothing to do.
 void Loader::wake_if_needed() {
-  if (in_flight_ >= kLoadsInFlight && decodes_in_flight_ >= kDecodesInFlight) return;
+  if (is_busy()) return;
   const bool asked_for = std::ranges::any_of(
       demanded_, [&](GroupId group) TS_REQUIRES(mutex_) { return may_issue(slot_of(group)); });
   if (!asked_for && !next_prefetch()) return;
@@ -310,8 +316,7 @@ std::optional<GroupId> Loader::next_prefetch() const noexcept {
 
 std::optional<GroupId> Loader::find_prefetch() const {
   const bool loads_ahead = prefetch_ == Prefetch::kNext || prefetch_ == Prefetch::kAhead;
-  const bool busy = in_flight_ >= kLoadsInFlight && decodes_in_flight_ >= kDecodesInFlight;
-  if (!loads_ahead || busy) return std::nullopt;
+  if (!loads_ahead || is_busy()) return std::nullopt;
   const std::size_t ahead =
       prefetch_ == Prefetch::kNext ? 1 : std::min(kLookAhead, streamed_.size());
   std::vector<const Slot*> sooner;

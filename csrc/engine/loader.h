@@ -147,6 +147,7 @@ class Loader {
   std::optional<GroupId> next_prefetch() const noexcept TS_REQUIRES(mutex_);
   std::optional<GroupId> find_prefetch() const TS_REQUIRES(mutex_);
   bool may_issue(const Slot& slot) const TS_REQUIRES(mutex_);
+  bool is_busy() const TS_REQUIRES(mutex_);
   std::uint32_t& in_flight_of(const Load& load) TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
   void demand(Slot& slot) TS_REQUIRES(mutex_);
@@ -238,6 +239,7 @@ class Loader {
   std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
   std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;          // loads that cross the link
   std::uint32_t decodes_in_flight_ TS_GUARDED_BY(mutex_) = 0;  // those that do not
+  std::size_t kept_groups_ TS_GUARDED_BY(mutex_) = 0;          // whose frames stay on the device
   std::size_t windows_ TS_GUARDED_BY(mutex_) = 0;
   Statistics counted_ TS_GUARDED_BY(mutex_);
   Clock::time_point last_finish_ TS_GUARDED_BY(mutex_);

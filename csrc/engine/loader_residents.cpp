@@ -145,6 +145,7 @@ void Loader::keep_frames(Slot& slot) {
   if (slot.kept != nullptr) return;
   slot.kept = std::make_unique<KeptFrames>(
       pool_.allocate(slot.kept_bytes, kGroupAlignment, "resident weights, coded"));
+  ++kept_groups_;
 }
 
 // No load that is under way uses them.
@@ -152,6 +153,7 @@ Block Loader::let_frames_go(Slot& slot) {
   Block memory = slot.kept->release();
   slot.kept = nullptr;
   slot.at_hand = false;
+  --kept_groups_;
   return memory;
 }
 
