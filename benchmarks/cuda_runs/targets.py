@@ -60,14 +60,15 @@ def times(factor: float, value: float | None) -> float | None:
 
 
 def needed_bytes(way: dict[str, Any], streamed_a_pass: int | None) -> int | None:
-    """Bytes that a pass has to move: neither resident ones nor those of tables read by rows.
+    """Bytes that a pass has to move: neither resident ones, coded or not, nor tables read by rows.
 
     What was moved in truth counts where it is less; where it is more, the rest was useless.
     """
     plan = way.get("plan")
     if plan is None:
         return None
-    planned = way["weights_bytes"] - plan["resident_bytes"] - plan["on_demand_bytes"]
+    on_device = plan["resident_bytes"] + plan.get("kept_weights_bytes", 0)
+    planned = way["weights_bytes"] - on_device - plan["on_demand_bytes"]
     return min(planned, streamed_a_pass) if streamed_a_pass else planned
 
 

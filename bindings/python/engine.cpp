@@ -131,6 +131,7 @@ void init_statistics(nb::module_& module) {
       .def_ro("budget_bytes", &Statistics::budget_bytes)
       .def_ro("held_bytes", &Statistics::held_bytes)
       .def_ro("peak_held_bytes", &Statistics::peak_held_bytes)
+      .def_ro("kept_bytes", &Statistics::kept_bytes)
       .def_ro("source_ram_bytes", &Statistics::source_ram_bytes)
       .def_ro("pinned_bytes", &Statistics::pinned_bytes)
       .def_ro("compression", &Statistics::compression)
@@ -146,6 +147,7 @@ void init_statistics(nb::module_& module) {
       .def_ro("streamed_ram_bytes", &Statistics::streamed_ram_bytes)
       .def_ro("streamed_disk_bytes", &Statistics::streamed_disk_bytes)
       .def_ro("decoded_bytes", &Statistics::decoded_bytes)
+      .def_ro("kept_decoded_bytes", &Statistics::kept_decoded_bytes)
       .def_ro("on_demand_bytes", &Statistics::on_demand_bytes)
       .def_ro("load_seconds", &Statistics::load_seconds)
       .def_ro("stalled_seconds", &Statistics::stalled_seconds)
@@ -353,6 +355,9 @@ void init_homes(nb::class_<BoundEngine>& engine) {
           "bring_home", [](BoundEngine& self, GroupId group) { self.engine().bring_home(group); },
           "group"_a, Release(),
           "Moves a group's bytes into pinned host memory, from which it is loaded.")
+      .def(
+          "plan_anew", [](BoundEngine& self) { return self.engine().plan_anew(); }, Release(),
+          "Plans anew by what homes turned out to take; False where nothing was changed.")
       .def("home", &home, "tensor"_a, "size_bytes"_a, "on"_a,
            "A tensor's bytes in its group's home, as kernels see them, or None.")
       .def(

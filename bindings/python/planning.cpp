@@ -56,6 +56,7 @@ void init_sizes(nb::module_& module) {
 void init_plan(nb::module_& module) {
   nb::enum_<Placement>(module, "Placement")
       .value("RESIDENT", Placement::kResident)
+      .value("RESIDENT_CODED", Placement::kResidentCoded)
       .value("STREAMED", Placement::kStreamed)
       .value("ON_DEMAND", Placement::kOnDemand);
   nb::class_<Group>(module, "Group")
@@ -77,6 +78,8 @@ void init_plan(nb::module_& module) {
                    })
       .def_ro("budget_bytes", &Plan::budget_bytes)
       .def_ro("resident_bytes", &Plan::resident_bytes)
+      .def_ro("kept_bytes", &Plan::kept_bytes)
+      .def_ro("kept_weights_bytes", &Plan::kept_weights_bytes)
       .def_ro("arena_bytes", &Plan::arena_bytes)
       .def_ro("streamed_bytes", &Plan::streamed_bytes)
       .def_ro("link_bytes", &Plan::link_bytes)

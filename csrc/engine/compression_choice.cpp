@@ -1,6 +1,5 @@
 #include "engine/compression_choice.h"
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdio>
@@ -10,9 +9,6 @@
 namespace tensorstream {
 namespace {
 
-// What a load costs beside its copies where the device decodes: launches, events, and the decoding
-// of its last batch, that no copy hides. To be measured.
-constexpr double kDecodeSeconds = 50e-6;
 // How much shorter a pass has to get.
 constexpr double kLeastGain = 0.05;
 // Of one core at level 1, with the memory that it takes:
@@ -41,10 +37,7 @@ CompressionChoice choose_compression(const CompressionFacts& facts) {
                    shown_seconds(encoding_seconds) + " on " + std::to_string(facts.processors) +
                    " processors"};
   }
-  const auto loads =
-      std::ranges::count(facts.coded->groups, Placement::kStreamed, &GroupPlacement::placement);
-  const double coded_seconds =
-      facts.coded->predicted_seconds + kDecodeSeconds * static_cast<double>(loads);
+  const double coded_seconds = facts.coded->predicted_seconds;
   const std::string times = "a pass is predicted to take " + shown_seconds(coded_seconds) +
                             " coded and " + shown_seconds(facts.plain.predicted_seconds) + " raw";
   if (coded_seconds > (1 - kLeastGain) * facts.plain.predicted_seconds) return {0, times};

@@ -27,7 +27,8 @@ DecodeRing::DecodeRing(Pool& pool, std::unique_ptr<DeviceDecoder> decoder,
       slot_bytes_(slot_bytes_for(batch_bytes)),
       decoder_(std::move(decoder)),
       slots_(kSlots),
-      stream_(pool.device().create_stream()) {
+      stream_(pool.device().create_stream()),
+      kept_(pool.device().create_event()) {
   for (std::size_t i = 0; i < kSlots; ++i) {
     slots_[i].data = memory_.data() + i * slot_bytes_;
     slots_[i].copied = pool.device().create_event();
@@ -50,6 +51,11 @@ std::uint64_t DecodeRing::size_bytes_for(std::uint64_t batch_bytes) noexcept {
 }
 
 void DecodeRing::decode(Stream& copies, const CodedCopy& copy) {
+  if (copy.kept != nullptr) {
+    keep(copies, copy);
+    decode_from(copy.kept->data, *stream_, copy);
+    return;
+  }
   Slot& slot = slots_[next_];
   next_ = (next_ + 1) % slots_.size();
   if (copy.bytes.size() > slot_bytes_) {
@@ -63,15 +69,32 @@ void DecodeRing::decode(Stream& copies, const CodedCopy& copy) {
   copies.record(*slot.copied);
   stream_->wait(*slot.copied);  // guard: decode-after-copy
   slot.untold = true;
-  const std::uint64_t table_bytes = copy.frames.size_bytes();
-  for (const CodedCopy::Run& run : copy.runs) {
-    decoder_->decode(*stream_, copy.frames.subspan(run.first, run.count),
-                     slot.data + run.first * sizeof(BatchedFrame), slot.data + table_bytes,
-                     copy.target);
-  }
+  decode_from(slot.data, *stream_, copy);
   stream_->poison(slot.data, slot_bytes_);
   stream_->record(*slot.decoded);
   slot.untold = false;
+}
+
+void DecodeRing::decode_kept(Stream& stream, const CodedCopy& copy) {
+  decode_from(copy.kept->data, stream, copy);
+}
+
+// Nothing decodes from it before it is there: no copy waits for that.
+void DecodeRing::keep(Stream& copies, const CodedCopy& copy) {
+  if (copy.kept->there) return;
+  copies.set_access(copy.kept->data, copy.bytes.size(), Access::kReadWrite);
+  copies.copy_to_device(copy.kept->data, copy.bytes.data(), copy.bytes.size());
+  copies.record(*kept_);
+  stream_->wait(*kept_);  // guard: decode-after-keeping
+  copy.kept->there = true;
+}
+
+void DecodeRing::decode_from(const std::byte* batch, Stream& stream, const CodedCopy& copy) {
+  const std::uint64_t table_bytes = copy.frames.size_bytes();
+  for (const CodedCopy::Run& run : copy.runs) {
+    decoder_->decode(stream, copy.frames.subspan(run.first, run.count),
+                     batch + run.first * sizeof(BatchedFrame), batch + table_bytes, copy.target);
+  }
 }
 
 }  // namespace tensorstream

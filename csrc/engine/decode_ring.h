@@ -14,6 +14,13 @@
 
 namespace tensorstream {
 
+/// Device memory that a batch stays in, to be decoded from at each use of its group.
+struct KeptBatch {
+  std::byte* data = nullptr;
+  /// Whether the batch is in it, for what comes later in the order of the ring's stream.
+  bool there = false;
+};
+
 /// A batch on its way: what is copied, and which of its frames are decoded, to where.
 struct CodedCopy {
   /// A run of frames, by their numbers in the batch.
@@ -28,6 +35,8 @@ struct CodedCopy {
   std::span<const BatchedFrame> frames;
   std::vector<Run> runs;
   std::byte* target = nullptr;
+  /// Where it stays; null where it only goes through the ring.
+  KeptBatch* kept = nullptr;
 };
 
 /// A few slots of device memory, used in turn: the bytes of one batch are copied while those of the
@@ -49,9 +58,13 @@ class DecodeRing {
   /// The stream that decodes: what it is given before decode() comes before the decoding.
   Stream& stream() const noexcept { return *stream_; }
   /// Enqueues the copy of a batch, in `copies`, and its decoding, in stream(). The copy waits for
-  /// nothing that stream() waits for but what its slot was used for before. Raises CudaError; then
-  /// either may be under way all the same, and the next use of the slot waits for it.
+  /// nothing that stream() waits for but what its slot was used for before. A batch that stays is
+  /// copied once, and to where it stays. Raises CudaError; then either may be under way all the
+  /// same, and the next use of the slot waits for it.
   void decode(Stream& copies, const CodedCopy& copy);
+  /// Enqueues the decoding of a batch that is there, in `stream`, which comes after what brought
+  /// it.
+  void decode_kept(Stream& stream, const CodedCopy& copy);
 
  private:
   struct Slot {
@@ -61,6 +74,9 @@ class DecodeRing {
     bool untold = false;             // `decoded` may not tell of the last one: a call failed
   };
 
+  void keep(Stream& copies, const CodedCopy& copy);
+  void decode_from(const std::byte* batch, Stream& stream, const CodedCopy& copy);
+
   // Memory last to go: what the stream holds uses it.
   Block memory_;
   const std::uint64_t slot_bytes_;
@@ -68,6 +84,7 @@ class DecodeRing {
   std::vector<Slot> slots_;
   std::size_t next_ = 0;
   const std::unique_ptr<Stream> stream_;
+  const std::unique_ptr<Event> kept_;  // the last copy of a batch that stays
 };
 
 }  // namespace tensorstream

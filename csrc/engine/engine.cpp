@@ -75,7 +75,7 @@ bool Engine::make_room(std::uint64_t wanted_bytes) {
   const std::uint64_t limit_bytes = state.pool.budget().limit_bytes();
   try {
     const Plan plan = state.plan_for(limit_bytes, wanted_bytes);
-    const std::uint64_t taken = plan.resident_bytes + plan.arena_bytes;
+    const std::uint64_t taken = plan.resident_bytes + plan.kept_bytes + plan.arena_bytes;
     const std::uint64_t most = state.budget_for_groups();
     if (plan.budget_bytes < taken || most < taken || most - taken < wanted_bytes) return false;
     return state.try_follow(plan, wanted_bytes, State::Why::kPressure);
@@ -87,7 +87,7 @@ bool Engine::make_room(std::uint64_t wanted_bytes) {
 std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
   State& state = *state_;
   const std::uint64_t before = state.loader->held_bytes();
-  if (state.made_room()) {
+  if (state.room_bytes() != 0) {
     try {
       const Plan plan = state.plan_for(state.pool.budget().limit_bytes(), spared_bytes);
       static_cast<void>(state.try_follow(plan, 0, State::Why::kBudget));
@@ -110,12 +110,14 @@ void Engine::adapt() {
   // Torch's next forward is never just what the last one was.
   const std::uint64_t room = spared_bytes(state.pool.budget().limit_bytes()) / 8;
   try {
-    if (now.given_way_bytes > plan.resident_bytes / 2 && make_room(room)) return;
+    const std::uint64_t planned = plan.resident_bytes + plan.kept_bytes;
+    if (now.given_way_bytes > planned / 2 && make_room(room)) return;
   } catch (const LeaseError&) {  // after another forward, then
     return;
   }
   plan.arena_bytes = loader.arena_bytes();
-  if (plan.arena_bytes == 0) return;
+  // Groups that stay coded are decoded into a part of the arena of their own.
+  if (plan.arena_bytes == 0 || now.kept_bytes != 0) return;
   for (GroupId group = 0; group < state.groups.size(); ++group) {
     const bool shares = loader.where(group) == Where::kArena;
     plan.groups[group] = {shares ? Placement::kStreamed : Placement::kResident,
@@ -213,6 +215,21 @@ void Engine::bring_home(GroupId group) {
   if (state.homes.bring(group, options)) state.predict_anew();
 }
 
+bool Engine::plan_anew() {
+  State& state = *state_;
+  if (state.compression.level == 0) return false;
+  for (GroupId group = 0; group < state.groups.size(); ++group) {
+    if (!state.loader->settled(group)) state.homes.note_absent(group);
+  }
+  const std::uint64_t room_bytes = state.room_bytes();
+  try {
+    return state.try_follow(state.plan_for(state.pool.budget().limit_bytes(), room_bytes),
+                            room_bytes, State::Why::kBudget);
+  } catch (const BudgetError&) {  // it is full of what others hold
+    return false;
+  }
+}
+
 std::byte* Engine::home_address(TensorId tensor) const {
   const State& state = *state_;
   static_cast<void>(state.tensor(tensor));
@@ -245,7 +262,8 @@ Statistics Engine::statistics() const {
   result.on_demand_bytes = state.on_demand_bytes;
   result.made_room_bytes = state.made_room_bytes;
   const std::uint64_t planned = state.unpressed_resident_bytes;
-  result.given_way_bytes += planned - std::min(planned, state.plan.resident_bytes);
+  const std::uint64_t now = state.plan.resident_bytes + state.plan.kept_bytes;
+  result.given_way_bytes += planned - std::min(planned, now);
   if (state.first_use) result.active_seconds = seconds_since(*state.first_use);
   return result;
 }

@@ -90,7 +90,7 @@ constexpr std::uint64_t kLargestReserve = 1_GiB;
 ResidentUse resident_use(const EngineOptions& options, const Plan& plan,
                          std::uint64_t limit_bytes) {
   const std::uint64_t room = std::min(plan.everything_fits_bytes, kRoomForActivations);
-  const bool roomy = plan.streamed_bytes == 0 && plan.on_demand_bytes == 0 &&
+  const bool roomy = plan.streamed_bytes + plan.kept_bytes + plan.on_demand_bytes == 0 &&
                      limit_bytes - std::min(limit_bytes, plan.resident_bytes) >= room;
   return roomy ? ResidentUse::kSettled : options.residents;
 }
@@ -211,7 +211,7 @@ void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::u
     const MutexLock lock(mutex);
     plan = wanted;
     made_room_bytes = room_bytes;
-    if (why == Why::kBudget) unpressed_resident_bytes = wanted.resident_bytes;
+    if (why == Why::kBudget) unpressed_resident_bytes = wanted.resident_bytes + wanted.kept_bytes;
   }
   loader->arrange(wanted, use_of_residents(wanted, limit_bytes));
 }

@@ -79,9 +79,10 @@ class Engine::State {
     const std::uint64_t others = budget.used_bytes() - loader->held_bytes();
     return budget.limit_bytes() - std::min(budget.limit_bytes(), others);
   }
-  bool made_room() const {
+  /// What the plan leaves free.
+  std::uint64_t room_bytes() const {
     const MutexLock lock(mutex);
-    return made_room_bytes != 0;
+    return made_room_bytes;
   }
 
   bool settled(TensorId id) const { return group_of[id] && loader->settled(*group_of[id]); }

@@ -107,6 +107,7 @@ std::vector<GroupFootprint> coded_footprints(std::span<const Group> groups,
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (!is_worth_encoding(groups[i], tensors)) continue;
     result[i].coded_bytes = usual_coded_bytes(groups[i], tensors);
+    result[i].may_stay_coded = true;
   }
   return result;
 }

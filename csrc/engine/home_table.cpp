@@ -49,6 +49,11 @@ HomeTable::Home HomeTable::make(GroupId group, std::span<const std::vector<Bound
                             {options.level, options.piece_bytes, options.budget})};
 }
 
+void HomeTable::note_absent(GroupId group) {
+  const MutexLock lock(mutex_);
+  homes_[group].absent = true;
+}
+
 std::byte* HomeTable::device_address(GroupId group, const BoundExtent& extent) const {
   const MutexLock lock(mutex_);
   const std::shared_ptr<HostHome>& home = homes_[group].plain;
@@ -75,9 +80,15 @@ HomeSizes HomeTable::sizes() const {
 void HomeTable::correct(std::vector<GroupFootprint>& footprints) const {
   const MutexLock lock(mutex_);
   for (std::size_t group = 0; group < homes_.size(); ++group) {
-    if (homes_[group].plain != nullptr) footprints[group].coded_bytes.reset();
-    const auto& encoded = homes_[group].encoded;
-    if (encoded != nullptr) footprints[group].coded_bytes = encoded->held_bytes();
+    const Home& home = homes_[group];
+    GroupFootprint& footprint = footprints[group];
+    if (home.encoded != nullptr) footprint.coded_bytes = home.encoded->held_bytes();
+    // Where the system does not pin them, the host decodes, and weights cross as they are.
+    const bool coded = home.encoded != nullptr && home.encoded->is_pinned();
+    const bool known = home.encoded != nullptr || home.plain != nullptr || home.absent;
+    if (!known || coded) continue;
+    footprint.coded_bytes.reset();
+    footprint.may_stay_coded = false;
   }
 }
 

@@ -41,17 +41,20 @@ class HomeTable {
   /// Moves the group's bytes to a home, unless it has one: of frames, where there is a level and
   /// the group is worth it. True where it did. Raises as PinnedMemory does, and IoError.
   bool bring(GroupId group, const HomeOptions& options);
+  /// Says that the group, unless it has a home, is loaded from its sources.
+  void note_absent(GroupId group);
   /// Where kernels see `extent`, one of the group's tensors, in its home; null where they do not.
   std::byte* device_address(GroupId group, const BoundExtent& extent) const;
   HomeSizes sizes() const;
-  /// Puts what homes of frames take in the place of what was expected.
+  /// Puts what homes take in the place of what was expected of frames.
   void correct(std::vector<GroupFootprint>& footprints) const;
 
  private:
-  /// One of both, or none.
+  /// One of both, or none: not yet, or, where absent, for now.
   struct Home {
     std::shared_ptr<HostHome> plain;       // shared with sources, loads and tensors over it
     std::shared_ptr<EncodedHome> encoded;  // likewise
+    bool absent = false;
   };
 
   Home make(GroupId group, std::span<const std::vector<BoundExtent>> from,

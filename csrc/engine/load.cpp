@@ -4,6 +4,7 @@
 #include <array>
 
 #include "base/units.h"
+#include "engine/kept_frames.h"
 #include "io/file_window.h"
 
 namespace tensorstream {
@@ -36,6 +37,7 @@ void Load::keep(const BoundExtent& extent) {
   extents_.push_back(extent);
   (extent.reader->tier() == Tier::kRam ? ram_bytes_ : disk_bytes_) += extent.size_bytes;
   decoded_bytes_ += extent.size_bytes;
+  crosses_link_ |= extent.size_bytes != 0;
 }
 
 void Load::add_read(Reader& reader, std::uint64_t offset_bytes, std::span<std::byte> target) {
@@ -78,16 +80,17 @@ void Load::add_window(const BoundExtent& extent, const FileWindow& window) {
 }
 
 void Load::add_frames(const EncodedHome& home, std::span<const BoundExtent> extents,
-                      std::byte* target) {
+                      std::byte* target, KeptFrames* kept) {
   std::vector<std::uint64_t> wanted;  // where the tensors begin
   for (const BoundExtent& extent : extents) {
     extents_.push_back(extent);
-    decoded_bytes_ += extent.size_bytes;
     if (extent.size_bytes != 0) wanted.push_back(extent.offset_bytes);
   }
   std::size_t number = 0;
-  for (const EncodedHome::Batch& batch : home.batches()) {
+  for (std::size_t batch_number = 0; batch_number < home.batches().size(); ++batch_number) {
+    const EncodedHome::Batch& batch = home.batches()[batch_number];
     CodedCopy copy{batch.memory.bytes(), batch.frames(), {}, target};
+    std::uint64_t weights_bytes = 0;
     for (std::size_t i = 0; i < batch.frame_count; ++i, ++number) {
       const std::uint64_t tensor = home.frames()[number].tensor_offset;
       if (!std::ranges::binary_search(wanted, tensor)) continue;
@@ -95,11 +98,24 @@ void Load::add_frames(const EncodedHome& home, std::span<const BoundExtent> exte
         copy.runs.push_back({i, 0});
       }
       ++copy.runs.back().count;
+      weights_bytes += home.frames()[number].view.header().decoded_bytes;
     }
     if (copy.runs.empty()) continue;
-    ram_bytes_ += copy.bytes.size();
+    if (kept != nullptr) copy.kept = kept->place(home, batch_number);
+    if (copy.kept != nullptr && copy.kept->there) {
+      kept_decoded_bytes_ += weights_bytes;
+    } else {
+      ram_bytes_ += copy.bytes.size();
+      decoded_bytes_ += weights_bytes;
+      crosses_link_ = true;
+    }
     coded_.push_back(std::move(copy));
   }
+}
+
+bool Load::stays() const noexcept {
+  const auto kept = [](const CodedCopy& copy) { return copy.kept != nullptr; };
+  return copies_.empty() && reads_.empty() && !coded_.empty() && std::ranges::all_of(coded_, kept);
 }
 
 bool Load::is_large() const noexcept { return read_bytes_ > kSharedReadBytes; }

@@ -21,6 +21,7 @@
 namespace tensorstream {
 
 class FileWindow;
+class KeptFrames;
 
 /// One load under way: pieces that the device copies from RAM, batches of frames that it copies and
 /// decodes, and pieces that are read. Belongs to the thread that makes it until it is enqueued;
@@ -53,18 +54,26 @@ class Load {
   void add_window(const BoundExtent& extent, const FileWindow& window);
 
   /// Adds the tensors that `extents`, each a whole tensor in `home`, are: the frames that make
-  /// them, for the device to decode to where they lie in the place at `target`.
-  void add_frames(const EncodedHome& home, std::span<const BoundExtent> extents, std::byte* target);
+  /// them, for the device to decode to where they lie in the place at `target`. Batches that `kept`
+  /// has room for (null: none) stay there.
+  void add_frames(const EncodedHome& home, std::span<const BoundExtent> extents, std::byte* target,
+                  KeptFrames* kept);
 
   GroupId group() const noexcept { return group_; }
   /// What is moved, from RAM and from disk, and what that is as weights.
   std::uint64_t ram_bytes() const noexcept { return ram_bytes_; }
   std::uint64_t disk_bytes() const noexcept { return disk_bytes_; }
   std::uint64_t decoded_bytes() const noexcept { return decoded_bytes_; }
+  /// Weights that are decoded from device memory, where their frames stay.
+  std::uint64_t kept_decoded_bytes() const noexcept { return kept_decoded_bytes_; }
   const std::vector<Copy>& copies() const noexcept { return copies_; }
   const std::vector<CodedCopy>& coded() const noexcept { return coded_; }
   /// True where some piece is read, which can fail, and not copied.
   bool can_fail() const noexcept { return !reads_.empty(); }
+  /// True where nothing has to come to the device: all of it is decoded from there.
+  bool only_decodes() const noexcept { return !coded_.empty() && !crosses_link_; }
+  /// True where all of it stays on the device once this load is enqueued.
+  bool stays() const noexcept;
   /// True where reading is worth several threads.
   bool is_large() const noexcept;
 
@@ -111,6 +120,8 @@ class Load {
   std::uint64_t ram_bytes_ = 0;
   std::uint64_t disk_bytes_ = 0;
   std::uint64_t decoded_bytes_ = 0;
+  std::uint64_t kept_decoded_bytes_ = 0;
+  bool crosses_link_ = false;
   Clock::time_point started_;
   Clock::time_point ended_;
 

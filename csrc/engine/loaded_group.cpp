@@ -114,7 +114,7 @@ void GroupPlace::add_to(Load& load, const LoadedGroup& group, const SourceTable&
       target += extent.size_bytes;
     }
   }
-  if (!coded.empty()) load.add_frames(*EncodedHome::of(*coded[0].reader), coded, data);
+  if (!coded.empty()) load.add_frames(*EncodedHome::of(*coded[0].reader), coded, data, kept);
 }
 
 }  // namespace tensorstream

@@ -41,7 +41,8 @@ struct LoadedGroup {
 /// Where a group is loaded to.
 struct GroupPlace {
   std::byte* data = nullptr;
-  bool uses_windows = false;  // by the tensors that have one
+  bool uses_windows = false;   // by the tensors that have one
+  KeptFrames* kept = nullptr;  // where its frames stay on the device; null where they do not
 
   /// The address of the group's tensor of that position.
   std::byte* address(const LoadedGroup& group, std::size_t position) const;

@@ -14,6 +14,8 @@ namespace {
 // Loads that the copy stream holds at once: one that runs and one that follows it without a gap.
 // More would only delay a load that is asked for out of turn.
 constexpr std::uint32_t kLoadsInFlight = 2;
+// Likewise of loads that cross no link.
+constexpr std::uint32_t kDecodesInFlight = 2;
 // How far ahead the order is asked.
 constexpr std::size_t kLookAhead = 64;
 // Bytes of the groups that come next which the disk reads ahead: enough to keep it busy while a
@@ -46,7 +48,8 @@ Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging, Dec
       order_({}),
       copy_stream_(device_.create_stream()),
       done_stream_(staging_ != nullptr ? device_.create_stream() : nullptr),
-      turn_(device_.create_event()) {
+      decode_stream_(ring_ != nullptr ? device_.create_stream() : nullptr),
+      decoded_stream_(ring_ != nullptr ? device_.create_stream() : nullptr) {
   for (LoadedGroup& group : groups) {
     auto slot = std::make_unique<Slot>();
     slot->loaded = device_.create_event();
@@ -68,6 +71,8 @@ Loader::~Loader() {
   // enqueued before a release still reads from them.
   wait_unless_lost(*copy_stream_);
   if (ring_ != nullptr) wait_unless_lost(ring_->stream());
+  if (decode_stream_ != nullptr) wait_unless_lost(*decode_stream_);
+  if (decoded_stream_ != nullptr) wait_unless_lost(*decoded_stream_);
   if (done_stream_ != nullptr) wait_unless_lost(*done_stream_);
   for (const auto& slot : slots_) {
     wait_unless_lost(*slot->last_use);  // guard: wait-before-freeing
@@ -235,6 +240,7 @@ void Loader::change(GroupId group, const std::function<void()>& change) {
     slot.content = Content::kEmpty;  // a load under way goes on and is not looked at
     slot.load = nullptr;
   }
+  slot.at_hand = false;
   change();
   if (slot.group.drop_replaced_windows(sources_)) {  // guard: window-of-source
     ++slot.place_number;
@@ -271,18 +277,33 @@ void Loader::run(const std::stop_token& stop) {
 }
 
 std::optional<GroupId> Loader::next_demanded() {
-  while (!demanded_.empty() && in_flight_ < kLoadsInFlight) {
-    const GroupId group = demanded_.front();
-    demanded_.pop_front();
-    if (slot_of(group).content == Content::kQueued) return group;
-  }
-  return std::nullopt;
+  std::erase_if(demanded_, [&](GroupId group) TS_REQUIRES(mutex_) {
+    return slot_of(group).content != Content::kQueued;
+  });
+  const auto next = std::ranges::find_if(
+      demanded_, [&](GroupId group) TS_REQUIRES(mutex_) { return may_issue(slot_of(group)); });
+  if (next == demanded_.end()) return std::nullopt;
+  const GroupId group = *next;
+  demanded_.erase(next);
+  return group;
+}
+
+bool Loader::may_issue(const Slot& slot) const {
+  return slot.at_hand ? decodes_in_flight_ < kDecodesInFlight : in_flight_ < kLoadsInFlight;
+}
+
+// Whatever is asked for has to wait.
+bool Loader::is_busy() const {
+  return in_flight_ >= kLoadsInFlight &&
+         (kept_groups_ == 0 || decodes_in_flight_ >= kDecodesInFlight);
 }
 
 // To look costs less than to wake a thread that finds nothing to do.
 void Loader::wake_if_needed() {
-  if (in_flight_ >= kLoadsInFlight) return;
-  if (demanded_.empty() && !next_prefetch()) return;
+  if (is_busy()) return;
+  const bool asked_for = std::ranges::any_of(
+      demanded_, [&](GroupId group) TS_REQUIRES(mutex_) { return may_issue(slot_of(group)); });
+  if (!asked_for && !next_prefetch()) return;
   work_.ring();
 }
 
@@ -296,7 +317,7 @@ std::optional<GroupId> Loader::next_prefetch() const noexcept {
 
 std::optional<GroupId> Loader::find_prefetch() const {
   const bool loads_ahead = prefetch_ == Prefetch::kNext || prefetch_ == Prefetch::kAhead;
-  if (!loads_ahead || in_flight_ >= kLoadsInFlight) return std::nullopt;
+  if (!loads_ahead || is_busy()) return std::nullopt;
   const std::size_t ahead =
       prefetch_ == Prefetch::kNext ? 1 : std::min(kLookAhead, streamed_.size());
   std::vector<const Slot*> sooner;
@@ -305,10 +326,12 @@ std::optional<GroupId> Loader::find_prefetch() const {
     if (slot.where == Where::kNowhere) continue;
     if (slot.content == Content::kEmpty) {
       const auto needed = [&](const Slot* other) { return overlap(slot, *other); };
-      if (leased_overlap(slot)) return std::nullopt;  // guard: prefetch-over-lease
-      const bool in_the_way = std::any_of(sooner.begin(), sooner.end(), needed);
-      if (in_the_way) return std::nullopt;  // guard: needed-sooner
-      return group;
+      bool place_free = true;
+      if (leased_overlap(slot)) place_free = false;                 // guard: prefetch-over-lease
+      if (std::ranges::any_of(sooner, needed)) place_free = false;  // guard: needed-sooner
+      if (place_free && may_issue(slot)) return group;
+      // The link is not to idle while what needs none waits for its place, nor the other way round.
+      if (!place_free && !slot.at_hand) return std::nullopt;
     }
     if (slot.content == Content::kFailed) return std::nullopt;  // tried again when it is asked for
     sooner.push_back(&slot);

@@ -22,6 +22,7 @@
 #include "device/device.h"
 #include "engine/decode_ring.h"
 #include "engine/finished_loads.h"
+#include "engine/kept_frames.h"
 #include "engine/load.h"
 #include "engine/loaded_group.h"
 #include "engine/read_ahead.h"
@@ -67,8 +68,9 @@ class Loader {
   /// that could not be read are not settled, and the rest works.
   void arrange(const Plan& plan, ResidentUse residents);
   /// Frees at least `wanted_bytes` of the budget, as far as there are residents that nobody leases
-  /// and that may give way; the ones whose next use is furthest first. Returns what it freed. They
-  /// are streamed from then on. Blocks until the work that uses them is done.
+  /// and that may give way, or frames that stay on the device; those whose next use is furthest
+  /// first. Returns what it freed. They are streamed from then on. Blocks until the work that uses
+  /// them is done.
   std::uint64_t give_way(std::uint64_t wanted_bytes);
   /// Gives residents that gave way their own memory again while more than `spared_bytes` of the
   /// budget stay free; they are loaded at their next use. Returns what it took. Blocks as
@@ -122,10 +124,12 @@ class Loader {
   struct Slot {
     LoadedGroup group;
     Where where = Where::kNowhere;
-    std::uint64_t offset_bytes = 0;  // in the arena, also of a resident that may give way
-    std::byte* data = nullptr;       // start of its place
-    Block own;                       // kPrivate; empty for one in required_
-    Reservation in_source;           // kSource
+    std::uint64_t offset_bytes = 0;    // in the arena, also of a resident that may give way
+    std::byte* data = nullptr;         // start of its place
+    Block own;                         // kPrivate; empty for one in required_
+    Reservation in_source;             // kSource
+    std::unique_ptr<KeptFrames> kept;  // null where its frames do not stay on the device
+    std::uint64_t kept_bytes = 0;      // of `kept` by the plan: it comes back after it gave way
     std::uint32_t place_number = 0;
     bool resident = false;        // by the plan: it comes back after it gave way
     bool settled = false;         // in its place for as long as the plan holds
@@ -136,17 +140,24 @@ class Loader {
     const Stream* last_stream = nullptr;  // compared, never used
     Content content = Content::kEmpty;
     bool enqueued = false;        // all of what is issued: `loaded` tells its end
+    bool at_hand = false;         // all of it is in `kept`: a load crosses no link
     std::uint32_t in_flight = 0;  // loads into any of its places that are not done
     std::uint32_t leases = 0;
     std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
     std::shared_ptr<Load> load;  // the one that `content` speaks of; shared with callbacks
     std::exception_ptr error;
+    // Of who enqueues loads, one at a time where there is a ring.
+    Stream* filled_on = nullptr;  // the stream that the last load filled its place on
+    bool told = true;             // `loaded` tells of the end of that
   };
 
   void run(const std::stop_token& stop);
   std::optional<GroupId> next_demanded() TS_REQUIRES(mutex_);
   std::optional<GroupId> next_prefetch() const noexcept TS_REQUIRES(mutex_);
   std::optional<GroupId> find_prefetch() const TS_REQUIRES(mutex_);
+  bool may_issue(const Slot& slot) const TS_REQUIRES(mutex_);
+  bool is_busy() const TS_REQUIRES(mutex_);
+  std::uint32_t& in_flight_of(const Load& load) TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
   void demand(Slot& slot) TS_REQUIRES(mutex_);
   void load_at_use(Slot& slot) TS_REQUIRES(mutex_);
@@ -159,13 +170,17 @@ class Loader {
   void evict_overlapping(const Slot& slot, Issue& issue) TS_REQUIRES(mutex_);
   void note_issued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
   Stream& stream_for(const Load& load) const;
-  void take_turn(Stream& stream);
-  void enqueue(Stream& stream, const Slot& slot, const Issue& issue);
+  void take_turn(Stream& stream, Slot& slot, const Issue& issue);
+  static void wait_for_fillings(Stream& stream, const Slot& slot, const Issue& issue);
+  static void wait_for_filling(Stream& stream, const Slot& slot);
+  void enqueue(Stream& stream, Slot& slot, const Issue& issue);
   void enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load);
+  void note_enqueued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
   void enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) TS_REQUIRES(mutex_);
   // In loader_finish.cpp.
   void finish(std::shared_ptr<Load> load) noexcept;
   void note_finished() TS_REQUIRES(mutex_);
+  void count_load(const Load& load, bool done) TS_REQUIRES(mutex_);
   static void settle(Slot& slot, const Load& load, const std::exception_ptr& error);
   std::exception_ptr wait_until_usable(const Slot& slot) TS_REQUIRES(mutex_);
   bool wait_for_change(std::uint64_t rung) TS_REQUIRES(mutex_);
@@ -189,12 +204,17 @@ class Loader {
   void place_required() TS_REQUIRES(mutex_);
   void place_resident(Slot& slot) TS_REQUIRES(mutex_);
   void place_in_arena(Slot& slot) TS_REQUIRES(mutex_);
+  void keep_frames(Slot& slot) TS_REQUIRES(mutex_);
+  Block let_frames_go(Slot& slot) TS_REQUIRES(mutex_);
+  void drain_loads() const;
   void settle_residents() TS_REQUIRES(mutex_);
   void load_settled(Slot& slot) TS_REQUIRES(mutex_);
   void make_spare_arena() TS_REQUIRES(mutex_);
   Slot* next_to_give_way() TS_REQUIRES(mutex_);
   bool may_give_way(const Slot& slot) const TS_REQUIRES(mutex_);
-  bool try_take_back(Slot& slot, std::uint64_t spared_bytes) TS_REQUIRES(mutex_);
+  bool has_room(std::uint64_t size_bytes, std::uint64_t spared_bytes) const;
+  std::uint64_t try_take_back(Slot& slot, std::uint64_t spared_bytes) TS_REQUIRES(mutex_);
+  std::uint64_t try_keep_frames(Slot& slot, std::uint64_t spared_bytes) TS_REQUIRES(mutex_);
   bool is_leased(const Slot& slot) const TS_REQUIRES(mutex_);
   bool lies_in_sources(const Slot& slot) const TS_REQUIRES(mutex_);
   void move(Slot& slot, Where where, std::byte* data) TS_REQUIRES(mutex_);
@@ -226,7 +246,9 @@ class Loader {
   std::uint64_t uses_ TS_GUARDED_BY(mutex_) = 0;
   OrderTable order_ TS_GUARDED_BY(mutex_);
   std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
-  std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;
+  std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;          // loads that cross the link
+  std::uint32_t decodes_in_flight_ TS_GUARDED_BY(mutex_) = 0;  // those that do not
+  std::size_t kept_groups_ TS_GUARDED_BY(mutex_) = 0;          // whose frames stay on the device
   std::size_t windows_ TS_GUARDED_BY(mutex_) = 0;
   Statistics counted_ TS_GUARDED_BY(mutex_);
   Clock::time_point last_finish_ TS_GUARDED_BY(mutex_);
@@ -238,9 +260,10 @@ class Loader {
   FinishedLoads finished_;
   std::unique_ptr<Stream> copy_stream_;
   std::unique_ptr<Stream> done_stream_;  // of callbacks; null on a device that is the host
-  // Of who enqueues loads, one at a time where there is a ring.
-  std::unique_ptr<Event> turn_;
-  Stream* last_turn_ = nullptr;  // the stream that the last load filled its place on
+  // Of loads that cross no link, and of their callbacks: they wait for none that does. Null where
+  // there is no ring.
+  std::unique_ptr<Stream> decode_stream_;
+  std::unique_ptr<Stream> decoded_stream_;
   std::unique_ptr<ReadAhead> read_ahead_ TS_GUARDED_BY(mutex_);  // for Prefetch::kReadAhead alone
   std::jthread thread_;                                          // last: it uses all of the above
 };

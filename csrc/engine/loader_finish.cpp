@@ -19,21 +19,25 @@ void Loader::finish(std::shared_ptr<Load> load) noexcept {
 void Loader::note_finished() {
   while (const std::shared_ptr<Load> load = finished_.take()) {
     const std::exception_ptr error = load->error();
-    // A load that was enqueued behind another began when that one was done.
-    const Clock::time_point started = std::max(load->started(), last_finish_);
-    last_finish_ = load->ended();
     --slot_of(load->group()).in_flight;
-    --in_flight_;
+    --in_flight_of(*load);
     ++counted_.loads;
-    if (!error) {
-      counted_.load_seconds += seconds_between(started, last_finish_);
-      counted_.streamed_ram_bytes += load->ram_bytes();
-      counted_.streamed_disk_bytes += load->disk_bytes();
-      counted_.streamed_bytes += load->ram_bytes() + load->disk_bytes();
-      counted_.decoded_bytes += load->decoded_bytes();
-    }
+    if (!error) counted_.kept_decoded_bytes += load->kept_decoded_bytes();
+    if (!load->only_decodes()) count_load(*load, error == nullptr);
     settle(slot_of(load->group()), *load, error);
   }
+}
+
+void Loader::count_load(const Load& load, bool done) {
+  // A load that was enqueued behind another began when that one was done.
+  const Clock::time_point started = std::max(load.started(), last_finish_);
+  last_finish_ = load.ended();
+  if (!done) return;
+  counted_.load_seconds += seconds_between(started, last_finish_);
+  counted_.streamed_ram_bytes += load.ram_bytes();
+  counted_.streamed_disk_bytes += load.disk_bytes();
+  counted_.streamed_bytes += load.ram_bytes() + load.disk_bytes();
+  counted_.decoded_bytes += load.decoded_bytes();
 }
 
 void Loader::settle(Slot& slot, const Load& load, const std::exception_ptr& error) {
@@ -89,6 +93,8 @@ void Loader::add_to(Statistics& statistics) {
   for (const auto& slot : slots_) {
     const bool away = slot->where == Where::kArena || slot->where == Where::kNowhere;
     if (slot->resident && away) statistics.given_way_bytes += slot->group.layout.size_bytes;
+    if (slot->kept != nullptr) statistics.kept_bytes += slot->kept->size_bytes();
+    if (slot->kept == nullptr) statistics.given_way_bytes += slot->kept_bytes;
   }
   statistics.acquires += counted_.acquires;
   statistics.hits += counted_.hits;
@@ -100,6 +106,7 @@ void Loader::add_to(Statistics& statistics) {
   statistics.streamed_ram_bytes += counted_.streamed_ram_bytes;
   statistics.streamed_disk_bytes += counted_.streamed_disk_bytes;
   statistics.decoded_bytes += counted_.decoded_bytes;
+  statistics.kept_decoded_bytes += counted_.kept_decoded_bytes;
   statistics.load_seconds += counted_.load_seconds;
   statistics.stalled_seconds += counted_.stalled_seconds;
 }

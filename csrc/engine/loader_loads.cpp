@@ -22,7 +22,7 @@ void Loader::load_apart(GroupId group) {
     } else {
       enqueue(stream_for(*ready.load), slot, ready);
       note_issued(slot, ready.load);
-      slot.enqueued = true;
+      note_enqueued(slot, ready.load);
     }
   } catch (...) {  // whoever asks for the group gets it
     slot.content = Content::kFailed;
@@ -44,13 +44,19 @@ void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
   if (error && staging_ == nullptr) issue.load->end();
   mutex_.lock();
   if (!error) {
-    if (slot.load == issue.load) slot.enqueued = true;
+    note_enqueued(slot, issue.load);
     return;
   }
   --slot.in_flight;
-  --in_flight_;
+  --in_flight_of(*issue.load);
   settle(slot, *issue.load, error);
   changed_.ring();
+}
+
+void Loader::note_enqueued(Slot& slot, const std::shared_ptr<Load>& load) {
+  if (slot.load != load) return;  // its sources have changed meanwhile
+  slot.enqueued = true;
+  slot.at_hand = load->stays();
 }
 
 Loader::Issue Loader::issue(Slot& slot) {
@@ -80,32 +86,46 @@ void Loader::note_issued(Slot& slot, const std::shared_ptr<Load>& load) {
   slot.content = Content::kIssued;
   slot.enqueued = false;
   ++slot.in_flight;
-  ++in_flight_;
+  ++in_flight_of(*load);
+}
+
+std::uint32_t& Loader::in_flight_of(const Load& load) {
+  return load.only_decodes() ? decodes_in_flight_ : in_flight_;
 }
 
 Stream& Loader::stream_for(const Load& load) const {
-  return load.coded().empty() ? *copy_stream_ : ring_->stream();
+  if (load.coded().empty()) return *copy_stream_;
+  return load.only_decodes() ? *decode_stream_ : ring_->stream();
 }
 
-// A place may be filled on two streams, also by loads that nobody used, or that failed midway: all
-// of the one comes before the other.
-void Loader::take_turn(Stream& stream) {
-  if (ring_ == nullptr) return;
-  if (last_turn_ != nullptr && last_turn_ != &stream) {
-    last_turn_->record(*turn_);
-    stream.wait(*turn_);  // guard: loads-in-turn
-  }
-  last_turn_ = &stream;
+// A place may be filled on several streams, also by loads that nobody used, or that failed midway:
+// then nobody recorded the end of what is under way.
+void Loader::take_turn(Stream& stream, Slot& slot, const Issue& issue) {
+  if (ring_ != nullptr) wait_for_fillings(stream, slot, issue);
+  slot.filled_on = &stream;
+  slot.told = false;
 }
 
-void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
+void Loader::wait_for_fillings(Stream& stream, const Slot& slot, const Issue& issue) {
+  for (const Slot* other : issue.overwritten) wait_for_filling(stream, *other);
+  wait_for_filling(stream, slot);
+}
+
+void Loader::wait_for_filling(Stream& stream, const Slot& slot) {
+  if (slot.filled_on == nullptr || slot.filled_on == &stream) return;
+  if (!slot.told) slot.filled_on->record(*slot.loaded);
+  stream.wait(*slot.loaded);  // guard: loads-in-turn
+}
+
+void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   const std::shared_ptr<Load>& load = issue.load;
-  take_turn(stream);
+  take_turn(stream, slot, issue);
   for (const Slot* other : issue.overwritten) {
     stream.wait(*other->last_use);  // guard: wait-for-last-reader
   }
+  // With a ring, what of their places is not in this one may be filled on another stream by then.
   for (const Slot* other : issue.stale) {
-    stream.poison(other->data, other->group.layout.size_bytes);
+    if (ring_ == nullptr) stream.poison(other->data, other->group.layout.size_bytes);
   }
   stream.wait(*slot.last_use);  // guard: wait-for-own-reader
   make_room_for_windows(slot, stream);
@@ -116,13 +136,21 @@ void Loader::enqueue(Stream& stream, const Slot& slot, const Issue& issue) {
   for (const Load::Copy& copy : load->copies()) {
     stream.copy_to_device(copy.target.data(), copy.source, copy.target.size());
   }
-  for (const CodedCopy& coded : load->coded()) ring_->decode(*copy_stream_, coded);
+  for (const CodedCopy& coded : load->coded()) {
+    if (load->only_decodes()) {
+      ring_->decode_kept(stream, coded);
+    } else {
+      ring_->decode(*copy_stream_, coded);
+    }
+  }
   if (load->can_fail()) enqueue_reads(stream, load);
   stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
   stream.record(*slot.loaded);
+  slot.told = true;
   // A callback holds its stream up: on a GPU the next copy goes on meanwhile.
-  Stream& after = done_stream_ != nullptr ? *done_stream_ : stream;
-  if (done_stream_ != nullptr) after.wait(*slot.loaded);
+  Stream* const done = load->only_decodes() ? decoded_stream_.get() : done_stream_.get();
+  Stream& after = done != nullptr ? *done : stream;
+  if (done != nullptr) after.wait(*slot.loaded);
   after.run([this, load] { finish(load); });
 }
 

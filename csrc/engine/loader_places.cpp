@@ -1,4 +1,4 @@
-// Where the loader's groups are: by a plan, and as residents give way and come back.
+// Where the loader's groups are by a plan.
 #include <algorithm>
 #include <span>
 #include <utility>
@@ -35,7 +35,9 @@ bool Loader::settled(GroupId group) const {
   return slot_of(group).settled;
 }
 
-GroupPlace Loader::place_of(const Slot& slot) { return {slot.data, slot.where == Where::kArena}; }
+GroupPlace Loader::place_of(const Slot& slot) {
+  return {slot.data, slot.where == Where::kArena, slot.kept.get()};
+}
 
 std::byte* Loader::address(GroupId group, std::size_t position) const {
   const MutexLock lock(mutex_);
@@ -94,7 +96,10 @@ std::uint64_t Loader::held_bytes() const {
 
 std::uint64_t Loader::held() const {
   std::uint64_t held = arena_.size_bytes() + required_.size_bytes();
-  for (const auto& slot : slots_) held += slot->own.size_bytes() + slot->in_source.size_bytes();
+  for (const auto& slot : slots_) {
+    held += slot->own.size_bytes() + slot->in_source.size_bytes();
+    if (slot->kept != nullptr) held += slot->kept->size_bytes();
+  }
   return held;
 }
 
@@ -180,15 +185,14 @@ void Loader::quiesce() {
   for (;;) {
     const std::uint64_t rung = changed_.count();
     note_finished();
-    if (in_flight_ == 0) break;
+    if (in_flight_ == 0 && decodes_in_flight_ == 0) break;
     if (wait_for_change(rung)) continue;
     for (const auto& slot : slots_) check_health(*slot->loaded);
   }
   mutex_.unlock();
   std::exception_ptr error;
   try {
-    copy_stream_->synchronize();
-    if (ring_ != nullptr) ring_->stream().synchronize();
+    drain_loads();
     for (const auto& slot : slots_) slot->last_use->synchronize();  // guard: wait-before-moving
   } catch (...) {
     error = std::current_exception();
@@ -209,6 +213,10 @@ void Loader::move(Slot& slot, Where where, std::byte* data) {
 
 void Loader::leave_places(const Plan& plan) {
   for (const auto& slot : slots_) {
+    slot->kept_bytes = plan.groups[slot->group.id].kept_bytes;
+    if (slot->kept != nullptr && slot->kept->size_bytes() != slot->kept_bytes) {
+      static_cast<void>(let_frames_go(*slot));
+    }
     const bool placed =
         slot->where == Where::kPrivate || (slot->where == Where::kSource && lies_in_sources(*slot));
     const bool stays = placed && plan.groups[slot->group.id].placement == Placement::kResident;
@@ -241,13 +249,15 @@ void Loader::take_places(const Plan& plan) {
     const GroupPlacement& planned = plan.groups[slot->group.id];
     slot->offset_bytes = planned.offset_bytes;
     slot->resident = planned.placement == Placement::kResident;
-    if (planned.placement == Placement::kStreamed) place_in_arena(*slot);
-    if (!slot->resident || slot->where != Where::kNowhere) continue;
+    const bool coded = planned.placement == Placement::kResidentCoded;
+    if (coded || planned.placement == Placement::kStreamed) place_in_arena(*slot);
+    const bool stays = slot->resident && slot->where == Where::kNowhere;
     try {
-      place_resident(*slot);
+      if (coded) keep_frames(*slot);
+      if (stays) place_resident(*slot);
     } catch (const BudgetError&) {
       note();
-      place_in_arena(*slot);
+      if (stays) place_in_arena(*slot);
     }
   }
   if (error) std::rethrow_exception(error);
@@ -342,113 +352,6 @@ void Loader::load_settled(Slot& slot) {
     if (slot.content == Content::kFailed) std::rethrow_exception(slot.error);
   }
   device_.caller_stream().set_access(slot.data, slot.group.layout.size_bytes, Access::kReadWrite);
-}
-
-// In a cyclic order what was used last is needed last. Of those, one whose work is done comes
-// first: nobody has to wait for it.
-Loader::Slot* Loader::next_to_give_way() {
-  std::vector<Slot*> candidates;
-  for (const auto& slot : slots_) {
-    if (slot->in_flight == 0 && may_give_way(*slot)) candidates.push_back(slot.get());
-  }
-  std::ranges::stable_sort(candidates, std::ranges::greater{}, &Slot::last_used);
-  const auto done =
-      std::ranges::find_if(candidates, [](const Slot* slot) { return slot->last_use->complete(); });
-  if (done != candidates.end()) return *done;
-  return candidates.empty() ? nullptr : candidates.front();
-}
-
-bool Loader::may_give_way(const Slot& slot) const {
-  const std::uint64_t room = arena_.size_bytes() != 0 ? arena_.size_bytes() : spare_arena_bytes_;
-  if (slot.leases != 0) {  // guard: give-way-while-leased
-    return false;
-  }
-  return slot.where == Where::kPrivate && !slot.settled && slot.own.size_bytes() != 0 &&
-         slot.group.layout.size_bytes <= room;
-}
-
-std::uint64_t Loader::give_way(std::uint64_t wanted_bytes) {
-  std::uint64_t freed = 0;
-  for (;;) {
-    Block leaving;
-    const Slot* left = nullptr;
-    {
-      const MutexLock lock(mutex_);
-      if (arranging_) return freed;
-      const std::uint64_t rung = changed_.count();
-      note_finished();
-      const std::uint64_t arena_bytes = arena_.size_bytes() == 0 ? spare_arena_bytes_ : 0;
-      Slot* const next = freed >= wanted_bytes + arena_bytes ? nullptr : next_to_give_way();
-      if (next == nullptr) {
-        // What is on its way to a resident arrives soon, and then it may go.
-        const bool arriving =
-            freed < wanted_bytes + arena_bytes &&
-            std::ranges::any_of(
-                slots_, [&](const auto& slot) TS_REQUIRES(mutex_) { return may_give_way(*slot); });
-        if (arriving && wait_for_change(rung)) continue;
-        if (freed != 0 && arena_bytes != 0) make_spare_arena();
-        return freed - std::min(freed, arena_bytes);
-      }
-      leaving = std::move(next->own);
-      ++counted_.gave_way;
-      place_in_arena(*next);
-      left = next;
-    }
-    left->loaded->synchronize();
-    left->last_use->synchronize();  // guard: wait-before-giving-way
-    freed += leaving.size_bytes();
-  }
-}
-
-// Where a model fitted whole there is no arena before the first resident gives way.
-void Loader::make_spare_arena() {
-  try {
-    arena_ = pool_.allocate(spare_arena_bytes_, kGroupAlignment, "the arena of streamed weights");
-  } catch (const BudgetError&) {  // what gave way is read where it is, until an arena can be had
-    return;
-  }
-  for (const auto& slot : slots_) {
-    if (slot->resident && slot->where == Where::kNowhere) place_in_arena(*slot);
-  }
-  note_held();
-}
-
-std::uint64_t Loader::take_back(std::uint64_t spared_bytes) {
-  const MutexLock lock(mutex_);
-  if (arranging_) return 0;
-  begin_arranging();
-  std::uint64_t taken = 0;
-  std::exception_ptr error;
-  try {
-    for (const auto& slot : slots_) {
-      if (try_take_back(*slot, spared_bytes)) taken += slot->own.size_bytes();
-    }
-  } catch (...) {
-    error = std::current_exception();
-  }
-  note_held();
-  end_arranging();
-  if (error) std::rethrow_exception(error);
-  return taken;
-}
-
-bool Loader::try_take_back(Slot& slot, std::uint64_t spared_bytes) {
-  const std::uint64_t size_bytes = slot.group.layout.size_bytes;
-  const bool away = slot.where == Where::kArena || slot.where == Where::kNowhere;
-  if (!slot.resident || !away || slot.leases != 0) return false;
-  // Given back while others were waited for: where it moves to, nothing waits for its old place.
-  if (!slot.last_use->complete()) return false;
-  const std::uint64_t free_bytes = pool_.budget().free_bytes();
-  if (free_bytes < size_bytes || free_bytes - size_bytes < spared_bytes) return false;
-  Block own;
-  try {
-    own = pool_.allocate(size_bytes, kGroupAlignment, "resident weights");
-  } catch (const BudgetError&) {  // the device has it no more
-    return false;
-  }
-  slot.own = std::move(own);
-  move(slot, Where::kPrivate, slot.own.data());
-  return true;
 }
 
 void Loader::move_in_arena(std::span<const std::uint64_t> offsets) {

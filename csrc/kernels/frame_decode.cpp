@@ -10,9 +10,7 @@ KernelSource frame_decode_source(const FrameDecodeShape& shape) {
   return {"frame_decode.cu",
           std::string(kWarpText) + std::string(kFrameSymbolsText) + std::string(kFrameDecodeText),
           {"-DTS_WARPS_A_BLOCK=" + std::to_string(shape.warps_a_block),
-           "-DTS_BLOCKS_AT_LEAST=" + std::to_string(shape.blocks_at_least),
-           "-DTS_LOADS_AHEAD=" + std::to_string(shape.loads_ahead),
-           "-DTS_LOOKS_UP=" + std::to_string(shape.looks_up)}};
+           "-DTS_BLOCKS_AT_LEAST=" + std::to_string(shape.blocks_at_least)}};
 }
 
 }  // namespace tensorstream

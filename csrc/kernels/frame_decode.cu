@@ -11,10 +11,6 @@
 #ifndef TS_BLOCKS_AT_LEAST
 #define TS_BLOCKS_AT_LEAST 6
 #endif
-// 1 to load a tile while the one before it is decoded.
-#ifndef TS_LOADS_AHEAD
-#define TS_LOADS_AHEAD 1
-#endif
 
 constexpr u32 kRawChunkBytes = 16384;
 constexpr u32 kPlaneBytes = 128;
@@ -182,8 +178,9 @@ template <u32 kBytePlanes, u32 kBits>
 TS_DEVICE void decode_tiles(const ChunkPlace& chunk, const QuadTable& table,
                             const WarpMemory& memory) {
   constexpr u32 kElementBytes = kBytePlanes + 1;
-  // Three byte planes of two tiles would be too many registers.
-  constexpr bool kAhead = TS_LOADS_AHEAD != 0 && kBytePlanes < 3;
+  // A tile is loaded while the one before it is decoded; three byte planes of two tiles would be too
+  // many registers.
+  constexpr bool kAhead = kBytePlanes < 3;
   const Pair named = {memory.ranked[0], 0};
   const u32 tiles = chunk.tiles();
   u32 next = 0;
@@ -330,7 +327,7 @@ extern "C" __global__ void __launch_bounds__(32 * TS_WARPS_A_BLOCK, TS_BLOCKS_AT
     ts_decode_frames(const BatchedFrame* table, const u8* encoded, u8* decoded) {
   __shared__ WarpMemory memories[TS_WARPS_A_BLOCK];
   __shared__ QuadTable quads;
-  for (u32 i = threadIdx.x; TS_LOOKS_UP && i < 256; i += 32 * TS_WARPS_A_BLOCK) {
+  for (u32 i = threadIdx.x; i < 256; i += 32 * TS_WARPS_A_BLOCK) {
     quads.quads[i] = QuadTable::quad(i);
   }
   __syncthreads();

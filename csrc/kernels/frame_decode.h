@@ -12,10 +12,6 @@ struct FrameDecodeShape {
   std::uint32_t warps_a_block = 4;
   /// Blocks that fit a multiprocessor at least: a bound on the registers of a thread.
   std::uint32_t blocks_at_least = 6;
-  /// Tiles that are loaded before they are decoded: 0 or 1.
-  std::uint32_t loads_ahead = 1;
-  /// 1 where a table says how codes pick symbols, 0 where that is computed.
-  std::uint32_t looks_up = 1;
 };
 
 KernelSource frame_decode_source(const FrameDecodeShape& shape = {});

@@ -5,11 +5,6 @@
 // each level ends, so levels are decoded from the last up to the second, in place, and the tiles of
 // the first level then only count their escapes.
 
-// 1 to look up how the codes of four elements pick their symbols, 0 to compute it.
-#ifndef TS_LOOKS_UP
-#define TS_LOOKS_UP 1
-#endif
-
 constexpr u32 kTileElements = 1024;
 constexpr u32 kChunkElements = 8192;
 
@@ -96,7 +91,7 @@ template <u32 kWidth>
 TS_DEVICE Symbols name_symbols(const Codes<kWidth>& codes, Pair named, const QuadTable& table,
                                const u32* deeper, u32 next) {
   // One bit is two that are the same: code 0, or the escape.
-  if (TS_LOOKS_UP && kWidth <= 2) {
+  if (kWidth <= 2) {
     return look_up_symbols(codes.planes[0], codes.planes[kWidth - 1], named.low, table, deeper,
                            next);
   }

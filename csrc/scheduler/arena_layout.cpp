@@ -145,6 +145,19 @@ std::optional<ArenaLayout> windowed_layout(std::span<const std::uint64_t> sizes,
   return layout;
 }
 
+ArenaLayout ring_layout(std::span<const std::uint64_t> sizes, std::uint64_t capacity) {
+  ArenaLayout layout;
+  std::uint64_t end = 0;
+  for (const std::uint64_t size : sizes) {
+    const std::uint64_t offset = end + size <= capacity ? end : 0;
+    layout.offsets.push_back(offset);
+    end = offset + size;
+    layout.arena_bytes = std::max(layout.arena_bytes, end);
+  }
+  count_exposed(sizes, layout);
+  return layout;
+}
+
 ArenaLayout one_place_layout(std::span<const std::uint64_t> sizes) {
   ArenaLayout layout;
   layout.offsets.assign(sizes.size(), 0);

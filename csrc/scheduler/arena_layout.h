@@ -32,6 +32,11 @@ ArenaLayout two_ended_layout(std::span<const std::uint64_t> sizes, std::uint64_t
 std::optional<ArenaLayout> windowed_layout(std::span<const std::uint64_t> sizes,
                                            std::uint64_t capacity, std::uint32_t distance);
 
+/// A layout in which each group lies behind the one before it, and at the start of the arena where
+/// it would end beyond `capacity`: loads run ahead as far as the arena allows, for groups of unlike
+/// sizes too. None is larger than `capacity`.
+ArenaLayout ring_layout(std::span<const std::uint64_t> sizes, std::uint64_t capacity);
+
 /// The layout of groups that are loaded when they are used: all in one place.
 ArenaLayout one_place_layout(std::span<const std::uint64_t> sizes);
 

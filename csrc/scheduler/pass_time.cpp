@@ -12,6 +12,13 @@ constexpr int kMeasuredPasses = 3;
 
 }  // namespace
 
+double decode_seconds(const PassStep& step, const Rates& rates) {
+  if (!step.decoded()) return 0;
+  const double late = step.kept && step.sharing_distance == 1 ? kLateDecodeSeconds : 0;
+  return static_cast<double>(step.size_bytes) / rates.decode_bytes_per_second +
+         kDecodeOverheadSeconds + late;
+}
+
 double pass_seconds(std::span<const PassStep> steps, const Rates& rates) {
   double all_bytes = 0;
   for (const PassStep& step : steps) all_bytes += static_cast<double>(step.size_bytes);
@@ -31,8 +38,8 @@ double pass_seconds(std::span<const PassStep> steps, const Rates& rates) {
         link_free = start + static_cast<double>(step.link_bytes()) / rates.link_bytes_per_second;
         compute_free = std::max(compute_free, link_free);
       }
-      compute_free += bytes * compute_per_byte;
-      if (step.streamed) use_ends.push_back(compute_free);
+      compute_free += decode_seconds(step, rates) + bytes * compute_per_byte;
+      if (step.streamed || step.kept) use_ends.push_back(compute_free);
     }
     if (pass == 0) first_pass_end = std::max(compute_free, link_free);
   }

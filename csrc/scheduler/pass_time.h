@@ -10,22 +10,34 @@
 
 namespace tensorstream {
 
+/// What a decoding costs beside its bytes: launches and events. To be measured.
+inline constexpr double kDecodeOverheadSeconds = 50e-6;
+/// What it costs more where it can be enqueued only once the group before it was given back: a
+/// thread wakes up for it while the caller waits. To be measured.
+inline constexpr double kLateDecodeSeconds = 100e-6;
+
 /// One group of the cyclic order, as the model of time sees it.
 struct PassStep {
   std::uint64_t size_bytes = 0;
   bool streamed = false;
-  /// For streamed groups: how many streamed groups ago the nearest one that shares arena bytes was
-  /// used.
+  /// For groups in the arena: how many of them ago the nearest one that shares bytes was used.
   std::uint32_t sharing_distance = 0;
   /// What its load moves, where that is not size_bytes.
   std::optional<std::uint64_t> coded_bytes{};
+  /// In the arena too, but decoded from the device's memory: not streamed.
+  bool kept = false;
 
   std::uint64_t link_bytes() const { return coded_bytes.value_or(size_bytes); }
+  bool decoded() const { return kept || (streamed && coded_bytes.has_value()); }
 };
 
 /// Seconds that one pass takes in a steady state. Loads are made in order, each once the link is
 /// free and the earlier users of its place are done; a group computes after its load and after the
-/// group before it, and takes its share of the compute time by its bytes.
+/// group before it, and takes its share of the compute time by its bytes. Decoding takes turns with
+/// computing: both use all of the device.
 double pass_seconds(std::span<const PassStep> steps, const Rates& rates);
+
+/// What of that is decoding.
+double decode_seconds(const PassStep& step, const Rates& rates);
 
 }  // namespace tensorstream

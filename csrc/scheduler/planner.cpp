@@ -9,12 +9,16 @@
 #include <vector>
 
 #include "base/units.h"
+#include "scheduler/kept_search.h"
 #include "scheduler/pass_time.h"
 #include "scheduler/streaming_search.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
+
+// The share of its cost that a new layout leaves, where what it moves is worth loading again.
+constexpr double kWorthMoving = 0.98;
 
 std::uint64_t placed_bytes(const GroupFootprint& group) {
   const std::uint64_t largest = std::numeric_limits<std::uint64_t>::max() - kGroupAlignment;
@@ -101,6 +105,11 @@ void check_rates(const Rates& rates) {
     throw ConfigError("Rates::compute_seconds is " + std::to_string(rates.compute_seconds) +
                       "; give 0 where it is not known, or a time in seconds");
   }
+  if (!std::isfinite(rates.decode_bytes_per_second) || rates.decode_bytes_per_second <= 0) {
+    throw ConfigError("Rates::decode_bytes_per_second is " +
+                      std::to_string(rates.decode_bytes_per_second) +
+                      "; give a rate above 0 bytes a second");
+  }
 }
 
 // Rows are read at each use anyway: whole tables only have what all others leave, the largest
@@ -126,31 +135,60 @@ void place_by_rows(std::span<const GroupFootprint> groups, std::uint64_t left_by
   }
 }
 
+// Device memory that the group takes coded; 0 where it would not be less.
+std::uint64_t kept_bytes(const GroupFootprint& group) {
+  if (!group.may_stay_coded || group.residency != Residency::kAny) return 0;
+  const std::uint64_t coded = group.coded_bytes.value_or(0);
+  if (coded >= placed_bytes(group)) return 0;
+  const std::uint64_t kept = align_up(coded, kGroupAlignment);
+  return kept < placed_bytes(group) ? kept : 0;
+}
+
 std::vector<UsedGroup> used_groups(std::span<const GroupFootprint> groups) {
   std::vector<UsedGroup> used;
   for (const GroupFootprint& group : groups) {
     if (group.residency == Residency::kByRows) continue;
-    used.push_back({placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes});
+    used.push_back({placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes,
+                    kept_bytes(group)});
   }
   return used;
 }
 
+StreamingChoice choose(std::span<const GroupFootprint> groups, std::uint64_t room_bytes,
+                       const Rates& rates) {
+  const std::vector<UsedGroup> used = used_groups(groups);
+  const ChoiceCost cost(used, rates);
+  StreamingChoice best = StreamingSearch(used, room_bytes, cost).best();
+  if (rates.loading == Loading::kAtUse) return best;
+  auto keeping = KeptSearch(used, room_bytes, cost).best();
+  return keeping && better(*keeping, best) ? std::move(*keeping) : best;
+}
+
 void place_streamed(std::span<const GroupFootprint> groups, std::uint64_t room_bytes,
                     const Rates& rates, Plan& plan) {
-  const StreamingChoice choice = StreamingSearch(used_groups(groups), room_bytes, rates).best();
+  const StreamingChoice choice = choose(groups, room_bytes, rates);
   std::size_t candidate = 0;
   std::size_t place = 0;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].residency != Residency::kAny) continue;
-    if (choice.resident[candidate++]) {
-      plan.groups[i].placement = Placement::kResident;
+    GroupPlacement& placed = plan.groups[i];
+    const std::size_t position = candidate++;
+    if (choice.resident[position]) {
+      placed.placement = Placement::kResident;
       continue;
     }
-    plan.groups[i].placement = Placement::kStreamed;
-    plan.groups[i].offset_bytes = choice.layout.offsets[place++];
-    plan.streamed_bytes += groups[i].size_bytes;
+    placed.offset_bytes = choice.layout.offsets[place++];
+    if (choice.kept[position]) {
+      placed.placement = Placement::kResidentCoded;
+      placed.kept_bytes = kept_bytes(groups[i]);
+      plan.kept_weights_bytes += groups[i].size_bytes;
+    } else {
+      placed.placement = Placement::kStreamed;
+      plan.streamed_bytes += groups[i].size_bytes;
+    }
   }
   plan.resident_bytes += choice.resident_bytes;
+  plan.kept_bytes = choice.kept_bytes;
   plan.arena_bytes = choice.layout.arena_bytes;
   plan.exposed_loads = choice.layout.exposed_pairs;
 }
@@ -207,7 +245,6 @@ std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFo
                                                          const Rates& rates, const Plan& plan) {
   std::uint64_t room_bytes = plan.arena_bytes;
   std::vector<bool> resident;
-  std::vector<std::uint64_t> sizes;
   std::vector<std::uint64_t> offsets;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].residency != Residency::kAny) continue;
@@ -216,14 +253,16 @@ std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFo
       room_bytes += placed_bytes(groups[i]);
       continue;
     }
-    sizes.push_back(placed_bytes(groups[i]));
     offsets.push_back(plan.groups[i].offset_bytes);
   }
-  const std::vector<std::uint32_t> distances = sharing_distances(sizes, offsets);
-  const auto exposed = std::ranges::count(distances, 1U);
-  const StreamingSearch search(used_groups(groups), room_bytes, rates);
-  const ArenaLayout layout = search.with_residents(std::move(resident)).layout;
-  if (layout.exposed_pairs >= exposed) return std::nullopt;
+  const std::vector<UsedGroup> used = used_groups(groups);
+  const ChoiceCost cost(used, rates);
+  const StreamingChoice best =
+      StreamingSearch(used, room_bytes, cost).with_residents(std::move(resident));
+  const ArenaLayout& layout = best.layout;
+  StreamingChoice as_they_lie = best;
+  as_they_lie.layout.offsets = std::move(offsets);
+  if (best.cost > kWorthMoving * cost.of(as_they_lie)) return std::nullopt;
   std::vector<std::uint64_t> result;
   std::size_t place = 0;
   for (std::size_t i = 0; i < groups.size(); ++i) {
@@ -237,7 +276,7 @@ std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFo
 
 void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Plan& plan) {
   plan.link_bytes = 0;
-  if (plan.streamed_bytes == 0) {
+  if (plan.streamed_bytes == 0 && plan.kept_bytes == 0) {
     plan.predicted_seconds = rates.compute_seconds;
     plan.bound = "nothing streamed";
     return;
@@ -245,23 +284,29 @@ void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Pl
   std::vector<std::uint64_t> sizes;
   std::vector<std::uint64_t> offsets;
   for (std::size_t i = 0; i < groups.size(); ++i) {
-    if (plan.groups[i].placement != Placement::kStreamed) continue;
+    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
+    if (streamed) plan.link_bytes += groups[i].coded_bytes.value_or(groups[i].size_bytes);
+    if (!streamed && plan.groups[i].placement != Placement::kResidentCoded) continue;
     sizes.push_back(placed_bytes(groups[i]));
-    plan.link_bytes += groups[i].coded_bytes.value_or(groups[i].size_bytes);
     offsets.push_back(plan.groups[i].offset_bytes);
   }
   const std::vector<std::uint32_t> distances = sharing_distances(sizes, offsets);
   std::vector<PassStep> steps;
   std::size_t place = 0;
+  double decoding = 0;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].residency == Residency::kByRows) continue;
-    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
-    steps.push_back(
-        {groups[i].size_bytes, streamed, streamed ? distances[place++] : 0, groups[i].coded_bytes});
+    PassStep step{.size_bytes = groups[i].size_bytes, .coded_bytes = groups[i].coded_bytes};
+    step.streamed = plan.groups[i].placement == Placement::kStreamed;
+    step.kept = plan.groups[i].placement == Placement::kResidentCoded;
+    if (step.streamed || step.kept) step.sharing_distance = distances[place++];
+    decoding += decode_seconds(step, rates);
+    steps.push_back(step);
   }
   plan.predicted_seconds = pass_seconds(steps, rates);
   const double link_seconds = static_cast<double>(plan.link_bytes) / rates.link_bytes_per_second;
-  plan.bound = link_seconds >= rates.compute_seconds ? "link" : "compute";
+  plan.bound = decoding > rates.compute_seconds ? "decode" : "compute";
+  if (link_seconds >= rates.compute_seconds + decoding) plan.bound = "link";
 }
 
 std::uint64_t smallest_budget_bytes(std::span<const GroupFootprint> groups) {

@@ -16,14 +16,18 @@ namespace tensorstream {
 /// - kRequired groups are resident. Of the kAny groups as many bytes as possible are resident,
 ///   spread evenly among the streamed ones, so that link and compute stay busy; kByRows groups
 ///   become resident only when all others are.
-/// - The streamed groups share one arena. Each has a fixed offset, a multiple of kGroupAlignment.
+/// - Groups that may stay coded (GroupFootprint) do so where that makes a pass shorter: in place of
+///   streamed ones, which cross the link, or of residents, whose room others then have.
+/// - The streamed groups, and those that stay coded, share one arena. Each has a fixed offset, a
+/// multiple of kGroupAlignment.
 ///   Groups that follow each other in the cyclic order (the last is followed by the first) share
 ///   no bytes where the budget allows it, for any sizes and for odd numbers of groups too. Where it
 ///   does not, or where sharing leaves room for so many more residents that it saves a quarter
 ///   (StreamingSearch says of what), loads are exposed and counted in exposed_loads.
 /// - Loaded at their use (Rates::loading), streamed groups all share one place of the size of the
 ///   largest, and no load counts as exposed.
-/// - resident_bytes + arena_bytes <= budget_bytes, always. Among the plans that fit, the one with
+/// - resident_bytes + kept_bytes + arena_bytes <= budget_bytes, always. Among the plans that fit,
+/// the one with
 ///   the least predicted time. Every group counts as a multiple of kGroupAlignment.
 /// - Deterministic: the same input gives the same plan.
 ///
@@ -35,7 +39,7 @@ Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_byte
 
 /// Where the streamed groups of `plan`, made for `groups`, lie best in an arena of its size: what
 /// make_plan() chooses for the residents that it has. By GroupId, for others what `plan` says.
-/// Nothing where their places expose no fewer loads than those that they have.
+/// Nothing where a pass would take hardly less time.
 std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFootprint> groups,
                                                          const Rates& rates, const Plan& plan);
 
@@ -46,7 +50,7 @@ void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Pl
 /// The smallest budget that make_plan accepts: required residents and the largest streamed group.
 std::uint64_t smallest_budget_bytes(std::span<const GroupFootprint> groups);
 
-/// The smallest budget with which make_plan streams nothing and reads nothing on demand.
+/// The smallest budget with which make_plan has every group resident as it is.
 std::uint64_t everything_fits_bytes(std::span<const GroupFootprint> groups);
 
 }  // namespace tensorstream

@@ -10,13 +10,6 @@
 namespace tensorstream {
 namespace {
 
-// Share of its cost that a choice has to save before it may expose more loads than another.
-constexpr double kExposureGain = 0.25;
-// Compute time of a group at batch 1 over its time on the link, where nothing is known: between a
-// laptop's CPU and a large GPU.
-constexpr double kAssumedComputeShare = 1.0 / 16;
-// Costs that differ by less are equal: they come from sums in different orders.
-constexpr double kCostTolerance = 1e-9;
 // What a load costs beside its bytes: a request, an event, a wait.
 constexpr double kLoadOverheadSeconds = 1e-4;
 // A group is small only beside much larger ones.
@@ -31,19 +24,12 @@ constexpr int kMostFillTrials = 64;
 
 }  // namespace
 
-StreamingSearch::StreamingSearch(std::vector<UsedGroup> groups, std::uint64_t room_bytes,
-                                 const Rates& rates)
-    : groups_(std::move(groups)), room_bytes_(room_bytes), expected_(rates), balanced_(rates) {
-  double all_bytes = 0;
+StreamingSearch::StreamingSearch(std::span<const UsedGroup> groups, std::uint64_t room_bytes,
+                                 const ChoiceCost& cost)
+    : groups_(groups), room_bytes_(room_bytes), cost_(cost) {
   for (const UsedGroup& group : groups_) {
-    all_bytes += static_cast<double>(group.size_bytes);
     if (group.may_stream) sizes_.push_back(group.size_bytes);
   }
-  const double all_link_seconds = all_bytes / rates.link_bytes_per_second;
-  if (!(rates.compute_seconds > 0)) {
-    expected_.compute_seconds = kAssumedComputeShare * all_link_seconds;
-  }
-  balanced_.compute_seconds = std::max(rates.compute_seconds, all_link_seconds);
   descending_ = sizes_;
   std::sort(descending_.begin(), descending_.end(), std::greater<>());
 }
@@ -128,6 +114,7 @@ void StreamingSearch::consider_arena(std::uint64_t arena_bytes, ResidentChoice w
 StreamingChoice StreamingSearch::with_residents(std::vector<bool> resident) const {
   StreamingChoice choice;
   choice.resident = std::move(resident);
+  choice.kept.assign(choice.resident.size(), false);
   std::vector<std::uint64_t> streamed;
   std::vector<std::uint64_t> gaps;
   std::uint64_t leading_gap = 0;
@@ -145,55 +132,27 @@ StreamingChoice StreamingSearch::with_residents(std::vector<bool> resident) cons
     (gaps.empty() ? leading_gap : gaps.back()) += group.size_bytes;
   }
   if (!gaps.empty()) gaps.back() += leading_gap;
-  if (expected_.loading == Loading::kAtUse) {
+  if (cost_.expected().loading == Loading::kAtUse) {
     choice.layout = one_place_layout(streamed);
-    choice.cost = cost_of(choice, streamed);
+    choice.cost = cost_.of(choice);
     return choice;
   }
   const std::uint64_t capacity = room_bytes_ - choice.resident_bytes;
   choice.layout = two_ended_layout(streamed, capacity, gaps);
-  choice.cost = cost_of(choice, streamed);
+  choice.cost = cost_.of(choice);
+  const auto consider = [&](ArenaLayout layout) {
+    StreamingChoice deeper = choice;
+    deeper.layout = std::move(layout);
+    deeper.cost = cost_.of(deeper);
+    if (better(deeper, choice)) choice = std::move(deeper);
+  };
   for (std::uint32_t distance = 2; distance <= kFurthestWindow; ++distance) {
     std::optional<ArenaLayout> layout = windowed_layout(streamed, capacity, distance);
     if (!layout) break;
-    StreamingChoice deeper = choice;
-    deeper.layout = std::move(*layout);
-    deeper.cost = cost_of(deeper, streamed);
-    if (better(deeper, choice)) choice = std::move(deeper);
+    consider(std::move(*layout));
   }
+  consider(ring_layout(streamed, capacity));
   return choice;
-}
-
-double StreamingSearch::cost_of(const StreamingChoice& choice,
-                                std::span<const std::uint64_t> streamed) const {
-  const std::vector<std::uint32_t> distances = sharing_distances(streamed, choice.layout.offsets);
-  std::vector<PassStep> steps;
-  steps.reserve(groups_.size());
-  std::size_t candidate = 0;
-  std::size_t place = 0;
-  for (const UsedGroup& group : groups_) {
-    PassStep step;
-    step.size_bytes = group.size_bytes;
-    step.coded_bytes = group.coded_bytes;
-    step.streamed = group.may_stream && !choice.resident[candidate];
-    if (group.may_stream) ++candidate;
-    if (step.streamed) step.sharing_distance = distances[place++];
-    steps.push_back(step);
-  }
-  return pass_seconds(steps, expected_) * pass_seconds(steps, balanced_);
-}
-
-bool StreamingSearch::better(const StreamingChoice& a, const StreamingChoice& b) const {
-  if (a.layout.exposed_pairs > b.layout.exposed_pairs) {
-    return a.cost < b.cost * (1 - kExposureGain);
-  }
-  if (a.layout.exposed_pairs < b.layout.exposed_pairs) {
-    return b.cost >= a.cost * (1 - kExposureGain);
-  }
-  if (a.cost < b.cost * (1 - kCostTolerance)) return true;
-  if (b.cost < a.cost * (1 - kCostTolerance)) return false;
-  if (a.streamed_bytes != b.streamed_bytes) return a.streamed_bytes < b.streamed_bytes;
-  return a.layout.arena_bytes < b.layout.arena_bytes;
 }
 
 void StreamingSearch::keep(StreamingChoice choice) {
@@ -233,7 +192,7 @@ void StreamingSearch::fill(StreamingChoice& choice) const {
 }
 
 std::uint64_t StreamingSearch::small_bytes(std::uint64_t largest_streamed) const {
-  const double cheap = kLoadOverheadSeconds * expected_.link_bytes_per_second;
+  const double cheap = kLoadOverheadSeconds * cost_.expected().link_bytes_per_second;
   const std::uint64_t relative = largest_streamed / kSmallDivisor;
   return cheap < static_cast<double>(relative) ? static_cast<std::uint64_t>(cheap) : relative;
 }

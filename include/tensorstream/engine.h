@@ -174,9 +174,9 @@ class Engine {
   /// enqueued work is done.
   std::uint64_t take_back(std::uint64_t spared_bytes);
 
-  /// Arranges groups for what gave way or came back: lays the arena out for those that share it,
-  /// if fewer of them have to wait for the one before them then; where half of the residents gave
-  /// way, plans anew, until take_back(). Between uses; blocks as take_back().
+  /// Arranges groups for what gave way or came back: lays the arena out for those that share it, if
+  /// a pass gets shorter by that; where half of the residents gave way, plans anew, until
+  /// take_back(). Between uses; blocks as take_back().
   void adapt();
 
   /// Takes a lease of a streamed or resident group: work that `stream` is given after this call
@@ -217,6 +217,10 @@ class Engine {
   /// BudgetError where host memory has no room, and IoError: the group is loaded from its sources
   /// then, slower.
   void bring_home(GroupId group);
+  /// Plans anew by what the homes of groups turned out to take: call it when they have been brought
+  /// home, and nothing is leased. False, and nothing is changed, where groups would be settled or
+  /// unsettled by that, or where nothing is encoded. Raises as set_budget() does.
+  bool plan_anew();
   /// Where kernels see the tensor's bytes in its group's home, at its place in the layout; null
   /// where it is not pinned there, or is encoded. Valid while the engine lives. A kernel that
   /// writes there changes the tensor: say so by note_write().

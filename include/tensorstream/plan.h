@@ -15,6 +15,8 @@ using GroupId = std::uint32_t;
 enum class Placement {
   /// On the device for good.
   kResident,
+  /// On the device for good, coded: decoded into its place of the arena at each use.
+  kResidentCoded,
   /// In its place of the arena while it is used; loaded at each use.
   kStreamed,
   /// Never whole on the device: rows or single tensors are read from the source at each use.
@@ -38,6 +40,8 @@ struct GroupFootprint {
   Residency residency = Residency::kAny;
   /// Bytes that cross the link at a load, where these are not its own: it crosses coded.
   std::optional<std::uint64_t> coded_bytes{};
+  /// Whether the device may keep these and decode from them.
+  bool may_stay_coded = false;
 };
 
 /// When the streamed groups are loaded.
@@ -54,13 +58,19 @@ struct Rates {
   double link_bytes_per_second = 5e9;
   /// Compute time of the whole model for one pass, at batch 1.
   double compute_seconds = 0;
+  /// Weights that the device decodes: what an H100 was measured to write for blocks of a 7B model
+  /// (benchmarks/results/cuda_decode.json).
+  double decode_bytes_per_second = 1.5e12;
   Loading loading = Loading::kAhead;
 };
 
 struct GroupPlacement {
   Placement placement = Placement::kStreamed;
-  /// Start of its place in the arena: of a streamed group, or of a resident one that gives way.
+  /// Start of its place in the arena: of a streamed group, one that is resident coded, or a
+  /// resident one that gives way.
   std::uint64_t offset_bytes = 0;
+  /// Device memory for its coded bytes: of one that is resident coded.
+  std::uint64_t kept_bytes = 0;
 };
 
 struct Plan {
@@ -68,6 +78,10 @@ struct Plan {
   std::vector<GroupPlacement> groups;
   std::uint64_t budget_bytes = 0;
   std::uint64_t resident_bytes = 0;
+  /// Device memory that keeps weights coded, and these weights' places: what one pass decodes
+  /// there.
+  std::uint64_t kept_bytes = 0;
+  std::uint64_t kept_weights_bytes = 0;
   std::uint64_t arena_bytes = 0;
   /// The arena in which residents that give way compute: the same, or, where nothing is streamed,
   /// one that the largest of them fits. A resident that is larger does not give way.
@@ -79,15 +93,16 @@ struct Plan {
   /// Device memory that coded weights are decoded from, beside residents and arena.
   std::uint64_t ring_bytes = 0;
   std::uint64_t on_demand_bytes = 0;
-  /// The smallest budget that works for these groups, and the smallest that streams nothing.
+  /// The smallest budget that works for these groups, and the smallest with which all are resident
+  /// as they are.
   std::uint64_t smallest_budget_bytes = 0;
   std::uint64_t everything_fits_bytes = 0;
   /// Pairs of streamed groups that follow each other and share arena bytes: the second's load waits
   /// for the first's use. 0 where groups are loaded at their use: there every load does, and none
   /// is counted.
   std::uint32_t exposed_loads = 0;
-  /// Time of one pass in a steady state by the model of time, and what bounds it: "link", "compute"
-  /// or "nothing streamed".
+  /// Time of one pass in a steady state by the model of time, and what bounds it: "link",
+  /// "compute", "decode", which takes turns with computing and takes longer, or "nothing streamed".
   double predicted_seconds = 0;
   std::string bound;
 };

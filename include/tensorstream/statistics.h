@@ -29,7 +29,10 @@ struct Statistics {
   /// Device memory that the engine holds now, and the most it ever held.
   std::uint64_t held_bytes = 0;
   std::uint64_t peak_held_bytes = 0;
-  /// Bytes of residents that gave way and have not come back, and how many groups ever did.
+  /// What of it keeps weights coded.
+  std::uint64_t kept_bytes = 0;
+  /// Bytes of residents that gave way and have not come back, coded ones as they were kept, and how
+  /// many groups ever did.
   std::uint64_t given_way_bytes = 0;
   std::uint64_t gave_way = 0;
   /// Bytes that the plan leaves free since a request was refused.
@@ -57,6 +60,8 @@ struct Statistics {
   std::uint64_t streamed_disk_bytes = 0;
   /// What the streamed bytes are as weights.
   std::uint64_t decoded_bytes = 0;
+  /// Weights that were decoded from what the device keeps: no load moved their bytes.
+  std::uint64_t kept_decoded_bytes = 0;
   /// Rows and whole tensors read outside any lease.
   std::uint64_t on_demand_bytes = 0;
   /// Time that loads took, from when each was enqueued, or the one before it was done, to its end,

@@ -133,9 +133,11 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 class Placement(enum.Enum):
     RESIDENT = 0
 
-    STREAMED = 1
+    RESIDENT_CODED = 1
 
-    ON_DEMAND = 2
+    STREAMED = 2
+
+    ON_DEMAND = 3
 
 class Group:
     @property
@@ -167,6 +169,12 @@ class Plan:
 
     @property
     def resident_bytes(self) -> int: ...
+
+    @property
+    def kept_bytes(self) -> int: ...
+
+    @property
+    def kept_weights_bytes(self) -> int: ...
 
     @property
     def arena_bytes(self) -> int: ...
@@ -422,6 +430,9 @@ class Statistics:
     def peak_held_bytes(self) -> int: ...
 
     @property
+    def kept_bytes(self) -> int: ...
+
+    @property
     def source_ram_bytes(self) -> int: ...
 
     @property
@@ -465,6 +476,9 @@ class Statistics:
 
     @property
     def decoded_bytes(self) -> int: ...
+
+    @property
+    def kept_decoded_bytes(self) -> int: ...
 
     @property
     def on_demand_bytes(self) -> int: ...
@@ -535,6 +549,11 @@ class Engine:
     def bring_home(self, group: int) -> None:
         """
         Moves a group's bytes into pinned host memory, from which it is loaded.
+        """
+
+    def plan_anew(self) -> bool:
+        """
+        Plans anew by what homes turned out to take; False where nothing was changed.
         """
 
     def home(self, tensor: int, size_bytes: int, on: tuple[ArrayDevice, int]) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C')] | None:

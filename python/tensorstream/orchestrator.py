@@ -358,6 +358,7 @@ class Orchestrator:
             for tensor in self.grouping.groups[group].tensors:
                 if not self._weights[tensor].is_home:
                     self._weights[tensor].come_home()
+        self.engine.plan_anew()
 
     def _warn_of_no_gain(self, sources: Sources) -> None:
         if sources.in_ram and self._weights:
@@ -470,7 +471,7 @@ class Orchestrator:
         """Bytes of RAM that restore() takes."""
         plan = self.engine.plan
         on_device = 0 if self.device.is_host else plan.resident_bytes
-        return plan.streamed_bytes + plan.on_demand_bytes + on_device
+        return plan.streamed_bytes + plan.kept_weights_bytes + plan.on_demand_bytes + on_device
 
     def restore(self, model: nn.Module) -> None:
         """Gives every parameter memory of its own, takes the hooks off, ends the engine."""

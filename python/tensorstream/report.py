@@ -16,7 +16,7 @@ class GroupInfo:
         name: The module, or the tensor, that the group is.
         size_bytes: Bytes of its weights.
         dtypes: The element types of its weights.
-        placement: "resident", "streamed" or "on demand"; empty before a plan.
+        placement: "resident", "resident coded", "streamed" or "on demand"; empty before a plan.
     """
 
     name: str
@@ -56,7 +56,7 @@ class MemoryEstimate:
     Attributes:
         weights_bytes: All parameters.
         smallest_budget_bytes: The smallest budget that works; loading is synchronous there.
-        everything_fits_bytes: From this budget on nothing is streamed.
+        everything_fits_bytes: From this budget on all weights are resident as they are.
     """
 
     weights_bytes: int
@@ -79,22 +79,27 @@ class Plan:
         groups: In the order of use, with their placements.
         budget_bytes: What the plan was made for.
         resident_bytes: On the device for good, buffers included.
-        arena_bytes: Memory that streamed groups compute in.
+        kept_bytes: What groups that are resident coded take: they are decoded at each use.
+        kept_weights_bytes: What these are as weights.
+        arena_bytes: Memory that streamed groups, and those that are resident coded, compute in.
         streamed_bytes: Loaded in each pass over the model.
         link_bytes: What of these crosses the link: less where weights cross it coded.
         ring_bytes: Device memory that coded weights are decoded from, beside residents and arena.
         on_demand_bytes: Tables of which rows are read.
         smallest_budget_bytes: The smallest budget that works.
-        everything_fits_bytes: From this budget on nothing is streamed.
+        everything_fits_bytes: From this budget on all weights are resident as they are.
         exposed_loads: Loads of one pass that cannot overlap with the use before them; 0 where groups
             are loaded at their use, as all of them are then.
-        predicted_seconds: Time of one pass at batch 1, by the model of time.
-        bound: What bounds it: "link", "compute" or "nothing streamed".
+        predicted_seconds: Time of one pass at batch 1, by the model of time: what the GPU computes for
+            is not known, and left out.
+        bound: What bounds it: "link", "decode", "compute" or "nothing streamed".
     """
 
     groups: tuple[GroupInfo, ...]
     budget_bytes: int
     resident_bytes: int
+    kept_bytes: int
+    kept_weights_bytes: int
     arena_bytes: int
     streamed_bytes: int
     link_bytes: int
@@ -111,10 +116,13 @@ class Plan:
         for group in self.groups:
             counts[group.placement] += 1
         coded = f", in {size(self.link_bytes)} coded" if self.ring_bytes else ""
+        kept = ""
+        if self.kept_bytes:
+            kept = f"{size(self.kept_weights_bytes)} more in {size(self.kept_bytes)} coded, "
         shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         return (
             f"budget {size(self.budget_bytes)}: {shown} groups; {size(self.resident_bytes)} resident, "
-            f"{size(self.arena_bytes)} arena; {size(self.streamed_bytes)} streamed a pass{coded}"
+            f"{kept}{size(self.arena_bytes)} arena; {size(self.streamed_bytes)} streamed a pass{coded}"
         )
 
 
@@ -143,6 +151,7 @@ class Stats:
         budget_bytes: The ceiling.
         held_bytes: What the engine holds of it now.
         peak_held_bytes: The most it ever held.
+        kept_bytes: What of it keeps weights coded.
         given_way_bytes: Resident weights that gave way to torch's allocations and are streamed now.
         gave_way: How many groups ever did.
         torch_bytes: What torch holds of the budget now: its segments of this model's forwards.
@@ -160,6 +169,7 @@ class Stats:
         streamed_ram_bytes: Of these, from RAM.
         streamed_disk_bytes: Of these, from files.
         decoded_bytes: What all of these are as weights.
+        kept_decoded_bytes: Weights that were decoded from what the device keeps: no load moved them.
         on_demand_bytes: Rows, and tensors read between uses.
         streamed_bytes_per_second: The rate of loads while they ran.
         load_seconds: Time that loads took.
@@ -172,6 +182,7 @@ class Stats:
     budget_bytes: int
     held_bytes: int
     peak_held_bytes: int
+    kept_bytes: int
     given_way_bytes: int
     gave_way: int
     torch_bytes: int
@@ -189,6 +200,7 @@ class Stats:
     streamed_ram_bytes: int
     streamed_disk_bytes: int
     decoded_bytes: int
+    kept_decoded_bytes: int
     on_demand_bytes: int
     streamed_bytes_per_second: float
     load_seconds: float
@@ -228,6 +240,7 @@ class CheckpointReport:
 
 PLACEMENTS = {
     _native.Placement.RESIDENT: "resident",
+    _native.Placement.RESIDENT_CODED: "resident coded",
     _native.Placement.STREAMED: "streamed",
     _native.Placement.ON_DEMAND: "on demand",
 }

@@ -1,4 +1,4 @@
-// The very source of the GPU, compiled for the host, as each value of TS_LOOKS_UP makes it.
+// The very source of the GPU, compiled for the host.
 #include "fake_cuda/fake_frame_decode.h"
 
 #include <memory>
@@ -11,38 +11,19 @@ namespace {
 
 using tensorstream::fake_cuda::FrameDecodeLaunch;
 
-namespace looked_up {
-#define TS_LOOKS_UP 1
 #include "kernels/frame_symbols.cu"
 #include "kernels/frame_decode.cu"
 #include "fake_cuda/frames_on_host.h"
-}  // namespace looked_up
-
-#undef TS_LOOKS_UP
-
-namespace computed {
-#define TS_LOOKS_UP 0
-#include "kernels/frame_symbols.cu"
-#include "kernels/frame_decode.cu"
-#include "fake_cuda/frames_on_host.h"
-}  // namespace computed
 
 }  // namespace
 // clang-format on
 
 namespace tensorstream::fake_cuda {
 
-void decode_frames(const FrameDecodeLaunch& launch) {
-  if (launch.looks_up) {
-    looked_up::run_grid(launch);
-  } else {
-    computed::run_grid(launch);
-  }
-}
+void decode_frames(const FrameDecodeLaunch& launch) { run_grid(launch); }
 
 bool touches_only(const FrameDecodeLaunch& launch,
                   const std::function<bool(const void*, std::size_t)>& may_touch) {
-  using namespace looked_up;
   const auto aligned = [](const void* data) { return reinterpret_cast<u64>(data) % 16 == 0; };
   if (!may_touch(launch.table, launch.frames * sizeof(BatchedFrame))) return false;
   for (u32 i = 0; i < launch.frames; ++i) {

@@ -15,7 +15,6 @@ struct FrameDecodeLaunch {
   std::uint32_t frames;
   std::uint32_t blocks;
   std::uint32_t warps;
-  bool looks_up;  // as FrameDecodeShape has it
 };
 
 void decode_frames(const FrameDecodeLaunch& launch);

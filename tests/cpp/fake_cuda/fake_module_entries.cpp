@@ -67,8 +67,6 @@ TS_FAKE_EXPORT CudaResult cuModuleGetFunction(CudaFunctionHandle* function, Cuda
   const std::string definition = std::string(" ") + name + "(";
   if (found->second->source.find(definition) == std::string::npos) return CudaResult::kNotFound;
   found->second->function.name = name;
-  found->second->function.looks_up =
-      found->second->source.find("-DTS_LOOKS_UP=0\n") == std::string::npos;
   *function = &found->second->function;
   return CudaResult::kSuccess;
 }
@@ -103,7 +101,6 @@ TS_FAKE_EXPORT CudaResult cuLaunchKernel(CudaFunctionHandle function, unsigned i
       .frames = grid_y,
       .blocks = grid_x,
       .warps = block_x / 32,
-      .looks_up = function->looks_up,
   };
   found->queue.submit([launch] {
     if (is_allowed(launch)) decode_frames(launch);

@@ -34,7 +34,6 @@ struct CudaEventState {
 
 struct CudaFunctionState {
   std::string name;
-  bool looks_up = true;
 };
 
 struct CudaModuleState {

@@ -147,6 +147,28 @@ TEST(WindowedLayout, ThreePlacesForGroupsInThrees) {
   EXPECT_FALSE(windowed_layout(Sizes(12, 8), 23, 2));
 }
 
+TEST(RingLayout, IsSound) {
+  std::mt19937 random(5);
+  for (int round = 0; round < 400; ++round) {
+    Sizes sizes(1 + random() % 9);
+    for (std::uint64_t& size : sizes) size = 1 + random() % 4;
+    const std::uint64_t capacity = 4 + random() % 12;
+    expect_sound(sizes, capacity, ring_layout(sizes, capacity));
+  }
+}
+
+// Blocks of a matrix of 128 and three of 86, in 352: no window of three keeps its distance there in
+// places that repeat.
+TEST(RingLayout, LoadsOfUnlikeGroupsRunAsFarAheadAsTheyFit) {
+  Sizes sizes;
+  for (int block = 0; block < 6; ++block) sizes.insert(sizes.end(), {128, 86, 86, 86});
+  EXPECT_FALSE(windowed_layout(sizes, 352, 2));
+  const ArenaLayout layout = ring_layout(sizes, 352);
+  EXPECT_EQ(layout.exposed_pairs, 0U);
+  const std::vector<std::uint32_t> distances = sharing_distances(sizes, layout.offsets);
+  for (std::size_t i = 4; i < sizes.size(); ++i) EXPECT_GE(distances[i], 3U);
+}
+
 TEST(SharingDistances, CountBackToTheNearestGroupInTheSamePlace) {
   const Sizes sizes(4, 8);
   EXPECT_EQ(sharing_distances(sizes, Sizes{0, 8, 0, 8}), (std::vector<std::uint32_t>{2, 2, 2, 2}));

@@ -52,7 +52,29 @@ TEST(PassSeconds, ComputeIsSharedByBytes) {
 TEST(PassSeconds, ALoadTakesWhatItMovesAndComputesWithAllOfIt) {
   Steps steps = blocks(10, 1);
   for (PassStep& step : steps) step.coded_bytes = 5;
-  EXPECT_DOUBLE_EQ(pass_seconds(steps, {kLink, 5}), 10);
+  const Rates decodes_at_once{kLink, 5, 1e30};
+  EXPECT_NEAR(pass_seconds(steps, decodes_at_once), 10 + 10 * kDecodeOverheadSeconds, 1e-12);
+}
+
+TEST(PassSeconds, DecodingTakesTurnsWithComputing) {
+  Steps steps = blocks(10, 2);
+  for (PassStep& step : steps) step.coded_bytes = 5;
+  const double overhead = 10 * kDecodeOverheadSeconds;
+  // 5 s on the link; 4 of compute and 2 of decoding are longer.
+  EXPECT_NEAR(pass_seconds(steps, {kLink, 4, 50}), 6 + overhead, 1e-9);
+  EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 5, 0.2 + overhead);
+}
+
+TEST(PassSeconds, WhatIsKeptTakesNoTimeOnTheLink) {
+  Steps steps(10, PassStep{10, false, 2, 5, true});
+  const double overhead = 10 * kDecodeOverheadSeconds;
+  EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 3 + overhead, 1e-9);
+  for (PassStep& step : steps) step.sharing_distance = 1;
+  EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 3 + overhead + 10 * kLateDecodeSeconds, 1e-9);
+  // One of them streamed, to a place of its own: half a second on the link, while others compute.
+  for (PassStep& step : steps) step.sharing_distance = 2;
+  steps[3] = PassStep{10, true, 10, 5};
+  EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 3 + overhead, 1e-9);
 }
 
 TEST(PassSeconds, NothingTakesNoTime) {

@@ -74,6 +74,9 @@ void expect_sums(const Case& made, const Plan& plan) {
         EXPECT_EQ(group.residency, Residency::kAny);
         streamed += group.size_bytes;
         break;
+      case Placement::kResidentCoded:
+        ADD_FAILURE() << "no group may stay coded";
+        break;
       case Placement::kOnDemand:
         EXPECT_EQ(group.residency, Residency::kByRows);
         on_demand += group.size_bytes;
