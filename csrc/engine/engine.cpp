@@ -103,27 +103,19 @@ std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
 
 void Engine::adapt() {
   State& state = *state_;
-  const Loader& loader = *state.loader;
-  Plan plan = state.current_plan();
-  Statistics now;
-  state.loader->add_to(now);
-  // Torch's next forward is never just what the last one was.
-  const std::uint64_t room = spared_bytes(state.pool.budget().limit_bytes()) / 8;
+  const Plan now = state.plan_as_it_is();
+  if (now.arena_bytes == 0) return;
   try {
-    const std::uint64_t planned = plan.resident_bytes + plan.kept_bytes;
-    if (now.given_way_bytes > planned / 2 && make_room(room)) return;
-  } catch (const LeaseError&) {  // after another forward, then
+    if (state.plan_for_pressure(now)) return;
+  } catch (const BudgetError&) {  // none fits beside what others hold
+  } catch (const LeaseError&) {   // after another forward, then
     return;
   }
-  plan.arena_bytes = loader.arena_bytes();
   // Groups that stay coded are decoded into a part of the arena of their own.
-  if (plan.arena_bytes == 0 || now.kept_bytes != 0) return;
-  for (GroupId group = 0; group < state.groups.size(); ++group) {
-    const bool shares = loader.where(group) == Where::kArena;
-    plan.groups[group] = {shares ? Placement::kStreamed : Placement::kResident,
-                          loader.arena_offset(group)};
+  if (std::ranges::count(now.groups, Placement::kResidentCoded, &GroupPlacement::placement) != 0) {
+    return;
   }
-  if (const auto offsets = state.better_offsets_for(plan)) state.loader->move_in_arena(*offsets);
+  if (const auto offsets = state.better_offsets_for(now)) state.loader->move_in_arena(*offsets);
 }
 
 bool Engine::acquire(GroupId group, Stream& stream) {

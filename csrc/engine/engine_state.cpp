@@ -83,6 +83,9 @@ std::vector<GroupLayout> lay_out_all(const Device& device, const std::vector<Gro
   return layouts;
 }
 
+// The share of its cost that a new plan leaves where the residents that it exchanges are worth
+// loading again.
+constexpr double kWorthPlanning = 0.95;
 // What else a forward may take of a budget where all weights fit, before they have to give way.
 constexpr std::uint64_t kRoomForActivations = 4_GiB;
 constexpr std::uint64_t kLargestReserve = 1_GiB;
@@ -177,6 +180,30 @@ Plan Engine::State::plan_beside(std::uint64_t ring_bytes_then,
   Plan made = make_plan(sizes, most - std::min(room_bytes, spare), rates_for(options, device));
   made.ring_bytes = ring_bytes_then;
   return made;
+}
+
+Plan Engine::State::plan_as_it_is() const {
+  Plan now = current_plan();
+  now.arena_bytes = loader->arena_bytes();
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    const bool shares = loader->where(group) == Where::kArena;
+    const Placement coded =
+        loader->keeps_frames(group) ? Placement::kResidentCoded : Placement::kStreamed;
+    now.groups[group].placement = shares ? coded : Placement::kResident;
+    now.groups[group].offset_bytes = loader->arena_offset(group);
+  }
+  return now;
+}
+
+bool Engine::State::plan_for_pressure(const Plan& now) {
+  const std::uint64_t limit_bytes = pool.budget().limit_bytes();
+  const std::vector<GroupFootprint> sizes = footprints_now();
+  const Rates rates = rates_for(options, device);
+  // What is allocated in the next forward is never just what it was.
+  const std::uint64_t room_bytes = spared_bytes(limit_bytes) / 8;
+  const Plan better = plan_for(limit_bytes, room_bytes);
+  if (plan_cost(sizes, rates, better) > kWorthPlanning * plan_cost(sizes, rates, now)) return false;
+  return try_follow(better, room_bytes, Why::kPressure);
 }
 
 std::optional<std::vector<std::uint64_t>> Engine::State::better_offsets_for(const Plan& now) const {

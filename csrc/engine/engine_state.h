@@ -48,6 +48,13 @@ class Engine::State {
   Plan plan_beside(std::uint64_t ring_bytes_then, const std::vector<GroupFootprint>& sizes,
                    std::uint64_t limit_bytes, std::uint64_t room_bytes) const;
 
+  /// The plan that the groups' places now are.
+  Plan plan_as_it_is() const;
+
+  /// Follows a plan for what others leave of the budget now, where it is noticeably better than
+  /// what is; whether it was. Raises BudgetError and LeaseError, and changes nothing then.
+  bool plan_for_pressure(const Plan& now);
+
   /// As better_offsets() of the planner, for these groups.
   std::optional<std::vector<std::uint64_t>> better_offsets_for(const Plan& now) const;
 

@@ -95,6 +95,8 @@ class Loader {
   /// Where in the arena the group lies, or would.
   std::uint64_t arena_offset(GroupId group) const;
   std::uint64_t arena_bytes() const;
+  /// Whether the group's frames stay on the device.
+  bool keeps_frames(GroupId group) const;
   bool settled(GroupId group) const;
   /// Where the group's tensor of that position is; null where the group is nowhere or in its
   /// sources.

@@ -30,6 +30,11 @@ std::uint64_t Loader::arena_bytes() const {
   return arena_.size_bytes();
 }
 
+bool Loader::keeps_frames(GroupId group) const {
+  const MutexLock lock(mutex_);
+  return slot_of(group).kept != nullptr;
+}
+
 bool Loader::settled(GroupId group) const {
   const MutexLock lock(mutex_);
   return slot_of(group).settled;

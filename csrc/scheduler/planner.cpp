@@ -241,28 +241,34 @@ Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_byte
   return plan;
 }
 
+double plan_cost(std::span<const GroupFootprint> groups, const Rates& rates, const Plan& plan) {
+  StreamingChoice choice;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].residency != Residency::kAny) continue;
+    const GroupPlacement& placed = plan.groups[i];
+    choice.resident.push_back(placed.placement == Placement::kResident);
+    choice.kept.push_back(placed.placement == Placement::kResidentCoded);
+    if (!choice.resident.back()) choice.layout.offsets.push_back(placed.offset_bytes);
+  }
+  const std::vector<UsedGroup> used = used_groups(groups);
+  return ChoiceCost(used, rates).of(choice);
+}
+
 std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFootprint> groups,
                                                          const Rates& rates, const Plan& plan) {
   std::uint64_t room_bytes = plan.arena_bytes;
   std::vector<bool> resident;
-  std::vector<std::uint64_t> offsets;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].residency != Residency::kAny) continue;
     resident.push_back(plan.groups[i].placement != Placement::kStreamed);
-    if (resident.back()) {
-      room_bytes += placed_bytes(groups[i]);
-      continue;
-    }
-    offsets.push_back(plan.groups[i].offset_bytes);
+    if (resident.back()) room_bytes += placed_bytes(groups[i]);
   }
   const std::vector<UsedGroup> used = used_groups(groups);
   const ChoiceCost cost(used, rates);
   const StreamingChoice best =
       StreamingSearch(used, room_bytes, cost).with_residents(std::move(resident));
   const ArenaLayout& layout = best.layout;
-  StreamingChoice as_they_lie = best;
-  as_they_lie.layout.offsets = std::move(offsets);
-  if (best.cost > kWorthMoving * cost.of(as_they_lie)) return std::nullopt;
+  if (best.cost > kWorthMoving * plan_cost(groups, rates, plan)) return std::nullopt;
   std::vector<std::uint64_t> result;
   std::size_t place = 0;
   for (std::size_t i = 0; i < groups.size(); ++i) {

@@ -37,6 +37,9 @@ namespace tensorstream {
 Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_bytes,
                const Rates& rates);
 
+/// What `plan`, made for `groups`, costs: by what the planner chooses. To be compared alone.
+double plan_cost(std::span<const GroupFootprint> groups, const Rates& rates, const Plan& plan);
+
 /// Where the streamed groups of `plan`, made for `groups`, lie best in an arena of its size: what
 /// make_plan() chooses for the residents that it has. By GroupId, for others what `plan` says.
 /// Nothing where a pass would take hardly less time.

@@ -174,9 +174,8 @@ class Engine {
   /// enqueued work is done.
   std::uint64_t take_back(std::uint64_t spared_bytes);
 
-  /// Arranges groups for what gave way or came back: lays the arena out for those that share it, if
-  /// a pass gets shorter by that; where half of the residents gave way, plans anew, until
-  /// take_back(). Between uses; blocks as take_back().
+  /// Arranges groups for what gave way or came back, if a pass gets noticeably shorter by that: by
+  /// a new plan, until take_back(), or in the arena alone. Between uses; blocks as take_back().
   void adapt();
 
   /// Takes a lease of a streamed or resident group: work that `stream` is given after this call

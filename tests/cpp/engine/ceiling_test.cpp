@@ -285,11 +285,12 @@ TEST_F(CeilingTest, ResidentsComeBackWhenThePressureIsOver) {
     pass();
     ASSERT_LT(++forwards, 100);
   }
-  EXPECT_EQ(engine_->statistics().given_way_bytes, 2 * kGroupBytes);
+  const std::uint64_t away = engine_->statistics().given_way_bytes;
+  EXPECT_GE(away, 2 * kGroupBytes);
   free(data);  // as torch does when it is asked to
   pass();
   EXPECT_FALSE(ceiling_->forward_ended());
-  EXPECT_LT(engine_->statistics().given_way_bytes, 2 * kGroupBytes);
+  EXPECT_LT(engine_->statistics().given_way_bytes, away);
   pass();
   EXPECT_LE(budget_->peak_bytes(), budget_->limit_bytes());
 }

@@ -92,18 +92,20 @@ int neighbours_that_share(const Engine& engine) {
 
 // What gives way is put where it does not share bytes with the group before it, but with the one
 // after it it may.
-TEST_P(EngineGiveWay, TheArenaIsLaidOutForWhatGaveWay) {
+TEST_P(EngineGiveWay, AfterItGroupsAreArrangedAnewUntilTheyComeBack) {
   const TestModel model = equal_model(12, 6000);
   const ModelSpec spec = model.in_memory();
   const auto engine = open(spec, smallest_budget_of(spec) + 5 * kGroupBytes);
-  const std::uint64_t residents = engine->plan().resident_bytes;
-  ASSERT_GE(residents, 4 * kGroupBytes);
+  const Plan before = engine->plan();
   Computation computation(*engine, model);
   Stream& stream = device_->caller_stream();
   pass_and_settle(*engine, computation, stream);
+  std::vector<Reservation> others;
   int shared = 0;
-  for (int step = 0; step < 2; ++step) {
-    ASSERT_EQ(engine->give_way(kGroupBytes), kGroupBytes);
+  for (int step = 0; step < 3; ++step) {
+    const std::uint64_t freed = engine->give_way(kGroupBytes);
+    if (freed == 0) break;
+    others.push_back(budget_->reserve(freed, "what they gave way to"));
     computation.pass(stream);
     shared = std::max(shared, neighbours_that_share(*engine));
     const std::uint64_t moves = engine->place_moves();
@@ -114,7 +116,6 @@ TEST_P(EngineGiveWay, TheArenaIsLaidOutForWhatGaveWay) {
     engine->adapt();
     computation.pass(stream);
     EXPECT_EQ(computation.wrong(), 0U);
-    EXPECT_EQ(engine->plan().resident_bytes, residents);
     if (GetParam() == Prefetch::kReadAhead) continue;  // all lie in one place
     EXPECT_LE(neighbours_that_share(*engine), 1) << "of an odd number one has to";
     const std::uint64_t moved = engine->place_moves();
@@ -122,35 +123,14 @@ TEST_P(EngineGiveWay, TheArenaIsLaidOutForWhatGaveWay) {
     EXPECT_EQ(engine->place_moves(), moved);
   }
   EXPECT_GT(shared, 1);
-}
-
-TEST_P(EngineGiveWay, WhereHalfOfThemGaveWayThereIsANewPlanUntilTheyComeBack) {
-  const TestModel model = equal_model(12, 6000);
-  const ModelSpec spec = model.in_memory();
-  const std::uint64_t limit = smallest_budget_of(spec) + 5 * kGroupBytes;
-  const auto engine = open(spec, limit);
-  const Plan before = engine->plan();
-  Computation computation(*engine, model);
-  Stream& stream = device_->caller_stream();
-  pass_and_settle(*engine, computation, stream);
-  const std::uint64_t freed = engine->give_way(before.resident_bytes / 2 + 1);
-  Reservation others = budget_->reserve(freed, "what they gave way to");
-  computation.pass(stream);
-  ASSERT_TRUE(engine->acquire(2, stream));
-  engine->adapt();
-  EXPECT_EQ(engine->plan().resident_bytes, before.resident_bytes);
-  engine->release(2, stream);
-  engine->adapt();
-  const Plan pressed = engine->plan();
-  EXPECT_LE(pressed.resident_bytes + pressed.arena_bytes, limit - freed);
-  EXPECT_EQ(engine->statistics().given_way_bytes, before.resident_bytes - pressed.resident_bytes);
-  computation.pass(stream);
-  others.release();
+  EXPECT_GT(engine->statistics().given_way_bytes, 0U);
+  others.clear();
   EXPECT_GT(engine->take_back(0), 0U);
   EXPECT_EQ(engine->plan().resident_bytes, before.resident_bytes);
   EXPECT_EQ(engine->statistics().given_way_bytes, 0U);
   computation.pass(stream);
   EXPECT_EQ(computation.wrong(), 0U);
+  EXPECT_LE(budget_->peak_bytes(), budget_->limit_bytes());
 }
 
 TEST_P(EngineGiveWay, GivesAllThatMayGoAndNoMore) {
