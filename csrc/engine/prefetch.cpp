@@ -35,7 +35,7 @@ std::uint64_t spared_bytes(std::uint64_t budget_bytes) noexcept {
 
 std::uint64_t outside_bytes(std::uint64_t budget_bytes) noexcept {
   constexpr std::uint64_t kShare = 32;
-  constexpr std::uint64_t kMost = 32_MiB;
+  constexpr std::uint64_t kMost = 64_MiB;
   return std::min(budget_bytes / kShare, kMost);
 }
 

@@ -72,7 +72,7 @@ inline constexpr double kActivationShare = 1.0 / 8;
 /// forward that is a little longer than the last ones does not send them away again.
 std::uint64_t spared_bytes(std::uint64_t budget_bytes) noexcept;
 /// What is kept of such a budget for what calling code allocates between forwards: inputs, the next
-/// token. Torch takes 22 MiB at once for some of it.
+/// token, latents. Torch takes 22 MiB at once for some of it.
 std::uint64_t outside_bytes(std::uint64_t budget_bytes) noexcept;
 
 /// Whose cores compute.
