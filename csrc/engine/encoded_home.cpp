@@ -46,15 +46,15 @@ void EncodedHome::read(std::uint64_t offset_bytes, std::span<std::byte> out) {
     const std::span<std::byte> gap =
         out.subspan(filled, begin - offset_bytes - filled);  // between tensors
     std::ranges::fill(gap, std::byte{0});
-    read_frame(*frame, begin - frame->decoded_offset,
-               out.subspan(begin - offset_bytes, stop - begin));
+    decode_frame(*frame, begin - frame->decoded_offset,
+                 out.subspan(begin - offset_bytes, stop - begin));
     filled = stop - offset_bytes;
   }
   std::ranges::fill(out.subspan(filled), std::byte{0});
 }
 
-void EncodedHome::read_frame(const Frame& frame, std::uint64_t offset_bytes,
-                             std::span<std::byte> out) const {
+void EncodedHome::decode_frame(const Frame& frame, std::uint64_t offset_bytes,
+                               std::span<std::byte> out) const {
   const FrameView& view = frame.view;
   std::vector<std::byte> whole;  // of a chunk that is not wanted whole
   // All chunks but the last decode to as much.

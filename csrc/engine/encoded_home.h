@@ -63,7 +63,7 @@ class EncodedHome final : public Reader {
   static const EncodedHome* of(const Reader& reader) noexcept;
 
  private:
-  void read_frame(const Frame& frame, std::uint64_t offset_bytes, std::span<std::byte> out) const;
+  void decode_frame(const Frame& frame, std::uint64_t offset_bytes, std::span<std::byte> out) const;
 
   const std::string name_;
   const std::uint64_t size_bytes_;

@@ -178,8 +178,8 @@ template <u32 kBytePlanes, u32 kBits>
 TS_DEVICE void decode_tiles(const ChunkPlace& chunk, const QuadTable& table,
                             const WarpMemory& memory) {
   constexpr u32 kElementBytes = kBytePlanes + 1;
-  // A tile is loaded while the one before it is decoded; three byte planes of two tiles would be too
-  // many registers.
+  // A tile is loaded while the one before it is decoded; three byte planes of two tiles would be
+  // too many registers.
   constexpr bool kAhead = kBytePlanes < 3;
   const Pair named = {memory.ranked[0], 0};
   const u32 tiles = chunk.tiles();
