@@ -23,7 +23,7 @@ UNLESS_PASSED := | { grep -v -E '^ +Start +[0-9]+:|^ *[0-9]+/[0-9]+ Test .* Pass
 CPU_BENCHMARKS := $(filter-out benchmarks/cuda_%,$(wildcard benchmarks/*.py))
 OUTPUT ?= build/gpu-check/result.json
 OPTIONS ?=
-TSAN_PROGRAMS := device memory codec store scheduler engine
+TSAN_PROGRAMS := device memory codec store io scheduler engine
 
 .PHONY: help
 help:  ## Show the targets

@@ -44,6 +44,8 @@ class DiskQueue::Work final : public PendingRead::Work {
       : queue_(std::move(queue)), read_(std::move(read)) {
     queue_->add(read_);
   }
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
   ~Work() override { queue_->end(read_); }
 
   void wait() override {

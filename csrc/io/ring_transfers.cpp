@@ -16,6 +16,8 @@ namespace {
 class RingTransfers final : public TransferQueue {
  public:
   explicit RingTransfers(std::size_t depth) : depth_(depth), ring_(static_cast<unsigned>(depth)) {}
+  RingTransfers(const RingTransfers&) = delete;
+  RingTransfers& operator=(const RingTransfers&) = delete;
   ~RingTransfers() override { stop(); }
 
   std::size_t depth() const noexcept override { return depth_; }

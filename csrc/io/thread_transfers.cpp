@@ -17,6 +17,8 @@ namespace {
 class ThreadTransfers final : public TransferQueue {
  public:
   explicit ThreadTransfers(std::size_t depth) : depth_(depth) {}
+  ThreadTransfers(const ThreadTransfers&) = delete;
+  ThreadTransfers& operator=(const ThreadTransfers&) = delete;
   ~ThreadTransfers() override { stop(); }
 
   std::size_t depth() const noexcept override { return depth_; }

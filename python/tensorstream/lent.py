@@ -9,6 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tensorstream import _native
+from tensorstream.exceptions import UnsupportedError
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.weight import Weight, storage_users
 
@@ -130,6 +131,19 @@ class LentGroup:
             if storage_users(storage) > self._users[index] + self._is_on_place + known:
                 return self.weights[index].name
         return None
+
+    def check_kept(self, returned: list[torch.Tensor]) -> None:
+        """Checks that no view of the weights outlives their lease but those that a forward returned.
+
+        Raises:
+            UnsupportedError: Somebody holds another, whose bytes will be replaced.
+        """
+        name = self.kept(returned)
+        if name is not None:
+            raise UnsupportedError(
+                f"a view of the streamed weight '{name}' was kept beyond its module's forward, and its "
+                f"bytes will be replaced; keep it on the device: keep_resident=('{name}',)"
+            )
 
 
 def without_views(output: Any, places: Container[int], views: list[torch.Tensor]) -> Any:

@@ -17,7 +17,7 @@ from torch import nn
 from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
 from tensorstream.config import PRESSURE, Config
-from tensorstream.exceptions import BudgetError, ConfigError, IoError, UnsupportedError
+from tensorstream.exceptions import BudgetError, ConfigError, IoError
 from tensorstream.hooks import Unit
 from tensorstream.lent import LentGroup, without_views
 from tensorstream.moved import Moved
@@ -124,7 +124,8 @@ class Orchestrator:
         self._attach_or_undo(model, found, sources)
         _orchestrators[model] = self
         if self.device.is_host:
-            self._warn_of_no_gain(sources)
+            if self._weights:
+                sources.warn_of_no_gain()
         else:
             sources.readers.clear()  # what is in RAM goes as it is brought home
             sources.in_ram.clear()
@@ -360,14 +361,6 @@ class Orchestrator:
                     self._weights[tensor].come_home()
         self.engine.plan_anew()
 
-    def _warn_of_no_gain(self, sources: Sources) -> None:
-        if sources.in_ram and self._weights:
-            logger.warning(
-                "%d weights are in RAM already: streaming them to the CPU saves no memory. Save the "
-                "model and load it with tensorstream.from_pretrained to stream it from disk",
-                len(sources.in_ram),
-            )
-
     def take(self, lent: LentGroup) -> bool:
         """Leases a group and lends its weights. False where it has no place now: they stay parked."""
         if lent.depth == 0:
@@ -419,7 +412,7 @@ class Orchestrator:
             for weight in lent.weights:
                 weight.check_unwritten()
         if escaped and output is not None:  # guard: kept-view
-            self._check_kept(lent, returned)
+            lent.check_kept(returned)
         return output
 
     def _park_lent(self, lent: LentGroup) -> list[tuple[Weight, torch.Tensor]]:
@@ -431,14 +424,6 @@ class Orchestrator:
         for weight, value in written:
             weight.check_form(value)
             weight.adopt(value)  # guard: written-in-forward
-
-    def _check_kept(self, lent: LentGroup, returned: list[torch.Tensor]) -> None:
-        name = lent.kept(returned)
-        if name is not None:
-            raise UnsupportedError(
-                f"a view of the streamed weight '{name}' was kept beyond its module's forward, and its "
-                f"bytes will be replaced; keep it on the device: keep_resident=('{name}',)"
-            )
 
     def _reclaim(self) -> None:
         """Gives back what a forward held that will never run its post-hooks."""

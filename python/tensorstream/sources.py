@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +12,8 @@ from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.packed import StoredPlace
 from tensorstream.walk import Walk
+
+logger = logging.getLogger("tensorstream")
 
 
 @dataclasses.dataclass
@@ -26,6 +29,15 @@ class Sources:
     readers: list[_native.Reader] = dataclasses.field(default_factory=list)
     in_ram: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
     about: str = ""
+
+    def warn_of_no_gain(self) -> None:
+        """Says where streaming to the CPU, which shares RAM with what it streams, saves nothing."""
+        if self.in_ram:
+            logger.warning(
+                "%d weights are in RAM already: streaming them to the CPU saves no memory. Save the "
+                "model and load it with tensorstream.from_pretrained to stream it from disk",
+                len(self.in_ram),
+            )
 
 
 class _Files:

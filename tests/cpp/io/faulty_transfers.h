@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
+#include <future>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -28,6 +29,8 @@ struct TransferFaults {
   std::optional<std::uint64_t> bad_byte = std::nullopt;
   /// How late it is told that a transfer is done.
   std::chrono::microseconds delay{0};
+  /// What it waits for besides, where that is valid.
+  std::shared_future<void> told_after = {};
 };
 
 /// What was done, kept by the test.
@@ -47,6 +50,7 @@ class FaultyTransfers final : public TransferQueue {
   std::size_t depth() const noexcept override { return queue_->depth(); }
   void run(Done done) override {
     queue_->run([this, done = std::move(done)](Transfer& transfer, std::int64_t result) {
+      if (faults_.told_after.valid()) faults_.told_after.wait();
       if (faults_.delay.count() > 0) std::this_thread::sleep_for(faults_.delay);
       --counts_->under_way;
       done(transfer, told_of(transfer, result));
