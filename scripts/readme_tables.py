@@ -14,8 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 BEGIN, END = "<!-- gpu table -->\n", "<!-- end -->\n"
-# Each with the passes that are shown of it.
-LLAMA = {"gpu_llama.json": "decode", "gpu_llama_prefill.json": "prefill"}
+LLAMA = "gpu_llama.json"
 DECODE = "cuda_decode.json"
 DFLOAT11 = "cuda_dfloat11.json"
 
@@ -26,6 +25,12 @@ def steps_of(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str,
         for step in run["steps"]:
             if step["name"] == "llama":
                 yield run["machine"], step["result"]
+
+
+def llama_tables(result: dict[str, Any]) -> Iterator[str]:
+    """Decoding and prefills, apart."""
+    for kind in ("decode", "prefill"):
+        yield from llama_table(result, kind)
 
 
 def llama_table(result: dict[str, Any], kind: str) -> Iterator[str]:
@@ -99,8 +104,7 @@ def dfloat11_table(result: dict[str, Any]) -> Iterator[str]:
 def tables() -> str:
     """What README.md holds between its marks."""
     text = ""
-    for name, kind in LLAMA.items():
-        text += "".join(llama_table(json.loads((RESULTS / name).read_text()), kind))
+    text += "".join(llama_tables(json.loads((RESULTS / LLAMA).read_text())))
     text += "".join(decode_table(json.loads((RESULTS / DECODE).read_text())))
     beside = RESULTS / DFLOAT11
     if beside.exists():  # it needs a package that nothing else does

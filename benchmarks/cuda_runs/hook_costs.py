@@ -56,6 +56,19 @@ def microseconds(
     return {"median": statistics.median(times), "min": min(times), "max": max(times)}
 
 
+def blocks_by_place(model: Blocks) -> dict[str, list[int]]:
+    """The blocks whose weights are where they are for themselves, and those that share a place."""
+    from tensorstream.orchestrator import orchestrator_of
+
+    by_weight = {id(block.weights[0]): number for number, block in enumerate(model)}
+    found: dict[str, list[int]] = {"resident": [], "streamed": []}
+    for lent in orchestrator_of(model)._lent.values():
+        number = by_weight.get(id(lent.weights[0].parameter))
+        if number is not None:
+            found["resident" if lent.stays else "streamed"].append(number)
+    return {kind: sorted(numbers) for kind, numbers in found.items()}
+
+
 def measure_hooks(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     """A call of a resident block and of a streamed one that is loaded, each less a plain call."""
     import tensorstream as ts
@@ -64,24 +77,22 @@ def measure_hooks(options: argparse.Namespace, accelerator: Accelerator) -> dict
     x = torch.ones(1, device=accelerator.device)
     budget = budget_bytes(options.budget, weights_bytes(model))
     place = budget_options(str(accelerator.device), budget)
-    planned = ts.plan(model, **place)
-    named = {
-        kind: [group.name for group in planned.groups if group.placement == kind]
-        for kind in ("resident", "streamed")
-    }
     with torch.no_grad():
         plain = microseconds(model, 0, x, options.hook_calls, accelerator)
         ts.offload(model, **place)
+        for block in range(len(model)):  # residents take the room that these leave
+            model(x, block)
+        named = blocks_by_place(model)
         costs = {}
-        for kind, names in named.items():
-            if names:
-                chosen = int(names[len(names) // 2].removesuffix(".weights"))
+        for kind, blocks in named.items():
+            if blocks:
+                chosen = blocks[len(blocks) // 2]
                 costs[kind] = microseconds(model, chosen, x, options.hook_calls, accelerator)
     return {
         "how": f"blocks of {PARAMETERS} parameters of {options.hook_side} squared, whose forward is empty",
         "budget_bytes": budget,
         "weights_bytes": weights_bytes(model),
-        "groups": {kind: len(names) for kind, names in named.items()},
+        "groups": {kind: len(blocks) for kind, blocks in named.items()},
         "plain_call_us": plain,
         "call_us": costs,
         "acquire_release_us": {
