@@ -20,8 +20,6 @@ inline constexpr std::uint64_t kTensorAlignment = 512;
 /// Every group on a device starts at a multiple of this, so that access rights can be given by
 /// group.
 inline constexpr std::uint64_t kGroupAlignment = 4096;
-/// What a GPU's driver gives memory in: what takes half of it and more there counts as multiples.
-inline constexpr std::uint64_t kDevicePageBytes = std::uint64_t{2} << 20U;
 
 inline constexpr std::uint64_t kCacheLineBytes = 64;
 

@@ -4,6 +4,12 @@
 #include "tensorstream/error.h"
 
 namespace tensorstream {
+namespace {
+
+/// What a GPU's driver gives memory in.
+constexpr std::uint64_t kDevicePageBytes = 2_MiB;
+
+}  // namespace
 
 GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors, ComputePlace place) {
   // Sizes stay far from overflow: a group is smaller than any address space.

@@ -140,8 +140,7 @@ std::uint64_t kept_bytes(const GroupFootprint& group) {
   if (!group.may_stay_coded || group.residency != Residency::kAny) return 0;
   const std::uint64_t coded = group.coded_bytes.value_or(0);
   if (coded >= placed_bytes(group)) return 0;
-  const bool takes_pages = coded >= kDevicePageBytes / 2;
-  const std::uint64_t kept = align_up(coded, takes_pages ? kDevicePageBytes : kGroupAlignment);
+  const std::uint64_t kept = align_up(coded, kGroupAlignment);
   return kept < placed_bytes(group) ? kept : 0;
 }
 
