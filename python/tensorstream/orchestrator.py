@@ -322,6 +322,7 @@ class Orchestrator:
                 if tensor in replaced and not self.engine.settled(group):
                     self._weights[tensor].adopt(replaced[tensor])
             self._attach(group, {})
+        self._leave_lost_places()
         self._hook()
         if not self.device.is_host:
             self._bring_home()

@@ -94,6 +94,19 @@ def test_a_resident_whose_place_went_is_seen_by_nobody(memory: FakeTorchMemory) 
     check(model)
 
 
+def test_a_smaller_budget_takes_the_bytes_of_residents_that_go() -> None:
+    model = offload()
+    kept = residents(model)
+    smallest = ts.estimate_memory(make_stack(8)).smallest_budget_bytes
+    ts.set_budget(model, ram_budget=2 * smallest)
+    engine = orchestrator_of(model).engine
+    gone = [lent for lent in kept if engine.place_number(lent.group) != lent.place_number]
+    assert gone
+    for weight in [weight for lent in gone for weight in lent.weights]:
+        assert bare(weight.parameter).isnan().all()
+    check(model)
+
+
 def test_a_resident_that_is_settled_follows_the_engine() -> None:
     model = offload()
     assert residents(model)
