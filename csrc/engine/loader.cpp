@@ -187,19 +187,27 @@ void Loader::release(GroupId group, Stream& stream) {
     throw LeaseError("group '" + std::to_string(group) + "' is released but not leased");
   }
   if (slot.settled) {
+    note_use(slot, stream);
     --slot.leases;
     return;
   }
   if (slot.leases == 1) {  // guard: access-rights
     stream.set_access(slot.data, slot.group.layout.size_bytes, Access::kNone);
   }
-  stream.record(*slot.last_use);
-  slot.last_stream = &stream;
-  slot.last_used = ++uses_;
+  note_use(slot, stream);
   --slot.leases;
   wake_if_needed();
   if (slot.leases != 0) return;
   if (const std::exception_ptr changed = close_windows(slot)) std::rethrow_exception(changed);
+}
+
+// The last use's end is that of those before it, too: leases of what is not settled wait for them.
+void Loader::note_use(Slot& slot, Stream& stream) {
+  const bool apart = slot.last_stream != nullptr && slot.last_stream != &stream;
+  if (slot.settled && apart) stream.wait(*slot.last_use);  // guard: wait-between-settled-uses
+  stream.record(*slot.last_use);
+  slot.last_stream = &stream;
+  slot.last_used = ++uses_;
 }
 
 void Loader::release_all(Stream& stream) noexcept {
@@ -209,15 +217,10 @@ void Loader::release_all(Stream& stream) noexcept {
     for (const auto& owned : slots_) {
       Slot& slot = *owned;
       if (slot.leases == slot.waiting) continue;
-      if (!slot.settled) {
-        const std::uint64_t size_bytes = slot.group.layout.size_bytes;
-        if (slot.waiting == 0) {
-          stream.set_access(slot.data, size_bytes, Access::kNone);  // guard: access-rights
-        }
-        stream.record(*slot.last_use);
-        slot.last_stream = &stream;
-        slot.last_used = ++uses_;
+      if (!slot.settled && slot.waiting == 0) {  // guard: access-rights
+        stream.set_access(slot.data, slot.group.layout.size_bytes, Access::kNone);
       }
+      note_use(slot, stream);
       slot.leases = slot.waiting;  // who still waits for its lease gets it
       if (slot.leases == 0) static_cast<void>(close_windows(slot));
     }

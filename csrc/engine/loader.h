@@ -223,6 +223,7 @@ class Loader {
   bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
   static std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream);
   void count_acquire(const Slot& slot) TS_REQUIRES(mutex_);
+  void note_use(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
   static bool overlap(const Slot& a, const Slot& b);
   Slot& slot_of(GroupId group) const;
 

@@ -10,6 +10,7 @@
 #include "engine/open_engine.h"
 #include "engine/test_model.h"
 #include "io/faulty_reader.h"
+#include "platform/temporary_folder.h"
 
 namespace tensorstream {
 namespace {
@@ -157,20 +158,44 @@ TEST(EngineWaitForLeases, NothingIsLoadedOverALease) {
 }
 
 /// The device does not check here: a checking one keeps memory whose rights still change.
-TEST(EngineDestruction, WaitsForWorkThatUsesReleasedPlaces) {
-  const TestModel model = equal_model(3, 300'000);
-  const auto device = create_host_device();
-  const auto stream = device->create_stream();
-  const ModelSpec spec = model.in_memory();
-  auto engine =
-      open_engine(*device, spec, smallest_budget_of(spec), with_prefetch(Prefetch::kNone));
-  Computation computation(*engine, model);
-  ASSERT_TRUE(engine->acquire(0, *stream));
-  stream->run([] { std::this_thread::sleep_for(std::chrono::milliseconds(30)); });
-  computation.compute(0, *stream);
-  engine->release(0, *stream);
-  engine.reset();
-  EXPECT_EQ(computation.right(), 1U);
+class EngineDestructionAfterUse : public ::testing::Test {
+ protected:
+  /// Uses group 0 on `stream`, once what the stream is given to do before is done.
+  void use_late(Stream& stream) {
+    ASSERT_TRUE(engine_->acquire(0, stream));
+    stream.run([] { std::this_thread::sleep_for(std::chrono::milliseconds(30)); });
+    computation_->compute(0, stream);
+    engine_->release(0, stream);
+  }
+  void open(std::uint64_t budget_bytes) {
+    engine_ = open_engine(*device_, model_.in_files(folder_), budget_bytes,
+                          with_prefetch(Prefetch::kNone));
+    computation_ = std::make_unique<Computation>(*engine_, model_);
+  }
+
+  TestModel model_ = equal_model(3, 300'000);
+  const TemporaryFolder folder_;
+  const std::unique_ptr<Device> device_ = create_host_device();
+  const std::unique_ptr<Stream> stream_ = device_->create_stream();
+  const std::unique_ptr<Stream> other_ = device_->create_stream();
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Computation> computation_;
+};
+
+TEST_F(EngineDestructionAfterUse, WaitsForWorkThatUsesReleasedPlaces) {
+  open(smallest_budget_of(model_.in_memory()));
+  use_late(*stream_);
+  engine_.reset();
+  EXPECT_EQ(computation_->right(), 1U);
+}
+
+TEST_F(EngineDestructionAfterUse, WaitsForEveryStreamThatUsesAResident) {
+  open(1 << 24);
+  ASSERT_TRUE(engine_->settled(0));
+  use_late(*stream_);
+  ASSERT_TRUE(computation_->use(0, *other_));
+  engine_.reset();
+  EXPECT_EQ(computation_->right(), 2U);
 }
 
 }  // namespace
