@@ -106,8 +106,9 @@ bool Loader::acquire(GroupId group, Stream& stream) {
     throw;
   }
   std::exception_ptr error = wait_until_usable(slot);
+  const bool arrived = slot.content == Content::kReady;
   lock.unlock();  // a host's wait blocks, and loads need the lock to finish
-  if (!error) error = hand_out(slot, stream, last_stream);
+  if (!error) error = hand_out(slot, stream, last_stream, arrived);
   lock.lock();
   --slot.waiting;
   counted_.stalled_seconds += seconds_since(start);
@@ -139,10 +140,12 @@ void Loader::load_at_use(Slot& slot) {
   enqueue_unlocked(device_.caller_stream(), slot, issue(slot));
 }
 
-// The slot is leased: nothing but the order of streams is still to be kept.
-std::exception_ptr Loader::hand_out(Slot& slot, Stream& stream, const Stream* last_stream) {
+// The slot is leased: nothing but the order of streams is still to be kept. What has `arrived` is
+// there for all of them.
+std::exception_ptr Loader::hand_out(Slot& slot, Stream& stream, const Stream* last_stream,
+                                    bool arrived) {
   try {
-    stream.wait(*slot.loaded);  // guard: wait-for-copy
+    if (!arrived) stream.wait(*slot.loaded);  // guard: wait-for-copy
     if (last_stream != nullptr && last_stream != &stream) {
       stream.wait(*slot.last_use);  // guard: wait-between-streams
     }

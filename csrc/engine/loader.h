@@ -221,7 +221,8 @@ class Loader {
   bool lies_in_sources(const Slot& slot) const TS_REQUIRES(mutex_);
   void move(Slot& slot, Where where, std::byte* data) TS_REQUIRES(mutex_);
   bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
-  static std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream);
+  static std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream,
+                                     bool arrived);
   void count_acquire(const Slot& slot) TS_REQUIRES(mutex_);
   void note_use(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
   static bool overlap(const Slot& a, const Slot& b);
