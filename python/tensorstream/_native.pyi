@@ -660,26 +660,172 @@ def unpack_checkpoint(source: str, target: str, threads: int, progress: Callable
 def verify_checkpoint(path: str, threads: int, progress: Callable[[int, int], None]) -> CheckpointSummary:
     """Checks a checkpoint, packed or not."""
 
-class ParameterSwitch:
+class Session:
+    def __init__(self, reclaim: object) -> None: ...
+
+    def enter(self, frame: object) -> bool:
+        """
+        Waits until no other thread runs the model, and takes it for the forward of `frame`; whether that is in no other.
+        """
+
+    def enter_alone(self, frame: object) -> bool:
+        """
+        The same, for what cannot be done in the midst of a forward: False, and nothing is done, where this thread runs one.
+        """
+
+    def is_outermost(self, frame: object) -> bool:
+        """
+        Whether this thread runs the model, and the forward of `frame` is in no other.
+        """
+
+    def leave(self, frame: object) -> bool:
+        """Ends the forward of `frame`. False where it was given up before."""
+
+class SavedStack:
+    def __init__(self, pack: object, unpack: object, takes: object, push: object, pop: object, top: object) -> None: ...
+
+    def push(self, lent: object) -> bool:
+        """
+        Makes autograd of this thread use the hooks for `lent` too; False where it takes none.
+        """
+
+    def pop(self, lent: object, pushed: bool) -> None:
+        """Ends the last push() of `lent`."""
+
+    @property
+    def lent(self) -> list:
+        """What is lent, the last lent last."""
+
+class ParameterTypes:
     def __init__(self, lent: type, parked: type, data: object, version: object, mark: str, use_count: object) -> None: ...
 
-    def lend(self, parameters: list, views: list | None) -> int:
+class LentParameters:
+    def __init__(self, types: ParameterTypes, group: int, parameters: list, weights: list, poisons: list) -> None: ...
+
+    @property
+    def group(self) -> int: ...
+
+    @property
+    def place_number(self) -> int:
+        """Of the place that the views are on; 0 for none."""
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is on its place between uses."""
+
+    @property
+    def addresses(self) -> dict: ...
+
+    @property
+    def depth(self) -> int:
+        """Of leases, which nest."""
+
+    @depth.setter
+    def depth(self, arg: int, /) -> None: ...
+
+    @property
+    def hooked(self) -> bool: ...
+
+    def set_place(self, place_number: int, stays: bool, views: list, handles: list, users: Sequence[int], addresses: dict) -> None:
+        """Takes views on a place."""
+
+    def lend(self) -> int:
         """
-        Puts parked parameters on views, if any; how many, up to the first that is not parked.
+        Puts parked parameters on the views; how many, up to the first that is not parked.
         """
 
-    def park(self, parameters: list, poisons: list | None) -> None:
-        """Parks parameters, on `poisons` or, without any, on their views."""
-
-    def versions(self, parameters: list) -> list[int]:
-        """The versions of lent parameters."""
-
-    def changed(self, parameters: list, versions: list, weights: list) -> list[int]:
+    def changed(self) -> list[int]:
         """
         Positions of lent parameters that are of another version or hold another weight.
         """
 
-    def held(self, handles: list, users: list, more: int) -> list[int]:
+    def park(self, changed: Sequence[int]) -> None:
+        """Parks lent parameters."""
+
+    def leave_place(self) -> None:
+        """Takes the bytes away from parked parameters that stay on a place."""
+
+    def forget_place(self) -> None: ...
+
+    def escaped(self) -> list[int]:
         """
-        Positions of storages that have more holders than that, and `more` besides.
+        Positions of parked weights of whose bytes on the place somebody else holds a view.
         """
+
+    def holders(self, position: int) -> int:
+        """How many holders the storage of a view has when nobody else has one."""
+
+class LeaseFunctions:
+    def __init__(self) -> None: ...
+
+    @property
+    def stream(self) -> object: ...
+
+    @stream.setter
+    def stream(self, arg: object, /) -> None: ...
+
+    @property
+    def prepare(self) -> object: ...
+
+    @prepare.setter
+    def prepare(self, arg: object | None, /) -> None: ...
+
+    @property
+    def settle(self) -> object: ...
+
+    @settle.setter
+    def settle(self, arg: object | None, /) -> None: ...
+
+    @property
+    def loans(self) -> object: ...
+
+    @loans.setter
+    def loans(self, arg: object, /) -> None: ...
+
+    @property
+    def autocasts(self) -> object: ...
+
+    @autocasts.setter
+    def autocasts(self, arg: object, /) -> None: ...
+
+    @property
+    def clear_casts(self) -> object: ...
+
+    @clear_casts.setter
+    def clear_casts(self, arg: object, /) -> None: ...
+
+class Leases:
+    def __init__(self, owner: object, engine: object, session: object, saved: object, functions: LeaseFunctions) -> None: ...
+
+    def abandon(self, lent: object) -> list:
+        """Parks what an abandoned forward had lent of a group; what it wrote."""
+
+    def renew(self, session: object) -> None:
+        """Takes another session, in a forked child."""
+
+    def let_go(self) -> None:
+        """Lets the engine go; nothing is leased any more."""
+
+    @property
+    def last_stream(self) -> int | None:
+        """The stream of the last lease, or None."""
+
+class Unit:
+    def __init__(self, leases: object, groups: list, module_code: str, tracing_state: object) -> None: ...
+
+    @property
+    def groups(self) -> list: ...
+
+    @groups.setter
+    def groups(self, arg: list, /) -> None: ...
+
+    def before(self, module: object, args: object) -> None:
+        """The pre-hook: leases the groups."""
+
+    def after(self, module: object, args: object, output: object | None) -> object:
+        """
+        The post-hook: gives them back; the output without views of their places, or None.
+        """
+
+    def forget(self) -> None:
+        """Drops what an abandoned forward left."""

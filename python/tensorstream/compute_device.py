@@ -38,6 +38,8 @@ class ComputeDevice:
         self.stream: Callable[[], int] = _no_stream
         if torch_device.type == "cuda":
             self.stream = functools.partial(torch._C._cuda_getCurrentRawStream, self.index)
+        # Called once a group is acquired, before anything computes with it.
+        self.settle: Callable[[], object] | None = None
 
     def torch_memory(self) -> Memory | None:
         """Torch's allocator for the device; None where its allocations are not the engine's business."""
@@ -50,10 +52,17 @@ class ComputeDevice:
             return self.native.measure_link()
         return _measured_link(self.native, self.index)
 
-    @functools.cached_property
-    def computes_on_cpu(self) -> bool:
-        """Whether torch computes on this machine's processors."""
-        return self.torch_device.type == "cpu"
+    def lease_functions(self, loans: object) -> _native.LeaseFunctions:
+        """What a lease calls; `loans` is true where somebody may hold a weight's true value."""
+        functions = _native.LeaseFunctions()
+        functions.stream = self.stream
+        if self.torch_device.type == "cpu":
+            functions.prepare = torch.get_num_threads  # tells OpenMP its number for this thread
+        functions.settle = self.settle
+        functions.loans = loans
+        functions.autocasts = functools.partial(torch.is_autocast_enabled, self.torch_device.type)
+        functions.clear_casts = torch.clear_autocast_cache
+        return functions
 
     @property
     def index(self) -> int:
@@ -72,9 +81,6 @@ class ComputeDevice:
         """Waits for all work of the device."""
         if self.torch_device.type != "cpu":
             torch.cuda.synchronize(self.torch_device)
-
-    def settle(self) -> None:
-        """Called once a group is acquired, before anything computes with it."""
 
     def places(self, engine: _native.Engine, group: int) -> Iterator[torch.Tensor]:
         """The places of a group's tensors: uint8 (size_bytes,) on the device."""

@@ -13,7 +13,7 @@ from tensorstream.exceptions import UnsupportedError
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.weight import Weight, storage_users
 
-_switch = _native.ParameterSwitch(
+_types = _native.ParameterTypes(
     LentParameter,
     ParkedParameter,
     data=torch._C.TensorBase.data,
@@ -23,31 +23,19 @@ _switch = _native.ParameterSwitch(
 )
 
 
-class LentGroup:
-    """One group that is leased at each use: its weights and their views on its place.
-
-    Between uses parameters are parked without bytes, for others share the place; where the group has
-    its place for itself they are parked on it, which costs less.
-    """
+class LentGroup(_native.LentParameters):
+    """One group that is leased at each use: its weights and their views on its place."""
 
     def __init__(self, group: int, weights: list[Weight]) -> None:
-        self.group = group
+        super().__init__(
+            _types,
+            group,
+            parameters=[weight.parameter for weight in weights],
+            weights=weights,
+            poisons=[weight.poison for weight in weights],
+        )
         self.weights = weights
-        self.place_number = 0  # of the place that the views are on; 0 for none
-        self.views: list[torch.Tensor] = []
         self.storages: list[torch.UntypedStorage] = []
-        self.addresses: dict[int, Weight] = {}
-        self.depth = 0
-        self.hooked = False
-        self.stays = False  # on its place between uses
-        self._is_on_place = False
-        self._parameters = [weight.parameter for weight in weights]
-        self._poisons = [weight.poison for weight in weights]
-        # Of the parameters on their views, when they were last parked or moved there.
-        self._versions: list[int] = []
-        # Of the views' storages, and how many holders each has when nobody else has one.
-        self._handles: list[int] = []
-        self._users: list[int] = []
 
     def move(self, place_number: int, places: Iterable[torch.Tensor], stays: bool) -> None:
         """Makes views on a new place: `places` are uint8 (size_bytes,) each, and nobody else's.
@@ -55,70 +43,53 @@ class LentGroup:
         `stays` says that no other group shares it.
         """
         self.leave_place()
-        weights = self.weights
-        self.place_number = place_number
-        self.stays = stays
         with torch.inference_mode(False), torch.no_grad():  # views without versions hide writes
-            self.views = [
-                weight.view_of(place) for weight, place in zip(weights, places, strict=True)
+            views = [
+                weight.view_of(place) for weight, place in zip(self.weights, places, strict=True)
             ]
-        self.storages = [view.untyped_storage() for view in self.views]
-        self.addresses = {
-            storage.data_ptr(): weight
-            for storage, weight in zip(self.storages, weights, strict=True)
-        }
-        self._versions = []
-        self._handles = [storage._cdata for storage in self.storages]
-        self._users = [storage_users(storage) for storage in self.storages]
+        self.storages = [view.untyped_storage() for view in views]
+        self.set_place(
+            place_number,
+            stays,
+            views,
+            handles=[storage._cdata for storage in self.storages],
+            users=[storage_users(storage) for storage in self.storages],
+            addresses={
+                storage.data_ptr(): weight
+                for storage, weight in zip(self.storages, self.weights, strict=True)
+            },
+        )
 
-    def lend(self) -> None:
-        """Makes the group's parameters usable ones on the arena.
+    def raise_exchanged(self, position: int) -> None:
+        """Raises UnsupportedError: something else was put in the place of a parameter."""
+        raise self.weights[position].exchanged()
 
-        Raises:
-            UnsupportedError: Something else was put in the place of one; the others are parked.
-        """
-        parameters = self._parameters
-        try:
-            count = _switch.lend(parameters, None if self._is_on_place else self.views)
-            if count != len(parameters):
-                raise self.weights[count].exchanged()
-            if not self._versions:
-                self._versions = _switch.versions(parameters)
-        except BaseException:
-            self._park_those_lent()
-            raise
-
-    def _park_those_lent(self) -> None:
-        self._is_on_place = False
+    def park_those_lent(self) -> None:
+        """Parks what a lease that failed had lent."""
+        self.forget_place()
         for weight in self.weights:
             if isinstance(weight.parameter, LentParameter):
                 weight.park()
 
-    def park(self) -> list[tuple[Weight, torch.Tensor]]:
-        """Parks the weights; those that were written to while they were lent, with their bytes."""
-        parameters = self._parameters
-        changed = _switch.changed(parameters, self._versions, self.weights)
-        written = self._values(changed) if changed else []
-        self._is_on_place = self.stays and not changed
-        for i in changed:  # torch exchanges what objects hold with them
-            self._parameters[i]._tensorstream_weight = self.weights[i]  # type: ignore[attr-defined]
-            self._versions = []
-        _switch.park(parameters, None if self._is_on_place else self._poisons)
-        return written
-
-    def _values(self, positions: list[int]) -> list[tuple[Weight, torch.Tensor]]:
+    def values(self, positions: list[int]) -> list[tuple[Weight, torch.Tensor]]:
+        """Weights that were written to while they were lent, with their bytes."""
         with torch.inference_mode(False), torch.no_grad():
-            return [(self.weights[i], torch.clone(self._parameters[i].detach())) for i in positions]
+            return [
+                (self.weights[i], torch.clone(self.weights[i].parameter.detach()))
+                for i in positions
+            ]
 
-    def leave_place(self) -> None:
-        """Takes the bytes away from parked parameters that stay on a place: it is another's now."""
-        if self._is_on_place:
-            _switch.park(self._parameters, self._poisons)
-            self._is_on_place = False
+    def check_unwritten(self) -> None:
+        """Raises UnsupportedError where a loan was written to while its weight was in use."""
+        for weight in self.weights:
+            weight.check_unwritten()
 
-    def escaped(self) -> list[int]:
-        """Positions of parked weights of whose bytes on the place somebody else holds a view."""
-        return _switch.held(self._handles, self._users, self._is_on_place)
+    def own(self, output: Any) -> tuple[Any, list[torch.Tensor]]:
+        """`output` with clones in the place of views of the group's place, and those views."""
+        views: list[torch.Tensor] = []
+        if self.storages:  # guard: returned-view
+            output = without_views(output, self.addresses, views)
+        return output, views
 
     def kept(self, returned: list[torch.Tensor]) -> str | None:
         """A weight of which somebody holds another view than those that the forward returned."""
@@ -128,7 +99,7 @@ class LentGroup:
         for index in self.escaped():
             storage = self.storages[index]
             known = addresses.count(storage.data_ptr())
-            if storage_users(storage) > self._users[index] + self._is_on_place + known:
+            if storage_users(storage) > self.holders(index) + known:
                 return self.weights[index].name
         return None
 
@@ -139,7 +110,7 @@ class LentGroup:
             UnsupportedError: Somebody holds another, whose bytes will be replaced.
         """
         name = self.kept(returned)
-        if name is not None:
+        if name is not None:  # guard: kept-view
             raise UnsupportedError(
                 f"a view of the streamed weight '{name}' was kept beyond its module's forward, and its "
                 f"bytes will be replaced; keep it on the device: keep_resident=('{name}',)"

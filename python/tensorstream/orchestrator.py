@@ -8,7 +8,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,12 +17,11 @@ from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
 from tensorstream.config import PRESSURE, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError
-from tensorstream.hooks import Unit
-from tensorstream.lent import LentGroup, without_views
+from tensorstream.hooks import HookedModule
+from tensorstream.lent import LentGroup
 from tensorstream.moved import Moved
 from tensorstream.packed import StoredPlace
 from tensorstream.saved import SavedHooks
-from tensorstream.session import Session
 from tensorstream.settled import check_can_leave, check_returned
 from tensorstream.sources import Sources, check_equal, materialize_forms, sources_of
 from tensorstream.torch_pool import TorchPool
@@ -70,6 +68,14 @@ def _ram_budget(config: Config) -> _native.Budget | None:
     return _native.create_budget(config.ram_budget_bytes())
 
 
+class _Unseen:
+    """The methods that leases call of an orchestrator, which torch.compile is not to see."""
+
+    def __init__(self, orchestrator: Orchestrator) -> None:
+        for name in ("begun", "ended", "settle_loans", "move", "keep"):
+            setattr(self, name, torch.compiler.disable(getattr(orchestrator, name)))
+
+
 class Orchestrator:
     """Runs one model on the engine. Made by `offload`, ended by `restore`."""
 
@@ -106,7 +112,14 @@ class Orchestrator:
             materialize_forms(found, found.modules, self.device.torch_device)
         self.loans = Loans()
         self.saved = SavedHooks()
-        self.session = Session(self._reclaim)
+        self.session = _native.Session(self._reclaim)
+        self._leases = _native.Leases(
+            _Unseen(self),
+            self.engine,
+            self.session,
+            self.saved.stack,
+            self.device.lease_functions(self.loans.weights),
+        )
         self.names = [weight.names for weight in found.weights]
         # By the ids of the tree. The model is not to be kept alive from here.
         self._members = found.weights
@@ -116,8 +129,7 @@ class Orchestrator:
         self._weights: dict[int, Weight] = {}
         self._lent: dict[int, LentGroup] = {}
         # Of each module with hooks of ours, by its id: the root's is 0.
-        self._units: dict[int, Unit] = {}
-        self._last_stream: int | None = None
+        self._hooked: dict[int, HookedModule] = {}
         self._place_moves = 0
         self.pool = self._make_pool(found.tree.fixed_bytes)
         self._moved = Moved(self.device.torch_device)
@@ -140,24 +152,21 @@ class Orchestrator:
         room = max(1, self.budget.limit_bytes - self.budget.used_bytes + fixed_bytes)
         return TorchPool(ceiling, device.index, memory, (room, device.native.total_bytes))
 
-    def enter(self, frame: FrameType) -> None:
-        """A forward of a hooked module begins."""
-        self.session.enter(frame)
+    def begun(self) -> None:
+        """A forward begins that is in no other."""
         if self.pool is not None:
             self.pool.enter()
 
-    def leave(self, frame: FrameType, output: Any) -> None:
+    def ended(self, output: Any) -> None:
         """It ends; `output` is None where it may have failed."""
         pool = self.pool
-        if pool is None or not self.session.is_outermost(frame):
-            self.session.leave(frame)
+        if pool is None:
             return
         pool.leave()
         if output is None:
             pool.explain()
         pool.forward_ended()
         self._leave_lost_places()
-        self.session.leave(frame)
 
     def _leave_lost_places(self) -> None:
         """Takes the bytes away from parked parameters whose places went to others meanwhile."""
@@ -189,8 +198,8 @@ class Orchestrator:
                 self._moved.bring(model)
             self._hook()
         except BaseException:
-            for unit in self._units.values():
-                unit.detach()
+            for hooked in self._hooked.values():
+                hooked.detach()
             for parameter, data in before:
                 parameter.__class__ = nn.Parameter
                 parameter.data = data
@@ -247,16 +256,15 @@ class Orchestrator:
             groups = [self._lent[group] for group in hook.groups if group in self._lent]
             if groups:
                 wanted.setdefault(hook.module, []).extend(groups)
-        for module in [module for module in self._units if module not in wanted]:
-            self._units.pop(module).detach()
+        for module in [module for module in self._hooked if module not in wanted]:
+            self._hooked.pop(module).detach()
         for module, groups in wanted.items():
-            if module in self._units:
-                self._units[module].groups = groups
+            if module in self._hooked:
+                self._hooked[module].lease(groups)
                 continue
-            hooked = self._modules[module]()
-            if hooked is not None:
-                self._units[module] = Unit(self, groups)
-                self._units[module].attach(hooked)
+            found = self._modules[module]()
+            if found is not None:
+                self._hooked[module] = HookedModule(self._leases, found, groups)
 
     def set_budget(self, limit_bytes: int) -> None:
         """Moves the ceiling, and the groups with it.
@@ -267,7 +275,10 @@ class Orchestrator:
             UnsupportedError: Somebody holds memory that would go, and nothing changes.
         """
         frame = sys._getframe()
-        self.session.enter_alone(frame)
+        if not self.session.enter_alone(frame):  # guard: amidst-forward
+            raise ConfigError(
+                "this thread is in a forward of the model: set its budget before or after it"
+            )
         try:
             self.device.finish()  # the engine reads what work under way writes to settled weights
             will_settle = self.engine.settled_under(limit_bytes)
@@ -362,65 +373,18 @@ class Orchestrator:
                     self._weights[tensor].come_home()
         self.engine.plan_anew()
 
-    def take(self, lent: LentGroup) -> bool:
-        """Leases a group and lends its weights. False where it has no place now: they stay parked."""
-        if lent.depth == 0:
-            if self.loans:
-                with self.loans.lock:
-                    for weight in lent.weights:
-                        weight.end_pointing()  # guard: loans-settled
-            if self.device.computes_on_cpu:
-                torch.get_num_threads()  # only then does torch tell OpenMP its number for this thread
-            stream = self.device.stream()
-            place_number = self.engine.acquire(lent.group, stream)
-            if place_number == 0:
-                return False
-            self._last_stream = stream
-            try:
-                if place_number != lent.place_number:
-                    places = self.device.places(self.engine, lent.group)
-                    lent.move(place_number, places, self.engine.has_own_place(lent.group))
-                self.device.settle()
-                lent.lend()
-            except BaseException:
-                self.engine.release(lent.group, stream)
-                raise
-            lent.hooked = self.saved.push(lent.addresses)
-        lent.depth += 1
-        return True
-
-    def give_back(self, lent: LentGroup, output: Any) -> Any:
-        """Parks a group's weights and gives the lease back; `output` without views of the arena."""
-        lent.depth -= 1
-        if lent.depth > 0:
-            return output
-        returned: list[torch.Tensor] = []
-        written: list[tuple[Weight, torch.Tensor]] = []
-        escaped = False
-        try:
-            written = self._park_lent(lent)
-            escaped = bool(lent.escaped())
-            if escaped:  # guard: returned-view
-                output = without_views(output, lent.addresses, returned)
-        finally:
-            try:
-                self.engine.release(lent.group, self.device.stream())
-            finally:
-                self._keep(written)
-        if torch.is_autocast_enabled(self.device.torch_device.type):
-            torch.clear_autocast_cache()  # casts of weights that are gone
-        if self.loans:
+    def settle_loans(self, lent: LentGroup) -> None:
+        """Before a group is leased while somebody may hold true values of weights."""
+        with self.loans.lock:
             for weight in lent.weights:
-                weight.check_unwritten()
-        if escaped and output is not None:  # guard: kept-view
-            lent.check_kept(returned)
-        return output
+                weight.end_pointing()  # guard: loans-settled
 
-    def _park_lent(self, lent: LentGroup) -> list[tuple[Weight, torch.Tensor]]:
-        self.saved.pop(lent.addresses, lent.hooked)
-        return lent.park()
+    def move(self, lent: LentGroup, place_number: int) -> None:
+        """A group that was just leased is on another place than before."""
+        places = self.device.places(self.engine, lent.group)
+        lent.move(place_number, places, self.engine.has_own_place(lent.group))
 
-    def _keep(self, written: list[tuple[Weight, torch.Tensor]]) -> None:
+    def keep(self, written: list[tuple[Weight, torch.Tensor]]) -> None:
         """Makes what a forward wrote to its weights their bytes; their leases are over."""
         for weight, value in written:
             weight.check_form(value)
@@ -430,21 +394,21 @@ class Orchestrator:
         """Gives back what a forward held that will never run its post-hooks."""
         if self.pool is not None:
             self.pool.leave()
-        self.device.follow(self._last_stream)  # its work still reads what is given back here
-        for unit in self._units.values():
-            unit.forget()
+        self.device.follow(self._leases.last_stream)  # its work still reads what is given back here
+        for hooked in self._hooked.values():
+            hooked.forget()
         written: list[tuple[Weight, torch.Tensor]] = []
         for lent in self._lent.values():
-            if lent.depth:
-                lent.depth = 0
-                written += self._park_lent(lent)
+            if lent.depth:  # guard: abandoned-forward
+                written += self._leases.abandon(lent)
         self.engine.release_all(self.device.stream())
-        self._keep(written)
+        self.keep(written)
 
     def renew_locks(self) -> None:
         """In a forked child: threads of the parent may have held the locks, and are not here."""
         self.loans.lock = threading.RLock()
-        self.session = Session(self._reclaim)
+        self.session = _native.Session(self._reclaim)
+        self._leases.renew(self.session)
 
     @property
     def backend(self) -> str:
@@ -481,16 +445,17 @@ class Orchestrator:
             move_gradient(member.parameter, ram)
         if not self.device.is_host:
             self._moved.put_back(model)
-        for unit in self._units.values():
-            unit.detach()
+        for hooked in self._hooked.values():
+            hooked.detach()
         del _orchestrators[model]
         self._let_go()
 
     def _let_go(self) -> None:
         """Ends the engine now: objects in cycles would keep its memory until they are collected."""
-        for unit in self._units.values():
-            unit.forget()
-        for held in (self._units, self._lent, self._weights, self._resident):
+        for hooked in self._hooked.values():
+            hooked.forget()
+        for held in (self._hooked, self._lent, self._weights, self._resident):
             held.clear()
         self.pool = None  # what tensors hold of it stays with them
+        self._leases.let_go()
         del self.engine

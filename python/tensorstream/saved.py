@@ -13,13 +13,10 @@ from typing import Any
 
 import torch
 
+from tensorstream import _native
 from tensorstream.weight import Weight
 
 _autograd: Any = torch._C._autograd
-_takes_hooks = _autograd._saved_tensors_hooks_is_enabled
-_push_hooks = _autograd._push_saved_tensors_default_hooks
-_pop_hooks = _autograd._pop_saved_tensors_default_hooks
-_top_hooks = _autograd._top_saved_tensors_default_hooks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,35 +57,28 @@ class _SavedTensor:
 
 
 class SavedHooks:
-    """The pair of hooks of one model. Pushed and popped with leases, innermost last."""
+    """The pair of hooks of one model.
+
+    Attributes:
+        stack: The weights that are lent now, by the address of their places: others may share the places
+            later. The hooks are pushed and popped with leases, innermost last.
+    """
 
     def __init__(self) -> None:
-        # The weights that are lent now, by the address of their places, the last lent last: others may
-        # share the places later.
-        self._lent: list[dict[int, Weight]] = []
-
-    def push(self, lent: dict[int, Weight]) -> bool:
-        """Makes autograd of this thread use the hooks for `lent` too; False where it takes none now."""
-        self._lent.append(lent)
-        if not _takes_hooks():
-            return False
-        _push_hooks(self.pack, self.unpack)
-        return True
-
-    def pop(self, lent: dict[int, Weight], pushed: bool) -> None:
-        """Ends the last push()."""
-        for position in range(len(self._lent) - 1, -1, -1):
-            if self._lent[position] is lent:
-                del self._lent[position]
-                break
-        top: Any = _top_hooks(True) if pushed else None
-        if top is not None and top[0] == self.pack:
-            _pop_hooks()
+        self.stack = _native.SavedStack(
+            self.pack,
+            self.unpack,
+            takes=_autograd._saved_tensors_hooks_is_enabled,
+            push=_autograd._push_saved_tensors_default_hooks,
+            pop=_autograd._pop_saved_tensors_default_hooks,
+            top=_autograd._top_saved_tensors_default_hooks,
+        )
 
     def _weight_at(self, address: int) -> Weight | None:
-        for lent in reversed(self._lent):
+        for lent in reversed(self.stack.lent):
             if address in lent:
-                return lent[address]
+                weight: Weight = lent[address]
+                return weight
         return None
 
     def pack(self, tensor: torch.Tensor) -> _SavedWeight | _SavedTensor:

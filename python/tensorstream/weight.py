@@ -34,22 +34,19 @@ class Loans:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self._weights: set[Weight] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._weights)
+        self.weights: set[Weight] = set()
 
     def add(self, weight: Weight) -> None:
         """Says that somebody holds the weight's true value."""
-        self._weights.add(weight)
+        self.weights.add(weight)
 
     def discard(self, weight: Weight) -> None:
         """Says that nobody does any more."""
-        self._weights.discard(weight)
+        self.weights.discard(weight)
 
     def sweep(self) -> None:
         """Settles the loans that nobody holds any more, so that they take no memory."""
-        for weight in list(self._weights):
+        for weight in list(self.weights):
             weight.settle_if_returned()
 
 

@@ -80,14 +80,14 @@ def test_values_that_nobody_holds_take_no_memory(tmp_path: Path) -> None:
     pair = make_pair("file", tmp_path)
     loans = orchestrator_of(pair.streamed).loans
     held = pair.weights[0].detach()
-    assert loans._weights, "a value that somebody holds is watched"
+    assert loans.weights, "a value that somebody holds is watched"
     del held
     pair.streamed.blocks[0].up.weight.sum()
-    assert not loans._weights
+    assert not loans.weights
     values = pair.streamed.state_dict()
     del values
     pair.check_forward()
-    assert not loans._weights
+    assert not loans.weights
 
 
 def test_host_memory_that_is_too_small_is_a_warning(

@@ -175,7 +175,7 @@ def test_addresses_are_distinct_and_hold_the_true_bytes(pair: Pair) -> None:
     del parameters
     pair.check_forward("after a write through an address")
     loans = orchestrator_of(pair.streamed).loans
-    assert not loans._weights, "what was pointed at is still kept"
+    assert not loans.weights, "what was pointed at is still kept"
 
 
 def test_storage_while_parked_is_poison(pair: Pair) -> None:
@@ -315,15 +315,15 @@ def test_reads_between_uses_keep_no_memory(tmp_path: Path) -> None:
     pair = make_pair("file", tmp_path)
     loans = orchestrator_of(pair.streamed).loans
     held = pair.weights[0].detach()
-    assert loans._weights, "a value that somebody holds is watched"
+    assert loans.weights, "a value that somebody holds is watched"
     del held
     assert same_bytes(pair.streamed.blocks[0].up.weight[1], pair.plain.blocks[0].up.weight[1])
     _ = pair.streamed.blocks[0].up.weight.dtype, pair.streamed.blocks[0].up.bias.sum()
-    assert not loans._weights, "a dropped value is still kept"
+    assert not loans.weights, "a dropped value is still kept"
     values = pair.streamed.state_dict()
     del values
     pair.check_forward()
-    assert not loans._weights, "a dropped state_dict is still kept after a forward"
+    assert not loans.weights, "a dropped state_dict is still kept after a forward"
     assert ts.stats(pair.streamed).source_ram_bytes == 0
 
 

@@ -1,0 +1,226 @@
+#include "leases.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
+
+#include <exception>
+
+#include "references.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+using namespace nb::literals;
+
+/// Runs `step`; the first error of some is kept in `error`.
+template <typename Step>
+void attempt(std::exception_ptr& error, const Step& step) {
+  try {
+    step();
+  } catch (...) {
+    if (!error) error = std::current_exception();
+  }
+}
+
+}  // namespace
+
+Leases::Leases(nb::object owner, nb::object engine, nb::object session, nb::object saved,
+               const LeaseFunctions& functions)
+    : owner_(std::move(owner)),
+      engine_(std::move(engine)),
+      session_(std::move(session)),
+      saved_(std::move(saved)),
+      functions_(functions) {}
+
+void Leases::enter(const nb::object& frame) {
+  if (nb::cast<Session&>(session_).enter(frame)) owner_.attr("begun")();
+}
+
+void Leases::leave(const nb::object& frame, const nb::object& output) {
+  auto& session = nb::cast<Session&>(session_);
+  if (session.is_outermost(frame)) owner_.attr("ended")(output);
+  static_cast<void>(session.leave(frame));
+}
+
+bool Leases::take(const nb::object& object) {
+  auto& group = nb::cast<LentParameters&>(object);
+  if (group.depth == 0) {
+    if (has_loans()) owner_.attr("settle_loans")(object);
+    if (!functions_.prepare.is_none()) functions_.prepare();
+    const std::uintptr_t stream = this->stream();
+    const std::uint32_t place_number = acquire(group.group(), stream);
+    if (place_number == 0) return false;
+    last_stream_ = stream;
+    try {
+      lend(object, group, place_number);
+    } catch (...) {
+      release(group.group(), stream);
+      throw;
+    }
+    group.hooked = nb::cast<SavedStack&>(saved_).push(group.addresses());
+  }
+  ++group.depth;
+  return true;
+}
+
+void Leases::lend(const nb::object& object, LentParameters& group, std::uint32_t place_number) {
+  if (place_number != group.place_number()) owner_.attr("move")(object, place_number);
+  if (!functions_.settle.is_none()) functions_.settle();
+  try {
+    const std::size_t count = group.lend();
+    if (count != group.size()) object.attr("raise_exchanged")(count);
+  } catch (...) {
+    object.attr("park_those_lent")();
+    throw;
+  }
+}
+
+nb::list Leases::park(const nb::object& object, LentParameters& group) {
+  nb::cast<SavedStack&>(saved_).pop(group.addresses(), group.hooked);
+  const std::vector<std::size_t> changed = group.changed();
+  nb::list written;
+  if (!changed.empty()) written = nb::cast<nb::list>(object.attr("values")(changed));
+  group.park(changed);
+  return written;
+}
+
+nb::object Leases::give_back(const nb::object& object, nb::object output) {
+  auto& group = nb::cast<LentParameters&>(object);
+  if (--group.depth > 0) return output;
+  nb::list written;
+  nb::object returned = nb::none();  // views among `output`, where any view is held
+  std::exception_ptr error;
+  attempt(error, [&] {
+    written = park(object, group);
+    if (!group.escaped().empty()) {
+      const nb::object own = object.attr("own")(output);
+      output = own[0];
+      returned = own[1];
+    }
+  });
+  attempt(error, [&] { release(group.group(), stream()); });
+  attempt(error, [&] {
+    if (written.size() != 0) owner_.attr("keep")(written);
+  });
+  if (error) std::rethrow_exception(error);
+  if (functions_.autocasts().is(nb::bool_(true))) functions_.clear_casts();
+  if (has_loans()) object.attr("check_unwritten")();
+  if (!returned.is_none() && !output.is_none()) object.attr("check_kept")(returned);
+  return output;
+}
+
+nb::object Leases::give_back_all(std::vector<nb::object>& groups, nb::object output) {
+  std::exception_ptr error;
+  while (!groups.empty()) {
+    const nb::object group = std::move(groups.back());
+    groups.pop_back();
+    attempt(error, [&] { output = give_back(group, output); });
+  }
+  if (error) std::rethrow_exception(error);
+  return output;
+}
+
+nb::list Leases::abandon(const nb::object& object) {
+  auto& group = nb::cast<LentParameters&>(object);
+  group.depth = 0;
+  return park(object, group);
+}
+
+std::uint32_t Leases::acquire(GroupId group, std::uintptr_t stream) {
+  auto& bound = nb::cast<BoundEngine&>(engine_);
+  const nb::gil_scoped_release unlocked;
+  if (!bound.engine().acquire(group, bound.stream(stream))) return 0;
+  return bound.engine().place_number(group);
+}
+
+void Leases::release(GroupId group, std::uintptr_t stream) {
+  auto& bound = nb::cast<BoundEngine&>(engine_);
+  const nb::gil_scoped_release unlocked;
+  bound.engine().release(group, bound.stream(stream));
+}
+
+std::uintptr_t Leases::stream() const { return nb::cast<std::uintptr_t>(functions_.stream()); }
+
+bool Leases::has_loans() const { return PyObject_IsTrue(functions_.loans.ptr()) == 1; }
+
+Unit::Unit(nb::object leases, nb::list groups_of_module, nb::str module_code,
+           nb::object tracing_state)
+    : groups(std::move(groups_of_module)),
+      leases_(std::move(leases)),
+      module_code_(std::move(module_code)),
+      tracing_state_(std::move(tracing_state)) {}
+
+void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
+  if (!tracing_state_().is_none()) {
+    throw UnsupportedError(
+        "torch.jit.trace would freeze streamed weights; restore the model first");
+  }
+  auto& leases = nb::cast<Leases&>(leases_);
+  const nb::object frame = frame_of_call();
+  leases.enter(frame);
+  running_.push_back({frame, {}});
+  for (const nb::handle group : groups) {
+    nb::object leased = nb::borrow(group);
+    if (leases.take(leased)) running_.back().held.push_back(std::move(leased));
+  }
+}
+
+nb::object Unit::after(const nb::object& /*module*/, const nb::object& /*args*/,
+                       const nb::object& output) {
+  if (running_.empty()) return nb::none();
+  Running running = std::move(running_.back());
+  running_.pop_back();
+  auto& leases = nb::cast<Leases&>(leases_);
+  nb::object result = nb::none();
+  std::exception_ptr error;
+  attempt(error, [&] { result = leases.give_back_all(running.held, output); });
+  attempt(error, [&] { leases.leave(running.frame, output); });
+  if (error) std::rethrow_exception(error);
+  return result.is(output) ? nb::none() : result;
+}
+
+// The frame that runs a module's hooks: the nearest one of torch's own code for modules, or the
+// outermost.
+nb::object Unit::frame_of_call() const {
+  nb::object frame = nb::borrow(reinterpret_cast<PyObject*>(PyEval_GetFrame()));
+  for (;;) {
+    auto* const raw = reinterpret_cast<PyFrameObject*>(frame.ptr());
+    const nb::object code = nb::steal(reinterpret_cast<PyObject*>(PyFrame_GetCode(raw)));
+    PyObject* const file = reinterpret_cast<PyCodeObject*>(code.ptr())->co_filename;
+    if (file == module_code_.ptr() || PyUnicode_Compare(file, module_code_.ptr()) == 0)
+      return frame;
+    auto* const caller = reinterpret_cast<PyObject*>(PyFrame_GetBack(raw));
+    if (caller == nullptr) return frame;
+    frame = nb::steal(caller);
+  }
+}
+
+void init_leases(nb::module_& module) {
+  nb::class_<LeaseFunctions>(module, "LeaseFunctions")
+      .def(nb::init<>())
+      .def_rw("stream", &LeaseFunctions::stream)
+      .def_rw("prepare", &LeaseFunctions::prepare, nb::arg().none())
+      .def_rw("settle", &LeaseFunctions::settle, nb::arg().none())
+      .def_rw("loans", &LeaseFunctions::loans)
+      .def_rw("autocasts", &LeaseFunctions::autocasts)
+      .def_rw("clear_casts", &LeaseFunctions::clear_casts);
+  nb::class_<Leases>(module, "Leases", nb::type_slots(Collected<Leases>::slots.data()))
+      .def(nb::init<nb::object, nb::object, nb::object, nb::object, const LeaseFunctions&>(),
+           "owner"_a, "engine"_a, "session"_a, "saved"_a, "functions"_a)
+      .def("abandon", &Leases::abandon, "lent"_a,
+           "Parks what an abandoned forward had lent of a group; what it wrote.")
+      .def("renew", &Leases::renew, "session"_a, "Takes another session, in a forked child.")
+      .def("let_go", &Leases::let_go, "Lets the engine go; nothing is leased any more.")
+      .def_prop_ro("last_stream", &Leases::last_stream, "The stream of the last lease, or None.");
+  nb::class_<Unit>(module, "Unit", nb::type_slots(Collected<Unit>::slots.data()))
+      .def(nb::init<nb::object, nb::list, nb::str, nb::object>(), "leases"_a, "groups"_a,
+           "module_code"_a, "tracing_state"_a)
+      .def_rw("groups", &Unit::groups)
+      .def("before", &Unit::before, "module"_a, "args"_a, "The pre-hook: leases the groups.")
+      .def("after", &Unit::after, "module"_a, "args"_a, "output"_a.none(),
+           "The post-hook: gives them back; the output without views of their places, or None.")
+      .def("forget", &Unit::forget, "Drops what an abandoned forward left.");
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,122 @@
+// Leases: the hot path of a model's hooks. What is rare it asks the orchestrator for.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+#include "bound_engine.h"
+#include "lent_parameters.h"
+#include "saved_stack.h"
+#include "session.h"
+
+namespace tensorstream {
+
+/// What of torch and of the device a lease calls.
+struct LeaseFunctions {
+  nb::object stream;       // gives the handle of the stream that calling code computes on
+  nb::object prepare;      // called before a lease is taken; or None
+  nb::object settle;       // called once it is; or None
+  nb::object loans;        // a container: true where somebody may hold a weight's true value
+  nb::object autocasts;    // whether autocast is on
+  nb::object clear_casts;  // drops the casts that it keeps
+};
+
+/// Leases groups of one model for the time of forwards, and lends their parameters. Every call
+/// holds the GIL. Groups are Python's objects, of a class derived from LentParameters that has the
+/// rare steps of one group as methods.
+class Leases {
+ public:
+  /// `owner` has the rare steps of a model as methods: begun(), ended(output), settle_loans(lent),
+  /// move(lent, place_number), keep(written).
+  Leases(nb::object owner, nb::object engine, nb::object session, nb::object saved,
+         const LeaseFunctions& functions);
+
+  /// A forward of a hooked module begins, in `frame`.
+  void enter(const nb::object& frame);
+  /// It ends; `output` is None where it may have failed.
+  void leave(const nb::object& frame, const nb::object& output);
+  /// Leases a group and lends its weights. False where it has no place now: they stay parked.
+  bool take(const nb::object& group);
+  /// Parks a group's weights and gives the lease back; `output` without views of the arena.
+  nb::object give_back(const nb::object& group, nb::object output);
+  /// The same for all of them, whatever fails. Empties the list.
+  nb::object give_back_all(std::vector<nb::object>& groups, nb::object output);
+  /// Ends leases that an abandoned forward held of a group, and parks it; what it wrote.
+  nb::list abandon(const nb::object& group);
+  /// Takes another session, in a forked child.
+  void renew(nb::object session) { session_ = std::move(session); }
+  /// Lets the engine go; nothing is leased any more.
+  void let_go() { engine_.reset(); }
+  /// The stream of the last lease.
+  std::optional<std::uintptr_t> last_stream() const noexcept { return last_stream_; }
+
+ private:
+  template <typename Visit>
+  friend void visit_references(Leases& leases, const Visit& visit) {
+    LeaseFunctions& functions = leases.functions_;
+    for (nb::object* const held :
+         {&leases.owner_, &leases.engine_, &leases.session_, &leases.saved_, &functions.stream,
+          &functions.prepare, &functions.settle, &functions.loans, &functions.autocasts,
+          &functions.clear_casts}) {
+      visit(*held);
+    }
+  }
+
+  void lend(const nb::object& object, LentParameters& group, std::uint32_t place_number);
+  nb::list park(const nb::object& object, LentParameters& group);
+  std::uint32_t acquire(GroupId group, std::uintptr_t stream);
+  void release(GroupId group, std::uintptr_t stream);
+  std::uintptr_t stream() const;
+  bool has_loans() const;
+
+  nb::object owner_;
+  nb::object engine_;
+  nb::object session_;
+  nb::object saved_;
+  LeaseFunctions functions_;
+  std::optional<std::uintptr_t> last_stream_;
+};
+
+/// The hooks of one module: lease its groups for the time of its forward.
+class Unit {
+ public:
+  /// `module_code` is the file of torch's code for modules; `tracing_state` a function of torch's.
+  Unit(nb::object leases, nb::list groups, nb::str module_code, nb::object tracing_state);
+
+  /// The pre-hook: leases the groups.
+  void before(const nb::object& module, const nb::object& args);
+  /// The post-hook: gives them back; the output without views of their places, or None.
+  nb::object after(const nb::object& module, const nb::object& args, const nb::object& output);
+  /// Drops what an abandoned forward left.
+  void forget() { running_.clear(); }
+
+  nb::list groups;
+
+ private:
+  /// A forward under way, and what it leased.
+  struct Running {
+    nb::object frame;
+    std::vector<nb::object> held;
+  };
+  template <typename Visit>
+  friend void visit_references(Unit& unit, const Visit& visit) {
+    visit(unit.leases_);
+    visit(unit.groups);
+    for (Running& running : unit.running_) {
+      visit(running.frame);
+      for (nb::object& held : running.held) visit(held);
+    }
+  }
+
+  nb::object frame_of_call() const;
+
+  nb::object leases_;
+  const nb::str module_code_;
+  const nb::object tracing_state_;
+  std::vector<Running> running_;
+};
+
+}  // namespace tensorstream

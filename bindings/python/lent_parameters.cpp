@@ -1,0 +1,163 @@
+#include "lent_parameters.h"
+
+#include <nanobind/stl/vector.h>
+
+#include <utility>
+
+#include "references.h"
+
+namespace tensorstream {
+namespace {
+
+using namespace nb::literals;
+
+}  // namespace
+
+ParameterTypes::ParameterTypes(nb::type_object lent, nb::type_object parked, nb::object data,
+                               nb::object version, nb::str mark, nb::object use_count)
+    : lent(std::move(lent)),
+      parked(std::move(parked)),
+      data(std::move(data)),
+      version(std::move(version)),
+      mark(std::move(mark)),
+      use_count(std::move(use_count)),
+      class_name(nb::steal<nb::object>(PyUnicode_InternFromString("__class__"))) {}
+
+LentParameters::LentParameters(const ParameterTypes& types, GroupId group, nb::list parameters,
+                               nb::list weights, nb::list poisons)
+    : types_(types),
+      group_(group),
+      parameters_(std::move(parameters)),
+      weights_(std::move(weights)),
+      poisons_(std::move(poisons)) {}
+
+void LentParameters::set_place(std::uint32_t place_number, bool stays, nb::list views,
+                               nb::list handles, std::vector<std::int64_t> users,
+                               nb::dict addresses) {
+  leave_place();
+  place_number_ = place_number;
+  stays_ = stays;
+  views_ = std::move(views);
+  handles_ = std::move(handles);
+  users_ = std::move(users);
+  addresses_ = std::move(addresses);
+  versions_.clear();
+}
+
+std::size_t LentParameters::lend() {
+  const std::size_t count = parameters_.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    const nb::object parameter = parameters_[i];
+    if (!parameter.type().is(types_.parked)) return i;
+    set_class(parameter, types_.lent);
+    if (!is_on_place_) set_data(parameter, views_[i]);
+  }
+  if (versions_.empty()) {
+    for (const nb::handle parameter : parameters_) versions_.push_back(version(parameter));
+  }
+  return count;
+}
+
+std::vector<std::size_t> LentParameters::changed() const {
+  std::vector<std::size_t> result;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const nb::object parameter = parameters_[i];
+    const nb::object weight = nb::getattr(parameter, types_.mark, nb::none());
+    const bool same = weight.is(nb::object(weights_[i]));
+    if (!same || version(parameter) != versions_.at(i)) result.push_back(i);
+  }
+  return result;
+}
+
+void LentParameters::park(const std::vector<std::size_t>& changed) {
+  for (const std::size_t position : changed) {  // torch exchanges what objects hold with them
+    nb::setattr(nb::object(parameters_[position]), types_.mark, nb::object(weights_[position]));
+  }
+  if (!changed.empty()) versions_.clear();
+  is_on_place_ = stays_ && changed.empty();
+  park_on(is_on_place_ ? nullptr : &poisons_);
+}
+
+void LentParameters::leave_place() {
+  if (!is_on_place_) return;
+  park_on(&poisons_);
+  is_on_place_ = false;
+}
+
+std::vector<std::size_t> LentParameters::escaped() const {
+  std::vector<std::size_t> result;
+  for (std::size_t i = 0; i < users_.size(); ++i) {
+    PyObject* const now =
+        PyObject_CallOneArg(types_.use_count.ptr(), nb::object(handles_[i]).ptr());
+    if (now == nullptr) throw nb::python_error();
+    if (nb::cast<std::int64_t>(nb::steal<nb::object>(now)) > holders(i)) result.push_back(i);
+  }
+  return result;
+}
+
+// On `places`, or, without any, where they are.
+void LentParameters::park_on(const nb::list* places) const {
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const nb::object parameter = parameters_[i];
+    if (places != nullptr) {
+      if (!parameter.type().is(types_.lent)) set_class(parameter, types_.lent);
+      set_data(parameter, (*places)[i]);
+    }
+    set_class(parameter, types_.parked);
+  }
+}
+
+void LentParameters::set_class(const nb::handle parameter, const nb::type_object& type) const {
+  if (PyObject_SetAttr(parameter.ptr(), types_.class_name.ptr(), type.ptr()) != 0) {
+    throw nb::python_error();
+  }
+}
+
+void LentParameters::set_data(const nb::handle parameter, const nb::handle value) const {
+  PyObject* const data = types_.data.ptr();
+  if (Py_TYPE(data)->tp_descr_set(data, parameter.ptr(), value.ptr()) != 0) {
+    throw nb::python_error();
+  }
+}
+
+std::int64_t LentParameters::version(const nb::handle parameter) const {
+  PyObject* const descriptor = types_.version.ptr();
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(parameter.ptr()));
+  PyObject* const result = Py_TYPE(descriptor)->tp_descr_get(descriptor, parameter.ptr(), type);
+  if (result == nullptr) throw nb::python_error();
+  return nb::cast<std::int64_t>(nb::steal<nb::object>(result));
+}
+
+void init_lent_parameters(nb::module_& module) {
+  nb::class_<ParameterTypes>(module, "ParameterTypes")
+      .def(
+          nb::init<nb::type_object, nb::type_object, nb::object, nb::object, nb::str, nb::object>(),
+          "lent"_a, "parked"_a, "data"_a, "version"_a, "mark"_a, "use_count"_a);
+  nb::class_<LentParameters>(module, "LentParameters",
+                             nb::type_slots(Collected<LentParameters>::slots.data()))
+      .def(nb::init<const ParameterTypes&, GroupId, nb::list, nb::list, nb::list>(), "types"_a,
+           "group"_a, "parameters"_a, "weights"_a, "poisons"_a, nb::keep_alive<1, 2>())
+      .def_prop_ro("group", &LentParameters::group)
+      .def_prop_ro("place_number", &LentParameters::place_number,
+                   "Of the place that the views are on; 0 for none.")
+      .def_prop_ro("stays", &LentParameters::stays, "Whether it is on its place between uses.")
+      .def_prop_ro("addresses", &LentParameters::addresses)
+      .def_rw("depth", &LentParameters::depth, "Of leases, which nest.")
+      .def_ro("hooked", &LentParameters::hooked)
+      .def("set_place", &LentParameters::set_place, "place_number"_a, "stays"_a, "views"_a,
+           "handles"_a, "users"_a, "addresses"_a, "Takes views on a place.")
+      .def("lend", &LentParameters::lend,
+           "Puts parked parameters on the views; how many, up to the first that is not parked.")
+      .def("changed", &LentParameters::changed,
+           "Positions of lent parameters that are of another version or hold another weight.")
+      .def("park", &LentParameters::park, "changed"_a, "Parks lent parameters.")
+      .def("leave_place", &LentParameters::leave_place,
+           "Takes the bytes away from parked parameters that stay on a place.")
+      .def("forget_place", &LentParameters::forget_place)
+      .def("escaped", &LentParameters::escaped,
+           "Positions of parked weights of whose bytes on the place somebody else holds a view.")
+      .def("holders", &LentParameters::holders, "position"_a,
+           "How many holders the storage of a view has when nobody else has one.");
+}
+
+}  // namespace tensorstream

@@ -1,0 +1,103 @@
+// The parameters of a leased group: put on their places and parked again, at each use of a group.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "bindings.h"
+#include "tensorstream/engine.h"
+
+namespace tensorstream {
+
+/// What of torch's Python objects is used for that, looked up once.
+struct ParameterTypes {
+  /// `data` and `version` are descriptors of torch's base class of tensors; `mark` is the attribute
+  /// of a parameter that holds its weight; `use_count` says how many holders the storage behind a
+  /// handle has.
+  ParameterTypes(nb::type_object lent, nb::type_object parked, nb::object data, nb::object version,
+                 nb::str mark, nb::object use_count);
+
+  // Classes, descriptors and functions of modules: they hold nothing of a model.
+  nb::type_object lent;
+  nb::type_object parked;
+  nb::object data;
+  nb::object version;
+  nb::str mark;
+  nb::object use_count;
+  nb::object class_name;
+};
+
+/// The parameters of one group that is leased at each use. Between uses they are parked without
+/// bytes, for others share the place; where the group has its place for itself they are parked on
+/// it, which costs less. Every list has one entry a parameter; every call holds the GIL.
+class LentParameters {
+ public:
+  /// `weights` are what the parameters' marks hold; `poisons` what they have in the place of bytes.
+  LentParameters(const ParameterTypes& types, GroupId group, nb::list parameters, nb::list weights,
+                 nb::list poisons);
+
+  /// Takes views on a place, and what tells that others hold them: the handles of their storages,
+  /// and how many holders each has when nobody else has one. `addresses` are the views'.
+  void set_place(std::uint32_t place_number, bool stays, nb::list views, nb::list handles,
+                 std::vector<std::int64_t> users, nb::dict addresses);
+  /// Makes parameters usable ones on the views. Returns how many: the one after those is not
+  /// parked, and neither it nor what follows is changed.
+  std::size_t lend();
+  /// Positions of lent parameters that are of another version than when they were lent, or hold
+  /// another weight. Torch raises the version wherever it puts a tensor on other memory, but where
+  /// it exchanges two.
+  std::vector<std::size_t> changed() const;
+  /// Parks lent parameters; `changed` are the positions of those that were changed.
+  void park(const std::vector<std::size_t>& changed);
+  /// Takes the bytes away from parked parameters that stay on a place: it is another's now.
+  void leave_place();
+  /// What parameters hold is not what set_place() gave.
+  void forget_place() noexcept { is_on_place_ = false; }
+  /// Positions of parked weights of whose bytes on the place somebody else holds a view.
+  std::vector<std::size_t> escaped() const;
+  /// How many holders the storage of a view has when nobody else has one.
+  std::int64_t holders(std::size_t position) const {
+    return users_.at(position) + (is_on_place_ ? 1 : 0);
+  }
+
+  GroupId group() const noexcept { return group_; }
+  std::uint32_t place_number() const noexcept { return place_number_; }
+  bool stays() const noexcept { return stays_; }
+  std::size_t size() const { return parameters_.size(); }
+  const nb::dict& addresses() const noexcept { return addresses_; }
+
+  std::uint32_t depth = 0;  // of leases, which nest
+  bool hooked = false;      // autograd's hooks are pushed for them
+
+ private:
+  template <typename Visit>
+  friend void visit_references(LentParameters& lent, const Visit& visit) {
+    visit(lent.parameters_);
+    visit(lent.weights_);
+    visit(lent.poisons_);
+    visit(lent.views_);
+    visit(lent.addresses_);
+  }
+
+  void set_class(nb::handle parameter, const nb::type_object& type) const;
+  void set_data(nb::handle parameter, nb::handle value) const;
+  std::int64_t version(nb::handle parameter) const;
+  void park_on(const nb::list* places) const;
+
+  const ParameterTypes& types_;
+  const GroupId group_;
+  nb::list parameters_;
+  nb::list weights_;
+  nb::list poisons_;
+  nb::list views_;
+  nb::list handles_;
+  std::vector<std::int64_t> users_;
+  nb::dict addresses_;
+  std::vector<std::int64_t> versions_;  // when they were last parked or moved there; or empty
+  std::uint32_t place_number_ = 0;      // of the place that the views are on; 0 for none
+  bool stays_ = false;                  // on its place between uses
+  bool is_on_place_ = false;
+};
+
+}  // namespace tensorstream

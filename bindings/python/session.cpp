@@ -1,0 +1,145 @@
+#include "session.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "platform/process_memory.h"
+#include "references.h"
+
+namespace tensorstream {
+namespace {
+
+using namespace nb::literals;
+
+// How often a thread that waits for a model looks whether the forward it waits for was abandoned: a
+// thread that ends inside a forward (Ctrl-C skips post-hooks) wakes nobody.
+constexpr std::chrono::milliseconds kAbandonedCheck{50};
+
+nb::object frame_of_thread(std::uint64_t thread) {
+  const nb::object frames = nb::module_::import_("sys").attr("_current_frames")();
+  return frames.attr("get")(thread);
+}
+
+nb::object caller_of(const nb::object& frame) {
+  PyFrameObject* const caller = PyFrame_GetBack(reinterpret_cast<PyFrameObject*>(frame.ptr()));
+  if (caller == nullptr) return nb::none();
+  return nb::steal<nb::object>(reinterpret_cast<PyObject*>(caller));
+}
+
+}  // namespace
+
+Session::Session(nb::object reclaim)
+    : reclaim_(std::move(reclaim)), changed_(std::make_unique<Bell>()), process_(process_id()) {}
+
+Session::~Session() {
+  // Threads that waited when the process was forked are not here to be waited for.
+  if (process_ != process_id()) static_cast<void>(changed_.release());
+}
+
+bool Session::is_mine() const { return !frames_.empty() && owner_ == PyThread_get_thread_ident(); }
+
+bool Session::enter(const nb::object& frame) {
+  wait(frame);
+  owner_ = PyThread_get_thread_ident();
+  frames_.push_back(frame);
+  return frames_.size() == 1;
+}
+
+bool Session::enter_alone(const nb::object& frame) {
+  wait(frame);
+  if (!frames_.empty()) return false;
+  owner_ = PyThread_get_thread_ident();
+  frames_.push_back(frame);
+  return true;
+}
+
+// Until nobody, or this thread, runs the model.
+void Session::wait(const nb::object& frame) {
+  wait_for_reclaim();
+  while (!frames_.empty() && !is_mine()) {
+    const std::uint64_t rung = changed_->count();
+    if (!end_if_abandoned(frame_of_thread(owner_))) wait_for_change(rung);
+    wait_for_reclaim();
+  }
+  if (is_mine()) static_cast<void>(end_if_abandoned(frame));
+}
+
+void Session::wait_for_change(std::uint64_t rung) {
+  {
+    const nb::gil_scoped_release unlocked;
+    static_cast<void>(changed_->wait_for(rung, kAbandonedCheck));
+  }
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
+// What is given back lets go of the GIL.
+void Session::wait_for_reclaim() {
+  while (reclaimer_ != 0 && reclaimer_ != PyThread_get_thread_ident()) {
+    wait_for_change(changed_->count());
+  }
+}
+
+bool Session::is_outermost(const nb::object& frame) const {
+  return is_mine() && frames_.front().is(frame);
+}
+
+bool Session::leave(const nb::object& frame) {
+  wait_for_reclaim();
+  const auto same = [&](const nb::object& other) { return other.is(frame); };
+  if (!is_mine() || std::ranges::none_of(frames_, same)) return false;
+  while (true) {
+    const nb::object last = std::move(frames_.back());
+    frames_.pop_back();
+    if (last.is(frame)) break;
+    left_open_ = true;  // an interrupt ended it, and its caller went on
+  }
+  if (frames_.empty()) end(left_open_);
+  return true;
+}
+
+// Gives the session up where its outermost forward is not on the stack of `running`.
+bool Session::end_if_abandoned(nb::object running) {
+  const nb::object outermost = frames_.front();
+  const nb::object innermost = frames_.back();  // whoever is in it is in all others
+  while (!running.is_none() && !running.is(innermost) && !running.is(outermost)) {
+    running = caller_of(running);
+  }
+  if (!running.is_none()) return false;
+  end(true);
+  return true;
+}
+
+void Session::end(bool reclaim) {
+  if (reclaim) {
+    reclaimer_ = PyThread_get_thread_ident();
+    try {
+      reclaim_();
+    } catch (...) {
+      reclaimer_ = 0;
+      throw;
+    }
+    reclaimer_ = 0;
+  }
+  const std::vector<nb::object> ended = std::exchange(frames_, {});  // whose end may run any code
+  left_open_ = false;
+  changed_->ring();
+}
+
+void init_session(nb::module_& module) {
+  nb::class_<Session>(module, "Session", nb::type_slots(Collected<Session>::slots.data()))
+      .def(nb::init<nb::object>(), "reclaim"_a)
+      .def("enter", &Session::enter, "frame"_a,
+           "Waits until no other thread runs the model, and takes it for the forward of `frame`; "
+           "whether that is in no other.")
+      .def("enter_alone", &Session::enter_alone, "frame"_a,
+           "The same, for what cannot be done in the midst of a forward: False, and nothing is "
+           "done, "
+           "where this thread runs one.")
+      .def("is_outermost", &Session::is_outermost, "frame"_a,
+           "Whether this thread runs the model, and the forward of `frame` is in no other.")
+      .def("leave", &Session::leave, "frame"_a,
+           "Ends the forward of `frame`. False where it was given up before.");
+}
+
+}  // namespace tensorstream
