@@ -50,6 +50,11 @@ class ComputeDevice:
             return self.native.measure_link()
         return _measured_link(self.native, self.index)
 
+    @property
+    def compute_place(self) -> _native.ComputePlace:
+        """Whose cores compute, for plans."""
+        return _native.ComputePlace.HOST if self.is_host else _native.ComputePlace.ACCELERATOR
+
     @functools.cached_property
     def computes_on_cpu(self) -> bool:
         """Whether torch computes on this machine's processors."""
