@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,14 @@ from pathlib import Path
 
 import demo_table
 from llama_checkpoint import Shape, make_checkpoint
-from measured_run import RssWatch, RunReport, Stopwatch, new_folder, start_run
+from measured_run import (
+    RssWatch,
+    RunReport,
+    Stopwatch,
+    drop_from_page_cache,
+    new_folder,
+    start_run,
+)
 from memory_group import MemoryGroup, new_memory_group
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / ".demo"
@@ -131,17 +137,6 @@ def make_in_own_process(shape: Shape, folder: Path, arguments: list[str]) -> Non
     print(f"  checkpoint: {checkpoint}, being made", flush=True)
     maker = Path(__file__).with_name("llama_checkpoint.py")
     subprocess.run([sys.executable, str(maker), *arguments], check=True, stdout=subprocess.DEVNULL)
-
-
-def drop_from_page_cache(folder: Path) -> None:
-    """Makes the next reader fetch the files below `folder` from the disk."""
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # pages that are not written yet cannot be dropped
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 def compare(options: argparse.Namespace) -> int:

@@ -18,14 +18,19 @@ class MemoryGroup:
         unified = (folder / "memory.max").exists()
         self._limit = folder / ("memory.max" if unified else "memory.limit_in_bytes")
         self._peak = folder / ("memory.peak" if unified else "memory.max_usage_in_bytes")
+        self._swap = folder / ("memory.swap.max" if unified else "memory.memsw.limit_in_bytes")
+        self._unified = unified
 
     def enter(self) -> None:
         """Moves this process into the group. What it holds already stays charged where it was."""
         (self.folder / "cgroup.procs").write_text(str(os.getpid()))
 
     def limit(self, size_bytes: int) -> None:
-        """Holds the group to `size_bytes` from now on."""
+        """Holds the group to `size_bytes` from now on, and out of swap where the kernel counts it."""
         self._limit.write_text(str(size_bytes))
+        if self._swap.exists():
+            # Version 1 counts memory and swap together.
+            self._swap.write_text("0" if self._unified else str(size_bytes))
 
     def peak_bytes(self) -> int:
         """The most that was ever charged to the group; 0 where the kernel does not keep it."""

@@ -78,6 +78,11 @@ void init_statistics(nb::module_& module) {
       .def_ro("kept_bytes", &Statistics::kept_bytes)
       .def_ro("source_ram_bytes", &Statistics::source_ram_bytes)
       .def_ro("pinned_bytes", &Statistics::pinned_bytes)
+      .def_ro("staging_bytes", &Statistics::staging_bytes)
+      .def_ro("ram_budget_bytes", &Statistics::ram_budget_bytes)
+      .def_ro("ram_held_bytes", &Statistics::ram_held_bytes)
+      .def_ro("peak_ram_held_bytes", &Statistics::peak_ram_held_bytes)
+      .def_ro("read_ahead_bytes", &Statistics::read_ahead_bytes)
       .def_ro("compression", &Statistics::compression)
       .def_ro("given_way_bytes", &Statistics::given_way_bytes)
       .def_ro("gave_way", &Statistics::gave_way)
@@ -209,6 +214,10 @@ void init_options(nb::module_& module) {
           "link_bytes_per_second",
           [](const EngineOptions& self) { return self.rates.link_bytes_per_second; },
           [](EngineOptions& self, double rate) { self.rates.link_bytes_per_second = rate; })
+      .def_prop_rw(
+          "disk_bytes_per_second",
+          [](const EngineOptions& self) { return self.rates.disk_bytes_per_second; },
+          [](EngineOptions& self, double rate) { self.rates.disk_bytes_per_second = rate; })
       .def_rw("prefetch", &EngineOptions::prefetch)
       .def_rw("ram_budget", &EngineOptions::ram_budget)
       .def_rw("compression", &EngineOptions::compression, nb::arg().none(),
@@ -299,6 +308,10 @@ void init_homes(nb::class_<BoundEngine>& engine) {
           "bring_home", [](BoundEngine& self, GroupId group) { self.engine().bring_home(group); },
           "group"_a, Release(),
           "Moves a group's bytes into pinned host memory, from which it is loaded.")
+      .def(
+          "groups_to_bring_home",
+          [](BoundEngine& self) { return self.engine().groups_to_bring_home(); }, Release(),
+          "The groups to bring home, as far as host memory has room, the most useful first.")
       .def(
           "plan_anew", [](BoundEngine& self) { return self.engine().plan_anew(); }, Release(),
           "Plans anew by what homes turned out to take; False where nothing was changed.")

@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -11,6 +12,8 @@
 
 #include "base/units.h"
 #include "bindings.h"
+#include "engine/backend_choice.h"
+#include "engine/disk_rate.h"
 #include "engine/model_plan.h"
 #include "platform/process_memory.h"
 #include "tensorstream/error.h"
@@ -76,6 +79,21 @@ void init_plan(nb::module_& module) {
                        placements.push_back(group.placement);
                      return placements;
                    })
+      .def_prop_ro("from_disk",
+                   [](const Plan& self) {
+                     std::vector<bool> from_disk;
+                     for (const GroupPlacement& group : self.groups)
+                       from_disk.push_back(group.from_disk);
+                     return from_disk;
+                   })
+      .def_prop_ro("homeless_groups",
+                   [](const Plan& self) {
+                     return std::ranges::count_if(self.groups, [](const GroupPlacement& group) {
+                       return group.placement == Placement::kStreamed && !group.at_home;
+                     });
+                   })
+      .def_ro("disk_bytes", &Plan::disk_bytes)
+      .def_ro("home_bytes", &Plan::home_bytes)
       .def_ro("budget_bytes", &Plan::budget_bytes)
       .def_ro("resident_bytes", &Plan::resident_bytes)
       .def_ro("kept_bytes", &Plan::kept_bytes)
@@ -95,18 +113,43 @@ void init_plan(nb::module_& module) {
       .def_ro("plan", &ModelPlan::plan);
 }
 
+/// What is known of the machine; nothing for what plans assume.
+struct KnownRates {
+  std::optional<double> link_bytes_per_second;
+  std::optional<double> disk_bytes_per_second;
+};
+
 ModelPlan plan_tree(const ModelTree& self, std::uint64_t budget_bytes, Prefetch prefetch,
-                    ComputePlace place, std::optional<double> link_bytes_per_second,
-                    std::optional<std::uint32_t> compression) {
+                    ComputePlace place, const KnownRates& known,
+                    std::optional<std::uint32_t> compression,
+                    std::optional<std::uint64_t> ram_budget_bytes) {
   Rates rates;
   rates.loading = loading_of(resolve_prefetch(prefetch, place));
-  rates.link_bytes_per_second = link_bytes_per_second.value_or(rates.link_bytes_per_second);
+  rates.link_bytes_per_second = known.link_bytes_per_second.value_or(rates.link_bytes_per_second);
+  rates.disk_bytes_per_second = known.disk_bytes_per_second.value_or(rates.disk_bytes_per_second);
   PlanOptions options{.place = place};
   if (place == ComputePlace::kAccelerator) {
     options.spared_bytes = spared_bytes(budget_bytes) + outside_bytes(budget_bytes);
     options.compression = compression;
+    options.home_bytes = home_room(self, ram_budget_bytes, available_ram_bytes());
   }
   return plan_model(self, budget_bytes, rates, options);
+}
+
+void init_disk(nb::module_& module) {
+  nb::class_<KnownRates>(module, "KnownRates")
+      .def(nb::init<std::optional<double>, std::optional<double>>(),
+           "link_bytes_per_second"_a.none() = nb::none(),
+           "disk_bytes_per_second"_a.none() = nb::none());
+  nb::class_<BackendChoice>(module, "BackendChoice")
+      .def_ro("backend", &BackendChoice::backend)
+      .def_ro("reason", &BackendChoice::reason);
+  module.def("choose_backend", &choose_backend, "plan"_a, "place"_a, "available_bytes"_a,
+             "How files are read where nobody says it.");
+  module.def(
+      "measure_disk", &measure_disk, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
+      "Bytes a second that a file is read at past the page cache; None where that is not to be "
+      "had.");
 }
 
 void init_tree(nb::module_& module) {
@@ -155,8 +198,11 @@ void init_tree(nb::module_& module) {
       .def_prop_ro("weights_bytes", &ModelTree::weights_bytes)
       .def_ro("fixed_bytes", &ModelTree::fixed_bytes)
       .def("group", &group_model, "The model's groups by structure alone.")
-      .def("plan", &plan_tree, "budget_bytes"_a, "prefetch"_a, "place"_a,
-           "link_bytes_per_second"_a = nb::none(), "compression"_a.none() = 0,
+      .def(
+          "note_in_ram", [](ModelTree& self, TensorId tensor) { self.in_ram.push_back(tensor); },
+          "tensor"_a, "Says that a tensor's bytes are in RAM, and in no file.")
+      .def("plan", &plan_tree, "budget_bytes"_a, "prefetch"_a, "place"_a, "known"_a = KnownRates(),
+           "compression"_a.none() = 0, "ram_budget_bytes"_a.none() = nb::none(),
            "Groups and plans the model for a budget.");
 }
 
@@ -165,6 +211,7 @@ void init_tree(nb::module_& module) {
 void init_planning(nb::module_& module) {
   init_sizes(module);
   init_plan(module);
+  init_disk(module);
   init_tree(module);
 }
 

@@ -46,6 +46,7 @@ std::vector<bool> Engine::settled_under(std::uint64_t limit_bytes) const {
 void Engine::set_budget(std::uint64_t limit_bytes) {
   State& state = *state_;
   Budget& budget = state.pool.budget();
+  state.homes.forget_absent();
   const std::uint64_t room_bytes = state.first_room(limit_bytes);
   const Plan plan = state.plan_for(limit_bytes, room_bytes);
   state.loader->check_unleased();
@@ -203,16 +204,25 @@ void Engine::bring_home(GroupId group) {
   State& state = *state_;
   if (state.device.host_accessible() || state.loader->settled(group)) return;
   const HomeOptions options{CompressionLevel(state.compression.level), state.options.piece_bytes,
-                            state.options.ram_budget};
-  if (state.homes.bring(group, options)) state.predict_anew();
+                            state.ram};
+  try {
+    if (state.homes.bring(group, options)) state.predict_anew();
+  } catch (const Error&) {
+    state.homes.note_absent(group);
+    throw;
+  }
+}
+
+std::vector<GroupId> Engine::groups_to_bring_home() const {
+  if (state_->device.host_accessible()) return {};
+  return state_->groups_to_bring_home();
 }
 
 bool Engine::plan_anew() {
   State& state = *state_;
+  if (state.device.host_accessible()) return false;
+  state.note_homes();
   if (state.compression.level == 0) return false;
-  for (GroupId group = 0; group < state.groups.size(); ++group) {
-    if (!state.loader->settled(group)) state.homes.note_absent(group);
-  }
   const std::uint64_t room_bytes = state.room_bytes();
   try {
     return state.try_follow(state.plan_for(state.pool.budget().limit_bytes(), room_bytes),
@@ -248,6 +258,12 @@ Statistics Engine::statistics() const {
   result.peak_held_bytes += beside;
   const HomeSizes homes = state.homes.sizes();
   result.pinned_bytes = homes.pinned_bytes;
+  result.staging_bytes = state.staging_bytes();
+  if (state.options.ram_budget != nullptr) {
+    result.ram_budget_bytes = state.options.ram_budget->limit_bytes();
+  }
+  result.ram_held_bytes = state.ram->used_bytes();
+  result.peak_ram_held_bytes = state.ram->peak_bytes();
   result.compression = {state.compression.level, homes.coded_bytes, homes.decoded_bytes,
                         state.compression.reason};
   const MutexLock lock(state.mutex);

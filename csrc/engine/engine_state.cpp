@@ -9,6 +9,8 @@
 #include "codec/compression_level.h"
 #include "codec/device_decoder.h"
 #include "engine/frame_batches.h"
+#include "engine/model_plan.h"
+#include "platform/process_memory.h"
 #include "platform/processors.h"
 #include "scheduler/planner.h"
 #include "tensorstream/error.h"
@@ -98,14 +100,20 @@ ResidentUse resident_use(const EngineOptions& options, const Plan& plan,
   return roomy ? ResidentUse::kSettled : options.residents;
 }
 
-Rates rates_for(const EngineOptions& options, const Device& device) {
+void check_prefetch(const EngineOptions& options, const Device& device) {
   if (options.prefetch == Prefetch::kReadAhead && !device.host_accessible()) {
     throw ConfigError("Prefetch::kReadAhead loads on the host's threads, and " + device.name() +
                       " is not the host; use kAdaptive or kAhead");
   }
-  Rates rates = options.rates;
-  rates.loading = loading_of(resolve_prefetch(options.prefetch, compute_place(device)));
-  return rates;
+}
+
+std::vector<bool> find_in_files(const Device& device, const std::vector<Group>& groups,
+                                const SourceTable& sources) {
+  std::vector<bool> found;
+  for (const Group& group : groups) {
+    found.push_back(!device.host_accessible() && sources.in_files(group.tensors));
+  }
+  return found;
 }
 
 }  // namespace
@@ -121,9 +129,13 @@ Engine::State::State(Device& on, std::shared_ptr<Budget> budget, ModelSpec model
       fixed(reserve_fixed(pool.budget(), options.fixed_bytes,
                           footprints(groups, sources.tensors(), compute_place(device)))),
       layouts(lay_out_all(device, groups, sources.tensors())),
+      in_files(find_in_files(device, groups, sources)),
+      ram(options.ram_budget ? options.ram_budget : Budget::create(kLargestBudgetBytes)),
       homes(device, sources, groups, layouts) {
   if (options.piece_bytes == 0)
     throw ConfigError("EngineOptions::piece_bytes is 0; give the bytes that one read may move");
+  check_prefetch(options, device);
+  make_staging();
   const std::uint64_t limit_bytes = pool.budget().limit_bytes();
   choose_level(limit_bytes);
   reserve_outside(limit_bytes);
@@ -134,22 +146,78 @@ Engine::State::State(Device& on, std::shared_ptr<Budget> budget, ModelSpec model
       positions[group.tensors[i]] = i;
     }
   }
-  if (!device.host_accessible()) {
-    staging = std::make_unique<StagingRing>(
-        device,
-        StagingRingOptions{.piece_bytes = options.piece_bytes, .budget = options.ram_budget});
-    transfers = device.create_stream();
-  }
   make_loader();
   follow(first, limit_bytes, first_room(limit_bytes), Why::kBudget);
 }
 
+// Before plans are made: it takes a part of what homes have room in.
+void Engine::State::make_staging() {
+  if (device.host_accessible()) return;
+  staging = std::make_unique<StagingRing>(
+      device, StagingRingOptions{.piece_bytes = staging_piece_bytes(options.piece_bytes),
+                                 .pieces = kStagingPieces,
+                                 .budget = ram});
+  transfers = device.create_stream();
+}
+
 std::vector<GroupFootprint> Engine::State::footprints_now() const {
+  return footprints_of(compression.level == 0 ? Crossing::kRaw : Crossing::kCoded);
+}
+
+std::vector<GroupFootprint> Engine::State::footprints_of(Crossing crossing) const {
   const ComputePlace place = compute_place(device);
-  if (compression.level == 0) return footprints(groups, sources.tensors(), place);
-  std::vector<GroupFootprint> result = coded_footprints(groups, sources.tensors(), place);
+  std::vector<GroupFootprint> result = crossing == Crossing::kRaw
+                                           ? footprints(groups, sources.tensors(), place)
+                                           : coded_footprints(groups, sources.tensors(), place);
+  for (GroupId group = 0; group < groups.size(); ++group) result[group].in_files = in_files[group];
   homes.correct(result);
   return result;
+}
+
+// What is in RAM already frees that as it gets a home.
+std::uint64_t Engine::State::home_room() const {
+  const std::uint64_t free = ram->free_bytes();
+  const std::uint64_t room = free - std::min(free, encoding_bytes);
+  if (std::ranges::find(in_files, false) != in_files.end()) return room;
+  return std::min(room, default_budget_bytes(available_ram_bytes()));
+}
+
+Rates Engine::State::rates_now() const {
+  Rates rates = options.rates;
+  rates.loading = loading_of(resolve_prefetch(options.prefetch, compute_place(device)));
+  rates.disk_ahead_bytes = staging_bytes();
+  rates.home_bytes = home_room();
+  return rates;
+}
+
+void Engine::State::note_homes() {
+  const std::vector<GroupFootprint> sizes = footprints_now();
+  const Rates rates = rates_now();
+  const MutexLock lock(mutex);
+  tensorstream::note_homes(sizes, plan);
+  predict_pass(sizes, rates, plan);
+}
+
+std::vector<GroupId> Engine::State::groups_to_bring_home() const {
+  const Plan now = current_plan();
+  const std::vector<GroupFootprint> sizes = footprints_now();
+  std::vector<GroupId> wanted;
+  std::uint64_t room = home_room();
+  const auto add = [&](Placement placement) {
+    for (GroupId group = 0; group < groups.size(); ++group) {
+      const GroupPlacement& placed = now.groups[group];
+      if (placed.placement != placement || placed.from_disk || homes.has(group)) continue;
+      const std::uint64_t bytes = sizes[group].coded_bytes.value_or(sizes[group].size_bytes);
+      if (loader->settled(group) || bytes > room) continue;
+      room -= bytes;
+      wanted.push_back(group);
+    }
+  };
+  for (const Placement placement : {Placement::kResidentCoded, Placement::kStreamed,
+                                    Placement::kOnDemand, Placement::kResident}) {
+    add(placement);
+  }
+  return wanted;
 }
 
 void Engine::State::reserve_outside(std::uint64_t limit_bytes) {
@@ -177,7 +245,7 @@ Plan Engine::State::plan_beside(std::uint64_t ring_bytes_then,
       bytes_for_groups(limit_bytes, {fixed.size_bytes(), ring_bytes_then, others}, sizes);
   const std::uint64_t smallest = smallest_budget_bytes(sizes);
   const std::uint64_t spare = most > smallest ? most - smallest : 0;
-  Plan made = make_plan(sizes, most - std::min(room_bytes, spare), rates_for(options, device));
+  Plan made = make_plan(sizes, most - std::min(room_bytes, spare), rates_now());
   made.ring_bytes = ring_bytes_then;
   return made;
 }
@@ -198,7 +266,7 @@ Plan Engine::State::plan_as_it_is() const {
 bool Engine::State::plan_for_pressure(const Plan& now) {
   const std::uint64_t limit_bytes = pool.budget().limit_bytes();
   const std::vector<GroupFootprint> sizes = footprints_now();
-  const Rates rates = rates_for(options, device);
+  const Rates rates = rates_now();
   // What is allocated in the next forward is never just what it was.
   const std::uint64_t room_bytes = spared_bytes(limit_bytes) / 8;
   const Plan better = plan_for(limit_bytes, room_bytes);
@@ -207,14 +275,15 @@ bool Engine::State::plan_for_pressure(const Plan& now) {
 }
 
 std::optional<std::vector<std::uint64_t>> Engine::State::better_offsets_for(const Plan& now) const {
-  return better_offsets(footprints_now(), rates_for(options, device), now);
+  return better_offsets(footprints_now(), rates_now(), now);
 }
 
 void Engine::State::predict_anew() {
   if (compression.level == 0) return;
   const std::vector<GroupFootprint> sizes = footprints_now();
+  const Rates rates = rates_now();
   const MutexLock lock(mutex);
-  predict_pass(sizes, rates_for(options, device), plan);
+  predict_pass(sizes, rates, plan);
 }
 
 ResidentUse Engine::State::use_of_residents(const Plan& wanted, std::uint64_t limit_bytes) const {
@@ -320,6 +389,7 @@ void Engine::State::choose_level(std::uint64_t limit_bytes) {
                                   footprints(groups, sources.tensors(), compute_place(device)),
                                   limit_bytes, 0));
     ring = std::make_unique<DecodeRing>(pool, std::move(decoder), batch_bytes);
+    encoding_bytes = batch_bytes;
   } catch (const Error& error) {
     if (wanted) throw;
     compression = {0, error.what()};
@@ -343,8 +413,7 @@ CompressionChoice Engine::State::chosen_level(std::uint64_t limit_bytes,
   const Plan plain = plan_for(limit_bytes, spared_bytes(limit_bytes));
   std::optional<Plan> coded;
   try {
-    coded = plan_beside(DecodeRing::size_bytes_for(batch_bytes),
-                        coded_footprints(groups, sources.tensors(), compute_place(device)),
+    coded = plan_beside(DecodeRing::size_bytes_for(batch_bytes), footprints_of(Crossing::kCoded),
                         limit_bytes, spared_bytes(limit_bytes));
   } catch (const BudgetError&) {  // no room for a ring: the choice says so
   }

@@ -16,6 +16,7 @@
 #include "engine/group_layout.h"
 #include "engine/home_table.h"
 #include "engine/loader.h"
+#include "engine/model_plan.h"
 #include "engine/source_table.h"
 #include "memory/pool.h"
 #include "memory/staging_ring.h"
@@ -36,7 +37,11 @@ class Engine::State {
   /// What the planner is to know of the groups: what crosses the link is known where they are at
   /// home, and expected before.
   std::vector<GroupFootprint> footprints_now() const;
+  std::vector<GroupFootprint> footprints_of(Crossing crossing) const;
   std::uint64_t ring_bytes() const { return ring ? ring->size_bytes() : 0; }
+  std::uint64_t staging_bytes() const {
+    return staging ? staging->piece_bytes() * staging->pieces() : 0;
+  }
 
   /// What a budget leaves to what else is allocated under it, until that shows what it needs.
   std::uint64_t first_room(std::uint64_t limit_bytes) const;
@@ -58,8 +63,16 @@ class Engine::State {
   /// As better_offsets() of the planner, for these groups.
   std::optional<std::vector<std::uint64_t>> better_offsets_for(const Plan& now) const;
 
+  /// What the model of time goes by now: homes take host memory.
+  Rates rates_now() const;
+
   /// Predicts a pass by what homes turned out to take.
   void predict_anew();
+
+  /// Says in the plan which groups have homes.
+  void note_homes();
+
+  std::vector<GroupId> groups_to_bring_home() const;
 
   /// Which groups a plan settles.
   std::vector<bool> settled_by(const Plan& wanted, std::uint64_t limit_bytes) const;
@@ -116,7 +129,10 @@ class Engine::State {
   Reservation outside;                     // where torch's allocations are under the budget
   const std::vector<GroupLayout> layouts;  // by GroupId
   std::vector<std::size_t> positions;      // in its group, by TensorId
+  std::vector<bool> in_files;              // by GroupId: without a home, loads read files
+  const std::shared_ptr<Budget> ram;       // shared with homes, the ring for staging, other engines
   CompressionChoice compression;
+  std::uint64_t encoding_bytes = 0;  // of host memory, while a home is encoded
   mutable Mutex mutex;
   // Before the loader: no load is the last to go.
   HomeTable homes;
@@ -135,7 +151,9 @@ class Engine::State {
   std::uint64_t unpressed_resident_bytes TS_GUARDED_BY(mutex) = 0;
 
  private:
+  void make_staging();
   void make_loader();
+  std::uint64_t home_room() const;
   void reserve_outside(std::uint64_t limit_bytes);
   ResidentUse use_of_residents(const Plan& wanted, std::uint64_t limit_bytes) const;
 

@@ -53,6 +53,8 @@ std::vector<GroupFootprint> footprints(std::span<const Group> groups,
   result.reserve(groups.size());
   for (const Group& group : groups) {
     result.push_back({group.name, lay_out(group, tensors, place).size_bytes, group.residency});
+    // There groups are used where their sources are, or copied from there.
+    if (place == ComputePlace::kHost) result.back().home = HomeState::kRefused;
   }
   return result;
 }

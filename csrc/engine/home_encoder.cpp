@@ -115,14 +115,16 @@ class HomeEncoder {
     return parts_.layout.offsets_bytes[part.position];
   }
 
-  /// The next part, and where its frame is written to.
+  /// The next part, and where its frame is written to; nothing where others encode what is left.
   std::optional<Taken> take() {
     const MutexLock lock(mutex_);
     if (error_ || next_ == cut_.parts.size()) return std::nullopt;
     while (next_ == cut_.batches[batch_].first_part + cut_.batches[batch_].part_count) ++batch_;
     OpenBatch& open = open_[batch_];
     if (open.scratch.bytes == nullptr) {
-      open.scratch = take_scratch();
+      auto scratch = take_scratch();
+      if (!scratch) return std::nullopt;
+      open.scratch = std::move(*scratch);
       offset_ = 0;
     }
     const std::uint64_t bound = frame_bound(cut_.parts[next_].size_bytes);
@@ -132,7 +134,8 @@ class HomeEncoder {
     return taken;
   }
 
-  Scratch take_scratch() TS_REQUIRES(mutex_) {
+  /// Nothing where there is no room for another one: whoever has one takes the next batch too.
+  std::optional<Scratch> take_scratch() TS_REQUIRES(mutex_) {
     if (!free_.empty()) {
       Scratch scratch = std::move(free_.back());
       free_.pop_back();
@@ -140,10 +143,15 @@ class HomeEncoder {
     }
     Scratch made;
     if (options_.budget != nullptr) {
-      made.reservation = options_.budget->reserve(largest_bytes_, "memory to encode weights in");
+      auto reservation = options_.budget->try_reserve(largest_bytes_);
+      if (!reservation && scratches_ != 0) return std::nullopt;
+      made.reservation =
+          reservation ? std::move(*reservation)
+                      : options_.budget->reserve(largest_bytes_, "memory to encode weights in");
     }
     made.bytes = std::make_unique_for_overwrite<std::byte[]>(largest_bytes_);
     made.size_bytes = largest_bytes_;
+    ++scratches_;
     return made;
   }
 
@@ -230,6 +238,7 @@ class HomeEncoder {
   Mutex mutex_;
   std::vector<OpenBatch> open_;
   std::vector<Scratch> free_ TS_GUARDED_BY(mutex_);
+  std::size_t scratches_ TS_GUARDED_BY(mutex_) = 0;
   std::size_t next_ TS_GUARDED_BY(mutex_) = 0;
   std::size_t batch_ TS_GUARDED_BY(mutex_) = 0;
   std::uint64_t offset_ TS_GUARDED_BY(mutex_) = 0;

@@ -17,7 +17,7 @@ HomeTable::HomeTable(Device& device, SourceTable& sources, std::span<const Group
 bool HomeTable::bring(GroupId group, const HomeOptions& options) {
   {
     const MutexLock lock(mutex_);
-    if (homes_[group].plain != nullptr || homes_[group].encoded != nullptr) return false;
+    if (homes_[group].is_there()) return false;
   }
   const Group& moved = groups_[group];
   std::vector<std::vector<BoundExtent>> from;
@@ -54,6 +54,16 @@ void HomeTable::note_absent(GroupId group) {
   homes_[group].absent = true;
 }
 
+void HomeTable::forget_absent() {
+  const MutexLock lock(mutex_);
+  for (Home& home : homes_) home.absent = false;
+}
+
+bool HomeTable::has(GroupId group) const {
+  const MutexLock lock(mutex_);
+  return homes_[group].is_there();
+}
+
 std::byte* HomeTable::device_address(GroupId group, const BoundExtent& extent) const {
   const MutexLock lock(mutex_);
   const std::shared_ptr<HostHome>& home = homes_[group].plain;
@@ -85,7 +95,9 @@ void HomeTable::correct(std::vector<GroupFootprint>& footprints) const {
     if (home.encoded != nullptr) footprint.coded_bytes = home.encoded->held_bytes();
     // Where the system does not pin them, the host decodes, and weights cross as they are.
     const bool coded = home.encoded != nullptr && home.encoded->is_pinned();
-    const bool known = home.encoded != nullptr || home.plain != nullptr || home.absent;
+    if (home.absent) footprint.home = HomeState::kRefused;
+    if (home.is_there()) footprint.home = HomeState::kThere;
+    const bool known = home.is_there() || home.absent;
     if (!known || coded) continue;
     footprint.coded_bytes.reset();
     footprint.may_stay_coded = false;

@@ -43,10 +43,14 @@ class HomeTable {
   bool bring(GroupId group, const HomeOptions& options);
   /// Says that the group, unless it has a home, is loaded from its sources.
   void note_absent(GroupId group);
+  /// Lets those that were said to be absent be brought again.
+  void forget_absent();
+  bool has(GroupId group) const;
   /// Where kernels see `extent`, one of the group's tensors, in its home; null where they do not.
   std::byte* device_address(GroupId group, const BoundExtent& extent) const;
   HomeSizes sizes() const;
-  /// Puts what homes take in the place of what was expected of frames.
+  /// Says which homes there are, and puts what they take in the place of what was expected of
+  /// frames.
   void correct(std::vector<GroupFootprint>& footprints) const;
 
  private:
@@ -55,6 +59,8 @@ class HomeTable {
     std::shared_ptr<HostHome> plain;       // shared with sources, loads and tensors over it
     std::shared_ptr<EncodedHome> encoded;  // likewise
     bool absent = false;
+
+    bool is_there() const noexcept { return plain != nullptr || encoded != nullptr; }
   };
 
   Home make(GroupId group, std::span<const std::vector<BoundExtent>> from,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "base/units.h"
 #include "engine/kept_frames.h"
@@ -134,43 +135,32 @@ void Load::read() noexcept {
         place = piece.reader->begin_read(piece.offset_bytes, piece.target);
       }
     } catch (...) {
-      note_failure();
+      fail(std::current_exception());
     }
   }
   for (PendingRead& place : begun) {
     try {
       place.wait();  // guard: wait-for-begun-reads
     } catch (...) {
-      note_failure();
+      fail(std::current_exception());
     }
   }
 }
 
-void Load::read_through(StagingRing& ring, Stream& stream) noexcept {
-  for (std::size_t index = next_++; index < reads_.size(); index = next_++) {
-    const Read& piece = reads_[index];
-    try {
-      for (std::uint64_t done = 0; done < piece.target.size();) {
-        StagingRing::Piece staged = ring.take();
-        const std::uint64_t offset = piece.offset_bytes + done;
-        const std::span<std::byte> room = staged.bytes().subspan(piece.reader->best_shift(offset));
-        const std::span<std::byte> bytes =
-            room.first(std::min<std::uint64_t>(room.size(), piece.target.size() - done));
-        piece.reader->read(offset, bytes);
-        staged.copy_to_device(stream, piece.target.data() + done, bytes);
-        done += bytes.size();
-      }
-    } catch (...) {
-      note_failure();
-    }
+std::vector<StagedRead> Load::staged_reads(std::uint64_t piece_bytes) const {
+  std::vector<StagedExtent> extents;
+  extents.reserve(reads_.size());
+  for (const Read& read : reads_) {
+    extents.push_back({read.reader->shared_from_this(), read.offset_bytes, read.target});
   }
+  return cut_for_staging(std::move(extents), piece_bytes);
 }
 
 // acquire() raises it.
-void Load::note_failure() noexcept {
+void Load::fail(std::exception_ptr error) noexcept {
   next_ = reads_.size();
   const MutexLock lock(mutex_);
-  if (!error_) error_ = std::current_exception();
+  if (!error_) error_ = std::move(error);
 }
 
 std::exception_ptr Load::error() const {

@@ -15,7 +15,7 @@
 #include "engine/decode_ring.h"
 #include "engine/encoded_home.h"
 #include "engine/source_table.h"
-#include "memory/staging_ring.h"
+#include "engine/staged_reader.h"
 #include "tensorstream/plan.h"
 
 namespace tensorstream {
@@ -38,7 +38,7 @@ class Load {
   enum class Reads {
     /// Threads of the host, into the device's memory, which is theirs.
     kInPlace,
-    /// One thread, through a staging ring.
+    /// A StagedReader.
     kStaged,
   };
 
@@ -82,8 +82,11 @@ class Load {
   /// Reads pieces that nobody has taken yet, until none is left or one fails. Several threads may
   /// share the work.
   void read() noexcept;
-  /// The same for Reads::kStaged, by one thread: each piece goes through `ring` into `stream`.
-  void read_through(StagingRing& ring, Stream& stream) noexcept;
+  /// The same for Reads::kStaged: what goes through a ring of such pieces. They use the load's
+  /// readers.
+  std::vector<StagedRead> staged_reads(std::uint64_t piece_bytes) const;
+  /// Notes that reading failed, unless something else did before.
+  void fail(std::exception_ptr error) noexcept;
   /// What failed first; null where nothing did. Valid once every read() has returned.
   std::exception_ptr error() const;
   /// What it was for is over: lets the readers go.
@@ -107,7 +110,6 @@ class Load {
   std::uint64_t copied_bytes(const BoundExtent& extent, std::uint64_t offset_bytes) const;
   void keep(const BoundExtent& extent);
   void add_read(Reader& reader, std::uint64_t offset_bytes, std::span<std::byte> target);
-  void note_failure() noexcept;
 
   // Constant from the moment that it is enqueued.
   const GroupId group_;

@@ -44,6 +44,7 @@ Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging, Dec
       options_(options),
       prefetch_(resolve_prefetch(options.prefetch, compute_place(device_))),
       staging_(staging),
+      staged_(staging_ != nullptr ? std::make_unique<StagedReader>(*staging_) : nullptr),
       ring_(ring),
       order_({}),
       copy_stream_(device_.create_stream()),
@@ -66,6 +67,7 @@ Loader::~Loader() {
     work_.ring();
     thread_.join();
   }
+  if (staged_ != nullptr) staged_->drop();
   if (staging_ != nullptr) staging_->drain();  // it may know copies of the stream that goes
   // Callbacks of loads under way use this object, copies write into the places, and work that was
   // enqueued before a release still reads from them.
@@ -276,6 +278,7 @@ void Loader::run(const std::stop_token& stop) {
       changed_.ring();
       continue;
     }
+    if (!arranging_ && stage_ahead()) continue;
     lock.unlock();
     if (!stop.stop_requested()) work_.wait(rung);
     lock.lock();
@@ -343,6 +346,40 @@ std::optional<GroupId> Loader::find_prefetch() const {
     sooner.push_back(&slot);
   }
   return std::nullopt;
+}
+
+// Without the lock, while a read is begun. True where there may be more to begin.
+bool Loader::stage_ahead() {
+  const std::vector<StagedRead> next = next_disk_reads(std::nullopt);
+  if (next.empty()) return false;
+  mutex_.unlock();
+  const bool begun = staged_->read_ahead(next);
+  mutex_.lock();
+  return begun;
+}
+
+// As much as the ring holds of what the next loads, but that of `issued`, read from files.
+std::vector<StagedRead> Loader::next_disk_reads(std::optional<GroupId> issued) const {
+  std::vector<StagedRead> next;
+  if (staged_ == nullptr || (prefetch_ != Prefetch::kAhead && prefetch_ != Prefetch::kNext)) {
+    return next;
+  }
+  std::uint64_t ahead_bytes = 0;
+  for (const GroupId group : order_.upcoming(std::min(kLookAhead, streamed_.size()))) {
+    const Slot& slot = slot_of(group);
+    if (slot.where == Where::kNowhere || on_device(slot) || group == issued) continue;
+    if (slot.content == Content::kFailed) break;
+    if (!sources_.in_files(slot.group.tensors)) continue;
+    Load load(group, Load::Reads::kStaged);
+    place_of(slot).add_to(load, slot.group, sources_, options_.piece_bytes);
+    for (StagedRead& read : load.staged_reads(staged_->piece_bytes())) {
+      if (read.reader->tier() != Tier::kDisk) continue;
+      ahead_bytes += read.size_bytes;
+      next.push_back(std::move(read));
+    }
+    if (ahead_bytes >= staged_->ring_bytes() || prefetch_ == Prefetch::kNext) break;
+  }
+  return next;
 }
 
 // From the page cache to its place a group is copied by load_at_use().

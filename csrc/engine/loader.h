@@ -27,6 +27,7 @@
 #include "engine/loaded_group.h"
 #include "engine/read_ahead.h"
 #include "engine/source_table.h"
+#include "engine/staged_reader.h"
 #include "memory/pool.h"
 #include "memory/staging_ring.h"
 #include "scheduler/order.h"
@@ -121,6 +122,7 @@ class Loader {
     std::shared_ptr<Load> load;  // shared by the slot and the stream's callbacks
     std::vector<const Slot*> overwritten;
     std::vector<const Slot*> stale;  // of these, those that held bytes
+    std::vector<StagedRead> next;    // what comes after it, where it reads files
   };
 
   struct Slot {
@@ -164,6 +166,8 @@ class Loader {
   void demand(Slot& slot) TS_REQUIRES(mutex_);
   void load_at_use(Slot& slot) TS_REQUIRES(mutex_);
   void read_ahead() TS_REQUIRES(mutex_);
+  bool stage_ahead() TS_REQUIRES(mutex_);
+  std::vector<StagedRead> next_disk_reads(std::optional<GroupId> issued) const TS_REQUIRES(mutex_);
   static bool on_device(const Slot& slot);
   static GroupPlace place_of(const Slot& slot);
   // In loader_loads.cpp.
@@ -176,7 +180,7 @@ class Loader {
   static void wait_for_fillings(Stream& stream, const Slot& slot, const Issue& issue);
   static void wait_for_filling(Stream& stream, const Slot& slot);
   void enqueue(Stream& stream, Slot& slot, const Issue& issue);
-  void enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load);
+  void enqueue_reads(Stream& stream, const Issue& issue);
   void note_enqueued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
   void enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) TS_REQUIRES(mutex_);
   // In loader_finish.cpp.
@@ -235,6 +239,7 @@ class Loader {
   const EngineOptions options_;
   const Prefetch prefetch_;  // resolved
   StagingRing* const staging_;
+  const std::unique_ptr<StagedReader> staged_;  // of staging_
   DecodeRing* const ring_;
   std::vector<std::unique_ptr<Slot>> slots_;  // by GroupId. What they hold is guarded by mutex_.
 

@@ -105,6 +105,7 @@ void Loader::add_to(Statistics& statistics) {
   statistics.streamed_bytes += counted_.streamed_bytes;
   statistics.streamed_ram_bytes += counted_.streamed_ram_bytes;
   statistics.streamed_disk_bytes += counted_.streamed_disk_bytes;
+  if (staged_ != nullptr) statistics.read_ahead_bytes += staged_->ahead_bytes();
   statistics.decoded_bytes += counted_.decoded_bytes;
   statistics.kept_decoded_bytes += counted_.kept_decoded_bytes;
   statistics.load_seconds += counted_.load_seconds;

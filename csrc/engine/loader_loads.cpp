@@ -15,8 +15,9 @@ namespace tensorstream {
 void Loader::load_apart(GroupId group) {
   Slot& slot = slot_of(group);
   try {
-    const Issue ready = issue(slot);
+    Issue ready = issue(slot);
     const bool reads = staging_ != nullptr && ready.load->can_fail();
+    if (reads) ready.next = next_disk_reads(group);
     if (reads || !ready.load->coded().empty()) {
       enqueue_unlocked(stream_for(*ready.load), slot, ready);
     } else {
@@ -62,7 +63,7 @@ void Loader::note_enqueued(Slot& slot, const std::shared_ptr<Load>& load) {
 Loader::Issue Loader::issue(Slot& slot) {
   if (read_ahead_ != nullptr) read_ahead_->drop(slot.group.id);
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
-  Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}};
+  Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}, {}};
   place_of(slot).add_to(*result.load, slot.group, sources_, options_.piece_bytes);
   evict_overlapping(slot, result);
   return result;
@@ -143,7 +144,7 @@ void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
       ring_->decode(*copy_stream_, coded);
     }
   }
-  if (load->can_fail()) enqueue_reads(stream, load);
+  if (load->can_fail()) enqueue_reads(stream, issue);
   stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
   stream.record(*slot.loaded);
   slot.told = true;
@@ -154,9 +155,10 @@ void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   after.run([this, load] { finish(load); });
 }
 
-void Loader::enqueue_reads(Stream& stream, const std::shared_ptr<Load>& load) {
-  if (staging_ != nullptr) {
-    load->read_through(*staging_, stream);
+void Loader::enqueue_reads(Stream& stream, const Issue& issue) {
+  const std::shared_ptr<Load>& load = issue.load;
+  if (staged_ != nullptr) {
+    staged_->send(*load, stream, issue.next);
     return;
   }
   const bool shared = &stream != copy_stream_.get() && load->is_large();

@@ -11,6 +11,7 @@
 #include "engine/decode_ring.h"
 #include "engine/frame_batches.h"
 #include "engine/group_layout.h"
+#include "engine/staged_reader.h"
 #include "platform/processors.h"
 #include "scheduler/planner.h"
 #include "tensorstream/error.h"
@@ -48,14 +49,12 @@ std::array<Cut, 5> cuts_for(std::uint64_t budget_bytes) {
           Cut{budget_bytes / 24, 16_KiB}, kLeaves};
 }
 
-/// How weights cross the link.
-enum class Crossing { kRaw, kCoded };
-
 /// What groups are cut for.
 struct Target {
   ComputePlace place;
   std::uint64_t spared_bytes;
   Crossing crossing;
+  std::vector<TensorId> in_ram;  // in their order
 };
 
 /// A cut, its groups and the least that they need.
@@ -75,6 +74,13 @@ CutGroups cut_groups(const ModelTree& tree, const Grouping& grouping, const Cut&
         largest_batch_bytes(grouping.groups, tree.tensors, EngineOptions().piece_bytes));
   } else {
     made.groups = footprints(grouping.groups, tree.tensors, target.place);
+  }
+  for (std::size_t i = 0; i < made.groups.size(); ++i) {
+    made.groups[i].in_files =
+        target.place == ComputePlace::kAccelerator &&
+        !std::ranges::all_of(grouping.groups[i].tensors, [&](TensorId tensor) {
+          return std::ranges::binary_search(target.in_ram, tensor);
+        });
   }
   made.smallest_bytes = smallest_budget_bytes(made.groups) + made.ring_bytes;
   return made;
@@ -227,13 +233,28 @@ std::uint64_t default_budget_bytes(std::uint64_t available_bytes) {
 
 Grouping group_model(const ModelTree& tree) { return group_with(tree, kBlocks); }
 
-ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates,
+std::uint64_t home_room(const ModelTree& tree, std::optional<std::uint64_t> ram_budget_bytes,
+                        std::uint64_t available_bytes) {
+  const std::uint64_t staged =
+      staging_piece_bytes(EngineOptions().piece_bytes) * std::uint64_t{kStagingPieces};
+  const auto beside_staging = [&](std::uint64_t bytes) { return bytes - std::min(bytes, staged); };
+  std::uint64_t room = kLargestBudgetBytes;
+  if (ram_budget_bytes) room = beside_staging(*ram_budget_bytes);
+  if (!tree.in_ram.empty()) return room;
+  return std::min(room, beside_staging(default_budget_bytes(available_bytes)));
+}
+
+ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& given,
                      const PlanOptions& options) {
   const std::optional<std::uint32_t> compression = options.compression;
-  const Target as_coded{options.place, options.spared_bytes, Crossing::kCoded};
+  Rates rates = given;
+  rates.home_bytes = options.home_bytes;
+  std::vector<TensorId> in_ram = tree.in_ram;
+  std::ranges::sort(in_ram);
+  const Target as_raw{options.place, options.spared_bytes, Crossing::kRaw, in_ram};
+  const Target as_coded{options.place, options.spared_bytes, Crossing::kCoded, std::move(in_ram)};
   if (compression && *compression != 0) return plan_as(tree, budget_bytes, rates, as_coded);
-  ModelPlan plain =
-      plan_as(tree, budget_bytes, rates, {options.place, options.spared_bytes, Crossing::kRaw});
+  ModelPlan plain = plan_as(tree, budget_bytes, rates, as_raw);
   if (compression || plain.plan.streamed_bytes == 0) return plain;
   std::optional<ModelPlan> coded;
   std::optional<Plan> coded_plan;

@@ -20,6 +20,8 @@ struct ModelTree {
   /// streamed.
   std::uint64_t fixed_bytes = 0;
   std::vector<std::string> keep_resident;
+  /// Whose bytes are in RAM, and in no file.
+  std::vector<TensorId> in_ram;
 
   std::uint64_t weights_bytes() const;
   /// Bytes of some tensors. Raises std::out_of_range for one that there is not.
@@ -32,6 +34,9 @@ inline constexpr std::uint64_t kLargestBudgetBytes = std::uint64_t{1} << 60U;
 /// The budget where the user gives none: `available_bytes` less 1 GiB for everything else, and half
 /// of it where there is less than 2 GiB.
 std::uint64_t default_budget_bytes(std::uint64_t available_bytes);
+
+/// How weights cross the link.
+enum class Crossing { kRaw, kCoded };
 
 struct ModelPlan {
   Grouping grouping;
@@ -49,7 +54,15 @@ struct PlanOptions {
   std::uint64_t spared_bytes = 0;
   /// As EngineOptions has it, for a device that decodes.
   std::optional<std::uint32_t> compression = 0;
+  /// Host memory that homes may take: as home_room() says.
+  std::uint64_t home_bytes = kLargestBudgetBytes;
 };
+
+/// Host memory for the homes of `tree`: what `ram_budget_bytes` (nothing: no ceiling) leaves beside
+/// what is staged, and where all bytes are in files no more than `available_bytes` of the system
+/// have room for.
+std::uint64_t home_room(const ModelTree& tree, std::optional<std::uint64_t> ram_budget_bytes,
+                        std::uint64_t available_bytes);
 
 /// Groups and plans `tree` for `budget_bytes`. Groups are whole blocks, or parts of them where
 /// that makes a pass noticeably shorter or the budget asks for it. The plan's bytes include

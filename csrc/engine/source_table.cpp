@@ -87,6 +87,15 @@ bool SourceTable::cached(TensorId tensor) const noexcept {
   });
 }
 
+bool SourceTable::in_files(std::span<const TensorId> tensors) const {
+  const MutexLock lock(mutex_);
+  return std::ranges::any_of(tensors, [&](TensorId tensor) TS_REQUIRES(mutex_) {
+    return std::ranges::any_of(bound_.at(tensor), [](const BoundExtent& piece) {
+      return piece.reader->tier() == Tier::kDisk;
+    });
+  });
+}
+
 std::vector<BoundExtent> SourceTable::replace(TensorId tensor, std::shared_ptr<Reader> reader) {
   const std::uint64_t size = reader->size_bytes();
   return replace(tensor, BoundExtent{std::move(reader), 0, size});

@@ -37,6 +37,8 @@ class SourceTable {
   void read(TensorId tensor, std::uint64_t offset_bytes, std::span<std::byte> out) const;
   /// Whether the tensor can be read without a wait for a disk, as Reader::cached().
   bool cached(TensorId tensor) const noexcept;
+  /// Whether bytes of some of the tensors are read from files.
+  bool in_files(std::span<const TensorId> tensors) const;
   /// Makes `reader`, whole, the tensor's bytes. Returns the old ones, for the caller to drop once
   /// it holds no lock: what a reader keeps alive may run any code when it goes.
   std::vector<BoundExtent> replace(TensorId tensor, std::shared_ptr<Reader> reader);

@@ -58,6 +58,16 @@ StagingRing::Piece StagingRing::take() {
   return piece;
 }
 
+std::optional<StagingRing::Piece> StagingRing::try_take() {
+  const MutexLock lock(mutex_);
+  if (free_.empty() || !free_.front()->is_settled()) return std::nullopt;  // guard: piece-at-once
+  Slot& slot = *free_.front();
+  slot.settle();
+  free_.erase(free_.begin());
+  slot.holder = std::this_thread::get_id();
+  return Piece(*this, slot);
+}
+
 StagingRing::Slot& StagingRing::take_slot() {
   const std::thread::id self = std::this_thread::get_id();
   MutexLock lock(mutex_);
@@ -85,6 +95,10 @@ void StagingRing::Slot::settle() {
   untold = false;
   copied->synchronize();
   stream = nullptr;
+}
+
+bool StagingRing::Slot::is_settled() const {
+  return stream == nullptr || (!untold && copied->complete());
 }
 
 void StagingRing::Slot::drain() noexcept {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <thread>
 #include <vector>
@@ -25,10 +26,10 @@ struct StagingRingOptions {
 };
 
 /// A few pieces of pinned memory, used in turn. Thread-safe, a Piece is for one thread at a time. A
-/// thread holds one piece at most, so that threads which want pieces never wait for each other in a
-/// circle. The device outlives the ring, the ring its pieces; a stream that it was used with
-/// outlives it too, or its next drain(). Where the system pins nothing the pieces are pageable:
-/// right, and slower.
+/// thread that holds a piece waits for no other, so that threads which want pieces never wait for
+/// each other in a circle. The device outlives the ring, the ring its pieces; a stream that it was
+/// used with outlives it too, or its next drain(). Where the system pins nothing the pieces are
+/// pageable: right, and slower.
 class StagingRing {
  public:
   class Piece;
@@ -46,6 +47,9 @@ class StagingRing {
   /// where the calling thread holds one already, and CudaError where it cannot be told that the
   /// copy is done; the piece is then given back.
   Piece take();
+  /// As take(), but waits for nothing, so that a thread may hold several; nothing where that piece
+  /// is not to be had at once.
+  std::optional<Piece> try_take();
   /// Waits for the copies under way, and logs where it cannot be told that one is done. No piece is
   /// held meanwhile.
   void drain() noexcept;
@@ -65,6 +69,8 @@ class StagingRing {
 
     /// Blocks until no copy of the piece is under way. Raises CudaError.
     void settle();
+    /// Whether settle() would return at once. Raises CudaError.
+    bool is_settled() const;
     /// As settle(), but logs, and waits in another way where one fails.
     void drain() noexcept;
   };

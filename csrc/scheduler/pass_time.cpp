@@ -23,6 +23,8 @@ double pass_seconds(std::span<const PassStep> steps, const Rates& rates) {
   double all_bytes = 0;
   for (const PassStep& step : steps) all_bytes += static_cast<double>(step.size_bytes);
   const double compute_per_byte = all_bytes > 0 ? rates.compute_seconds / all_bytes : 0;
+  const double ahead = static_cast<double>(rates.disk_ahead_bytes) / rates.disk_bytes_per_second;
+  double disk_free = 0;
   double link_free = 0;
   double compute_free = 0;
   double first_pass_end = 0;
@@ -36,6 +38,10 @@ double pass_seconds(std::span<const PassStep> steps, const Rates& rates) {
           start = std::max(start, use_ends[use_ends.size() - step.sharing_distance]);
         }
         link_free = start + static_cast<double>(step.link_bytes()) / rates.link_bytes_per_second;
+        if (step.from_disk) {
+          disk_free = std::max(disk_free, start - ahead) + bytes / rates.disk_bytes_per_second;
+          link_free = std::max(link_free, disk_free);
+        }
         compute_free = std::max(compute_free, link_free);
       }
       compute_free += decode_seconds(step, rates) + bytes * compute_per_byte;

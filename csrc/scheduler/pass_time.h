@@ -26,15 +26,20 @@ struct PassStep {
   std::optional<std::uint64_t> coded_bytes{};
   /// In the arena too, but decoded from the device's memory: not streamed.
   bool kept = false;
+  /// Streamed, as it is, and read from files first.
+  bool from_disk = false;
 
-  std::uint64_t link_bytes() const { return coded_bytes.value_or(size_bytes); }
-  bool decoded() const { return kept || (streamed && coded_bytes.has_value()); }
+  std::uint64_t link_bytes() const {
+    return from_disk ? size_bytes : coded_bytes.value_or(size_bytes);
+  }
+  bool decoded() const { return kept || (streamed && !from_disk && coded_bytes.has_value()); }
 };
 
 /// Seconds that one pass takes in a steady state. Loads are made in order, each once the link is
 /// free and the earlier users of its place are done; a group computes after its load and after the
 /// group before it, and takes its share of the compute time by its bytes. Decoding takes turns with
-/// computing: both use all of the device.
+/// computing: both use all of the device. The disk reads in order too, and is ahead of the loads by
+/// as much as is read ahead of them.
 double pass_seconds(std::span<const PassStep> steps, const Rates& rates);
 
 /// What of that is decoding.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "scheduler/homes.h"
 #include "scheduler/kept_search.h"
 #include "scheduler/pass_time.h"
 #include "scheduler/streaming_search.h"
@@ -110,6 +111,11 @@ void check_rates(const Rates& rates) {
                       std::to_string(rates.decode_bytes_per_second) +
                       "; give a rate above 0 bytes a second");
   }
+  if (!std::isfinite(rates.disk_bytes_per_second) || rates.disk_bytes_per_second <= 0) {
+    throw ConfigError("Rates::disk_bytes_per_second is " +
+                      std::to_string(rates.disk_bytes_per_second) +
+                      "; give a rate above 0 bytes a second");
+  }
 }
 
 // Rows are read at each use anyway: whole tables only have what all others leave, the largest
@@ -149,7 +155,7 @@ std::vector<UsedGroup> used_groups(std::span<const GroupFootprint> groups) {
   for (const GroupFootprint& group : groups) {
     if (group.residency == Residency::kByRows) continue;
     used.push_back({placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes,
-                    kept_bytes(group)});
+                    kept_bytes(group), group.in_files, group.home});
   }
   return used;
 }
@@ -191,6 +197,50 @@ void place_streamed(std::span<const GroupFootprint> groups, std::uint64_t room_b
   plan.kept_bytes = choice.kept_bytes;
   plan.arena_bytes = choice.layout.arena_bytes;
   plan.exposed_loads = choice.layout.exposed_pairs;
+}
+
+std::uint64_t link_bytes(const GroupFootprint& group, const GroupPlacement& placed) {
+  return placed.from_disk ? group.size_bytes : group.coded_bytes.value_or(group.size_bytes);
+}
+
+bool is_loaded(const GroupPlacement& placed) {
+  return placed.placement == Placement::kStreamed || placed.placement == Placement::kResidentCoded;
+}
+
+std::uint64_t home_bytes(const GroupFootprint& group) {
+  return group.coded_bytes.value_or(placed_bytes(group));
+}
+
+/// `homes` by GroupId.
+void set_homes(std::span<const GroupFootprint> groups, const std::vector<bool>& homes, Plan& plan) {
+  plan.home_bytes = 0;
+  plan.disk_bytes = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    GroupPlacement& placed = plan.groups[i];
+    const bool streamed = placed.placement == Placement::kStreamed;
+    placed.at_home = is_loaded(placed) && homes[i];
+    placed.from_disk = streamed && groups[i].in_files && !homes[i];
+    if (placed.from_disk) plan.disk_bytes += groups[i].size_bytes;
+    if (placed.at_home) plan.home_bytes += home_bytes(groups[i]);
+  }
+}
+
+void place_homes(std::span<const GroupFootprint> groups, std::uint64_t room_bytes, Plan& plan) {
+  std::vector<HomeCandidate> candidates;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const GroupPlacement& placed = plan.groups[i];
+    if (!is_loaded(placed)) continue;
+    const bool kept = placed.placement == Placement::kResidentCoded;
+    candidates.push_back({home_bytes(groups[i]), groups[i].home, kept});
+  }
+  // The choice of what stays coded saw to it that there is room for that.
+  const std::vector<bool> chosen = choose_homes(candidates, room_bytes).value();
+  std::vector<bool> homes(groups.size(), false);
+  std::size_t candidate = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (is_loaded(plan.groups[i])) homes[i] = chosen[candidate++];
+  }
+  set_homes(groups, homes, plan);
 }
 
 bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint64_t b_bytes) {
@@ -237,8 +287,15 @@ Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_byte
   }
   place_by_rows(groups, all_resident ? room_bytes - needs.any : 0, plan);
   place_spares(groups, needs.largest_any, plan);
+  place_homes(groups, rates.home_bytes, plan);
   predict_pass(groups, rates, plan);
   return plan;
+}
+
+void note_homes(std::span<const GroupFootprint> groups, Plan& plan) {
+  std::vector<bool> there;
+  for (const GroupFootprint& group : groups) there.push_back(group.home == HomeState::kThere);
+  set_homes(groups, there, plan);
 }
 
 double plan_cost(std::span<const GroupFootprint> groups, const Rates& rates, const Plan& plan) {
@@ -291,7 +348,7 @@ void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Pl
   std::vector<std::uint64_t> offsets;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     const bool streamed = plan.groups[i].placement == Placement::kStreamed;
-    if (streamed) plan.link_bytes += groups[i].coded_bytes.value_or(groups[i].size_bytes);
+    if (streamed) plan.link_bytes += link_bytes(groups[i], plan.groups[i]);
     if (!streamed && plan.groups[i].placement != Placement::kResidentCoded) continue;
     sizes.push_back(placed_bytes(groups[i]));
     offsets.push_back(plan.groups[i].offset_bytes);
@@ -305,6 +362,7 @@ void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Pl
     PassStep step{.size_bytes = groups[i].size_bytes, .coded_bytes = groups[i].coded_bytes};
     step.streamed = plan.groups[i].placement == Placement::kStreamed;
     step.kept = plan.groups[i].placement == Placement::kResidentCoded;
+    step.from_disk = plan.groups[i].from_disk;
     if (step.streamed || step.kept) step.sharing_distance = distances[place++];
     decoding += decode_seconds(step, rates);
     steps.push_back(step);
@@ -312,7 +370,10 @@ void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Pl
   plan.predicted_seconds = pass_seconds(steps, rates);
   const double link_seconds = static_cast<double>(plan.link_bytes) / rates.link_bytes_per_second;
   plan.bound = decoding > rates.compute_seconds ? "decode" : "compute";
-  if (link_seconds >= rates.compute_seconds + decoding) plan.bound = "link";
+  const double disk_seconds = static_cast<double>(plan.disk_bytes) / rates.disk_bytes_per_second;
+  const bool from_disk = disk_seconds > link_seconds;
+  if (std::max(link_seconds, disk_seconds) < rates.compute_seconds + decoding) return;
+  plan.bound = from_disk ? "disk" : "link";
 }
 
 std::uint64_t smallest_budget_bytes(std::span<const GroupFootprint> groups) {

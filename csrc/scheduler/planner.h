@@ -26,6 +26,9 @@ namespace tensorstream {
 ///   (StreamingSearch says of what), loads are exposed and counted in exposed_loads.
 /// - Loaded at their use (Rates::loading), streamed groups all share one place of the size of the
 ///   largest, and no load counts as exposed.
+/// - Where host memory has no room for the homes of all that is loaded (Rates::home_bytes), those
+/// that
+///   find none are spread evenly among the others; what stays coded comes first.
 /// - resident_bytes + kept_bytes + arena_bytes <= budget_bytes, always. Among the plans that fit,
 /// the one with
 ///   the least predicted time. Every group counts as a multiple of kGroupAlignment.
@@ -45,6 +48,9 @@ double plan_cost(std::span<const GroupFootprint> groups, const Rates& rates, con
 /// Nothing where a pass would take hardly less time.
 std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFootprint> groups,
                                                          const Rates& rates, const Plan& plan);
+
+/// Says which groups of `plan`, made for `groups`, have homes: those whose homes are there.
+void note_homes(std::span<const GroupFootprint> groups, Plan& plan);
 
 /// Predicts anew what a pass by `plan`, made for `groups`, takes: by what they are known to move
 /// now.

@@ -1,8 +1,7 @@
 #include "scheduler/streaming_choice.h"
 
 #include <algorithm>
-
-#include "scheduler/pass_time.h"
+#include <limits>
 
 namespace tensorstream {
 namespace {
@@ -28,6 +27,10 @@ bool better(const StreamingChoice& a, const StreamingChoice& b) {
   if (b.cost < a.cost * (1 - kCostTolerance)) return false;
   if (a.streamed_bytes != b.streamed_bytes) return a.streamed_bytes < b.streamed_bytes;
   return a.layout.arena_bytes < b.layout.arena_bytes;
+}
+
+std::uint64_t home_bytes(const UsedGroup& group) {
+  return group.coded_bytes.value_or(group.size_bytes);
 }
 
 ChoiceCost::ChoiceCost(std::span<const UsedGroup> groups, const Rates& rates)
@@ -61,7 +64,26 @@ double ChoiceCost::of(const StreamingChoice& choice) const {
   for (PassStep& step : steps) {
     if (step.kept || step.streamed) step.sharing_distance = distances[place++];
   }
+  if (!find_disk_reads(steps)) return std::numeric_limits<double>::infinity();
   return pass_seconds(steps, expected_) * pass_seconds(steps, balanced_);
+}
+
+// Says of each step whether it reads files; false where what stays coded finds no room for its
+// home.
+bool ChoiceCost::find_disk_reads(std::vector<PassStep>& steps) const {
+  std::vector<HomeCandidate> candidates;
+  std::vector<std::size_t> loaded;
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    if (!steps[i].streamed && !steps[i].kept) continue;
+    candidates.push_back({home_bytes(groups_[i]), groups_[i].home, steps[i].kept});
+    loaded.push_back(i);
+  }
+  const auto homes = choose_homes(candidates, expected_.home_bytes);
+  if (!homes) return false;
+  for (std::size_t i = 0; i < loaded.size(); ++i) {
+    steps[loaded[i]].from_disk = !(*homes)[i] && groups_[loaded[i]].in_files;
+  }
+  return true;
 }
 
 }  // namespace tensorstream

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "scheduler/arena_layout.h"
+#include "scheduler/homes.h"
+#include "scheduler/pass_time.h"
 #include "tensorstream/plan.h"
 
 namespace tensorstream {
@@ -21,7 +23,13 @@ struct UsedGroup {
   std::optional<std::uint64_t> coded_bytes{};
   /// Device memory that it takes coded; 0 where it cannot stay so.
   std::uint64_t kept_bytes = 0;
+  /// As GroupFootprint has them.
+  bool in_files = false;
+  HomeState home = HomeState::kOpen;
 };
+
+/// What a home of the group takes.
+std::uint64_t home_bytes(const UsedGroup& group);
 
 /// One way to split the groups that may be streamed.
 struct StreamingChoice {
@@ -49,7 +57,9 @@ bool better(const StreamingChoice& a, const StreamingChoice& b);
 ///
 /// The compute time that a user gives is that of batch 1, or none is given; a larger batch computes
 /// for longer, and exposed loads then cost most. So every choice is timed twice, as expected and
-/// with a compute that keeps up with the link, and the product counts.
+/// with a compute that keeps up with the link, and the product counts. Where host memory has no
+/// room for all homes, the choice's are chosen as the plan's will be; without bound is the cost
+/// where what stays coded has none.
 class ChoiceCost {
  public:
   /// Of choices for these groups, which outlive it.
@@ -60,6 +70,8 @@ class ChoiceCost {
   const Rates& expected() const noexcept { return expected_; }
 
  private:
+  bool find_disk_reads(std::vector<PassStep>& steps) const;
+
   std::span<const UsedGroup> groups_;
   Rates expected_;
   Rates balanced_;

@@ -10,6 +10,7 @@
 #include "codec/checksum.h"
 #include "platform/file.h"
 #include "platform/output_file.h"
+#include "store/folder_bounds.h"
 #include "store/packed_header.h"
 #include "tensorstream/error.h"
 
@@ -48,6 +49,7 @@ std::vector<CarriedFile> list_carried_files(const std::string& folder,
     if (hidden && is_folder) entry.disable_recursion_pending();
     const std::string name = entry->path().lexically_relative(folder).string();
     if (!error && !hidden && !is_folder && !left_out.contains(name)) {
+      check_stays_in_folder(folder, name);
       files.push_back({name, File::open_for_reading(entry->path().string()).size_bytes(), {}});
     }
     if (!error) entry.increment(error);

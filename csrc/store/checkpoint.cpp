@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "store/checkpoint_file.h"
+#include "store/folder_bounds.h"
 #include "store/packed_checkpoint.h"
 #include "store/packed_header.h"
 #include "store/shard_index.h"
@@ -25,7 +26,10 @@ std::map<std::string, std::string> shards_of(const std::string& index_path,
   for (const auto& [tensor, shard] : index) first_tensors.try_emplace(shard, tensor);
   for (const auto& [shard, tensor] : first_tensors) {
     std::error_code error;
-    if (fs::status(folder / shard, error).type() != fs::file_type::not_found) continue;
+    if (fs::status(folder / shard, error).type() != fs::file_type::not_found) {
+      check_stays_in_folder(folder.string(), shard);
+      continue;
+    }
     throw FormatError(index_path, shown(tensor),
                       "missing shard: its file '" + shown((folder / shard).string()) +
                           "' does not exist; fetch the checkpoint again, all of its files");

@@ -10,6 +10,7 @@
 #include <system_error>
 #include <vector>
 
+#include "store/folder_bounds.h"
 #include "store/packed_index.h"
 #include "store/shown_text.h"
 #include "tensorstream/error.h"
@@ -94,6 +95,7 @@ CheckpointFile only_one(const std::string& folder, const std::vector<std::string
                       "; give the path of one of these files");
   }
   const std::string& name = candidates.front();
+  check_stays_in_folder(folder, name);
   return {.path = (fs::path(folder) / name).string(),
           .kind = is_index(name) ? CheckpointKind::kIndex : CheckpointKind::kSingle};
 }

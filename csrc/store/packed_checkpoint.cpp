@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "store/checkpoint_file.h"
+#include "store/folder_bounds.h"
 #include "store/safetensors.h"
 #include "store/shown_text.h"
 #include "tensorstream/error.h"
@@ -62,6 +63,7 @@ PackedCheckpoint open_folder(const std::string& index_path) {
                         "missing shard: its file '" + shown(path) +
                             "' does not exist; fetch the checkpoint again, all of its files");
     }
+    check_stays_in_folder(packed.folder.string(), shard);
     packed.shards.push_back(open_shard(path, unpacked_name(shard).value()));
     const PackedHeader& header = packed.shards.back().header;
     check_seal(*packed.index, shard, path, header.seal);

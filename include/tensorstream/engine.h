@@ -216,9 +216,13 @@ class Engine {
   /// BudgetError where host memory has no room, and IoError: the group is loaded from its sources
   /// then, slower.
   void bring_home(GroupId group);
-  /// Plans anew by what the homes of groups turned out to take: call it when they have been brought
-  /// home, and nothing is leased. False, and nothing is changed, where groups would be settled or
-  /// unsettled by that, or where nothing is encoded. Raises as set_budget() does.
+  /// The groups to bring home, the most useful first: what the plan has at home, then those read by
+  /// rows and residents that may give way, as far as host memory has room.
+  std::vector<GroupId> groups_to_bring_home() const;
+  /// Plans anew by what the homes of groups turned out to take, and says in plan() what has none:
+  /// call it when they have been brought home, and nothing is leased. More of
+  /// groups_to_bring_home() may find room then. False, and nothing is changed, where groups would
+  /// be settled or unsettled by that, or where nothing is encoded. Raises as set_budget() does.
   bool plan_anew();
   /// Where kernels see the tensor's bytes in its group's home, at its place in the layout; null
   /// where it is not pinned there, or is encoded. Valid while the engine lives. A kernel that

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -32,6 +33,16 @@ enum class Residency {
   kByRows,
 };
 
+/// Whether a group has a home: pinned host memory from which a device that is not the host loads
+/// it.
+enum class HomeState {
+  /// Not yet.
+  kOpen,
+  kThere,
+  /// It was refused: its loads go to its sources.
+  kRefused,
+};
+
 /// What the planner needs to know of a group.
 struct GroupFootprint {
   std::string name;
@@ -42,6 +53,9 @@ struct GroupFootprint {
   std::optional<std::uint64_t> coded_bytes{};
   /// Whether the device may keep these and decode from them.
   bool may_stay_coded = false;
+  /// Whether its sources are files: without a home each of its loads reads them.
+  bool in_files = false;
+  HomeState home = HomeState::kOpen;
 };
 
 /// When the streamed groups are loaded.
@@ -62,6 +76,11 @@ struct Rates {
   /// (benchmarks/results/cuda_decode.json).
   double decode_bytes_per_second = 1.5e12;
   Loading loading = Loading::kAhead;
+  /// Reads of files, and how many bytes they may be ahead of the loads that they are for.
+  double disk_bytes_per_second = 2e9;
+  std::uint64_t disk_ahead_bytes = std::uint64_t{64} << 20U;
+  /// Host memory that homes may take, beside those that are there.
+  std::uint64_t home_bytes = std::numeric_limits<std::uint64_t>::max();
 };
 
 struct GroupPlacement {
@@ -71,6 +90,10 @@ struct GroupPlacement {
   std::uint64_t offset_bytes = 0;
   /// Device memory for its coded bytes: of one that is resident coded.
   std::uint64_t kept_bytes = 0;
+  /// Of one that is streamed or resident coded: it has a home in host memory.
+  bool at_home = false;
+  /// Of a streamed group: it has none, and its loads read files.
+  bool from_disk = false;
 };
 
 struct Plan {
@@ -90,6 +113,10 @@ struct Plan {
   std::uint64_t streamed_bytes = 0;
   /// What of these crosses the link in one pass: less where groups cross coded.
   std::uint64_t link_bytes = 0;
+  /// What of these is read from files in one pass, and the host memory that the homes of the
+  /// others, and of groups that are resident coded, take.
+  std::uint64_t disk_bytes = 0;
+  std::uint64_t home_bytes = 0;
   /// Device memory that coded weights are decoded from, beside residents and arena.
   std::uint64_t ring_bytes = 0;
   std::uint64_t on_demand_bytes = 0;
@@ -101,7 +128,7 @@ struct Plan {
   /// for the first's use. 0 where groups are loaded at their use: there every load does, and none
   /// is counted.
   std::uint32_t exposed_loads = 0;
-  /// Time of one pass in a steady state by the model of time, and what bounds it: "link",
+  /// Time of one pass in a steady state by the model of time, and what bounds it: "link", "disk",
   /// "compute", "decode", which takes turns with computing and takes longer, or "nothing streamed".
   double predicted_seconds = 0;
   std::string bound;

@@ -42,6 +42,14 @@ struct Statistics {
   std::uint64_t source_ram_bytes = 0;
   /// Pinned host memory that holds such: less than their bytes where they are coded.
   std::uint64_t pinned_bytes = 0;
+  /// Pinned host memory that what is read from files, or from RAM that is not pinned, goes through.
+  std::uint64_t staging_bytes = 0;
+  /// The ceiling of host memory beside a device that is not the host, 0 for none; what is held of
+  /// it (homes, staging, memory to encode in; with that of other engines that share it), and the
+  /// most that ever was.
+  std::uint64_t ram_budget_bytes = 0;
+  std::uint64_t ram_held_bytes = 0;
+  std::uint64_t peak_ram_held_bytes = 0;
   CompressionStatistics compression;
 
   std::uint64_t acquires = 0;
@@ -58,6 +66,8 @@ struct Statistics {
   std::uint64_t streamed_bytes = 0;
   std::uint64_t streamed_ram_bytes = 0;
   std::uint64_t streamed_disk_bytes = 0;
+  /// Of these, what was read, or on its way, before a load of a device that is not the host began.
+  std::uint64_t read_ahead_bytes = 0;
   /// What the streamed bytes are as weights.
   std::uint64_t decoded_bytes = 0;
   /// Weights that were decoded from what the device keeps: no load moved their bytes.

@@ -165,6 +165,18 @@ class Plan:
     def placements(self) -> list[Placement]: ...
 
     @property
+    def from_disk(self) -> list[bool]: ...
+
+    @property
+    def homeless_groups(self) -> int: ...
+
+    @property
+    def disk_bytes(self) -> int: ...
+
+    @property
+    def home_bytes(self) -> int: ...
+
+    @property
     def budget_bytes(self) -> int: ...
 
     @property
@@ -213,6 +225,24 @@ class ModelPlan:
     @property
     def plan(self) -> Plan: ...
 
+class KnownRates:
+    def __init__(self, link_bytes_per_second: float | None = None, disk_bytes_per_second: float | None = None) -> None: ...
+
+class BackendChoice:
+    @property
+    def backend(self) -> FileBackend: ...
+
+    @property
+    def reason(self) -> str: ...
+
+def choose_backend(plan: Plan, place: ComputePlace, available_bytes: int) -> BackendChoice:
+    """How files are read where nobody says it."""
+
+def measure_disk(path: str) -> float | None:
+    """
+    Bytes a second that a file is read at past the page cache; None where that is not to be had.
+    """
+
 class ModelTree:
     def __init__(self) -> None: ...
 
@@ -251,7 +281,10 @@ class ModelTree:
     def group(self) -> Grouping:
         """The model's groups by structure alone."""
 
-    def plan(self, budget_bytes: int, prefetch: Prefetch, place: ComputePlace, link_bytes_per_second: float | None = None, compression: int | None = 0) -> ModelPlan:
+    def note_in_ram(self, tensor: int) -> None:
+        """Says that a tensor's bytes are in RAM, and in no file."""
+
+    def plan(self, budget_bytes: int, prefetch: Prefetch, place: ComputePlace, known: KnownRates = ..., compression: int | None = 0, ram_budget_bytes: int | None = None) -> ModelPlan:
         """Groups and plans the model for a budget."""
 
 class Device:
@@ -385,6 +418,12 @@ class EngineOptions:
     def link_bytes_per_second(self, arg: float, /) -> None: ...
 
     @property
+    def disk_bytes_per_second(self) -> float: ...
+
+    @disk_bytes_per_second.setter
+    def disk_bytes_per_second(self, arg: float, /) -> None: ...
+
+    @property
     def prefetch(self) -> Prefetch: ...
 
     @prefetch.setter
@@ -437,6 +476,21 @@ class Statistics:
 
     @property
     def pinned_bytes(self) -> int: ...
+
+    @property
+    def staging_bytes(self) -> int: ...
+
+    @property
+    def ram_budget_bytes(self) -> int: ...
+
+    @property
+    def ram_held_bytes(self) -> int: ...
+
+    @property
+    def peak_ram_held_bytes(self) -> int: ...
+
+    @property
+    def read_ahead_bytes(self) -> int: ...
 
     @property
     def compression(self) -> CompressionStatistics: ...
@@ -549,6 +603,11 @@ class Engine:
     def bring_home(self, group: int) -> None:
         """
         Moves a group's bytes into pinned host memory, from which it is loaded.
+        """
+
+    def groups_to_bring_home(self) -> list[int]:
+        """
+        The groups to bring home, as far as host memory has room, the most useful first.
         """
 
     def plan_anew(self) -> bool:

@@ -13,6 +13,8 @@ from tensorstream.compute_device import open_device
 from tensorstream.config import Config, Size, make_config
 from tensorstream.exceptions import BudgetError, ConfigError
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
+from tensorstream.sources import largest_file, note_weights_in_ram
+from tensorstream.tiers import disk_rate
 from tensorstream.walk import walk
 
 logger = logging.getLogger("tensorstream")
@@ -144,7 +146,14 @@ def plan(
     chosen = make_config(config, options)
     found = walk(_as_model(model_or_path), chosen.keep_resident)
     device = open_device(chosen.torch_device, self_check=False)
-    planned = chosen.plan(found.tree, chosen.budget_bytes(device.native), device)
+    if not device.is_host:
+        note_weights_in_ram(found)
+    budget_bytes = chosen.budget_bytes(device.native)
+    ram_bytes = None if chosen.ram_budget is None else chosen.ram_budget_bytes()
+    planned = chosen.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes)
+    if planned.plan.disk_bytes and not isinstance(model_or_path, nn.Module):
+        rate = disk_rate(largest_file(os.fspath(model_or_path)))
+        planned = chosen.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate)
     return report.make_plan(found.tree, planned)
 
 

@@ -65,6 +65,11 @@ class ComputeDevice:
         return functions
 
     @property
+    def compute_place(self) -> _native.ComputePlace:
+        """Whose cores compute, for plans."""
+        return _native.ComputePlace.HOST if self.is_host else _native.ComputePlace.ACCELERATOR
+
+    @property
     def index(self) -> int:
         """The device's number."""
         return self.torch_device.index or 0

@@ -48,10 +48,14 @@ class Config:
         vram_budget: Device memory that weights, and what torch allocates in forwards, may take on a GPU, in
             bytes or as "4GiB", "500MB", "60%". None takes what is free less 1 GiB. Not for the CPU.
         ram_budget: RAM that weights may take, in the same forms: the budget of a model on the CPU, where
-            None takes what is available less 1 GiB, and the ceiling of pinned host memory beside a GPU.
-        backend: How files are read: "auto" reads them by pread, and on the CPU uses large weights in the
-            page cache, without a copy, where it has them in large pages; "mmap" does so however the
-            page cache has them, and maps what it copies, for files that nobody truncates meanwhile.
+            None takes what is available less 1 GiB, and the ceiling of pinned host memory beside a GPU:
+            what of the streamed weights finds no room there is read from its files at each use, spread
+            evenly through the pass.
+        backend: How files are read. "auto" is "direct" where each pass over the model reads more from files
+            than the page cache has room for, and the file system takes it; else it reads them by pread, and
+            on the CPU uses large weights in the page cache, without a copy, where it has them in large
+            pages. The statistics say what was chosen and why. "mmap" uses them however the page cache has
+            them, and maps what it copies, for files that nobody truncates meanwhile.
             "direct" reads past the page cache, by io_uring or, where that is forbidden, by threads: for
             models that are larger than RAM, and where the page cache is others'. "io_uring" is the same
             without the threads. Both take 32 MiB of RAM beside the budgets, and are an UnsupportedError
@@ -129,13 +133,25 @@ class Config:
         return COMPRESSION[str(self.compression)]
 
     def plan(
-        self, tree: _native.ModelTree, budget_bytes: int, device: ComputeDevice | None = None
+        self,
+        tree: _native.ModelTree,
+        budget_bytes: int,
+        device: ComputeDevice | None = None,
+        *,
+        ram_bytes: int | None = None,
+        disk_rate: float | None = None,
     ) -> _native.ModelPlan:
-        """Groups and a plan for a model on this device, by the rate of its link where it is given."""
+        """Groups and a plan for a model on this device, by the rate of its link where it is given.
+
+        Beside a GPU, `ram_bytes` is the ceiling of host memory, None for none, and `disk_rate` what a file
+        is read at, in bytes a second.
+        """
         on_host = self.torch_device.type == "cpu" if device is None else device.is_host
         place = _native.ComputePlace.HOST if on_host else _native.ComputePlace.ACCELERATOR
-        rate = None if device is None else device.link_bytes_per_second
-        return tree.plan(budget_bytes, self._prefetch, place, rate, self.compression_level)
+        link_rate = None if device is None else device.link_bytes_per_second
+        known = _native.KnownRates(link_rate, disk_rate)
+        level = self.compression_level
+        return tree.plan(budget_bytes, self._prefetch, place, known, level, ram_bytes)
 
     @property
     def file_backend(self) -> _native.FileBackend:
@@ -146,11 +162,15 @@ class Config:
     def _prefetch(self) -> _native.Prefetch:
         return _native.prefetch_for(PREFETCH[self.prefetch], self.file_backend)
 
-    def engine_options(self, device: ComputeDevice) -> _native.EngineOptions:
-        """What the engine is told of these options, for a device."""
+    def engine_options(
+        self, device: ComputeDevice, disk_rate: float | None = None
+    ) -> _native.EngineOptions:
+        """What the engine is told of these options, for a device, and a disk of that rate."""
         options = _native.EngineOptions()
         options.prefetch = self._prefetch
         options.link_bytes_per_second = device.link_bytes_per_second
+        if disk_rate is not None:
+            options.disk_bytes_per_second = disk_rate
         options.compression = self.compression_level
         if device.torch_memory() is not None:
             options.reserved_share = _native.ACTIVATION_SHARE

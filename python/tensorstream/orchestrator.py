@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorstream import _native
+from tensorstream import _native, report
 from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
 from tensorstream.config import PRESSURE, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError
@@ -24,6 +24,7 @@ from tensorstream.packed import StoredPlace
 from tensorstream.saved import SavedHooks
 from tensorstream.settled import check_can_leave, check_returned
 from tensorstream.sources import Sources, check_equal, materialize_forms, sources_of
+from tensorstream.tiers import plan_tiers
 from tensorstream.torch_pool import TorchPool
 from tensorstream.walk import FoundWeight, Walk, walk
 from tensorstream.weight import Loans, Weight
@@ -97,15 +98,10 @@ class Orchestrator:
         self.device: ComputeDevice = open_device(config.torch_device, config.self_check)
         found = walk(model, config.keep_resident)
         sources = sources_of(found, config.file_backend, checkpoint, stored or {})
-        self._reading = sources.about
         if ram_counts and self.device.is_host:
             for tensor in sources.in_ram:
                 found.tree.keep_resident(found.weights[tensor].names[0])
-        budget_bytes = config.budget_bytes(self.device.native)  # once: what is available changes
-        planned = config.plan(found.tree, budget_bytes, self.device)
-        self.grouping: _native.Grouping = planned.grouping
-        self.budget = _native.create_budget(budget_bytes)
-        self.engine = self._open(found, sources)
+        self._open(found, sources)
         if checkpoint is not None:
             check_equal(found, self.engine)  # guard: checkpoint-equal
         if checkpoint is not None or stored:
@@ -178,13 +174,21 @@ class Orchestrator:
             if lent.place_number != self.engine.place_number(lent.group):  # guard: lost-place
                 lent.leave_place()
 
-    def _open(self, found: Walk, sources: Sources) -> _native.Engine:
-        options = self.config.engine_options(self.device)
-        ram_budget = None if self.device.is_host else _ram_budget(self.config)
+    def _open(self, found: Walk, sources: Sources) -> None:
+        """Plans, and opens the engine."""
+        config, device = self.config, self.device
+        budget_bytes = config.budget_bytes(device.native)  # once: what is available changes
+        ram_budget = None if device.is_host else _ram_budget(config)
+        ram_bytes = None if ram_budget is None else ram_budget.limit_bytes
+        tiers = plan_tiers(config, found, sources, device, (budget_bytes, ram_bytes))
+        self.backend = tiers.about  # how files are read, and why
+        self.grouping: _native.Grouping = tiers.planned.grouping
+        self.budget = _native.create_budget(budget_bytes)
+        options = tiers.config.engine_options(device, tiers.disk_bytes_per_second)
         if ram_budget is not None:
             options.ram_budget = ram_budget
-        return _native.Engine(
-            self.device.native, self.budget, found.tree, self.grouping, sources.readers, options
+        self.engine = _native.Engine(
+            device.native, self.budget, found.tree, self.grouping, sources.readers, options
         )
 
     def _attach_or_undo(self, model: nn.Module, found: Walk, sources: Sources) -> None:
@@ -356,22 +360,27 @@ class Orchestrator:
 
     def _bring_home(self) -> None:
         """Moves what is streamed into pinned host memory, as far as there is room."""
-        for group in range(len(self.grouping.groups)):
-            if self.engine.settled(group):
-                continue
-            try:
-                self.engine.bring_home(group)
-            except (BudgetError, IoError) as error:
-                logger.warning(
-                    "host memory holds only a part of the weights; the others are read from where they "
-                    "are at each use, which is slower: %s",
-                    error,
-                )
-                break
-            for tensor in self.grouping.groups[group].tensors:
-                if not self._weights[tensor].is_home:
-                    self._weights[tensor].come_home()
-        self.engine.plan_anew()
+        refused: BudgetError | IoError | None = None
+        for _ in range(2):  # homes that came out smaller than expected leave room for more
+            for group in self.engine.groups_to_bring_home():
+                try:
+                    self.engine.bring_home(group)
+                except (BudgetError, IoError) as error:
+                    refused = error
+                    continue
+                for tensor in self.grouping.groups[group].tensors:
+                    if not self._weights[tensor].is_home:
+                        self._weights[tensor].come_home()
+            self.engine.plan_anew()
+        plan = self.engine.plan
+        if plan.homeless_groups:
+            logger.warning(
+                "host memory holds only a part of the weights: %d groups are read from where they are "
+                "at each use, which is slower%s%s",
+                plan.homeless_groups,
+                f"; {report.size(plan.disk_bytes)} a pass from files" if plan.disk_bytes else "",
+                f": {refused}" if refused is not None else "",
+            )
 
     def settle_loans(self, lent: LentGroup) -> None:
         """Before a group is leased while somebody may hold true values of weights."""
@@ -409,13 +418,6 @@ class Orchestrator:
         self.loans.lock = threading.RLock()
         self.session = _native.Session(self._reclaim)
         self._leases.renew(self.session)
-
-    @property
-    def backend(self) -> str:
-        """How files are read, and why."""
-        if self.config.backend == "auto":
-            return "pread (auto: a file truncated under a mapping would end the process)"
-        return f"{self.config.backend} (asked for): {self._reading}"
 
     def restored_bytes(self) -> int:
         """Bytes of RAM that restore() takes."""

@@ -16,7 +16,8 @@ class GroupInfo:
         name: The module, or the tensor, that the group is.
         size_bytes: Bytes of its weights.
         dtypes: The element types of its weights.
-        placement: "resident", "resident coded", "streamed" or "on demand"; empty before a plan.
+        placement: "resident", "resident coded", "streamed", "streamed from disk" or "on demand"; empty before
+            a plan. What is streamed otherwise comes from host memory.
     """
 
     name: str
@@ -84,6 +85,8 @@ class Plan:
         arena_bytes: Memory that streamed groups, and those that are resident coded, compute in.
         streamed_bytes: Loaded in each pass over the model.
         link_bytes: What of these crosses the link: less where weights cross it coded.
+        disk_bytes: What of these is read from files, as it finds no room in host memory beside a GPU.
+        home_bytes: Pinned host memory that the others take beside a GPU.
         ring_bytes: Device memory that coded weights are decoded from, beside residents and arena.
         on_demand_bytes: Tables of which rows are read.
         smallest_budget_bytes: The smallest budget that works.
@@ -92,7 +95,7 @@ class Plan:
             are loaded at their use, as all of them are then.
         predicted_seconds: Time of one pass at batch 1, by the model of time: what the GPU computes for
             is not known, and left out.
-        bound: What bounds it: "link", "decode", "compute" or "nothing streamed".
+        bound: What bounds it: "link", "disk", "decode", "compute" or "nothing streamed".
     """
 
     groups: tuple[GroupInfo, ...]
@@ -103,6 +106,8 @@ class Plan:
     arena_bytes: int
     streamed_bytes: int
     link_bytes: int
+    disk_bytes: int
+    home_bytes: int
     ring_bytes: int
     on_demand_bytes: int
     smallest_budget_bytes: int
@@ -112,7 +117,7 @@ class Plan:
     bound: str
 
     def __str__(self) -> str:
-        counts = {kind: 0 for kind in PLACEMENTS.values()}
+        counts = dict.fromkeys((*PLACEMENTS.values(), FROM_DISK), 0)
         for group in self.groups:
             counts[group.placement] += 1
         coded = f", in {size(self.link_bytes)} coded" if self.ring_bytes else ""
@@ -120,9 +125,10 @@ class Plan:
         if self.kept_bytes:
             kept = f"{size(self.kept_weights_bytes)} more in {size(self.kept_bytes)} coded, "
         shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        disk = f", {size(self.disk_bytes)} of it from disk" if self.disk_bytes else ""
         return (
             f"budget {size(self.budget_bytes)}: {shown} groups; {size(self.resident_bytes)} resident, "
-            f"{kept}{size(self.arena_bytes)} arena; {size(self.streamed_bytes)} streamed a pass{coded}"
+            f"{kept}{size(self.arena_bytes)} arena; {size(self.streamed_bytes)} streamed a pass{coded}{disk}"
         )
 
 
@@ -159,6 +165,10 @@ class Stats:
         refusals: Requests of torch that were refused.
         source_ram_bytes: Weights that host RAM owns: made while loading, or written by the user.
         pinned_bytes: Host RAM that a GPU loads weights from by itself, coded ones as they are there.
+        staging_bytes: Host RAM beside that through which a GPU gets what is read from files.
+        ram_budget_bytes: The ceiling of both beside a GPU; 0 where none was given.
+        ram_held_bytes: What is held of it now.
+        peak_ram_held_bytes: The most that ever was, with memory that weights were coded in.
         acquires: Leases of streamed groups.
         hits: Leases that found their group on the device.
         partial_hits: Leases that found its load under way.
@@ -168,6 +178,7 @@ class Stats:
         streamed_bytes: Bytes moved by loads, from RAM and from disk; coded ones as they cross the link.
         streamed_ram_bytes: Of these, from RAM.
         streamed_disk_bytes: Of these, from files.
+        read_ahead_bytes: Of these, what was read, or on its way, before its load began, beside a GPU.
         decoded_bytes: What all of these are as weights.
         kept_decoded_bytes: Weights that were decoded from what the device keeps: no load moved them.
         on_demand_bytes: Rows, and tensors read between uses.
@@ -190,6 +201,10 @@ class Stats:
     refusals: int
     source_ram_bytes: int
     pinned_bytes: int
+    staging_bytes: int
+    ram_budget_bytes: int
+    ram_held_bytes: int
+    peak_ram_held_bytes: int
     acquires: int
     hits: int
     partial_hits: int
@@ -199,6 +214,7 @@ class Stats:
     streamed_bytes: int
     streamed_ram_bytes: int
     streamed_disk_bytes: int
+    read_ahead_bytes: int
     decoded_bytes: int
     kept_decoded_bytes: int
     on_demand_bytes: int
@@ -244,6 +260,7 @@ PLACEMENTS = {
     _native.Placement.STREAMED: "streamed",
     _native.Placement.ON_DEMAND: "on demand",
 }
+FROM_DISK = "streamed from disk"
 
 
 def size(size_bytes: int) -> str:
@@ -254,24 +271,30 @@ def size(size_bytes: int) -> str:
 def group_infos(
     tree: _native.ModelTree,
     grouping: _native.Grouping,
-    placements: list[_native.Placement] | None = None,
+    plan: _native.Plan | None = None,
 ) -> tuple[GroupInfo, ...]:
     """The groups of a model, with their placements where a plan gave them."""
+    shown = [""] * len(grouping.groups)
+    if plan is not None:
+        shown = [
+            FROM_DISK if from_disk else PLACEMENTS[placement]
+            for placement, from_disk in zip(plan.placements, plan.from_disk, strict=True)
+        ]
     return tuple(
         GroupInfo(
             group.name,
             tree.size_bytes(group.tensors),
             tuple(sorted(set(tree.dtypes(group.tensors)))),
-            PLACEMENTS[placements[index]] if placements is not None else "",
+            placement,
         )
-        for index, group in enumerate(grouping.groups)
+        for group, placement in zip(grouping.groups, shown, strict=True)
     )
 
 
 def make_plan(tree: _native.ModelTree, planned: _native.ModelPlan) -> Plan:
     """A plan as plain values."""
     native = planned.plan
-    groups = group_infos(tree, planned.grouping, native.placements)
+    groups = group_infos(tree, planned.grouping, native)
     numbers = [field.name for field in dataclasses.fields(Plan) if field.name != "groups"]
     return Plan(groups, **{name: getattr(native, name) for name in numbers})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping
 
 import torch
@@ -24,11 +25,37 @@ class Sources:
         readers: By the source ids that the tree's extents name.
         in_ram: The values that host RAM owns, by the tree's tensor ids.
         about: How the files are read, for people.
+        plain_files: Source ids by the paths of files that are read as they are.
+        packed_files: Paths of files that are packed.
     """
 
     readers: list[_native.Reader] = dataclasses.field(default_factory=list)
     in_ram: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
     about: str = ""
+    plain_files: dict[str, int] = dataclasses.field(default_factory=dict)
+    packed_files: list[str] = dataclasses.field(default_factory=list)
+
+    def largest_file(self) -> str | None:
+        """The path of the largest file that is read; None where there is none."""
+        sizes = {path: os.path.getsize(path) for path in (*self.plain_files, *self.packed_files)}
+        return max(sizes, key=sizes.__getitem__, default=None)
+
+    def open_anew(self, backend: _native.FileBackend) -> None:
+        """Has all files read in another way, or none.
+
+        Raises:
+            UnsupportedError: Files cannot be read so, here or at all.
+            IoError: A file cannot be opened.
+        """
+        if self.packed_files:
+            raise UnsupportedError(
+                f"'{self.packed_files[0]}' is packed, and is read through the page cache"
+            )
+        opener = _native.FileOpener(backend)
+        opened = {source: opener.open(path) for path, source in self.plain_files.items()}
+        for source, reader in opened.items():
+            self.readers[source] = reader
+        self.about = opener.about
 
     def warn_of_no_gain(self) -> None:
         """Says where streaming to the CPU, which shares RAM with what it streams, saves nothing."""
@@ -53,7 +80,12 @@ class _Files:
     def source(self, path: str, *, packed: bool = False) -> int:
         if path in self._ids:
             return self._ids[path]
-        return self.add(self._open_packed(path) if packed else self._opener.open(path))
+        source = self.add(self._open_packed(path) if packed else self._opener.open(path))
+        if packed:
+            self._sources.packed_files.append(path)
+        else:
+            self._sources.plain_files[path] = source
+        return source
 
     def _open_packed(self, path: str) -> _native.Reader:
         if self._backend in (_native.FileBackend.DIRECT, _native.FileBackend.IO_URING):
@@ -98,6 +130,8 @@ def _find_sources(
         place = stored.get(id(parameter))
         if place is not None:
             source = files.add(place.reader)
+            if place.reader.name not in sources.packed_files:
+                sources.packed_files.append(place.reader.name)
             found.tree.add_extent(weight.tensor, source, place.offset_bytes, place.size_bytes)
             continue
         if parameter.device.type == "meta":
@@ -118,6 +152,7 @@ def _find_sources(
             )
             sources.readers.append(reader)
             sources.in_ram[weight.tensor] = value
+            found.tree.note_in_ram(weight.tensor)
     return sources
 
 
@@ -147,6 +182,24 @@ def _sources_in_checkpoint(found: Walk, path: str, backend: _native.FileBackend)
         source = files.source(checkpoint.files[stored.file], packed=checkpoint.packed)
         found.tree.add_extent(weight.tensor, source, stored.offset_bytes, stored.size_bytes)
     return sources
+
+
+def largest_file(folder: str) -> str | None:
+    """The largest file of a checkpoint in `folder`; None where that is no folder."""
+    if not os.path.isdir(folder):
+        return None
+    files = _native.Checkpoint.open(folder).files
+    return max(files, key=os.path.getsize, default=None)
+
+
+def note_weights_in_ram(found: Walk) -> None:
+    """Says in the tree which weights are in RAM, for plans of models that are not bound to sources."""
+    for weight in found.weights:
+        parameter = weight.parameter
+        if parameter.device.type == "meta":
+            continue
+        if _native.find_file_backing(parameter.data_ptr(), parameter.nbytes) is None:
+            found.tree.note_in_ram(weight.tensor)
 
 
 def check_equal(found: Walk, engine: _native.Engine) -> None:

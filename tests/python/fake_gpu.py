@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LIBRARY = Path(
     os.environ.get("TENSORSTREAM_FAKE_CUDA", ROOT / "build/dev/tests/cpp/fake_cuda/libfake_cuda.so")
 )
+RING_BYTES = 64 << 20  # what is staged goes through
 
 
 class FakeGpu(ComputeDevice):
@@ -112,11 +113,14 @@ class FakeGpuWithTorch(FakeGpu):
 
 
 def use_fake_gpu(
-    monkeypatch: pytest.MonkeyPatch, *, homes: bool, memory: FakeTorchMemory | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    homes: bool | int,
+    memory: FakeTorchMemory | None = None,
 ) -> None:
-    """Makes models run on it; without `homes`, none of their weights fits host memory."""
+    """Makes models run on it; without `homes`, none of their weights fits host memory, or so many bytes."""
     assert LIBRARY.exists(), f"{LIBRARY} is missing: make test-cpp builds it"
-    ring_bytes = 64 << 20  # a ring for staging is all that fits
+    ram_bytes = RING_BYTES + int(homes)
     monkeypatch.setattr(
         orchestrator,
         "open_device",
@@ -125,5 +129,5 @@ def use_fake_gpu(
     monkeypatch.setattr(
         orchestrator,
         "_ram_budget",
-        lambda config: None if homes else _native.create_budget(ring_bytes),
+        lambda config: None if homes is True else _native.create_budget(ram_bytes),
     )

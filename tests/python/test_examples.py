@@ -192,17 +192,25 @@ def test_memory_groups_are_not_made_outside_of_a_limit(
 
 def test_memory_group_is_limited_by_the_file_of_its_version(example: Any, tmp_path: Path) -> None:
     groups = example("memory_group")
-    for version, limit, peak in (
-        ("two", "memory.max", "memory.peak"),
-        ("one", "memory.limit_in_bytes", "memory.max_usage_in_bytes"),
+    for version, limit, peak, swap, most in (
+        ("two", "memory.max", "memory.peak", "memory.swap.max", "0"),
+        (
+            "one",
+            "memory.limit_in_bytes",
+            "memory.max_usage_in_bytes",
+            "memory.memsw.limit_in_bytes",
+            "123",
+        ),
     ):
         folder = tmp_path / version
         folder.mkdir()
         (folder / limit).write_text("max")
+        (folder / swap).write_text("max")
         (folder / peak).write_text("77\n")
         group = groups.MemoryGroup(folder)
         group.limit(123)
         group.enter()
         assert (folder / limit).read_text() == "123"
+        assert (folder / swap).read_text() == most
         assert (folder / "cgroup.procs").read_text() == str(os.getpid())
         assert group.peak_bytes() == 77

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import subprocess
@@ -285,3 +286,62 @@ def test_a_pack_that_is_killed_leaves_no_target_or_a_whole_one(tmp_path: Path) -
     assert killed > runs / 2 and left > runs / 4 and whole < runs
     for run in range(runs):
         assert _same_files(tmp_path / "timed", tmp_path / f"target-{run}"), run
+
+
+# A file system of 8 MiB of this process alone, which something else fills once packing has begun; or a
+# limit that files meet.
+FULL = """
+import ctypes, os, resource, shutil, sys
+import tensorstream as ts
+source, folder, how = sys.argv[1:]
+target = os.path.join(folder, "packed")
+filler = os.path.join(folder, "filler")
+if how == "disk":
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(0x20000) or libc.mount(b"none", b"/", None, 0x44000, None) or libc.mount(
+        b"tmpfs", folder.encode(), b"tmpfs", 0, b"size=8m"
+    ):
+        sys.exit(77)
+
+def fill(done, total):
+    if how == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    elif not os.path.exists(filler):
+        with open(filler, "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+quiet = lambda done, total: None
+try:
+    ts.pack(source, target, threads=1, progress=fill)
+    sys.exit("packed")
+except ts.IoError as error:
+    print(error.errno, error)
+assert not os.path.exists(target)
+if how == "limit":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+else:
+    os.remove(filler)
+ts.pack(source, target, threads=1, progress=quiet)
+ts.verify(target, progress=quiet)
+"""
+
+
+@pytest.mark.parametrize(("how", "number"), [("limit", errno.EFBIG), ("disk", errno.ENOSPC)])
+def test_a_disk_that_gets_full_is_an_error_and_the_next_pack_goes_on(
+    how: str, number: int, tmp_path: Path
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "folder").mkdir()
+    weights = {f"w{i}": _weights(torch.bfloat16, 500, 600 + i) for i in range(6)}
+    save_file(weights, tmp_path / "source" / "model.safetensors")
+    command = [sys.executable, "-c", FULL, str(tmp_path / "source"), str(tmp_path / "folder"), how]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 77:
+        pytest.skip("this user may mount nothing: no disk can be filled")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{number} "), done.stdout

@@ -77,7 +77,7 @@ TEST_P(EngineCuda, HomesAreChargedToTheRamBudgetAndRefusedWithoutHarm) {
   const ModelSpec spec = model.in_memory();
   EngineOptions options;
   options.piece_bytes = 4096;
-  options.ram_budget = Budget::create(4 * 4096 + 3 * 12'288);
+  options.ram_budget = Budget::create(8 * 4096 + 3 * 12'288);
   const auto engine = open_engine(*device_, spec, smallest_budget_of(spec), options);
   for (GroupId group = 0; group < 3; ++group) engine->bring_home(group);
   EXPECT_THROW(engine->bring_home(3), BudgetError);

@@ -69,7 +69,7 @@ TEST_F(LoadFromDisk, GoesThroughStagingWhole) {
     StagingRing ring(*device, {.piece_bytes = piece, .pieces = 2});
     Load load(0, Load::Reads::kStaged);
     add_all(load, 16_MiB);
-    load.read_through(ring, *stream);
+    StagedReader(ring).send(load, *stream, {});
     stream->synchronize();
     EXPECT_EQ(load.error(), nullptr);
     EXPECT_TRUE(is_whole()) << piece;

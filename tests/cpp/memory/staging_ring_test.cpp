@@ -176,6 +176,27 @@ TEST_P(StagingRingOnDevice, PiecesThatAreNotUsedComeBack) {
   EXPECT_EQ(piece.bytes().size(), kPage);
 }
 
+TEST_P(StagingRingOnDevice, OneThreadTakesSeveralPiecesWhereItNeedNotWait) {
+  const auto target = allocate_open(kPage);
+  const auto stream = device_->create_stream();
+  StagingRing ring(*device_, {.piece_bytes = kPage, .pieces = 2});
+  auto first = ring.try_take();
+  auto second = ring.try_take();
+  ASSERT_TRUE(first && second);
+  EXPECT_NE(first->bytes().data(), second->bytes().data());
+  EXPECT_FALSE(ring.try_take());
+  hold_up(*stream);
+  first->copy_to_device(*stream, target->data(), first->bytes());
+  first.reset();
+  if (!GetParam().pins) stream->synchronize();
+  const auto at_once = ring.try_take();  // its copy waits for the stream
+  EXPECT_EQ(at_once.has_value(), !GetParam().pins);
+  EXPECT_THROW(static_cast<void>(ring.take()), LeaseError);
+  second.reset();
+  stream->synchronize();
+  EXPECT_TRUE(ring.try_take());
+}
+
 TEST_P(StagingRingOnDevice, ThreadsShareFewPieces) {
   constexpr int kThreads = 4;
   const std::uint64_t size = 40 * kPage;

@@ -77,6 +77,43 @@ TEST(PassSeconds, WhatIsKeptTakesNoTimeOnTheLink) {
   EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 3 + overhead, 1e-9);
 }
 
+// A disk of 5 bytes a second: a block of 10 takes 2.
+Rates with_disk(double compute_seconds, std::uint64_t ahead_bytes) {
+  Rates rates{kLink, compute_seconds};
+  rates.disk_bytes_per_second = 5;
+  rates.disk_ahead_bytes = ahead_bytes;
+  return rates;
+}
+
+TEST(PassSeconds, TheDiskReadsWhileTheLinkMovesWhatIsAtHome) {
+  Steps steps = blocks(10, 2);
+  for (std::size_t i = 0; i < steps.size(); i += 2) steps[i].from_disk = true;
+  // Five on the disk take 10 s, while five cross the link.
+  EXPECT_NEAR(pass_seconds(steps, with_disk(0, 10)), 10, 1e-9);
+  // Nothing is read ahead: the disk rests while the link works for the others.
+  EXPECT_NEAR(pass_seconds(steps, with_disk(0, 0)), 15, 1e-9);
+  // Half of a block is.
+  EXPECT_NEAR(pass_seconds(steps, with_disk(0, 5)), 10, 1e-9);
+  EXPECT_NEAR(pass_seconds(steps, with_disk(0, 2)), 13, 1e-9);
+}
+
+TEST(PassSeconds, ADiskThatIsFasterThanTheLinkCostsNothingMore) {
+  Steps steps = blocks(10, 2);
+  for (PassStep& step : steps) step.from_disk = true;
+  Rates rates = with_disk(0, 10);
+  rates.disk_bytes_per_second = 20;
+  EXPECT_NEAR(pass_seconds(steps, rates), 10, 1e-9);
+}
+
+TEST(PassSeconds, WhatIsReadFromTheDiskIsNotDecoded) {
+  Steps steps = blocks(10, 2);
+  for (PassStep& step : steps) {
+    step.coded_bytes = 1;
+    step.from_disk = true;
+  }
+  EXPECT_NEAR(pass_seconds(steps, with_disk(0, 10)), 20, 1e-9);
+}
+
 TEST(PassSeconds, NothingTakesNoTime) {
   EXPECT_DOUBLE_EQ(pass_seconds(Steps{}, {kLink, 0}), 0);
   EXPECT_DOUBLE_EQ(pass_seconds(blocks(4, 1), {kLink, 0}), 4);

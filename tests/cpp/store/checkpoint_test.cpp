@@ -77,12 +77,81 @@ TEST(CheckpointOpen, ShardsByTheirIndex) {
   }
 }
 
-TEST(CheckpointOpen, AShardMayBeALinkOutOfTheFolder) {
+/// A model in Hugging Face's cache: the files of a revision, in `below` of it, are links to blobs.
+class CachedModel : public ::testing::TestWithParam<std::string> {
+ protected:
+  CachedModel() {
+    folder_.write("models--a/blobs/1111", R"({"weight_map":{"a":"model-1.safetensors"}})");
+    folder_.write("models--a/blobs/5f0a3c", one_tensor("a", 2));
+    folder_.write("models--b/blobs/5f0a3c", one_tensor("a", 2));
+    folder_.write("elsewhere/model.safetensors", one_tensor("a", 2));
+    std::filesystem::create_directories(folder_.path(snapshot_));
+    link("blobs/1111", kIndexName);
+  }
+  /// From the model's folder in the cache.
+  void link(const std::string& target, const std::string& name) const {
+    const std::string up = GetParam().empty() ? "../../" : "../../../";
+    std::filesystem::create_symlink(up + target, folder_.path(snapshot_ + "/" + name));
+  }
+  void expect_refused(const std::string& name) const {
+    try {
+      static_cast<void>(Checkpoint::open(folder_.path(snapshot_)));
+      FAIL() << "opened";
+    } catch (const FormatError& error) {
+      EXPECT_THAT(error.what(), HasSubstr(name));
+      EXPECT_THAT(error.what(), HasSubstr("outside of the checkpoint's folder"));
+    }
+  }
+
+  const TemporaryFolder folder_;
+  const std::string snapshot_ = "models--a/snapshots/0a1b" + GetParam();
+};
+
+TEST_P(CachedModel, IsMadeOfLinksToItsBlobs) {
+  link("blobs/5f0a3c", "model-1.safetensors");
+  EXPECT_THAT(names(Checkpoint::open(folder_.path(snapshot_))), ElementsAre("a"));
+}
+
+TEST_P(CachedModel, HasNoLinksToAnywhereElse) {
+  link("../models--b/blobs/5f0a3c", "model-1.safetensors");
+  expect_refused("model-1.safetensors");
+}
+
+TEST_P(CachedModel, HasNoLinksToOtherFolders) {
+  link("../elsewhere/model.safetensors", "model-1.safetensors");
+  expect_refused("model-1.safetensors");
+}
+
+INSTANTIATE_TEST_SUITE_P(Files, CachedModel, ::testing::Values("", "/unet"),
+                         [](const auto& instance) {
+                           return instance.param.empty() ? "OfTheRevision" : "InASubfolder";
+                         });
+
+TEST(CheckpointOpen, LinksWithinTheFolderAreItsFiles) {
+  const TemporaryFolder folder;
+  folder.write("m/weights/5f0a3c", one_tensor("a", 2));
+  std::filesystem::create_symlink("weights/5f0a3c", folder.path("m/model.safetensors"));
+  EXPECT_THAT(names(Checkpoint::open(folder.path("m"))), ElementsAre("a"));
+  std::filesystem::create_directory_symlink(folder.path("m"), folder.path("other name"));
+  EXPECT_THAT(names(Checkpoint::open(folder.path("other name"))), ElementsAre("a"));
+}
+
+TEST(CheckpointOpen, LinksOutOfTheFolderAreRefused) {
   const TemporaryFolder folder;
   folder.write("blobs/5f0a3c", one_tensor("a", 2));
-  folder.write("snapshot/"s + kIndexName, R"({"weight_map":{"a":"model-1.safetensors"}})");
-  std::filesystem::create_symlink("../blobs/5f0a3c", folder.path("snapshot/model-1.safetensors"));
-  EXPECT_THAT(names(Checkpoint::open(folder.path("snapshot"))), ElementsAre("a"));
+  folder.write("m/note", "");
+  std::filesystem::create_symlink("../blobs/5f0a3c", folder.path("m/model.safetensors"));
+  EXPECT_THROW(Checkpoint::open(folder.path("m")), FormatError);
+  EXPECT_THAT(names(Checkpoint::open(folder.path("m/model.safetensors"))), ElementsAre("a"))
+      << "whoever names a file means that file";
+}
+
+TEST(CheckpointOpen, AFolderThatLeadsOutIsALinkToo) {
+  const TemporaryFolder folder;
+  folder.write("blobs/model-1.safetensors", one_tensor("a", 2));
+  folder.write("m/"s + kIndexName, R"({"weight_map":{"a":"sub/model-1.safetensors"}})");
+  std::filesystem::create_directory_symlink("../blobs", folder.path("m/sub"));
+  EXPECT_THROW(Checkpoint::open(folder.path("m")), FormatError);
 }
 
 TEST(CheckpointOpen, FolderWithTheUsualFile) {

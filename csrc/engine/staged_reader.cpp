@@ -1,0 +1,174 @@
+#include "engine/staged_reader.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+#include "engine/load.h"
+
+namespace tensorstream {
+namespace {
+
+/// Extents that one reader has one behind the other.
+struct Run {
+  std::span<const StagedExtent> extents;
+  std::uint64_t size_bytes = 0;
+};
+
+Run first_run(std::span<const StagedExtent> extents) {
+  Run run{extents.first(1), extents[0].target.size()};
+  for (const StagedExtent& next : extents.subspan(1)) {
+    const bool follows = next.reader == extents[0].reader &&
+                         next.offset_bytes == extents[0].offset_bytes + run.size_bytes;
+    if (!follows) break;
+    run.extents = extents.first(run.extents.size() + 1);
+    run.size_bytes += next.target.size();
+  }
+  return run;
+}
+
+/// What of `extents` lies in the read.
+std::vector<StagedRead::Part> parts_in(const StagedRead& read,
+                                       std::span<const StagedExtent> extents) {
+  std::vector<StagedRead::Part> parts;
+  const std::uint64_t end = read.offset_bytes + read.size_bytes;
+  for (const StagedExtent& extent : extents) {
+    const std::uint64_t from = std::max(read.offset_bytes, extent.offset_bytes);
+    const std::uint64_t to = std::min(end, extent.offset_bytes + extent.target.size());
+    if (from >= to) continue;
+    parts.push_back(
+        {from - read.offset_bytes, extent.target.subspan(from - extent.offset_bytes, to - from)});
+  }
+  return parts;
+}
+
+}  // namespace
+
+std::vector<StagedRead> cut_for_staging(std::vector<StagedExtent> extents,
+                                        std::uint64_t piece_bytes) {
+  std::vector<const Reader*> readers;  // in the order in which they are first met
+  for (const Tier tier : {Tier::kDisk, Tier::kRam}) {
+    for (const StagedExtent& extent : extents) {
+      if (extent.reader->tier() == tier) readers.push_back(extent.reader.get());
+    }
+  }
+  const auto rank = [&readers](const StagedExtent& extent) {
+    const auto first = std::ranges::find(readers, extent.reader.get());
+    return std::pair(first - readers.begin(), extent.offset_bytes);
+  };
+  std::ranges::stable_sort(extents, {}, rank);
+  std::vector<StagedRead> reads;
+  for (std::span<const StagedExtent> left = extents; !left.empty();) {
+    const Run run = first_run(left);
+    const std::shared_ptr<Reader>& reader = left[0].reader;
+    const std::uint64_t begin = left[0].offset_bytes;
+    for (std::uint64_t done = 0; done < run.size_bytes;) {
+      const std::uint64_t shift = reader->best_shift(begin + done);
+      const std::uint64_t room = piece_bytes > shift ? piece_bytes - shift : piece_bytes;
+      StagedRead read{reader, begin + done, std::min(room, run.size_bytes - done), {}};
+      read.parts = parts_in(read, run.extents);
+      done += read.size_bytes;
+      reads.push_back(std::move(read));
+    }
+    left = left.subspan(run.extents.size());
+  }
+  return reads;
+}
+
+bool StagedReader::Begun::is_for(const StagedRead& read) const noexcept {
+  return reader == read.reader && offset_bytes == read.offset_bytes &&
+         bytes.size() == read.size_bytes;
+}
+
+void StagedReader::send(Load& load, Stream& stream, std::span<const StagedRead> next) noexcept {
+  const MutexLock lock(mutex_);
+  try {
+    send_all(load.staged_reads(ring_.piece_bytes()), stream, next);
+  } catch (...) {
+    begun_.clear();
+    load.fail(std::current_exception());
+  }
+}
+
+void StagedReader::send_all(std::span<const StagedRead> reads, Stream& stream,
+                            std::span<const StagedRead> next) {
+  std::size_t begun = begun_of(reads);
+  for (std::size_t i = 0; i < begun; ++i) ahead_bytes_ += reads[i].size_bytes;
+  if (begun < reads.size()) keep_first(begun);  // guard: read-ahead-of-this-load
+  for (std::size_t sent = 0; sent < reads.size(); ++sent) {
+    while (begun < reads.size() && try_begin(reads[begun])) ++begun;
+    if (begun == sent) begin(reads[begun++], ring_.take());
+    Begun& front = begun_.front();
+    front.pending.wait();  // guard: wait-for-staged-read
+    copy(front, reads[sent], stream);
+    begun_.pop_front();
+    // RAM is read when it is used: it may be written to until then.
+    const bool reads_ram = !reads.empty() && reads.back().reader->tier() == Tier::kRam;
+    if (begun < reads.size() || reads_ram) continue;
+    const std::size_t left = reads.size() - sent - 1;
+    for (std::size_t i = begun_.size() - left; i < next.size() && try_begin_ahead(next[i]); ++i) {
+    }
+  }
+}
+
+// How many of the reads were begun, in their order and before all others.
+std::size_t StagedReader::begun_of(std::span<const StagedRead> reads) const {
+  std::size_t count = 0;
+  while (count < reads.size() && count < begun_.size() && begun_[count].is_for(reads[count])) {
+    ++count;
+  }
+  return count;
+}
+
+bool StagedReader::read_ahead(std::span<const StagedRead> next) noexcept {
+  const MutexLock lock(mutex_);
+  const std::size_t begun = begun_of(next);
+  if (begun == next.size()) return false;
+  keep_first(begun);
+  return try_begin_ahead(next[begun]);
+}
+
+// A failure is left to the load that needs it.
+bool StagedReader::try_begin_ahead(const StagedRead& read) noexcept {
+  const std::size_t before = begun_.size();
+  try {
+    return try_begin(read);
+  } catch (...) {
+    keep_first(before);
+    return false;
+  }
+}
+
+void StagedReader::keep_first(std::size_t count) noexcept {
+  while (begun_.size() > count) begun_.pop_back();
+}
+
+void StagedReader::drop() noexcept {
+  const MutexLock lock(mutex_);
+  begun_.clear();
+}
+
+bool StagedReader::try_begin(const StagedRead& read) {
+  auto piece = ring_.try_take();
+  if (!piece) return false;
+  begin(read, std::move(*piece));
+  return true;
+}
+
+void StagedReader::begin(const StagedRead& read, StagingRing::Piece piece) {
+  const std::uint64_t shift = read.reader->best_shift(read.offset_bytes);
+  const std::uint64_t room = piece.bytes().size() - read.size_bytes;
+  const std::span<std::byte> bytes =
+      piece.bytes().subspan(shift <= room ? shift : 0, read.size_bytes);
+  begun_.push_back({read.reader, read.offset_bytes, bytes, std::move(piece), {}});
+  begun_.back().pending = read.reader->begin_read(read.offset_bytes, bytes);
+}
+
+void StagedReader::copy(Begun& begun, const StagedRead& read, Stream& stream) {
+  for (const StagedRead::Part& part : read.parts) {
+    begun.piece.copy_to_device(stream, part.target.data(),
+                               begun.bytes.subspan(part.offset_bytes, part.target.size()));
+  }
+}
+
+}  // namespace tensorstream

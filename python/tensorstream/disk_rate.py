@@ -1,0 +1,71 @@
+"""How fast a disk is: measured once by reading a part of a file, and remembered for its file system."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorstream import _native
+
+_VALID_SECONDS = 7 * 24 * 3600.0
+
+
+def disk_bytes_per_second(path: str) -> float | None:
+    """The rate at which the file at `path` is read past the page cache.
+
+    Measuring takes a quarter of a second at most. What was measured is kept for a week in the user's cache
+    folder, by machine and file system. None where the file is too small to tell, or cannot be read so.
+
+    Raises:
+        IoError: The file cannot be read.
+    """
+    cache = _cache_file()
+    key = f"{platform.node()}:{os.statvfs(path).f_fsid:x}:{os.stat(path).st_dev:x}"
+    known = _read(cache)
+    entry = known.get(key)
+    if entry is not None and 0 <= time.time() - entry["measured_at"] < _VALID_SECONDS:
+        return float(entry["bytes_per_second"])
+    rate = _native.measure_disk(path)
+    if rate is not None:
+        known[key] = {"bytes_per_second": rate, "measured_at": time.time()}
+        with contextlib.suppress(OSError):  # it is measured again the next time
+            _write(cache, known)
+    return rate
+
+
+def _cache_file() -> Path:
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return Path(os.path.expanduser(folder)) / "tensorstream" / "disk_rates.json"
+
+
+def _read(cache: Path) -> dict[str, Any]:
+    """What is known; nothing where the file is not there, or not ours."""
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        return {}
+    return (
+        {key: entry for key, entry in known.items() if _is_entry(entry)}
+        if isinstance(known, dict)
+        else {}
+    )
+
+
+def _is_entry(entry: object) -> bool:
+    numbers = ("bytes_per_second", "measured_at")
+    return isinstance(entry, dict) and all(
+        type(entry.get(name)) is float and entry[name] > 0 for name in numbers
+    )
+
+
+def _write(cache: Path, known: dict[str, Any]) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:
+        json.dump(known, file, indent=1)
+    os.replace(file.name, cache)

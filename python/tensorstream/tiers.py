@@ -1,0 +1,71 @@
+"""Plans a model for its tiers: device memory, host memory, files, and how the files are read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tensorstream import _native
+from tensorstream.compute_device import ComputeDevice
+from tensorstream.config import Config
+from tensorstream.disk_rate import disk_bytes_per_second
+from tensorstream.exceptions import UnsupportedError
+from tensorstream.sources import Sources
+from tensorstream.walk import Walk
+
+
+@dataclasses.dataclass
+class TierPlan:
+    """What was decided.
+
+    Attributes:
+        planned: Groups and their places.
+        config: The user's options, with the backend that was chosen.
+        disk_bytes_per_second: What the disk gives; None where it does not matter or is not known.
+        about: How files are read, and why.
+    """
+
+    planned: _native.ModelPlan
+    config: Config
+    disk_bytes_per_second: float | None
+    about: str
+
+
+def plan_tiers(
+    config: Config,
+    found: Walk,
+    sources: Sources,
+    device: ComputeDevice,
+    budgets: tuple[int, int | None],
+) -> TierPlan:
+    """Plans for `budgets`, of the device and of host memory, and opens files anew where that is better."""
+    budget_bytes, ram_bytes = budgets
+    planned = config.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes)
+    rate = None
+    if planned.plan.disk_bytes:
+        rate = disk_rate(sources.largest_file())
+        planned = config.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate)
+    if config.backend != "auto":
+        about = f"{config.backend} (asked for): {sources.about}"
+        return TierPlan(planned, config, rate, about)
+    choice = _native.choose_backend(
+        planned.plan, device.compute_place, _native.available_ram_bytes()
+    )
+    name = "pread"
+    reason = choice.reason
+    if choice.backend == _native.FileBackend.DIRECT:
+        try:
+            sources.open_anew(choice.backend)
+        except UnsupportedError as error:
+            reason = f"{choice.reason}, but {error}"
+        else:
+            name = "direct"
+            config = dataclasses.replace(config, backend="direct")
+            planned = config.plan(
+                found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate
+            )
+    return TierPlan(planned, config, rate, f"{name} (auto: {reason}): {sources.about}")
+
+
+def disk_rate(path: str | None) -> float | None:
+    """As disk_bytes_per_second(), for no file too."""
+    return None if path is None else disk_bytes_per_second(path)
