@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 from torch import nn
 
 from tensorstream import _native
 from tensorstream.lent import LentGroup
+from tensorstream.tracing import refuse_tracing
 
 _MODULE_CODE = nn.Module.__call__.__code__.co_filename
 
@@ -36,7 +36,7 @@ class HookedModule:
     """The hooks of one module. They are the engine's: torch.compile calls them between graphs."""
 
     def __init__(self, leases: _native.Leases, module: nn.Module, groups: list[LentGroup]) -> None:
-        self._unit = _native.Unit(leases, groups, _MODULE_CODE, torch._C._get_tracing_state)
+        self._unit = _native.Unit(leases, groups, _MODULE_CODE, refuse_tracing)
         self._handles = [
             module.register_forward_pre_hook(_Hook(self._unit.before), prepend=True),
             module.register_forward_hook(_Hook(self._unit.after), always_call=True),

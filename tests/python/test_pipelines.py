@@ -77,7 +77,7 @@ def test_a_pipeline_over_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     plain = SHAPES["llama"].make(3)
     folder = save(plain, tmp_path)
     model = ts.from_pretrained(folder, ram_budget=smallest_budget(folder), self_check=True)
-    make, text, options = TASKS["text-generation"]
+    _, text, options = TASKS["text-generation"]
     ours, theirs = (_pipeline("text-generation", either) for either in (model, plain))
     assert ours(text, **options) == theirs(text, **options)
     assert ts.stats(model).streamed_bytes > 0
