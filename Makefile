@@ -70,6 +70,11 @@ test-python: build fake-cuda  ## Run the Python tests
 	@echo "==> running the Python tests"
 	@python -m pytest -n 2
 
+# Rows are kept in build/, so that a run that was ended goes on; remove the file to begin anew.
+.PHONY: models
+models: build  ## Run every model type of transformers plain and offloaded, and write docs/model_types.md
+	@cd tests/python && python -m model_matrix --rows "$(CURDIR)/build/model_types/rows.json" --output "$(CURDIR)/docs/model_types.md"
+
 .PHONY: demo
 demo: build  ## Run the examples: an encoder and a Llama within budgets smaller than their weights
 	@echo "==> examples/encoder_search.py: a sentence encoder in a third of its weights"

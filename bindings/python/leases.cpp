@@ -145,17 +145,14 @@ std::uintptr_t Leases::stream() const { return nb::cast<std::uintptr_t>(function
 bool Leases::has_loans() const { return PyObject_IsTrue(functions_.loans.ptr()) == 1; }
 
 Unit::Unit(nb::object leases, nb::list groups_of_module, nb::str module_code,
-           nb::object tracing_state)
+           nb::object refuse_tracing)
     : groups(std::move(groups_of_module)),
       leases_(std::move(leases)),
       module_code_(std::move(module_code)),
-      tracing_state_(std::move(tracing_state)) {}
+      refuse_tracing_(std::move(refuse_tracing)) {}
 
 void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
-  if (!tracing_state_().is_none()) {
-    throw UnsupportedError(
-        "torch.jit.trace would freeze streamed weights; restore the model first");
-  }
+  refuse_tracing_();
   auto& leases = nb::cast<Leases&>(leases_);
   const nb::object frame = frame_of_call();
   leases.enter(frame);
@@ -215,7 +212,7 @@ void init_leases(nb::module_& module) {
       .def_prop_ro("last_stream", &Leases::last_stream, "The stream of the last lease, or None.");
   nb::class_<Unit>(module, "Unit", nb::type_slots(Collected<Unit>::slots.data()))
       .def(nb::init<nb::object, nb::list, nb::str, nb::object>(), "leases"_a, "groups"_a,
-           "module_code"_a, "tracing_state"_a)
+           "module_code"_a, "refuse_tracing"_a)
       .def_rw("groups", &Unit::groups)
       .def("before", &Unit::before, "module"_a, "args"_a, "The pre-hook: leases the groups.")
       .def("after", &Unit::after, "module"_a, "args"_a, "output"_a.none(),

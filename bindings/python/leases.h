@@ -83,8 +83,9 @@ class Leases {
 /// The hooks of one module: lease its groups for the time of its forward.
 class Unit {
  public:
-  /// `module_code` is the file of torch's code for modules; `tracing_state` a function of torch's.
-  Unit(nb::object leases, nb::list groups, nb::str module_code, nb::object tracing_state);
+  /// `module_code` is the file of torch's code for modules; `refuse_tracing` raises where torch
+  /// records.
+  Unit(nb::object leases, nb::list groups, nb::str module_code, nb::object refuse_tracing);
 
   /// The pre-hook: leases the groups.
   void before(const nb::object& module, const nb::object& args);
@@ -115,7 +116,7 @@ class Unit {
 
   nb::object leases_;
   const nb::str module_code_;
-  const nb::object tracing_state_;
+  const nb::object refuse_tracing_;
   std::vector<Running> running_;
 };
 

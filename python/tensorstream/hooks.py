@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import weakref
+from collections import OrderedDict
 from typing import Any
 
-import torch
 from torch import nn
 
 from tensorstream import _native
+from tensorstream.fused import COUNTS_HOOKS, may_pack, refuse_packing
 from tensorstream.lent import LentGroup
+from tensorstream.tracing import refuse_tracing
 
 _MODULE_CODE = nn.Module.__call__.__code__.co_filename
 
@@ -32,15 +35,44 @@ def _no_hook(*_: Any) -> None:
     """Stands for a hook of ours on a copy of an offloaded model, which is a plain model."""
 
 
+class UncountedHooks(OrderedDict[int, Any]):
+    """Hooks of a module that computes otherwise where it has some: ours run and are not counted."""
+
+    def __len__(self) -> int:
+        return sum(not isinstance(hook, _Hook) and hook is not _no_hook for hook in self.values())
+
+    def __bool__(self) -> bool:
+        return any(True for _ in self)
+
+
+def _hide_hooks(module: nn.Module) -> None:
+    """Has hooks that follow not counted. Where the user has some, torch counts those anyway."""
+    for name in ("_forward_pre_hooks", "_forward_hooks"):
+        if not vars(module)[name]:
+            vars(module)[name] = UncountedHooks()
+
+
+def _show_hooks(module: nn.Module) -> None:
+    for name in ("_forward_pre_hooks", "_forward_hooks"):
+        if isinstance(vars(module)[name], UncountedHooks) and not vars(module)[name]:
+            vars(module)[name] = OrderedDict()
+
+
 class HookedModule:
     """The hooks of one module. They are the engine's: torch.compile calls them between graphs."""
 
     def __init__(self, leases: _native.Leases, module: nn.Module, groups: list[LentGroup]) -> None:
-        self._unit = _native.Unit(leases, groups, _MODULE_CODE, torch._C._get_tracing_state)
+        self._unit = _native.Unit(leases, groups, _MODULE_CODE, refuse_tracing)
+        self._module = weakref.ref(module)
+        if isinstance(module, COUNTS_HOOKS):  # guard: uncounted-hooks
+            _hide_hooks(module)
         self._handles = [
             module.register_forward_pre_hook(_Hook(self._unit.before), prepend=True),
             module.register_forward_hook(_Hook(self._unit.after), always_call=True),
         ]
+        if may_pack(module):
+            check = module.register_forward_pre_hook(_Hook(refuse_packing), with_kwargs=True)
+            self._handles.append(check)
 
     def lease(self, groups: list[LentGroup]) -> None:
         """Leases these groups from now on."""
@@ -51,6 +83,9 @@ class HookedModule:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        module = self._module()
+        if isinstance(module, COUNTS_HOOKS):
+            _show_hooks(module)
 
     def forget(self) -> None:
         """Drops what an abandoned forward left."""

@@ -17,6 +17,7 @@ from tensorstream import _native, report
 from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
 from tensorstream.config import PRESSURE, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError
+from tensorstream.fused import may_pack
 from tensorstream.hooks import HookedModule
 from tensorstream.lent import LentGroup
 from tensorstream.moved import Moved
@@ -260,6 +261,9 @@ class Orchestrator:
             groups = [self._lent[group] for group in hook.groups if group in self._lent]
             if groups:
                 wanted.setdefault(hook.module, []).extend(groups)
+        for module, reference in enumerate(self._modules):
+            if self._weights and may_pack(reference()):
+                wanted.setdefault(module, [])
         for module in [module for module in self._hooked if module not in wanted]:
             self._hooked.pop(module).detach()
         for module, groups in wanted.items():

@@ -11,6 +11,7 @@ from torch import nn
 
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.fused import WHOLE
 from tensorstream.proxy import ParkedParameter
 
 logger = logging.getLogger("tensorstream")
@@ -193,9 +194,14 @@ def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) ->
         )
         ids[id(module)] = node
         found.modules.append(module)
-        for parameter in module.parameters(recurse=False):
+        whole = False
+        if isinstance(module, WHOLE):  # guard: one-group
+            whole = True
+        for parameter in module.parameters(recurse=whole):
             if id(parameter) in by_parameter:
                 found.tree.hold(node, by_parameter[id(parameter)])
+        if whole:
+            return
         for child_name, child in module.named_children():
             visit(child, f"{name}.{child_name}" if name else child_name, node)
 

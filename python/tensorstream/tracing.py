@@ -1,0 +1,33 @@
+"""What records operations instead of running them: it would keep weights that are elsewhere later."""
+
+from __future__ import annotations
+
+import torch
+
+from tensorstream.exceptions import UnsupportedError
+
+_jit_state = torch._C._get_tracing_state
+_modes = torch._C._len_torch_dispatch_stack
+_mode_of = torch._C._get_dispatch_mode
+_RECORDERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+
+
+def refuse_tracing() -> None:
+    """Checks that torch runs operations on weights now, and does not record them.
+
+    Raises:
+        UnsupportedError: torch.jit.trace, torch.export or a mode of fake tensors would get them.
+    """
+    if _jit_state() is not None:  # guard: jit-trace
+        raise UnsupportedError(
+            "torch.jit.trace would freeze streamed weights; restore the model first"
+        )
+    if _modes() and _is_recorded():  # guard: export
+        raise UnsupportedError(
+            "torch.export, make_fx and fake tensors cannot have streamed weights, which they would freeze or "
+            "lose; restore the model first"
+        )
+
+
+def _is_recorded() -> bool:
+    return any(_mode_of(recorder) is not None for recorder in _RECORDERS)

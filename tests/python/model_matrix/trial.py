@@ -1,0 +1,172 @@
+"""One model type: built, run plain, run offloaded, compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+import tensorstream as ts
+from model_matrix import catalogue, comparing
+from model_matrix.inputs import Arguments, Maker
+from model_matrix.shrinking import LEVELS, Level
+from model_matrix.special_types import small_config
+
+# A model beyond this is not small, and is not run.
+MOST_PARAMETERS = 300_000_000
+
+
+@dataclasses.dataclass
+class Row:
+    """What became of a type.
+
+    Attributes:
+        state: "identical", or what stood in the way: "not built", "not run", "unsteady" (two plain runs
+            differ), "all resident", "refused", "differs", and of a worker "crashed" or "late".
+        model_class: The class that was run.
+        reason: Why it is not "identical".
+        parameters: How many the model has.
+        streamed: The share of its weights' bytes that was streamed.
+        tried: What stood in the way of each class at each level.
+    """
+
+    model_type: str
+    state: str
+    model_class: str = ""
+    reason: str = ""
+    parameters: int = 0
+    streamed: float = 0.0
+    tried: list[str] = dataclasses.field(default_factory=list)
+
+
+class _Failed(Exception):
+    """The model was not built, or does not run plain."""
+
+
+def _text(error: BaseException) -> str:
+    first = " ".join(str(error).split()) or "no text"
+    return f"{type(error).__name__}: {first}"[:200]
+
+
+def build(model_type: str, class_name: str, level: Level) -> nn.Module:
+    """A model with random weights, the same ones each time, in eval mode."""
+    config = small_config(model_type, level)
+    chosen = catalogue.model_class(model_type, class_name)
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in _make(chosen, config).parameters())
+    if count > MOST_PARAMETERS:
+        raise _Failed(f"it has {count / 1e6:.0f} million parameters")
+    torch.manual_seed(1234)
+    model = _make(chosen, config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Initial biases of 0 and norms of 1 would hide a weight that is taken for another.
+            if parameter.is_floating_point():
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    return model.eval()
+
+
+def _make(chosen: Any, config: Any) -> Any:
+    return chosen._from_config(config) if hasattr(chosen, "_from_config") else chosen(config)
+
+
+def run(model: nn.Module, inputs: Arguments) -> Any:
+    """A forward on copies of `inputs`, from the same random state."""
+    torch.manual_seed(99)
+    copies = {
+        name: value.clone() if isinstance(value, torch.Tensor) else value
+        for name, value in inputs.items()
+    }
+    with torch.no_grad():
+        return model(**copies)
+
+
+def _first_inputs(model: Any) -> tuple[Arguments, Any]:
+    """The first set of arguments that the model runs with, and what it gives."""
+    failures: list[str] = []
+    maker = Maker(model)
+    waiting = maker.attempts()
+    repaired: list[Arguments] = []
+    while (inputs := repaired.pop() if repaired else next(waiting, None)) is not None:
+        try:
+            output = run(model, inputs)
+        except Exception as error:  # noqa: BLE001  whatever a model raises, another set is tried
+            failures.append(_text(error))
+            better = maker.with_placeholders(inputs, error)
+            repaired += [] if better is None else [better]
+            continue
+        if not list(comparing.tensors_of(output)):
+            failures.append("no tensor in the output")
+            continue
+        return inputs, output
+    raise _Failed(
+        " | ".join(dict.fromkeys(failures))
+        if failures
+        else "no arguments are known for its forward"
+    )
+
+
+def _compare(row: Row, model: Any, inputs: Arguments, expected: Any) -> None:
+    """Runs the model offloaded in its smallest budget."""
+    smallest = ts.estimate_memory(model).smallest_budget_bytes
+    plan = ts.plan(model, ram_budget=smallest)
+    row.streamed = plan.streamed_bytes / max(1, ts.estimate_memory(model).weights_bytes)
+    ts.offload(model, ram_budget=smallest, self_check=True)
+    for count in ("first", "second"):
+        found = comparing.difference(run(model, inputs), expected)
+        if found is not None:
+            row.state, row.reason = "differs", f"{count} forward: {found}"
+            return
+    if ts.stats(model).streamed_bytes == 0:
+        row.state, row.reason = "all resident", "nothing of it was streamed"
+        return
+    row.state = "identical"
+
+
+def _try_class(model_type: str, class_name: str, level: Level) -> Row:
+    row = Row(model_type, "not built", class_name)
+    try:
+        model = build(model_type, class_name, level)
+    except Exception as error:  # noqa: BLE001  every type gets its row
+        row.reason = _text(error)
+        return row
+    row.parameters = sum(parameter.numel() for parameter in model.parameters())
+    try:
+        inputs, expected = _first_inputs(model)
+    except _Failed as error:
+        row.state, row.reason = "not run", str(error)
+        return row
+    unsteady = comparing.difference(run(model, inputs), expected)
+    if unsteady is not None:
+        row.state, row.reason = "unsteady", f"two plain runs: {unsteady}"
+        return row
+    try:
+        _compare(row, model, inputs, expected)
+    except Exception as error:  # noqa: BLE001
+        row.state, row.reason = "refused", _text(error)
+    return row
+
+
+_FAILURES = ("not built", "not run", "unsteady")
+
+
+def try_type(model_type: str) -> Row:
+    """The row of a type: of the first of its classes, at the first level, that runs plain."""
+    torch.set_num_threads(1)
+    best = Row(model_type, "not built", reason="transformers has no model for it")
+    try:
+        names = catalogue.class_names(model_type)
+    except Exception as error:  # noqa: BLE001
+        return dataclasses.replace(best, reason=_text(error))
+    for level in LEVELS:
+        for name in names:
+            row = _try_class(model_type, name, level)
+            best.tried.append(f"{name}, {level.name}: {row.reason}")
+            if row.state not in _FAILURES:
+                return row
+            if not best.model_class or _FAILURES.index(row.state) > _FAILURES.index(best.state):
+                row.tried = best.tried
+                best = row
+    return best
