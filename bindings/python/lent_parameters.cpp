@@ -52,9 +52,10 @@ std::size_t LentParameters::lend() {
     set_class(parameter, types_.lent);
     if (!is_on_place_) set_data(parameter, views_[i]);
   }
-  if (versions_.empty()) {
-    for (const nb::handle parameter : parameters_) versions_.push_back(version(parameter));
-  }
+  // Each time: memory that was the parameter's own before shares its version with it, so that what
+  // is written between uses shows in it too.
+  versions_.clear();
+  for (const nb::handle parameter : parameters_) versions_.push_back(version(parameter));
   return count;
 }
 

@@ -94,7 +94,7 @@ class LentParameters {
   nb::list handles_;
   std::vector<std::int64_t> users_;
   nb::dict addresses_;
-  std::vector<std::int64_t> versions_;  // when they were last parked or moved there; or empty
+  std::vector<std::int64_t> versions_;  // when they were last lent
   std::uint32_t place_number_ = 0;      // of the place that the views are on; 0 for none
   bool stays_ = false;                  // on its place between uses
   bool is_on_place_ = false;

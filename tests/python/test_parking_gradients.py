@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -173,6 +174,29 @@ def test_fused_optimizer_steps_are_kept() -> None:
         optimizer.step()
     with torch.no_grad():
         assert torch.equal(model(X), plain(X))
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda weights: torch.optim.SGD(weights, lr=0.01, momentum=0.9),
+    "adamw": lambda weights: torch.optim.AdamW(weights, lr=0.001),
+    "adamw, one by one": lambda weights: torch.optim.AdamW(weights, lr=0.001, foreach=False),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_loop_of_training_steps_is_the_plain_one(pair: Pair, optimizer: str) -> None:
+    """A step's write is no write of the next forward: its backward would be refused."""
+    ids = row_ids()
+    both = (pair.streamed, pair.plain)
+    optimizers = [OPTIMIZERS[optimizer](either.parameters()) for either in both]
+    for step in range(4):
+        for either in both:
+            either.zero_grad()
+            either(ids).square().mean().backward()
+        check_gradients(*both)
+        for one in optimizers:
+            one.step()
+        pair.check_forward(f"after step {step}")
 
 
 def test_a_block_of_its_own_gives_its_gradients_or_raises() -> None:
