@@ -110,6 +110,7 @@ void check_prefetch(const EngineOptions& options, const Device& device) {
 std::vector<bool> find_in_files(const Device& device, const std::vector<Group>& groups,
                                 const SourceTable& sources) {
   std::vector<bool> found;
+  found.reserve(groups.size());
   for (const Group& group : groups) {
     found.push_back(!device.host_accessible() && sources.in_files(group.tensors));
   }
