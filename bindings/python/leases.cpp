@@ -23,6 +23,13 @@ void attempt(std::exception_ptr& error, const Step& step) {
   }
 }
 
+BoundEngine& engine_of(const nb::object& held) {
+  if (!held.is_valid()) {
+    throw UnsupportedError("the model was restored by another thread while this one ran it");
+  }
+  return nb::cast<BoundEngine&>(held);
+}
+
 }  // namespace
 
 Leases::Leases(nb::object owner, nb::object engine, nb::object session, nb::object saved,
@@ -128,14 +135,16 @@ nb::list Leases::abandon(const nb::object& object) {
 }
 
 std::uint32_t Leases::acquire(GroupId group, std::uintptr_t stream) {
-  auto& bound = nb::cast<BoundEngine&>(engine_);
+  const nb::object kept = engine_;  // whatever another thread does meanwhile
+  auto& bound = engine_of(kept);
   const nb::gil_scoped_release unlocked;
   if (!bound.engine().acquire(group, bound.stream(stream))) return 0;
   return bound.engine().place_number(group);
 }
 
 void Leases::release(GroupId group, std::uintptr_t stream) {
-  auto& bound = nb::cast<BoundEngine&>(engine_);
+  const nb::object kept = engine_;
+  auto& bound = engine_of(kept);
   const nb::gil_scoped_release unlocked;
   bound.engine().release(group, bound.stream(stream));
 }
@@ -156,11 +165,17 @@ void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
   auto& leases = nb::cast<Leases&>(leases_);
   const nb::object frame = frame_of_call();
   leases.enter(frame);
-  running_.push_back({frame, {}});
-  for (const nb::handle group : groups) {
-    nb::object leased = nb::borrow(group);
-    if (leases.take(leased)) running_.back().held.push_back(std::move(leased));
-  }
+  const nb::list wanted = groups;
+  std::vector<nb::object> held;
+  std::exception_ptr error;
+  attempt(error, [&] {
+    for (const nb::handle group : wanted) {
+      nb::object leased = nb::borrow(group);
+      if (leases.take(leased)) held.push_back(std::move(leased));
+    }
+  });
+  running_.push_back({frame, std::move(held)});  // what was leased is given back by after()
+  if (error) std::rethrow_exception(error);
 }
 
 nb::object Unit::after(const nb::object& /*module*/, const nb::object& /*args*/,

@@ -397,3 +397,14 @@ def test_mutable_containers_keep_their_identity() -> None:
     assert cache_out is cache and extra_out is extra
     assert_same((output, cache), expected[:2])
     assert extra == expected[2]
+
+
+def test_a_hook_that_waited_for_restore_is_an_error() -> None:
+    """What another thread's call of a module comes to, once the model it waited for is restored."""
+    model = make_flexible()
+    offload_tightly(model)
+    found = orchestrator_of(model)
+    hooked = next(hooked for hooked in found._hooked.values() if hooked._unit.groups)
+    ts.restore(model)
+    with pytest.raises(ts.UnsupportedError, match="restored by another thread"):
+        hooked._unit.before(model, ())
