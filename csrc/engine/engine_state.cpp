@@ -135,6 +135,8 @@ Engine::State::State(Device& on, std::shared_ptr<Budget> budget, ModelSpec model
       homes(device, sources, groups, layouts) {
   if (options.piece_bytes == 0)
     throw ConfigError("EngineOptions::piece_bytes is 0; give the bytes that one read may move");
+  if (!is_power_of_two(options.kept_page_bytes))
+    throw ConfigError("EngineOptions::kept_page_bytes is no power of two; give a driver's page");
   check_prefetch(options, device);
   make_staging();
   const std::uint64_t limit_bytes = pool.budget().limit_bytes();
@@ -167,11 +169,12 @@ std::vector<GroupFootprint> Engine::State::footprints_now() const {
 
 std::vector<GroupFootprint> Engine::State::footprints_of(Crossing crossing) const {
   const ComputePlace place = compute_place(device);
-  std::vector<GroupFootprint> result = crossing == Crossing::kRaw
-                                           ? footprints(groups, sources.tensors(), place)
-                                           : coded_footprints(groups, sources.tensors(), place);
+  std::vector<GroupFootprint> result =
+      crossing == Crossing::kRaw
+          ? footprints(groups, sources.tensors(), place)
+          : coded_footprints(groups, sources.tensors(), place, options.kept_page_bytes);
   for (GroupId group = 0; group < groups.size(); ++group) result[group].in_files = in_files[group];
-  homes.correct(result);
+  homes.correct(result, options.kept_page_bytes);
   return result;
 }
 

@@ -102,12 +102,13 @@ std::uint64_t largest_batch_bytes(std::span<const Group> groups,
 
 std::vector<GroupFootprint> coded_footprints(std::span<const Group> groups,
                                              std::span<const TensorSpec> tensors,
-                                             ComputePlace place) {
+                                             ComputePlace place, std::uint64_t kept_page_bytes) {
   std::vector<GroupFootprint> result = footprints(groups, tensors, place);
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (!is_worth_encoding(groups[i], tensors)) continue;
-    result[i].coded_bytes = usual_coded_bytes(groups[i], tensors);
-    result[i].may_stay_coded = true;
+    const std::uint64_t coded = usual_coded_bytes(groups[i], tensors);
+    result[i].coded_bytes = coded;
+    result[i].kept_bytes = taken_bytes(coded, kept_page_bytes);
   }
   return result;
 }

@@ -56,6 +56,6 @@ std::uint64_t largest_batch_bytes(std::span<const Group> groups,
 /// As footprints(), with what is expected to cross the link of groups that are worth encoding.
 std::vector<GroupFootprint> coded_footprints(std::span<const Group> groups,
                                              std::span<const TensorSpec> tensors,
-                                             ComputePlace place);
+                                             ComputePlace place, std::uint64_t kept_page_bytes);
 
 }  // namespace tensorstream

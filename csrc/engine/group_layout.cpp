@@ -4,12 +4,9 @@
 #include "tensorstream/error.h"
 
 namespace tensorstream {
-namespace {
-
-/// What a GPU's driver gives memory in.
-constexpr std::uint64_t kDevicePageBytes = 2_MiB;
-
-}  // namespace
+std::uint64_t taken_bytes(std::uint64_t size_bytes, std::uint64_t page_bytes) {
+  return align_up(size_bytes, size_bytes >= page_bytes / 2 ? page_bytes : kGroupAlignment);
+}
 
 GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors, ComputePlace place) {
   // Sizes stay far from overflow: a group is smaller than any address space.
@@ -30,8 +27,8 @@ GroupLayout lay_out(const Group& group, std::span<const TensorSpec> tensors, Com
     const std::uint64_t room = size == 0 ? 0 : size + kCacheLineBytes - 1;
     end = align_up(end + room, kTensorAlignment);
   }
-  const bool takes_pages = place == ComputePlace::kAccelerator && end >= kDevicePageBytes / 2;
-  layout.size_bytes = align_up(end, takes_pages ? kDevicePageBytes : kGroupAlignment);
+  const bool on_host = place == ComputePlace::kHost;
+  layout.size_bytes = on_host ? align_up(end, kGroupAlignment) : taken_bytes(end, kDevicePageBytes);
   return layout;
 }
 

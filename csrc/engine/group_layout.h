@@ -9,6 +9,10 @@
 
 namespace tensorstream {
 
+/// What the driver of an accelerator takes for a piece of `size_bytes`: whole pages, but small
+/// pieces share one. `page_bytes` is a power of two.
+std::uint64_t taken_bytes(std::uint64_t size_bytes, std::uint64_t page_bytes);
+
 struct GroupLayout {
   /// Offset of each tensor from the place's start, in the order of Group::tensors: multiples of
   /// kTensorAlignment, until lie_as_in_model() moves them.

@@ -87,12 +87,16 @@ HomeSizes HomeTable::sizes() const {
   return sizes;
 }
 
-void HomeTable::correct(std::vector<GroupFootprint>& footprints) const {
+void HomeTable::correct(std::vector<GroupFootprint>& footprints,
+                        std::uint64_t kept_page_bytes) const {
   const MutexLock lock(mutex_);
   for (std::size_t group = 0; group < homes_.size(); ++group) {
     const Home& home = homes_[group];
     GroupFootprint& footprint = footprints[group];
-    if (home.encoded != nullptr) footprint.coded_bytes = home.encoded->held_bytes();
+    if (home.encoded != nullptr) {
+      footprint.coded_bytes = home.encoded->held_bytes();
+      footprint.kept_bytes = taken_bytes(home.encoded->held_bytes(), kept_page_bytes);
+    }
     // Where the system does not pin them, the host decodes, and weights cross as they are.
     const bool coded = home.encoded != nullptr && home.encoded->is_pinned();
     if (home.absent) footprint.home = HomeState::kRefused;
@@ -100,7 +104,7 @@ void HomeTable::correct(std::vector<GroupFootprint>& footprints) const {
     const bool known = home.is_there() || home.absent;
     if (!known || coded) continue;
     footprint.coded_bytes.reset();
-    footprint.may_stay_coded = false;
+    footprint.kept_bytes = 0;
   }
 }
 

@@ -51,7 +51,7 @@ class HomeTable {
   HomeSizes sizes() const;
   /// Says which homes there are, and puts what they take in the place of what was expected of
   /// frames.
-  void correct(std::vector<GroupFootprint>& footprints) const;
+  void correct(std::vector<GroupFootprint>& footprints, std::uint64_t kept_page_bytes) const;
 
  private:
   /// One of both, or none: not yet, or, where absent, for now.

@@ -69,7 +69,8 @@ CutGroups cut_groups(const ModelTree& tree, const Grouping& grouping, const Cut&
                      const Target& target) {
   CutGroups made{cut, {}, 0, 0};
   if (target.crossing == Crossing::kCoded) {
-    made.groups = coded_footprints(grouping.groups, tree.tensors, target.place);
+    made.groups = coded_footprints(grouping.groups, tree.tensors, target.place,
+                                   EngineOptions().kept_page_bytes);
     made.ring_bytes = DecodeRing::size_bytes_for(
         largest_batch_bytes(grouping.groups, tree.tensors, EngineOptions().piece_bytes));
   } else {

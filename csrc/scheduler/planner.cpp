@@ -143,11 +143,8 @@ void place_by_rows(std::span<const GroupFootprint> groups, std::uint64_t left_by
 
 // Device memory that the group takes coded; 0 where it would not be less.
 std::uint64_t kept_bytes(const GroupFootprint& group) {
-  if (!group.may_stay_coded || group.residency != Residency::kAny) return 0;
-  const std::uint64_t coded = group.coded_bytes.value_or(0);
-  if (coded >= placed_bytes(group)) return 0;
-  const std::uint64_t kept = align_up(coded, kGroupAlignment);
-  return kept < placed_bytes(group) ? kept : 0;
+  if (group.residency != Residency::kAny || group.kept_bytes >= placed_bytes(group)) return 0;
+  return align_up(group.kept_bytes, kGroupAlignment);
 }
 
 std::vector<UsedGroup> used_groups(std::span<const GroupFootprint> groups) {

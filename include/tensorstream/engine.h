@@ -95,6 +95,9 @@ enum class ResidentUse {
   kLeased,
 };
 
+/// What the driver of a GPU gives memory in.
+inline constexpr std::uint64_t kDevicePageBytes = 2U << 20U;
+
 struct EngineOptions {
   Prefetch prefetch = Prefetch::kAdaptive;
   ResidentUse residents = ResidentUse::kSettled;
@@ -106,6 +109,8 @@ struct EngineOptions {
   std::uint64_t fixed_bytes = 0;
   /// Largest piece that one read or copy moves.
   std::uint64_t piece_bytes = 16U << 20U;
+  /// What memory for coded residents is taken in.
+  std::uint64_t kept_page_bytes = kDevicePageBytes;
   /// What homes in host memory are charged to; null where nothing is. Shared with other engines.
   std::shared_ptr<Budget> ram_budget;
   /// How weights at home are coded, without loss, for the device to decode: a level from 1 to 9, 0

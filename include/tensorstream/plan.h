@@ -51,8 +51,8 @@ struct GroupFootprint {
   Residency residency = Residency::kAny;
   /// Bytes that cross the link at a load, where these are not its own: it crosses coded.
   std::optional<std::uint64_t> coded_bytes{};
-  /// Whether the device may keep these and decode from them.
-  bool may_stay_coded = false;
+  /// Device memory that keeps these, to decode from there; 0 where they do not stay.
+  std::uint64_t kept_bytes = 0;
   /// Whether its sources are files: without a home each of its loads reads them.
   bool in_files = false;
   HomeState home = HomeState::kOpen;

@@ -25,7 +25,8 @@ EngineOptions kept_options(Prefetch prefetch = Prefetch::kAdaptive) {
   EngineOptions options = with_prefetch(prefetch);
   options.compression = 1;
   options.piece_bytes = std::uint64_t{1} << 20U;  // a batch is one frame
-  options.rates.link_bytes_per_second = 1e8;      // what crosses it costs most
+  options.kept_page_bytes = std::uint64_t{1} << 12U;
+  options.rates.link_bytes_per_second = 1e8;  // what crosses it costs most
   options.residents = ResidentUse::kLeased;
   return options;
 }
@@ -131,6 +132,9 @@ TEST_P(EngineKept, WhatIsKeptCrossesTheLinkOnce) {
   const Plan plan = engine->plan();
   EXPECT_EQ(plan.streamed_bytes, 0U);
   ASSERT_GT(plan.kept_bytes, 0U);
+  for (const GroupPlacement& group : plan.groups) {
+    EXPECT_EQ(group.kept_bytes % kept_options().kept_page_bytes, 0U) << "what the driver takes";
+  }
   ReadBack read(*engine, model, *stream_);
   expect_right(read, "the first passes");
   const Statistics before = engine->statistics();

@@ -46,6 +46,15 @@ TEST(GroupLayout, AGroupWithoutBytesTakesNone) {
   EXPECT_EQ(lay_out({"g", {0}, Residency::kAny}, tensors_of({0})).size_bytes, 0U);
 }
 
+TEST(GroupLayout, ADriverTakesWholePagesButForSmallPieces) {
+  EXPECT_EQ(taken_bytes(0, 2_MiB), 0U);
+  EXPECT_EQ(taken_bytes(1, 2_MiB), kGroupAlignment);
+  EXPECT_EQ(taken_bytes(1_MiB - 1, 2_MiB), 1_MiB);
+  EXPECT_EQ(taken_bytes(1_MiB, 2_MiB), 2_MiB);
+  EXPECT_EQ(taken_bytes(2_MiB + 1, 2_MiB), 4_MiB);
+  EXPECT_EQ(taken_bytes(2_MiB + 1, 64_KiB), 2_MiB + 64_KiB);
+}
+
 TEST(GroupLayout, UnknownTensorsAndImpossibleSizesAreRefused) {
   EXPECT_THROW(lay_out({"g", {1}, Residency::kAny}, tensors_of({5})), ConfigError);
   const std::uint64_t huge = ~std::uint64_t{0};

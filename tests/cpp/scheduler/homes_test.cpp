@@ -120,7 +120,7 @@ TEST_F(PlanOfTiers, WhatStaysCodedHasAHome) {
   auto groups = blocks_in_files(12);
   for (GroupFootprint& group : groups) {
     group.coded_bytes = kBlock / 2;
-    group.may_stay_coded = true;
+    group.kept_bytes = kBlock / 2;
   }
   for (const std::uint64_t room : {0U, 1U, 3U, 6U, 100U}) {
     const Plan plan = make_plan(groups, 6 * kBlock, rates(room * kBlock));

@@ -27,13 +27,13 @@ Groups blocks_of_7b() {
   Groups groups = equal_groups(32, 404'766'720);
   for (GroupFootprint& group : groups) {
     group.coded_bytes = group.size_bytes / 1000 * 669;
-    group.may_stay_coded = true;
+    group.kept_bytes = *group.coded_bytes;
   }
   return groups;
 }
 
 Groups never_kept(Groups groups) {
-  for (GroupFootprint& group : groups) group.may_stay_coded = false;
+  for (GroupFootprint& group : groups) group.kept_bytes = 0;
   return groups;
 }
 
@@ -127,7 +127,7 @@ Case random_case(std::mt19937& random) {
                                      : Residency::kAny};
     if (dice > 3) {
       group.coded_bytes = group.size_bytes * (50 + random() % 60) / 100;  // more, now and then
-      group.may_stay_coded = dice > 4;
+      group.kept_bytes = dice > 4 ? *group.coded_bytes + random() % 64_KiB : 0;
     }
     made.groups.push_back(group);
   }
@@ -174,8 +174,8 @@ TEST(PlannerKept, PropertiesHoldForRandomGroupsAndBudgets) {
       kept_bytes += plan.groups[i].kept_bytes;
       EXPECT_EQ(plan.groups[i].kept_bytes != 0, stays_coded);
       if (!stays_coded) continue;
-      EXPECT_TRUE(group.may_stay_coded && group.residency == Residency::kAny);
-      EXPECT_GE(plan.groups[i].kept_bytes, *group.coded_bytes);
+      EXPECT_TRUE(group.kept_bytes != 0 && group.residency == Residency::kAny);
+      EXPECT_GE(plan.groups[i].kept_bytes, group.kept_bytes);
       EXPECT_LT(plan.groups[i].kept_bytes, placed(group));
     }
     EXPECT_EQ(plan.resident_bytes, resident_bytes);
