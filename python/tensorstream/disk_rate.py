@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorstream import _native
+from tensorstream.exceptions import IoError
 
 _VALID_SECONDS = 7 * 24 * 3600.0
 
@@ -26,7 +27,7 @@ def disk_bytes_per_second(path: str) -> float | None:
         IoError: The file cannot be read.
     """
     cache = _cache_file()
-    key = f"{platform.node()}:{os.statvfs(path).f_fsid:x}:{os.stat(path).st_dev:x}"
+    key = f"{platform.node()}:{_file_system(path)}"
     known = _read(cache)
     entry = known.get(key)
     if entry is not None and 0 <= time.time() - entry["measured_at"] < _VALID_SECONDS:
@@ -37,6 +38,17 @@ def disk_bytes_per_second(path: str) -> float | None:
         with contextlib.suppress(OSError):  # it is measured again the next time
             _write(cache, known)
     return rate
+
+
+def _file_system(path: str) -> str:
+    try:
+        return f"{os.statvfs(path).f_fsid:x}:{os.stat(path).st_dev:x}"
+    except OSError as error:
+        failed = IoError(
+            f"'{path}' cannot be looked at: {error.strerror}; see that the checkpoint is there"
+        )
+        failed.errno, failed.filename = error.errno, path
+        raise failed from error
 
 
 def _cache_file() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -335,3 +336,10 @@ def test_a_checkpoint_replaced_and_deleted_under_a_running_model(
     assert_same(model(x), plain(x))
     checkpoint.unlink()
     assert_same(model(x), plain(x))
+
+
+def test_a_file_that_went_has_no_rate(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.safetensors"
+    with pytest.raises(ts.IoError, match="cannot be looked at: No such file") as raised:
+        disk_rate.disk_bytes_per_second(str(gone))
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOENT, str(gone))
