@@ -45,26 +45,14 @@ std::vector<bool> Engine::settled_under(std::uint64_t limit_bytes) const {
 
 void Engine::set_budget(std::uint64_t limit_bytes) {
   State& state = *state_;
-  Budget& budget = state.pool.budget();
-  state.homes.forget_absent();
-  const std::uint64_t room_bytes = state.first_room(limit_bytes);
-  const Plan plan = state.plan_for(limit_bytes, room_bytes);
-  state.loader->check_unleased();
-  const std::vector<bool> stays = state.settled_by(plan, limit_bytes);
-  for (GroupId group = 0; group < state.groups.size(); ++group) {
-    if (stays[group] || !state.loader->settled(group)) continue;
-    for (const TensorId id : state.groups[group].tensors) {
-      state.keep_written(id);  // guard: written-resident
-    }
+  state.outside.release();  // it follows the limit
+  try {
+    state.follow_limit(limit_bytes);
+  } catch (...) {
+    state.reserve_outside();
+    throw;
   }
-  if (limit_bytes > budget.limit_bytes()) static_cast<void>(budget.try_set_limit(limit_bytes));
-  state.follow(plan, limit_bytes, room_bytes, State::Why::kBudget);
-  if (!budget.try_set_limit(limit_bytes)) {
-    throw BudgetError("budget: others hold so much of it that it cannot be lowered to " +
-                          format_size(limit_bytes) + "; " + format_size(budget.used_bytes()) +
-                          " are in use",
-                      budget.used_bytes(), limit_bytes);
-  }
+  state.reserve_outside();
 }
 
 std::uint64_t Engine::give_way(std::uint64_t wanted_bytes) {

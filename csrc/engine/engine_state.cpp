@@ -141,7 +141,7 @@ Engine::State::State(Device& on, std::shared_ptr<Budget> budget, ModelSpec model
   make_staging();
   const std::uint64_t limit_bytes = pool.budget().limit_bytes();
   choose_level(limit_bytes);
-  reserve_outside(limit_bytes);
+  reserve_outside();
   const Plan first = plan_for(limit_bytes, first_room(limit_bytes));
   positions.resize(sources.tensors().size());
   for (const Group& group : groups) {
@@ -224,13 +224,18 @@ std::vector<GroupId> Engine::State::groups_to_bring_home() const {
   return wanted;
 }
 
-void Engine::State::reserve_outside(std::uint64_t limit_bytes) {
+void Engine::State::reserve_outside() {
+  outside.release();
   if (options.reserved_share <= 0) return;
+  Budget& budget = pool.budget();
   const std::uint64_t smallest = smallest_budget_bytes(footprints_now());
-  const std::uint64_t free_bytes = pool.budget().free_bytes();
-  const std::uint64_t spare = free_bytes > smallest ? free_bytes - smallest : 0;
-  outside = pool.budget().reserve(std::min(outside_bytes(limit_bytes), spare),
-                                  "what calling code allocates between forwards");
+  const std::uint64_t held = loader ? loader->held_bytes() : 0;
+  const std::uint64_t wanting = smallest - std::min(smallest, held);
+  const std::uint64_t free_bytes = budget.free_bytes();
+  const std::uint64_t spare = free_bytes - std::min(free_bytes, wanting);
+  // Others may take it meanwhile: then there is none.
+  auto reserved = budget.try_reserve(std::min(outside_bytes(budget.limit_bytes()), spare));
+  if (reserved) outside = std::move(*reserved);
 }
 
 std::uint64_t Engine::State::first_room(std::uint64_t limit_bytes) const {
@@ -325,6 +330,29 @@ bool Engine::State::try_follow(const Plan& wanted, std::uint64_t room_bytes, Why
   }
   follow(wanted, limit_bytes, room_bytes, why);
   return true;
+}
+
+void Engine::State::follow_limit(std::uint64_t limit_bytes) {
+  Budget& budget = pool.budget();
+  homes.forget_absent();
+  const std::uint64_t room_bytes = first_room(limit_bytes);
+  const Plan wanted = plan_for(limit_bytes, room_bytes);
+  loader->check_unleased();
+  const std::vector<bool> stays = settled_by(wanted, limit_bytes);
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    if (stays[group] || !loader->settled(group)) continue;
+    for (const TensorId id : groups[group].tensors) {
+      keep_written(id);  // guard: written-resident
+    }
+  }
+  if (limit_bytes > budget.limit_bytes()) static_cast<void>(budget.try_set_limit(limit_bytes));
+  follow(wanted, limit_bytes, room_bytes, Why::kBudget);
+  if (!budget.try_set_limit(limit_bytes)) {
+    throw BudgetError("budget: others hold so much of it that it cannot be lowered to " +
+                          format_size(limit_bytes) + "; " + format_size(budget.used_bytes()) +
+                          " are in use",
+                      budget.used_bytes(), limit_bytes);
+  }
 }
 
 const TensorSpec& Engine::State::tensor(TensorId id) const {

@@ -109,6 +109,13 @@ class Engine::State {
 
   void read(TensorId id, std::uint64_t offset_bytes, std::span<std::byte> out);
 
+  /// Keeps a part of the budget, by its limit, for what calling code allocates between forwards;
+  /// less, or nothing, where groups need it.
+  void reserve_outside();
+
+  /// Plans and arranges for another limit of the budget, and moves it there.
+  void follow_limit(std::uint64_t limit_bytes);
+
   /// Makes what the device's memory of a settled tensor holds its source, where the source has
   /// something else.
   void keep_written(TensorId id);
@@ -154,7 +161,6 @@ class Engine::State {
   void make_staging();
   void make_loader();
   std::uint64_t home_room() const;
-  void reserve_outside(std::uint64_t limit_bytes);
   ResidentUse use_of_residents(const Plan& wanted, std::uint64_t limit_bytes) const;
 
   /// Decides on frames, and makes the ring that they need.

@@ -105,6 +105,27 @@ TEST_P(EngineSetBudget, TooLittleIsRefusedAndNothingChanges) {
   EXPECT_EQ(computation.wrong(), 0U);
 }
 
+/// What is kept of the budget for calling code: what is used and not held.
+TEST_P(EngineSetBudget, WhatIsKeptForCallingCodeFollowsTheLimit) {
+  const TestModel model = equal_model(6, 6'000'000);
+  const ModelSpec spec = model.in_memory();
+  const std::uint64_t smallest = smallest_budget_of(spec);
+  EngineOptions options = with_prefetch(GetParam());
+  options.reserved_share = kActivationShare;
+  budget_ = Budget::create(2 * smallest);
+  Engine engine(*device_, budget_, spec, options);
+  const auto kept = [&] { return budget_->used_bytes() - engine.statistics().held_bytes; };
+  EXPECT_EQ(kept(), outside_bytes(2 * smallest));
+  for (const std::uint64_t limit : {3 * smallest, smallest + 1000, 2 * smallest, smallest}) {
+    engine.set_budget(limit);
+    EXPECT_EQ(kept(), std::min(outside_bytes(limit), limit - smallest)) << limit;
+    EXPECT_LE(budget_->used_bytes(), limit);
+  }
+  engine.set_budget(2 * smallest);
+  EXPECT_THROW(engine.set_budget(smallest - 1), BudgetError);
+  EXPECT_EQ(kept(), outside_bytes(2 * smallest)) << "a budget that was refused changes nothing";
+}
+
 TEST_P(EngineSetBudget, IsRefusedWhileAGroupIsLeased) {
   const TestModel model = equal_model(6, 6000);
   const ModelSpec spec = model.in_memory();
