@@ -403,16 +403,17 @@ class EngineEncodedFakeCuda : public ::testing::Test {
 
 /// Copies that come late show what does not wait for them.
 TEST_F(EngineEncodedFakeCuda, TheDecodingWaitsForItsCopy) {
-  const TestModel model = equal_bf16_model(3, 2);
+  TestModel model(5);
+  for (int i = 0; i < 3; ++i) model.add_typed_group({{Dtype::kBf16, 40'000}});
   const ModelSpec spec = model.in_memory();
-  const EngineOptions options = encoded_options();
+  const EngineOptions options = encoded_options(1, Prefetch::kNone);  // at once, not ahead
   const auto device = create_cuda_device(on_fake(Checking::kOn, 3000));
   const auto stream = device->create_stream();
   const auto engine =
       open_engine(*device, spec, smallest_of(spec) + ring_bytes_of(spec, options), options);
   for (GroupId group = 0; group < 3; ++group) engine->bring_home(group);
   ReadBack read(*engine, model, *stream);
-  for (int i = 0; i < 4; ++i) read.pass();
+  for (int i = 0; i < 30; ++i) read.pass();
   EXPECT_EQ(read.wrong(), 0);
 }
 
