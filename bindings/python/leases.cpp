@@ -7,6 +7,7 @@
 
 #include "references.h"
 #include "tensorstream/error.h"
+#include "uncompiled.h"
 
 namespace tensorstream {
 namespace {
@@ -154,13 +155,15 @@ std::uintptr_t Leases::stream() const { return nb::cast<std::uintptr_t>(function
 bool Leases::has_loans() const { return PyObject_IsTrue(functions_.loans.ptr()) == 1; }
 
 Unit::Unit(nb::object leases, nb::list groups_of_module, nb::str module_code,
-           nb::object refuse_tracing)
+           nb::object refuse_tracing, nb::object set_eval_frame)
     : groups(std::move(groups_of_module)),
       leases_(std::move(leases)),
       module_code_(std::move(module_code)),
-      refuse_tracing_(std::move(refuse_tracing)) {}
+      refuse_tracing_(std::move(refuse_tracing)),
+      set_eval_frame_(std::move(set_eval_frame)) {}
 
 void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
+  const UncompiledScope scope(set_eval_frame_);
   refuse_tracing_();
   auto& leases = nb::cast<Leases&>(leases_);
   const nb::object frame = frame_of_call();
@@ -181,6 +184,7 @@ void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
 nb::object Unit::after(const nb::object& /*module*/, const nb::object& /*args*/,
                        const nb::object& output) {
   if (running_.empty()) return nb::none();
+  const UncompiledScope scope(set_eval_frame_);
   Running running = std::move(running_.back());
   running_.pop_back();
   auto& leases = nb::cast<Leases&>(leases_);
@@ -226,8 +230,8 @@ void init_leases(nb::module_& module) {
       .def("let_go", &Leases::let_go, "Lets the engine go; nothing is leased any more.")
       .def_prop_ro("last_stream", &Leases::last_stream, "The stream of the last lease, or None.");
   nb::class_<Unit>(module, "Unit", nb::type_slots(Collected<Unit>::slots.data()))
-      .def(nb::init<nb::object, nb::list, nb::str, nb::object>(), "leases"_a, "groups"_a,
-           "module_code"_a, "refuse_tracing"_a)
+      .def(nb::init<nb::object, nb::list, nb::str, nb::object, nb::object>(), "leases"_a,
+           "groups"_a, "module_code"_a, "refuse_tracing"_a, "set_eval_frame"_a)
       .def_rw("groups", &Unit::groups)
       .def("before", &Unit::before, "module"_a, "args"_a, "The pre-hook: leases the groups.")
       .def("after", &Unit::after, "module"_a, "args"_a, "output"_a.none(),

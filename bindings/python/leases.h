@@ -84,8 +84,9 @@ class Leases {
 class Unit {
  public:
   /// `module_code` is the file of torch's code for modules; `refuse_tracing` raises where torch
-  /// records.
-  Unit(nb::object leases, nb::list groups, nb::str module_code, nb::object refuse_tracing);
+  /// records; `set_eval_frame` as UncompiledScope has it.
+  Unit(nb::object leases, nb::list groups, nb::str module_code, nb::object refuse_tracing,
+       nb::object set_eval_frame);
 
   /// The pre-hook: leases the groups.
   void before(const nb::object& module, const nb::object& args);
@@ -117,6 +118,7 @@ class Unit {
   nb::object leases_;
   const nb::str module_code_;
   const nb::object refuse_tracing_;
+  const nb::object set_eval_frame_;
   std::vector<Running> running_;
 };
 

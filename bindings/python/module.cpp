@@ -14,6 +14,7 @@ NB_MODULE(_native, module) {
   tensorstream::init_engine(module);
   tensorstream::init_codec(module);
   tensorstream::init_pack(module);
+  tensorstream::init_uncompiled(module);
   tensorstream::init_session(module);
   tensorstream::init_saved_stack(module);
   tensorstream::init_lent_parameters(module);

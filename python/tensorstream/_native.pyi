@@ -719,6 +719,11 @@ def unpack_checkpoint(source: str, target: str, threads: int, progress: Callable
 def verify_checkpoint(path: str, threads: int, progress: Callable[[int, int], None]) -> CheckpointSummary:
     """Checks a checkpoint, packed or not."""
 
+class Uncompiled:
+    def __init__(self, function: object, set_eval_frame: object) -> None: ...
+
+    def __call__(self, *args: object, **kwargs: object) -> object: ...
+
 class Session:
     def __init__(self, reclaim: object) -> None: ...
 
@@ -870,7 +875,7 @@ class Leases:
         """The stream of the last lease, or None."""
 
 class Unit:
-    def __init__(self, leases: object, groups: list, module_code: str, refuse_tracing: object) -> None: ...
+    def __init__(self, leases: object, groups: list, module_code: str, refuse_tracing: object, set_eval_frame: object) -> None: ...
 
     @property
     def groups(self) -> list: ...

@@ -12,7 +12,7 @@ from torch import nn
 from tensorstream import _native
 from tensorstream.fused import COUNTS_HOOKS, may_pack, refuse_packing
 from tensorstream.lent import LentGroup
-from tensorstream.tracing import refuse_tracing
+from tensorstream.tracing import refuse_tracing, set_eval_frame
 
 _MODULE_CODE = nn.Module.__call__.__code__.co_filename
 
@@ -59,10 +59,10 @@ def _show_hooks(module: nn.Module) -> None:
 
 
 class HookedModule:
-    """The hooks of one module. They are the engine's: torch.compile calls them between graphs."""
+    """The hooks of one module. Torch.compile calls them between graphs."""
 
     def __init__(self, leases: _native.Leases, module: nn.Module, groups: list[LentGroup]) -> None:
-        self._unit = _native.Unit(leases, groups, _MODULE_CODE, refuse_tracing)
+        self._unit = _native.Unit(leases, groups, _MODULE_CODE, refuse_tracing, set_eval_frame)
         self._module = weakref.ref(module)
         if isinstance(module, COUNTS_HOOKS):  # guard: uncounted-hooks
             _hide_hooks(module)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from tensorstream.exceptions import UnsupportedError
-from tensorstream.tracing import refuse_tracing
+from tensorstream.tracing import refuse_tracing, uncompiled
 
 if TYPE_CHECKING:
     from tensorstream.weight import Weight
@@ -86,6 +86,7 @@ class ParkedParameter(nn.Parameter):
     """A parameter whose bytes are with the engine. Every operation sees the true value."""
 
     @classmethod
+    @uncompiled
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:

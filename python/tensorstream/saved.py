@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tensorstream import _native
+from tensorstream.tracing import uncompiled
 from tensorstream.weight import Weight
 
 _autograd: Any = torch._C._autograd
@@ -66,8 +67,8 @@ class SavedHooks:
 
     def __init__(self) -> None:
         self.stack = _native.SavedStack(
-            self.pack,
-            self.unpack,
+            uncompiled(self.pack),
+            uncompiled(self.unpack),
             takes=_autograd._saved_tensors_hooks_is_enabled,
             push=_autograd._push_saved_tensors_default_hooks,
             pop=_autograd._pop_saved_tensors_default_hooks,

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
+from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
 
 _jit_state = torch._C._get_tracing_state
 _modes = torch._C._len_torch_dispatch_stack
 _mode_of = torch._C._get_dispatch_mode
 _RECORDERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+# Torch's: what of this thread's frames torch.compile takes.
+set_eval_frame: Any = torch._C._dynamo.eval_frame.set_eval_frame
+
+
+def uncompiled(function: Callable[..., Any]) -> Any:
+    """`function`, which torch.compile leaves as it is, and all that it calls."""
+    return _native.Uncompiled(function, set_eval_frame)
 
 
 def refuse_tracing() -> None:
