@@ -96,6 +96,24 @@ def test_only_a_test_that_fails_without_the_guard_counts(
     assert (copy.tree / guard.file).read_text() == text
 
 
+@pytest.mark.parametrize("failing", [1, 3, check_guards.MOST_RUNS, check_guards.MOST_RUNS + 1])
+def test_a_test_that_fails_now_and_then_runs_until_it_fails(
+    tree, tmp_path_factory, capsys, monkeypatch, failing
+):
+    (tree / "csrc/io/a.cpp").write_text("f();  // guard: one\n")
+    outcomes = iter([True] * (failing - 1) + [False])
+    monkeypatch.setattr(ScriptedCopy, "ctest_passes", lambda copy, guard: next(outcomes))
+    copy = ScriptedCopy(tree, tmp_path_factory.mktemp("copy"))
+    failed = check_guards.report(copy, [Guard("one", "csrc/io/a.cpp", ctest=r"io\.")])
+    said = capsys.readouterr().out.splitlines()[0]
+    assert failed == (failing > check_guards.MOST_RUNS)
+    assert said.endswith(
+        "passes without it, 5 times"
+        if failed
+        else f"fails without it{f', in run {failing}' if failing > 1 else ''}"
+    )
+
+
 def test_a_guard_whose_removal_does_not_build_is_a_failure(tree, tmp_path_factory, capsys):
     copy = check_guards.Copy(tree, tmp_path_factory.mktemp("copy"))
     guard = Guard("one", "csrc/io/a.cpp", ctest=r"io\.")
