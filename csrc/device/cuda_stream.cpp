@@ -116,6 +116,16 @@ void CudaStream::synchronize() {
   context_.check(context_.driver().cuStreamSynchronize(handle_), "cuStreamSynchronize");
 }
 
+bool CudaStream::is_capturing() const {
+  const CudaContext::Current current(context_);
+  int status = kCudaCaptureNone;
+  const CudaResult result = context_.driver().cuStreamIsCapturing(handle_, &status);
+  // The legacy stream, which another one that is captured waits for.
+  if (result == CudaResult::kStreamCaptureImplicit) return true;
+  context_.check(result, "cuStreamIsCapturing");
+  return status != kCudaCaptureNone;
+}
+
 void CudaStream::poison(std::byte* data, std::uint64_t size_bytes) {
   if (checks_.checking == Checking::kOff || size_bytes == 0) return;
   const CudaContext::Current current(context_);

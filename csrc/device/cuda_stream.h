@@ -47,6 +47,7 @@ class CudaStream final : public Stream {
   void record(Event& event) override;
   void run(std::function<void()> callback) override;
   void synchronize() override;
+  bool is_capturing() const override;
   /// The driver knows no rights within a process.
   void set_access(std::byte* /*data*/, std::uint64_t /*size_bytes*/, Access /*access*/) override {}
   void poison(std::byte* data, std::uint64_t size_bytes) override;

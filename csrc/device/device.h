@@ -50,6 +50,8 @@ class Stream {
   virtual void run(std::function<void()> callback) = 0;
   /// Blocks the calling thread until all enqueued work is done.
   virtual void synchronize() = 0;
+  /// True while work that is enqueued is not done, but recorded in a graph to be done later.
+  virtual bool is_capturing() const { return false; }
 
   /// In a checking device: gives or takes, in this stream's order, the right to touch [data, data +
   /// size_bytes) of the device's memory. A no-op elsewhere.

@@ -108,6 +108,12 @@ void Engine::adapt() {
 }
 
 bool Engine::acquire(GroupId group, Stream& stream) {
+  if (stream.is_capturing() && !state_->loader->settled(group)) {  // guard: acquired-in-capture
+    throw UnsupportedError("group '" + state_->groups[group].name +
+                           "' has no place for good, and its stream is captured into a CUDA "
+                           "graph, which would keep the place of now: run without capture, or "
+                           "with a budget that holds all weights");
+  }
   state_->note_use();
   return state_->loader->acquire(group, stream);
 }

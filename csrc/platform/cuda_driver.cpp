@@ -80,6 +80,7 @@ std::string advice(CudaResult result) {
       return "callbacks of a stream must not call the device";
     case CudaResult::kStreamCaptureUnsupported:
     case CudaResult::kStreamCaptureInvalidated:
+    case CudaResult::kStreamCaptureImplicit:
       return "streaming cannot be captured into a graph: run without capture";
     default:
       return "the cause may be work that was enqueued before this call";

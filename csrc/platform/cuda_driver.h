@@ -50,6 +50,7 @@ namespace tensorstream {
   entry(kMpsClientTerminated, CUDA_ERROR_MPS_CLIENT_TERMINATED, 810)                  \
   entry(kStreamCaptureUnsupported, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, 900)        \
   entry(kStreamCaptureInvalidated, CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, 901)        \
+  entry(kStreamCaptureImplicit, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, 906)              \
   entry(kExternalDevice, CUDA_ERROR_EXTERNAL_DEVICE, 911)
 // clang-format on
 
@@ -79,6 +80,7 @@ using CudaHostFunction = void (*)(void* data);  // CUhostFn
 /// The values of the driver's flags and attributes that the library uses.
 inline constexpr unsigned int kCudaStreamNonBlocking = 0x1;
 inline constexpr unsigned int kCudaEventDisableTiming = 0x2;
+inline constexpr int kCudaCaptureNone = 0;
 inline constexpr unsigned int kCudaHostRegisterPortable = 0x1;
 inline constexpr unsigned int kCudaHostRegisterDeviceMap = 0x2;
 inline constexpr int kCudaAttributeHostRegisterSupported = 99;
@@ -124,6 +126,7 @@ inline constexpr std::uintptr_t kCudaPerThreadStream = 0x2;
   entry(cuStreamCreateWithPriority, (CudaStreamHandle* stream, unsigned int flags, int priority)) \
   entry(cuStreamDestroy_v2, (CudaStreamHandle stream))                                            \
   entry(cuStreamGetId, (CudaStreamHandle stream, unsigned long long* id))                         \
+  entry(cuStreamIsCapturing, (CudaStreamHandle stream, int* status))                              \
   entry(cuStreamSynchronize, (CudaStreamHandle stream))                                           \
   entry(cuStreamWaitEvent, (CudaStreamHandle stream, CudaEventHandle event, unsigned int flags))  \
   entry(cuLaunchHostFunc, (CudaStreamHandle stream, CudaHostFunction function, void* data))       \

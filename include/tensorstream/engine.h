@@ -187,7 +187,8 @@ class Engine {
   /// sees the group's bytes. Blocks the caller until the load is enqueued (done, where it can
   /// fail), for which only few others may be under way. Leases nest. False, and no lease, where the
   /// group has no place to be now: it is on demand, or leases of other groups hold its part of the
-  /// arena; read its tensors one by one then. Raises what the load raised (the engine stays
+  /// arena; read its tensors one by one then. Raises what the load raised, and UnsupportedError
+  /// where `stream` is captured into a graph, unless the group is settled (the engine stays
   /// usable).
   [[nodiscard]] bool acquire(GroupId group, Stream& stream);
   /// Gives a lease back: once the work that `stream` holds now is done, the place may be reused.

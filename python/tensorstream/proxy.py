@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from tensorstream.exceptions import UnsupportedError
-from tensorstream.tracing import refuse_tracing, uncompiled
+from tensorstream.tracing import refuse_capture, refuse_tracing, uncompiled
 
 if TYPE_CHECKING:
     from tensorstream.weight import Weight
@@ -175,6 +175,7 @@ _REFUSED = frozenset("set_ resize_ resize_as_ share_memory_".split())
 def _on_the_truth(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Runs `func` on true values; what it writes is kept, what it hands out is tracked."""
     refuse_tracing()
+    refuse_capture()
     leaves, structure = pytree.tree_flatten((args, kwargs))
     parked = {id(leaf): leaf for leaf in leaves if isinstance(leaf, ParkedParameter)}
     first = weight_of(next(iter(parked.values())))

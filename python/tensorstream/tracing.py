@@ -1,4 +1,4 @@
-"""What records operations instead of running them: it would keep weights that are elsewhere later."""
+"""What records operations instead of running them would keep weights that are elsewhere later."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ _jit_state = torch._C._get_tracing_state
 _modes = torch._C._len_torch_dispatch_stack
 _mode_of = torch._C._get_dispatch_mode
 _RECORDERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+# Only where torch was built with CUDA.
+_is_capturing: Callable[[], bool] | None = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)
 # Torch's: what of this thread's frames torch.compile takes.
 set_eval_frame: Any = torch._C._dynamo.eval_frame.set_eval_frame
 
@@ -37,6 +39,19 @@ def refuse_tracing() -> None:
         raise UnsupportedError(
             "torch.export, make_fx and fake tensors cannot have streamed weights, which they would freeze or "
             "lose; restore the model first"
+        )
+
+
+def refuse_capture() -> None:
+    """Checks that the current stream runs what it is given, and does not record it in a CUDA graph.
+
+    Raises:
+        UnsupportedError: The graph would get the weight's bytes of now, at each replay.
+    """
+    if _is_capturing is not None and torch.cuda.is_initialized() and _is_capturing():
+        raise UnsupportedError(
+            "a streamed weight is used while its stream is captured into a CUDA graph, which would keep the "
+            "place of now; run without capture, or with a budget that holds all weights"
         )
 
 

@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import tensorstream as ts
 from conftest import assert_same, offload_tightly
 from flexible_model import X, make_flexible
+from tensorstream import tracing
 
 
 def _made_by_fx(model: nn.Module) -> Any:
@@ -67,3 +68,18 @@ def test_the_same_of_a_weight_used_without_its_module(recorder: str) -> None:
         with pytest.raises(ts.UnsupportedError, match="restore the model first"):
             RECORDERS[recorder](model)
         assert_same(model(X), plain(X), "afterwards")
+
+
+def test_a_parked_weight_is_refused_where_its_stream_is_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = offload_tightly(make_flexible())
+    weight = model.blocks[2].up.weight
+    with torch.no_grad():
+        plain = weight.sum()
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(tracing, "_is_capturing", lambda: True)
+        with pytest.raises(ts.UnsupportedError, match="captured into a CUDA graph"):
+            weight.sum()
+        monkeypatch.undo()
+        assert_same(weight.sum(), plain)

@@ -142,6 +142,7 @@ void use_everything() {
     stream->poison(memory->data(), bytes.size());
     stream->synchronize();
   }
+  EXPECT_FALSE(caller.is_capturing());
   caller.synchronize();
   EXPECT_TRUE(target == bytes);
 }

@@ -254,6 +254,28 @@ AtHome open_at_home(const TestModel& model) {
 }
 
 /// However far the caller runs ahead of the GPU: a full queue blocks whoever enqueues.
+TEST_F(EngineFakeCuda, AStreamThatIsCapturedUsesWhatHasAPlaceForGoodAlone) {
+  const TestModel model = equal_model(4, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto device = create_cuda_device(on_fake(Checking::kOff));
+  const auto stream = device->create_stream();
+  const auto engine = open_engine(*device, spec, smallest_budget_of(spec));
+  const auto settled = open_engine(*device, spec, everything_of(spec));
+  ReadBack read(*engine, model, *stream);
+  read.pass();
+  for (const int capturing : {1, 2}) {
+    fake_.set("capturing", capturing);
+    for (GroupId group = 0; group < 4; ++group) {
+      EXPECT_THROW(static_cast<void>(engine->acquire(group, *stream)), UnsupportedError);
+      ASSERT_TRUE(settled->acquire(group, *stream));
+      settled->release(group, *stream);
+    }
+  }
+  fake_.set("capturing", 0);
+  read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+}
+
 TEST_F(EngineFakeCuda, TheDriverHoldsFewLoadsAtOnce) {
   const TestModel model = equal_model(8, 9000);
   const auto [device, stream, engine] = open_at_home(model);

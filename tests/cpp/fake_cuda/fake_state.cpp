@@ -36,6 +36,7 @@ std::map<std::string, long long> default_settings() {
           {"serial_host_functions", 1},
           {"pageable_copies_wait", 1},
           {"hold_calls", 0},
+          {"capturing", 0},
           {"lost", 0}};
 }
 

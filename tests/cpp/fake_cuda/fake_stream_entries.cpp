@@ -58,6 +58,18 @@ TS_FAKE_EXPORT CudaResult cuStreamGetId(CudaStreamHandle stream, unsigned long l
   return CudaResult::kSuccess;
 }
 
+// Setting "capturing": 1 where every stream is captured, 2 where another stream is, globally.
+TS_FAKE_EXPORT CudaResult cuStreamIsCapturing(CudaStreamHandle stream, int* status) {
+  const CudaResult early = enter("cuStreamIsCapturing", Needs::kContext);
+  if (early != CudaResult::kSuccess) return early;
+  const std::lock_guard lock(state().mutex);
+  if (find_stream(stream) == nullptr) return CudaResult::kInvalidHandle;
+  const long long capturing = state().setting("capturing");
+  if (capturing == 2) return CudaResult::kStreamCaptureImplicit;
+  *status = capturing == 1 ? 1 : kCudaCaptureNone;
+  return CudaResult::kSuccess;
+}
+
 TS_FAKE_EXPORT CudaResult cuStreamSynchronize(CudaStreamHandle stream) {
   const CudaResult early = enter("cuStreamSynchronize", Needs::kContext);
   if (early != CudaResult::kSuccess) return early;
