@@ -131,6 +131,11 @@ def _check_checkpoint(path: str, kwargs: dict[str, Any]) -> _native.Checkpoint:
     """Opens the checkpoint, and checks every header of the checkpoint before transformers touches it."""
     folder = _folder_of(path, kwargs)
     if not os.path.isfile(os.path.join(folder, "config.json")):
+        if os.path.isfile(os.path.join(folder, "adapter_config.json")):
+            raise ConfigError(
+                f"'{folder}' holds an adapter, and no model: load the model that it was made for, and then "
+                "peft.PeftModel.from_pretrained(model, folder)"
+            )
         raise ConfigError(f"'{folder}' holds no model: there is no config.json in it")
     return _native.Checkpoint.open(folder)
 
