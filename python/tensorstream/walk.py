@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tensorstream import _native
+from tensorstream.compute_device import is_made_of_parts
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.fused import WHOLE
 from tensorstream.proxy import ParkedParameter
@@ -144,7 +145,10 @@ def _reason_to_leave(parameter: nn.Parameter, shared: set[int]) -> str | None:
 
 
 def _size_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor of any layout; for one that does not say, those of its shape."""
+    """Bytes of a tensor of any class and layout; for one that does not say, those of its shape."""
+    if is_made_of_parts(tensor):  # quantised: shape and type are those of what it stands for
+        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        return sum(_size_bytes(getattr(tensor, name)) for name in names)
     if tensor.layout is torch.strided:
         return tensor.nbytes
     if tensor.layout is torch.sparse_coo:
