@@ -21,7 +21,8 @@ _PLACING = {
     "max_memory": "give ram_budget= or vram_budget=",
     "offload_folder": "weights are streamed from the checkpoint itself; nothing is written",
     "offload_state_dict": "weights are streamed from the checkpoint itself",
-    "quantization_config": "quantised models are not supported by this version",
+    "quantization_config": "quantise with transformers, and give the model to tensorstream.offload(): "
+    "its quantised weights stay resident",
     "state_dict": "use tensorstream.offload(model) on a model made in memory",
     "gguf_file": "only safetensors checkpoints are supported by this version",
 }
