@@ -18,7 +18,7 @@ from tensorstream.compute_device import ComputeDevice, move_gradient, open_devic
 from tensorstream.config import PRESSURE, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError
 from tensorstream.fused import may_pack
-from tensorstream.hooks import HookedModule
+from tensorstream.hooks import HookedModule, refuse_moved_by_others
 from tensorstream.lent import LentGroup
 from tensorstream.moved import Moved
 from tensorstream.packed import StoredPlace
@@ -76,6 +76,7 @@ class Orchestrator:
             raise ConfigError(
                 "this model is offloaded already; call tensorstream.restore(model) first"
             )
+        refuse_moved_by_others(model)
         self.config = config
         self.device: ComputeDevice = open_device(config.torch_device, config.self_check)
         found = walk(model, config.keep_resident)
