@@ -23,6 +23,7 @@ from torch.utils.checkpoint import (
 
 import tensorstream as ts
 from conftest import assert_same, hooks_of, offload_tightly, save, smallest_budget
+from fake_gpu import use_fake_gpu
 from model_shapes import SHAPES, Block, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -116,6 +117,20 @@ def test_gradients_where_activations_are_not_kept(way: str, cut: str) -> None:
         assert_same(_gradients(model, WAYS[way]), _gradients(plain, WAYS[way]))
     with torch.no_grad():
         assert_same(model(X), plain(X), "a forward after it")
+
+
+@pytest.mark.parametrize("way", ["reentrant", "not reentrant", "nested"])
+def test_gradients_where_activations_are_not_kept_beside_a_gpu(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the GPU without a GPU: weights that backward reads come from pinned host memory."""
+    use_fake_gpu(monkeypatch, homes=True)
+    plain = _blocks()
+    model = copy.deepcopy(plain)
+    ts.offload(model, ram_budget=smallest_budget(model) + (1 << 20))  # places are aligned there
+    assert hooks_of(model)
+    for _ in range(2):
+        assert_same(_gradients(model, WAYS[way]), _gradients(plain, WAYS[way]))
 
 
 @pytest.mark.parametrize("cut", CUTS)
