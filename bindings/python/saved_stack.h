@@ -20,16 +20,23 @@ class SavedStack {
   void pop(const nb::object& lent, bool pushed);
   /// What is lent, the last lent last.
   const nb::list& lent() const noexcept { return lent_; }
+  /// The pair below ours, which autograd would use here without them; None where there is none.
+  nb::object outer() const;
 
  private:
   template <typename Visit>
   friend void visit_references(SavedStack& stack, const Visit& visit) {
     visit(stack.lent_);
+    visit(stack.outer_);
     visit(stack.pack_);
     visit(stack.unpack_);
   }
 
+  /// What outer() is once ours are pushed.
+  nb::object pair_below() const;
+
   nb::list lent_;
+  nb::list outer_;  // of each push
   nb::object pack_;
   nb::object unpack_;
   // Functions of modules: they hold nothing of a model.

@@ -757,6 +757,10 @@ class SavedStack:
         """Ends the last push() of `lent`."""
 
     @property
+    def outer(self) -> object:
+        """The pair that autograd would use here without ours, or None."""
+
+    @property
     def lent(self) -> list:
         """What is lent, the last lent last."""
 

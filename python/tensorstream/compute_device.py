@@ -110,16 +110,30 @@ def _measured_link(native: _native.Device, index: int) -> float:
     return _links[index]
 
 
-_is_made_of_parts: Callable[[object], bool] = is_traceable_wrapper_subclass
+is_made_of_parts: Callable[[object], bool] = is_traceable_wrapper_subclass
+
+
+def moves_itself(tensor: torch.Tensor) -> bool:
+    """Whether its class moves more than its bytes, as bitsandbytes' weights do, and makes another object."""
+    return not is_made_of_parts(tensor) and type(tensor).to is not torch.Tensor.to
 
 
 def move(tensor: Any, device: torch.device) -> None:
-    """Puts a tensor of a model, of any class, on `device`, its gradient too; it stays that object."""
-    if _is_made_of_parts(tensor):  # which move only where it is made anew
+    """Puts a tensor of a model, of any class, on `device`, its gradient too; it stays that object.
+
+    Raises:
+        UnsupportedError: It moves itself.
+    """
+    if is_made_of_parts(tensor):  # which move only where it is made anew
         moved = tensor.detach().to(device)
         if isinstance(tensor, nn.Parameter):
             moved = nn.Parameter(moved, tensor.requires_grad)
         torch.utils.swap_tensors(tensor, moved)
+    elif tensor.device != device and moves_itself(tensor):  # guard: own-move
+        raise UnsupportedError(
+            f"a {type(tensor).__name__} moves in a way of its own, with what it keeps beside its bytes; move "
+            f"the model to {device} before you offload it: such weights stay there"
+        )
     else:
         tensor.data = tensor.data.to(device)
     move_gradient(tensor, device)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from tensorstream import _native
+from tensorstream.exceptions import UnsupportedError
 from tensorstream.fused import COUNTS_HOOKS, may_pack, refuse_packing
 from tensorstream.lent import LentGroup
 from tensorstream.tracing import refuse_tracing, set_eval_frame
@@ -56,6 +57,27 @@ def _show_hooks(module: nn.Module) -> None:
     for name in ("_forward_pre_hooks", "_forward_hooks"):
         if isinstance(vars(module)[name], UncountedHooks) and not vars(module)[name]:
             vars(module)[name] = OrderedDict()
+
+
+def refuse_moved_by_others(model: nn.Module) -> None:
+    """Checks that no hook of accelerate's puts weights of its own into the model at each forward.
+
+    Raises:
+        UnsupportedError: One does.
+    """
+    for name, module in model.named_modules():
+        if _puts_weights(getattr(module, "_hf_hook", None)):
+            raise UnsupportedError(
+                f"accelerate offloads the weights of '{name or type(model).__name__}' (cpu_offload, "
+                "disk_offload, dispatch_model, or device_map= and max_memory= of transformers): load the "
+                "model without them, or by tensorstream.from_pretrained; or have its weights in RAM by "
+                "accelerate.hooks.remove_hook_from_submodules(model)"
+            )
+
+
+def _puts_weights(hook: Any) -> bool:
+    """Whether a hook of accelerate's does; some are several in sequence."""
+    return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))
 
 
 class HookedModule:

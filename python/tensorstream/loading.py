@@ -21,7 +21,8 @@ _PLACING = {
     "max_memory": "give ram_budget= or vram_budget=",
     "offload_folder": "weights are streamed from the checkpoint itself; nothing is written",
     "offload_state_dict": "weights are streamed from the checkpoint itself",
-    "quantization_config": "quantised models are not supported by this version",
+    "quantization_config": "quantise with transformers, and give the model to tensorstream.offload(): "
+    "its quantised weights stay resident",
     "state_dict": "use tensorstream.offload(model) on a model made in memory",
     "gguf_file": "only safetensors checkpoints are supported by this version",
 }
@@ -131,6 +132,11 @@ def _check_checkpoint(path: str, kwargs: dict[str, Any]) -> _native.Checkpoint:
     """Opens the checkpoint, and checks every header of the checkpoint before transformers touches it."""
     folder = _folder_of(path, kwargs)
     if not os.path.isfile(os.path.join(folder, "config.json")):
+        if os.path.isfile(os.path.join(folder, "adapter_config.json")):
+            raise ConfigError(
+                f"'{folder}' holds an adapter, and no model: load the model that it was made for, and then "
+                "peft.PeftModel.from_pretrained(model, folder)"
+            )
         raise ConfigError(f"'{folder}' holds no model: there is no config.json in it")
     return _native.Checkpoint.open(folder)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tensorstream.compute_device import move
+from tensorstream.compute_device import move, moves_itself
 
 
 class Moved:
@@ -33,8 +33,8 @@ class Moved:
             move(tensor, device)
 
     def put_back(self, model: nn.Module) -> None:
-        """The same, and in RAM what came to the device since."""
+        """The same, and in RAM what came to the device since, but for what moves itself."""
         self.undo()
         for tensor in [*model.buffers(), *model.parameters()]:
-            if tensor.device == self._device:
+            if tensor.device == self._device and not moves_itself(tensor):
                 move(tensor, torch.device("cpu"))

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorstream import _native, report
+from tensorstream import _native, registry, report
 from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
 from tensorstream.config import PRESSURE, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError
 from tensorstream.fused import may_pack
-from tensorstream.hooks import HookedModule
+from tensorstream.hooks import HookedModule, refuse_moved_by_others
 from tensorstream.lent import LentGroup
 from tensorstream.moved import Moved
 from tensorstream.packed import StoredPlace
+from tensorstream.registry import orchestrator_of
 from tensorstream.saved import SavedHooks
 from tensorstream.settled import check_can_leave, check_returned
 from tensorstream.sources import Sources, check_equal, materialize_forms, sources_of
@@ -30,33 +31,13 @@ from tensorstream.torch_pool import TorchPool
 from tensorstream.walk import FoundWeight, Walk, walk
 from tensorstream.weight import Loans, Weight
 
+__all__ = ["Orchestrator", "orchestrator_of"]
+
 logger = logging.getLogger("tensorstream")
-
-# Which orchestrator runs which model: lets `stats(model)` find it without a mark on the model.
-_orchestrators: weakref.WeakKeyDictionary[nn.Module, Orchestrator] = weakref.WeakKeyDictionary()
-
-
-def orchestrator_of(model: nn.Module) -> Orchestrator:
-    """The orchestrator of an offloaded model.
-
-    Raises:
-        ConfigError: The model is not offloaded.
-    """
-    found = _orchestrators.get(model) if isinstance(model, nn.Module) else None
-    if found is None:
-        raise ConfigError(
-            f"this {type(model).__name__} is not offloaded; call tensorstream.offload(model) first"
-        )
-    return found
-
-
-def is_offloaded(model: nn.Module) -> bool:
-    """Whether `model` itself was given to offload()."""
-    return model in _orchestrators
 
 
 def _renew_locks() -> None:
-    for orchestrator in list(_orchestrators.values()):
+    for orchestrator in registry.orchestrators():
         orchestrator.renew_locks()
 
 
@@ -91,10 +72,11 @@ class Orchestrator:
         stored: Mapping[int, StoredPlace] | None = None,
     ) -> None:
         """Plans, opens the engine, parks and hooks. Nothing of `model` is changed where that fails."""
-        if is_offloaded(model):
+        if registry.is_offloaded(model):
             raise ConfigError(
                 "this model is offloaded already; call tensorstream.restore(model) first"
             )
+        refuse_moved_by_others(model)
         self.config = config
         self.device: ComputeDevice = open_device(config.torch_device, config.self_check)
         found = walk(model, config.keep_resident)
@@ -131,7 +113,7 @@ class Orchestrator:
         self.pool = self._make_pool(found.tree.fixed_bytes)
         self._moved = Moved(self.device.torch_device)
         self._attach_or_undo(model, found, sources)
-        _orchestrators[model] = self
+        registry.register(model, self)
         if self.device.is_host:
             if self._weights:
                 sources.warn_of_no_gain()
@@ -386,6 +368,10 @@ class Orchestrator:
                 f": {refused}" if refused is not None else "",
             )
 
+    def streamed_ids(self) -> set[int]:
+        """The identities of the streamed parameters."""
+        return {id(weight.parameter) for weight in self._weights.values()}
+
     def settle_loans(self, lent: LentGroup) -> None:
         """Before a group is leased while somebody may hold true values of weights."""
         with self.loans.lock:
@@ -453,7 +439,7 @@ class Orchestrator:
             self._moved.put_back(model)
         for hooked in self._hooked.values():
             hooked.detach()
-        del _orchestrators[model]
+        registry.forget(self)
         self._let_go()
 
     def _let_go(self) -> None:

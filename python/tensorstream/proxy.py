@@ -30,6 +30,14 @@ def weight_of(parameter: torch.Tensor) -> Weight:
     return weight
 
 
+def _refuse_making(cls: type, *_: Any, **__: Any) -> Any:
+    """Raises UnsupportedError: only parameters of an offloaded model become of these classes."""
+    raise UnsupportedError(
+        "something makes a parameter by the class of a streamed weight, as accelerate's cpu_offload() and "
+        "dispatch_model() do to place weights elsewhere; call tensorstream.restore(model) first"
+    )
+
+
 class _Fetch(torch.autograd.Function):
     """The true value of a parked parameter, with the parameter's place in the graph."""
 
@@ -64,6 +72,8 @@ class _Rows(torch.autograd.Function):
 class LentParameter(nn.Parameter):
     """A parameter on the arena. Torch hides writes through `data` from the version; this shows them."""
 
+    __new__ = _refuse_making
+
     @property
     def data(self) -> torch.Tensor:
         """The weight without its history; writes to it are seen."""
@@ -84,6 +94,8 @@ class LentParameter(nn.Parameter):
 
 class ParkedParameter(nn.Parameter):
     """A parameter whose bytes are with the engine. Every operation sees the true value."""
+
+    __new__ = _refuse_making
 
     @classmethod
     @uncompiled

@@ -4,14 +4,20 @@ The arena's bytes are replaced long before backward. While a group is leased, a 
 autograd packs a tensor that lies in the arena as the weight and the view of it, and unpacks it from
 the weight's source. So graphs hold no memory of the arena, backward gets true values, and whoever
 else holds a view of the arena after the forward can be told from a graph.
+
+Autograd uses the innermost pair alone. Whatever else a graph saves is therefore handed to the pair
+that the user has around the module: torch.utils.checkpoint's, or one that moves activations away.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
+from torch.utils import _pytree as pytree
 
 from tensorstream import _native
 from tensorstream.tracing import uncompiled
@@ -57,6 +63,50 @@ class _SavedTensor:
         return self.tensor
 
 
+@dataclasses.dataclass(frozen=True)
+class _SavedByOthers:
+    """What the pair of hooks below ours packed."""
+
+    packed: Any
+    unpack: Callable[[Any], torch.Tensor]
+
+    def read(self) -> torch.Tensor:
+        return self.unpack(self.packed)
+
+
+_Saved = _SavedWeight | _SavedTensor | _SavedByOthers
+
+
+class _Deferred(torch.Tensor):
+    """Stands for a view of a weight, and is read where it is used.
+
+    torch.utils.checkpoint counts what is saved, and keeps what the recomputation saves. A weight that had no
+    place in the forward may have one then.
+    """
+
+    @staticmethod
+    def __new__(cls, saved: _SavedWeight) -> _Deferred:
+        form = saved.form
+        made: _Deferred = torch.Tensor._make_wrapper_subclass(
+            cls, form.shape, form.stride(), dtype=form.dtype, device=saved.weight.poison.device
+        )
+        return made
+
+    def __init__(self, saved: _SavedWeight) -> None:
+        self._saved = saved
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0]._saved)
+        args, kwargs = pytree.tree_map_only(
+            cls, lambda deferred: deferred._saved.read(), (args, kwargs or {})
+        )
+        return func(*args, **kwargs)
+
+
 class SavedHooks:
     """The pair of hooks of one model.
 
@@ -82,21 +132,35 @@ class SavedHooks:
                 return weight
         return None
 
-    def pack(self, tensor: torch.Tensor) -> _SavedWeight | _SavedTensor:
+    def pack(self, tensor: torch.Tensor) -> _Saved:
         """What a graph keeps for `tensor`."""
         strided = tensor.layout is torch.strided
         weight = self._weight_at(tensor.untyped_storage().data_ptr()) if strided else None
-        if weight is None:
-            version = 0 if tensor.is_inference() else tensor._version
-            return _SavedTensor(tensor.detach(), version)
-        form = torch.empty(0, dtype=tensor.dtype, device="meta").set_(
-            torch.UntypedStorage(weight.size_bytes, device="meta"),
-            int(tensor.storage_offset()),
-            tensor.shape,
-            tensor.stride(),
-        )
-        return _SavedWeight(weight, weight.generation, form)
+        outer: Any = self.stack.outer
+        if weight is not None:
+            saved = _SavedWeight(weight, weight.generation, _form_of(tensor, weight))
+            if outer is not None and _counts(outer[0]):  # guard: counted-by-checkpoint
+                outer[0](_Deferred(saved))
+            return saved
+        if outer is not None:
+            return _SavedByOthers(outer[0](tensor), outer[1])
+        version = 0 if tensor.is_inference() else tensor._version
+        return _SavedTensor(tensor.detach(), version)
 
-    def unpack(self, saved: _SavedWeight | _SavedTensor) -> torch.Tensor:
+    def unpack(self, saved: _Saved) -> torch.Tensor:
         """The tensor that pack() was given, or its equal."""
         return saved.read()
+
+
+def _counts(pack: Callable[[torch.Tensor], Any]) -> bool:
+    """Whether it numbers what is saved, and looks it up by its number."""
+    return getattr(pack, "__module__", None) == torch.utils.checkpoint.__name__
+
+
+def _form_of(tensor: torch.Tensor, weight: Weight) -> torch.Tensor:
+    return torch.empty(0, dtype=tensor.dtype, device="meta").set_(
+        torch.UntypedStorage(weight.size_bytes, device="meta"),
+        int(tensor.storage_offset()),
+        tensor.shape,
+        tensor.stride(),
+    )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tensorstream import _native
+from tensorstream.compute_device import is_made_of_parts
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.fused import WHOLE
 from tensorstream.proxy import ParkedParameter
@@ -56,7 +57,8 @@ class Walk:
 
 def walk(model: nn.Module, keep_resident: Sequence[str] = ()) -> Walk:
     """Walks `model`, without touching it."""
-    names = _names_of_parameters(model)
+    listed = list(model.named_parameters(remove_duplicate=False))  # kept, for the ids
+    names = _names_of_parameters(listed)
     found = Walk(_native.ModelTree(), [], [], {})
     by_parameter = _add_weights(found, model, names)
     _add_modules(found, model, by_parameter)
@@ -75,9 +77,9 @@ def walk(model: nn.Module, keep_resident: Sequence[str] = ()) -> Walk:
     return found
 
 
-def _names_of_parameters(model: nn.Module) -> dict[int, list[str]]:
+def _names_of_parameters(listed: list[tuple[str, nn.Parameter]]) -> dict[int, list[str]]:
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in listed:
         names.setdefault(id(parameter), []).append(name)
     return names
 
@@ -86,13 +88,14 @@ def _add_weights(found: Walk, model: nn.Module, names: dict[int, list[str]]) -> 
     """Adds the parameters of `model` to the tree; their tensor ids by the parameters' identity."""
     by_parameter: dict[int, int] = {}
     shared = _overlapping(model)
-    for parameter in model.parameters():
-        name = names[id(parameter)][0]
+    for name, parameter in model.named_parameters():
         if isinstance(parameter, ParkedParameter):
             raise ConfigError(
                 f"'{name}' is offloaded already; call tensorstream.restore() on that model first"
             )
         reason = _reason_to_leave(parameter, shared)
+        if id(parameter) not in names:
+            reason = "its module makes it anew at each look"
         if reason is None:
             dtype = str(parameter.dtype).removeprefix("torch.")
             try:
@@ -142,7 +145,10 @@ def _reason_to_leave(parameter: nn.Parameter, shared: set[int]) -> str | None:
 
 
 def _size_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor of any layout; for one that does not say, those of its shape."""
+    """Bytes of a tensor of any class and layout; for one that does not say, those of its shape."""
+    if is_made_of_parts(tensor):  # quantised: shape and type are those of what it stands for
+        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        return sum(_size_bytes(getattr(tensor, name)) for name in names)
     if tensor.layout is torch.strided:
         return tensor.nbytes
     if tensor.layout is torch.sparse_coo:

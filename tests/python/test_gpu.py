@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import tensorstream as ts
 from conftest import assert_same, hooks_of, save
@@ -275,3 +276,32 @@ def test_a_budget_that_moves_on_a_gpu() -> None:
             ts.set_budget(model, vram_budget=blocks * BLOCK_BYTES)
             for _ in range(3):
                 assert_same(model(rows(16)), expected, f"{blocks} blocks")
+
+
+@pytest.mark.parametrize("checkpointing", ["no", "reentrant", "not reentrant"])
+def test_training_steps_are_the_plain_ones(checkpointing: str) -> None:
+    """Backward runs in a thread of autograd's, and so does what it computes again."""
+    plain, model = make_stack(4).blocks.to(DEVICE), make_stack(4).blocks
+    ts.offload(model, **tiny(ts.estimate_memory(model).smallest_budget_bytes))
+    assert hooks_of(model)
+    frozen = [blocks[0].up.weight.requires_grad_(False) for blocks in (model, plain)]
+    assert not any(weight.requires_grad for weight in frozen)
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    for step in range(3):
+        seen: list[list[Any]] = []
+        for blocks in (model, plain):
+            begin = x.clone().requires_grad_()
+            y = begin
+            for block in blocks:
+                if checkpointing == "no":
+                    y = block(y)
+                else:
+                    y = checkpoint(block, y, use_reentrant=checkpointing == "reentrant")
+            y.square().mean().backward()
+            trained = [weight for weight in blocks.parameters() if weight.requires_grad]
+            seen.append([begin.grad, *(weight.grad for weight in trained)])
+            torch.optim.SGD(trained, lr=0.1).step()
+            blocks.zero_grad()
+        assert_same(seen[0], seen[1], f"step {step}")
+    ts.restore(model)
+    assert_same(list(model.parameters()), list(plain.parameters()), "the weights")

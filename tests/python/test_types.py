@@ -14,6 +14,7 @@ from torch import nn
 
 import tensorstream as ts
 from conftest import assert_same, hooks_of, offload_tightly, same_bytes, smallest_budget
+from tensorstream.compute_device import move, moves_itself
 from tensorstream.proxy import ParkedParameter
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -257,6 +258,83 @@ def test_subclasses_of_tensors_stay_resident_and_work() -> None:
     with torch.no_grad():
         assert_same(model(x).as_subclass(torch.Tensor), plain(x).as_subclass(torch.Tensor))
     assert type(model[1].weight) is FancyParameter
+
+
+class Quantised(torch.Tensor):
+    """Bytes and scales that stand for a matrix, as quantisation libraries make them."""
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor, scale: torch.Tensor) -> Any:
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=scale.dtype)
+
+    def __init__(self, values: torch.Tensor, scale: torch.Tensor) -> None:
+        self.values, self.scale = values, scale
+
+    def __tensor_flatten__(self) -> Any:
+        return ["values", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: Any, *_: Any) -> Any:
+        return Quantised(inner["values"], inner["scale"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].values, args[0].scale)
+        plain = [a.values * a.scale if isinstance(a, cls) else a for a in args]
+        return func(*plain, **(kwargs or {}))
+
+
+def _quantised_layers() -> nn.Sequential:
+    torch.manual_seed(5)
+    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(6)))
+    for layer in model[::2]:
+        values = torch.randint(-128, 128, (512, 512), dtype=torch.int8)
+        quantised = Quantised(values, torch.rand(512, 1) / 100)
+        layer.weight = nn.Parameter(quantised, requires_grad=False)
+    return model
+
+
+def test_quantised_weights_count_what_they_take(caplog: pytest.LogCaptureFixture) -> None:
+    """Not what they stand for: a budget that holds them is enough."""
+    model, plain = _quantised_layers(), _quantised_layers()
+    analysis = ts.analyze(model)
+    assert set(analysis.left) == {"0.weight", "2.weight", "4.weight"}
+    assert analysis.fixed_bytes == 3 * (512 * 512 + 512 * 4)
+    streamed = 3 * 512 * 512 * 4
+    smallest = smallest_budget(model)
+    assert analysis.fixed_bytes < smallest < analysis.fixed_bytes + streamed
+    caplog.clear()
+    offload_tightly(model, self_check=True)
+    warnings = [record for record in caplog.records if "it is a Quantised" in record.message]
+    assert len(warnings) == 2  # one is of the estimate
+    x = torch.randn(3, 512)
+    with torch.no_grad():
+        for _ in range(2):
+            assert_same(model(x), plain(x))
+    stats = ts.stats(model)
+    assert stats.streamed_bytes > 0
+    assert stats.peak_held_bytes <= smallest
+    assert isinstance(model[0].weight, Quantised)
+    ts.restore(model)
+    with torch.no_grad():
+        assert_same(model(x), plain(x), "restored")
+
+
+def test_weights_that_move_themselves_are_moved_by_their_owner() -> None:
+    """Their bytes alone would be somewhere else than what they need beside them."""
+
+    class Keeping(nn.Parameter):
+        def to(self, *args: Any, **kwargs: Any) -> Any:
+            return Keeping(super().to(*args, **kwargs), requires_grad=False)
+
+    weight = Keeping(torch.ones(4, 4), requires_grad=False)
+    move(weight, torch.device("cpu"))
+    with pytest.raises(ts.UnsupportedError, match="before you offload it"):
+        move(weight, torch.device("meta"))
+    assert weight.device.type == "cpu"
+    assert moves_itself(weight)
+    assert not any(moves_itself(w) for w in _quantised_layers().parameters())
 
 
 def test_buffers_that_change_in_forward() -> None:
