@@ -22,27 +22,33 @@ from tensorstream.hooks import HookedModule
 from tensorstream.lent import LentGroup
 from tensorstream.moved import Moved
 from tensorstream.packed import StoredPlace
+from tensorstream.parts import parts_of, top_modules
 from tensorstream.saved import SavedHooks
 from tensorstream.settled import check_can_leave, check_returned
 from tensorstream.sources import Sources, check_equal, materialize_forms, sources_of
 from tensorstream.tiers import plan_tiers
 from tensorstream.torch_pool import TorchPool
 from tensorstream.walk import FoundWeight, Walk, walk
-from tensorstream.weight import Loans, Weight
+from tensorstream.weight import Loans, Weight, copy_at
 
 logger = logging.getLogger("tensorstream")
 
-# Which orchestrator runs which model: lets `stats(model)` find it without a mark on the model.
-_orchestrators: weakref.WeakKeyDictionary[nn.Module, Orchestrator] = weakref.WeakKeyDictionary()
+# Which orchestrator runs which model or pipeline: lets `stats(model)` find it without a mark on the model.
+_orchestrators: weakref.WeakKeyDictionary[Any, Orchestrator] = weakref.WeakKeyDictionary()
+# The models of offloaded pipelines.
+_parts: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def orchestrator_of(model: nn.Module) -> Orchestrator:
-    """The orchestrator of an offloaded model.
+def orchestrator_of(model: Any) -> Orchestrator:
+    """The orchestrator of an offloaded model or pipeline.
 
     Raises:
-        ConfigError: The model is not offloaded.
+        ConfigError: It is not offloaded.
     """
-    found = _orchestrators.get(model) if isinstance(model, nn.Module) else None
+    known = isinstance(model, nn.Module) or parts_of(model) is not None
+    found = _orchestrators.get(model) if known else None
+    if found is None and model in _parts:
+        raise ConfigError(f"this {type(model).__name__} is a part of a pipeline; give the pipeline")
     if found is None:
         raise ConfigError(
             f"this {type(model).__name__} is not offloaded; call tensorstream.offload(model) first"
@@ -50,9 +56,25 @@ def orchestrator_of(model: nn.Module) -> Orchestrator:
     return found
 
 
-def is_offloaded(model: nn.Module) -> bool:
+def is_offloaded(model: Any) -> bool:
     """Whether `model` itself was given to offload()."""
     return model in _orchestrators
+
+
+def _check_not_offloaded(model: Any, module: nn.Module) -> None:
+    if is_offloaded(model):
+        raise ConfigError("this model is offloaded already; call tensorstream.restore(model) first")
+    for part in top_modules(module):
+        if part in _parts or part in _orchestrators:  # guard: offloaded-part
+            raise ConfigError(
+                f"this {type(part).__name__} is offloaded already, by itself or with a pipeline; call "
+                "tensorstream.restore() on what was given to offload() first"
+            )
+
+
+def _as_module(model: Any) -> nn.Module:
+    parts = parts_of(model)
+    return model if parts is None else parts
 
 
 def _renew_locks() -> None:
@@ -79,11 +101,11 @@ class _Unseen:
 
 
 class Orchestrator:
-    """Runs one model on the engine. Made by `offload`, ended by `restore`."""
+    """Runs one model, or the models of one pipeline, on the engine. Made by `offload`, ended by `restore`."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         config: Config,
         checkpoint: str | None,
         *,
@@ -91,13 +113,11 @@ class Orchestrator:
         stored: Mapping[int, StoredPlace] | None = None,
     ) -> None:
         """Plans, opens the engine, parks and hooks. Nothing of `model` is changed where that fails."""
-        if is_offloaded(model):
-            raise ConfigError(
-                "this model is offloaded already; call tensorstream.restore(model) first"
-            )
+        module = _as_module(model)
+        _check_not_offloaded(model, module)
         self.config = config
         self.device: ComputeDevice = open_device(config.torch_device, config.self_check)
-        found = walk(model, config.keep_resident)
+        found = walk(module, config.keep_resident)
         sources = sources_of(found, config.file_backend, checkpoint, stored or {})
         if ram_counts and self.device.is_host:
             for tensor in sources.in_ram:
@@ -120,18 +140,21 @@ class Orchestrator:
         self.names = [weight.names for weight in found.weights]
         # By the ids of the tree. The model is not to be kept alive from here.
         self._members = found.weights
-        self._modules = [weakref.ref(module) for module in found.modules]
+        self._modules = [weakref.ref(each) for each in found.modules]
+        self._entries = found.entries
         # Settled residents whose parameters are on the engine's memory, not on their own.
         self._resident: dict[int, FoundWeight] = {}
         self._weights: dict[int, Weight] = {}
         self._lent: dict[int, LentGroup] = {}
-        # Of each module with hooks of ours, by its id: the root's is 0.
+        # Of each module with hooks of ours, by its id.
         self._hooked: dict[int, HookedModule] = {}
         self._place_moves = 0
         self.pool = self._make_pool(found.tree.fixed_bytes)
         self._moved = Moved(self.device.torch_device)
-        self._attach_or_undo(model, found, sources)
+        self._attach_or_undo(module, found, sources)
         _orchestrators[model] = self
+        if module is not model:
+            _parts.update(top_modules(module))
         if self.device.is_host:
             if self._weights:
                 sources.warn_of_no_gain()
@@ -253,10 +276,12 @@ class Orchestrator:
         return weight
 
     def _hook(self) -> None:
-        """Hooks the modules whose groups are leased, and the root where any weight is parked."""
+        """Hooks the modules whose groups are leased, and all entries where any weight is parked."""
         # A strict ceiling over torch's part holds whatever is resident.
         strict = self.pool is not None and self.config.pressure == "strict"
-        wanted: dict[int, list[LentGroup]] = {0: []} if self._weights or strict else {}
+        wanted: dict[int, list[LentGroup]] = {}
+        if self._weights or strict:
+            wanted = {entry: [] for entry in self._entries}
         for hook in self.grouping.hooks:
             groups = [self._lent[group] for group in hook.groups if group in self._lent]
             if groups:
@@ -429,7 +454,7 @@ class Orchestrator:
         on_device = 0 if self.device.is_host else plan.resident_bytes
         return plan.streamed_bytes + plan.kept_weights_bytes + plan.on_demand_bytes + on_device
 
-    def restore(self, model: nn.Module) -> None:
+    def restore(self, model: Any) -> None:
         """Gives every parameter memory of its own, takes the hooks off, ends the engine."""
         frame = sys._getframe()
         # After a forward of another thread, and instead of an abandoned one.
@@ -447,13 +472,16 @@ class Orchestrator:
             del weight.parameter._tensorstream_weight  # type: ignore[attr-defined]
         for member in self._resident.values():
             value = member.parameter.data
-            member.parameter.data = value.clone() if self.device.is_host else value.cpu()
+            on_host = self.device.is_host
+            member.parameter.data = copy_at(value, member.line_offset) if on_host else value.cpu()
             move_gradient(member.parameter, ram)
         if not self.device.is_host:
-            self._moved.put_back(model)
+            self._moved.put_back(_as_module(model))
         for hooked in self._hooked.values():
             hooked.detach()
         del _orchestrators[model]
+        entries = (self._modules[entry]() for entry in self._entries)
+        _parts.difference_update([entry for entry in entries if entry is not None])
         self._let_go()
 
     def _let_go(self) -> None:

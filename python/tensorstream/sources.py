@@ -184,14 +184,6 @@ def _sources_in_checkpoint(found: Walk, path: str, backend: _native.FileBackend)
     return sources
 
 
-def largest_file(folder: str) -> str | None:
-    """The largest file of a checkpoint in `folder`; None where that is no folder."""
-    if not os.path.isdir(folder):
-        return None
-    files = _native.Checkpoint.open(folder).files
-    return max(files, key=os.path.getsize, default=None)
-
-
 def note_weights_in_ram(found: Walk) -> None:
     """Says in the tree which weights are in RAM, for plans of models that are not bound to sources."""
     for weight in found.weights:

@@ -12,6 +12,7 @@ from torch import nn
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.fused import WHOLE
+from tensorstream.parts import entry_modules, is_container, top_modules
 from tensorstream.proxy import ParkedParameter
 
 logger = logging.getLogger("tensorstream")
@@ -44,6 +45,7 @@ class Walk:
     Attributes:
         tree: The modules and weights, for the engine.
         modules: The modules by their id in the tree.
+        entries: Ids of the modules that are called from outside: the root, or the parts of a pipeline.
         weights: The weights by their id in the tree.
         left: Names of parameters that cannot be streamed, with the reason.
     """
@@ -52,6 +54,7 @@ class Walk:
     modules: list[nn.Module]
     weights: list[FoundWeight]
     left: dict[str, str]
+    entries: list[int] = dataclasses.field(default_factory=list)
 
 
 def walk(model: nn.Module, keep_resident: Sequence[str] = ()) -> Walk:
@@ -181,6 +184,7 @@ def _span_bytes(tensor: torch.Tensor) -> int:
 def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) -> None:
     types: dict[type, int] = {}
     ids: dict[int, int] = {}
+    top = {id(module) for module in top_modules(model)}
 
     def visit(module: nn.Module, name: str, parent: int) -> None:
         if id(module) in ids:
@@ -189,7 +193,7 @@ def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) ->
             name,
             types.setdefault(type(module), len(types)),
             parent,
-            isinstance(module, nn.ModuleList | nn.ModuleDict),
+            is_container(module, top=id(module) in top),
             isinstance(module, nn.Embedding) and module.max_norm is None,
         )
         ids[id(module)] = node
@@ -206,3 +210,4 @@ def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) ->
             visit(child, f"{name}.{child_name}" if name else child_name, node)
 
     visit(model, "", 0)
+    found.entries = [ids[id(module)] for module in entry_modules(model) if id(module) in ids]
