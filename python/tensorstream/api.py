@@ -59,9 +59,10 @@ def offload(
         IoError: A file cannot be read.
         UnsupportedError: A checkpoint is given for a pipeline, whose models have one each.
     """
-    if not isinstance(model, nn.Module) and parts_of(model) is None:
+    if not isinstance(model, nn.Module) and not parts_of(model):
         raise ConfigError(
-            f"offload() takes a torch.nn.Module or a pipeline of diffusers, not a {type(model).__name__}"
+            "offload() takes a torch.nn.Module, or a pipeline of diffusers that has some, not a "
+            f"{type(model).__name__}"
         )
     path = None if checkpoint is None else os.fspath(checkpoint)
     if path is not None and not isinstance(model, nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from diffusion_shapes import (
     save_pipeline,
 )
 from fake_gpu import use_fake_gpu
-from tensorstream import diffusion
+from tensorstream import diffusion, loading
 
 NAME = "stable-diffusion"
 
@@ -83,6 +84,30 @@ def test_one_budget_is_shared_and_none_is_divided(tmp_path: Path) -> None:
     assert parts == {"unet", "vae", "text_encoder"}
     names = [group.name.split(".")[0] for group in ts.plan(folder, ram_budget="1GiB").groups]
     assert names == sorted(names, key=["text_encoder", "unet", "vae"].index), "the order of use"
+
+
+def test_a_part_that_fits_can_be_kept(tmp_path: Path) -> None:
+    folder = save_pipeline(NAME, tmp_path)
+    kept = {"ram_budget": "4MiB", "keep_resident": ("unet",)}
+    placements = {
+        group.name: group.placement
+        for group in ts.plan(folder, **kept).groups
+        if group.name.startswith("unet")
+    }
+    assert set(placements.values()) == {"resident"}
+    pipeline = _load(NAME, folder, **kept)
+    assert_same(run_stable_diffusion(pipeline), run_stable_diffusion(load_plain(NAME, folder)))
+    others = sum(
+        p.nbytes for part in (pipeline.vae, pipeline.text_encoder) for p in part.parameters()
+    )
+    assert 0 < ts.stats(pipeline).streamed_bytes <= others
+
+
+def test_the_file_that_a_disk_is_measured_by(tmp_path: Path) -> None:
+    folder = save_pipeline(NAME, tmp_path)
+    largest = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    assert loading.largest_file(str(folder)) == str(largest)
+    assert loading.largest_file(str(folder / "unet")) == str(largest)
 
 
 def test_a_pipeline_in_memory_is_offloaded_moved_and_restored() -> None:
@@ -221,9 +246,9 @@ def test_the_type_is_the_one_that_is_asked_for(
 
 def test_types_of_single_parts(tmp_path: Path) -> None:
     folder = save_pipeline(NAME, tmp_path)
-    types = {"unet": torch.bfloat16, "default": torch.float32}
-    pipeline = _load(NAME, folder, ram_budget="1GiB", torch_dtype=types)
-    plain = load_plain(NAME, folder, dtype=types)
+    dtypes = {"unet": torch.bfloat16, "default": torch.float32}
+    pipeline = _load(NAME, folder, ram_budget="1GiB", torch_dtype=dtypes)
+    plain = load_plain(NAME, folder, dtype=dtypes)
     for name, part in _parts(plain).items():
         assert part.dtype == _parts(pipeline)[name].dtype
         for key, value in part.named_parameters():
@@ -276,6 +301,8 @@ def _edit(path: Path, **changes: Any) -> None:
 
 def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     folder = save_pipeline(NAME, tmp_path / "plain")
+    with pytest.raises(ts.ConfigError, match="has some"):
+        ts.offload(types.SimpleNamespace(components={"scheduler": None}))
     with pytest.raises(ts.UnsupportedError, match="a checkpoint each"):
         ts.offload(make_stable_diffusion(), checkpoint=folder)
     for option in ({"low_cpu_mem_usage": False}, {"device_map": "balanced"}, {"ram_budgett": 1}):

@@ -136,6 +136,17 @@ def test_a_model_in_a_subfolder(tmp_path: Path) -> None:
     )
 
 
+def test_sizes_in_a_type_that_is_asked_for(tmp_path: Path) -> None:
+    folder = save(_model(FIRST), tmp_path)
+    whole, half = (
+        call(folder, dtype=dtype).weights_bytes
+        for call, dtype in ((ts.estimate_memory, None), (ts.analyze, torch.bfloat16))
+    )
+    assert 2 * half == whole
+    planned = ts.plan(folder, dtype=torch.bfloat16, ram_budget="1GiB")
+    assert planned.groups and planned.everything_fits_bytes < whole
+
+
 def test_gguf_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(60))
