@@ -12,7 +12,7 @@ from torch import nn
 from tensorstream import _native, report
 from tensorstream.compute_device import open_device
 from tensorstream.config import Config, Size, make_config
-from tensorstream.exceptions import BudgetError, ConfigError, UnsupportedError
+from tensorstream.exceptions import BudgetError, ConfigError
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
 from tensorstream.parts import parts_of
 from tensorstream.sources import note_weights_in_ram
@@ -44,8 +44,9 @@ def offload(
         model: Any module whose parameters are on the CPU, or on the meta device with `checkpoint`; or a
             pipeline of diffusers that has such models.
         config: Options as one value.
-        checkpoint: A safetensors file, index or folder that holds the weights of `model`. Weights in
-            memory must equal it byte for byte, and are let go.
+        checkpoint: A safetensors file, index or folder that holds the weights of `model`; of a pipeline
+            the folder that has one for each of its models. Weights in memory must equal it byte for
+            byte, and are let go.
         **options: The fields of Config by name.
 
     Returns:
@@ -57,7 +58,6 @@ def offload(
             checkpoint does not match it.
         FormatError: A file of the checkpoint breaks its format.
         IoError: A file cannot be read.
-        UnsupportedError: A checkpoint is given for a pipeline, whose models have one each.
     """
     if not isinstance(model, nn.Module) and not parts_of(model):
         raise ConfigError(
@@ -65,11 +65,6 @@ def offload(
             f"{type(model).__name__}"
         )
     path = None if checkpoint is None else os.fspath(checkpoint)
-    if path is not None and not isinstance(model, nn.Module):
-        raise UnsupportedError(
-            "the models of a pipeline have a checkpoint each: load the pipeline from its folder with "
-            "tensorstream.from_pretrained, or offload it without checkpoint="
-        )
     Orchestrator(model, make_config(config, options), path, ram_counts=False)
     return model
 

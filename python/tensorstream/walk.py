@@ -12,7 +12,7 @@ from torch import nn
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.fused import WHOLE
-from tensorstream.parts import entry_modules, is_container, top_modules
+from tensorstream.parts import Parts, entry_modules, is_container, top_modules
 from tensorstream.proxy import ParkedParameter
 
 logger = logging.getLogger("tensorstream")
@@ -46,6 +46,7 @@ class Walk:
         tree: The modules and weights, for the engine.
         modules: The modules by their id in the tree.
         entries: Ids of the modules that are called from outside: the root, or the parts of a pipeline.
+        parts: Names of the parts of a pipeline; none for a model.
         weights: The weights by their id in the tree.
         left: Names of parameters that cannot be streamed, with the reason.
     """
@@ -55,12 +56,15 @@ class Walk:
     weights: list[FoundWeight]
     left: dict[str, str]
     entries: list[int] = dataclasses.field(default_factory=list)
+    parts: list[str] = dataclasses.field(default_factory=list)
 
 
 def walk(model: nn.Module, keep_resident: Sequence[str] = ()) -> Walk:
     """Walks `model`, without touching it."""
     names = _names_of_parameters(model)
     found = Walk(_native.ModelTree(), [], [], {})
+    if isinstance(model, Parts):
+        found.parts = list(model)
     by_parameter = _add_weights(found, model, names)
     _add_modules(found, model, by_parameter)
     seen: set[int] = set()
