@@ -167,14 +167,14 @@ def spread(values: list[float]) -> dict:
     }
 
 
-def streamed(checkpoint: Path, budget: int | str, options: argparse.Namespace) -> Any:
+def streamed(checkpoint: Path, backend: str, budget: int | str, options: argparse.Namespace) -> Any:
     """The model on TensorStream."""
     import tensorstream as ts
 
     budgets: dict[str, Any] = {"ram_budget": budget}
     if options.device != "cpu":
         budgets = {"vram_budget": budget, "ram_budget": options.ram_budget}
-    return ts.from_pretrained(checkpoint, device=options.device, backend=options.backend, **budgets)
+    return ts.from_pretrained(checkpoint, device=options.device, backend=backend, **budgets)
 
 
 @contextlib.contextmanager
@@ -192,7 +192,8 @@ def contestants(options: argparse.Namespace) -> Iterator[list[Contestant]]:
             ts.pack(checkpoint, folders["packed"], level=options.packed)
     made: list[Contestant] = []
     for name, folder in folders.items():
-        model = streamed(folder, budget, options)
+        backend = options.backend if name == "raw" else "auto"  # the one that packed files take
+        model = streamed(folder, backend, budget, options)
 
         def stalled(model: Any = model) -> float:
             return ts.stats(model).stalled_seconds
@@ -242,6 +243,7 @@ def measure(options: argparse.Namespace) -> dict:
             "new_tokens": options.new_tokens,
             "repeats": options.repeats,
             **results(all_of_them, options, where),
+            "load_average_at_end": os.getloadavg()[0],
             "outputs_identical": True,
         }
 
@@ -291,7 +293,7 @@ def main() -> int:
     parser.add_argument("--budget", help="TensorStream's, of the device: 1.25GiB")
     parser.add_argument("--budget-share", type=float, default=0.22, help="the same / weights")
     parser.add_argument("--ram-budget", default="96MiB", help="of host memory beside a GPU")
-    parser.add_argument("--backend", default="auto", help="how TensorStream reads files")
+    parser.add_argument("--backend", default="auto", help="of raw weights")
     parser.add_argument("--cold", action="store_true", help="drop the page cache before tokens")
     parser.add_argument("--packed", type=int, metavar="LEVEL", help="packed weights take part, too")
     parser.add_argument("--new-tokens", type=int, default=8, help="timed tokens of one decode")
