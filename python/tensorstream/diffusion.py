@@ -69,7 +69,7 @@ def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> An
     for name in ("revision", "cache_dir", "subfolder", "token", "local_files_only"):
         options.pop(name, None)
     options.pop("use_safetensors", None)
-    older = options.pop("torch_dtype", None)  # the name of dtype before diffusers 0.40
+    older = options.pop("torch_dtype", None)  # what diffusers called dtype
     options["dtype"] = older if options.get("dtype") is None else options["dtype"]
     made: Any
     if is_pipeline(folder):
@@ -214,11 +214,17 @@ def _load_model(folder: str, model_class: Any, options: dict[str, Any]) -> nn.Mo
     dtype = options.pop("dtype")
     try:
         model, info = loader.from_pretrained(
-            folder, torch_dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+            folder, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
         )
     except ValueError as error:  # a shape that differs, for one
         raise ConfigError(f"diffusers could not load '{folder}': {error}") from error
     check_complete(folder, info)  # guard: missing-diffusers-weights
+    taken = dtype is None or any(parameter.dtype == dtype for parameter in model.parameters())
+    if not taken:  # guard: type-taken
+        raise UnsupportedError(
+            f"diffusers {_diffusers().__version__} did not load '{folder}' as {dtype}: use 0.42, which "
+            "takes dtype=, or a later one"
+        )
     types = sorted({tensor.dtype for tensor in checkpoint.tensors} & {"bfloat16", "float16"})
     if dtype is None and types:
         logger.warning(

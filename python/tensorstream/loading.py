@@ -29,6 +29,7 @@ _PLACING = {
     "offload_folder": "weights are streamed from the checkpoint itself; nothing is written",
     "offload_state_dict": "weights are streamed from the checkpoint itself",
     "quantization_config": "quantised models are not supported by this version",
+    "force_download": "nothing is downloaded: hub ids are looked up in the local cache",
     "state_dict": "use tensorstream.offload(model) on a model made in memory",
 }
 
@@ -144,7 +145,7 @@ def largest_file(path: str) -> str | None:
 _OPTIONS = tuple(Config.__dataclass_fields__)
 # What they take besides fields of a model's config; near misses of our options are told apart by it.
 _THEIRS = (
-    "adapter_kwargs attn_implementation cache_dir config dtype experts_implementation force_download "
+    "adapter_kwargs attn_implementation cache_dir config dtype experts_implementation "
     "generation_config ignore_mismatched_sizes key_mapping local_files_only proxies revision subfolder "
     "token torch_dtype trust_remote_code variant weights_only use_safetensors"
 ).split()

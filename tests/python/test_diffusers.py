@@ -267,6 +267,18 @@ def test_the_type_is_the_one_that_is_asked_for(
         assert _parts(grown)[name].dtype == part.dtype
 
 
+def test_a_type_that_diffusers_does_not_take_is_said(tmp_path: Path) -> None:
+    class Unet(diffusers.UNet2DConditionModel):
+        @classmethod
+        def from_pretrained(cls, path: Any, **options: Any) -> Any:
+            del options["dtype"]
+            return diffusers.UNet2DConditionModel.from_pretrained(path, **options)
+
+    make_unet().save_pretrained(tmp_path)
+    with pytest.raises(ts.UnsupportedError, match=r"did not load .* as torch\.bfloat16"):
+        ts.from_pretrained(tmp_path, model_class=Unet, dtype=torch.bfloat16)
+
+
 def test_types_of_single_parts(tmp_path: Path) -> None:
     folder = save_pipeline(NAME, tmp_path)
     dtypes = {"unet": torch.bfloat16, "default": torch.float32}
