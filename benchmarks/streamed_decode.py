@@ -233,7 +233,7 @@ def measure(options: argparse.Namespace) -> dict:
                     contestant.runs.append(runs[contestant.name])
         return {
             "question": "tokens a second decoded from disk: TensorStream against accelerate",
-            "command": " ".join(["benchmarks/streamed_decode.py", *sys.argv[1:]]),
+            "command": command(sys.argv[1:]),
             "machine": sheet,
             "model": {**dataclasses.asdict(Shape.from_options(options)), "dtype": "bfloat16"},
             "device": options.device,
@@ -246,6 +246,14 @@ def measure(options: argparse.Namespace) -> dict:
             "load_average_at_end": os.getloadavg()[0],
             "outputs_identical": True,
         }
+
+
+def command(arguments: list[str]) -> str:
+    """The command line, without where it writes to."""
+    if "--output" in arguments:
+        where = arguments.index("--output")
+        arguments = arguments[:where] + arguments[where + 2 :]
+    return " ".join(["benchmarks/streamed_decode.py", *arguments])
 
 
 def results(all_of_them: list[Contestant], options: argparse.Namespace, where: str) -> dict:
