@@ -1,11 +1,19 @@
-# Question: how many tokens a second does a model decode whose weights are streamed from disk (page
-# cache warm) on the CPU, with TensorStream and with accelerate's disk offload, and how much of
-# TensorStream's time is a wait for weights?
+# Question: how many tokens a second does a model decode whose weights are streamed from disk, with
+# TensorStream (weights as they are, and packed) and with accelerate's disk offload, in one run?
+#
+# Method: each takes its turn in every round, the one that begins changing; medians, spreads, and the
+# ratios within the rounds. All of a model's files are read anew for each token. The page cache is
+# warm, or with --cold the files of whoever comes next are dropped from it before every token,
+# outside of the time that counts, and what of them stayed in it is in the result. A folder on a
+# tmpfs is a disk of memory's speed. On a GPU, --ram-budget keeps TensorStream from holding weights
+# in pinned host memory, so that it reads the disk as the other does.
 """Streamed decode at batch 1: TensorStream against accelerate's disk offload, taking turns."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import dataclasses
 import datetime
 import hashlib
@@ -18,15 +26,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
 from llama_checkpoint import Shape, make_checkpoint  # noqa: E402
+from measured_run import drop_from_page_cache  # noqa: E402
 
-TARGET_RATIO = 1.5
 PROMPT = (1, 450, 4996, 17354, 1701, 29916)
+# What issues ask for, by what was streamed: on a CPU with a warm page cache, on a GPU with a cold one,
+# and on a GPU from a tmpfs.
+TARGETS = {
+    "cpu": {"raw": 1.5},
+    "cold": {"raw": 1.2, "packed": 1.8},
+    "tmpfs": {"raw": 6.0, "packed": 8.5},
+}
 
 
 @dataclasses.dataclass
@@ -37,35 +54,81 @@ class Decode:
     tokens_per_second: float
     stalled_seconds: float
     outputs_sha256: str
+    cached_shares: list[float]
 
 
-def decode(model, new_tokens: int, stalled_seconds=lambda: 0.0) -> Decode:
-    """Prefills, then times `new_tokens` greedy steps of one token each."""
+@dataclasses.dataclass
+class Contestant:
+    """A way to run the model.
+
+    Attributes:
+        folder: The files that it reads.
+        stalled_seconds: How long it waited for weights so far.
+        runs: Those that count.
+    """
+
+    name: str
+    model: Any
+    folder: Path
+    stalled_seconds: Callable[[], float]
+    runs: list[Decode] = dataclasses.field(default_factory=list)
+
+
+def decode(contestant: Contestant, options: argparse.Namespace) -> Decode:
+    """Prefills, then times greedy steps of one token each."""
     import torch
     from transformers import DynamicCache
 
+    model = contestant.model
     cache = DynamicCache(config=model.config)
     step = torch.tensor([[token % model.config.vocab_size for token in PROMPT]])
-    digest = hashlib.sha256()
+    step = step.to(options.device)
+    digest, seconds, stalled = hashlib.sha256(), 0.0, 0.0
+    shares: list[float] = []
     with torch.inference_mode():
         step = model(step, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-        stalled_before, start = stalled_seconds(), time.perf_counter()
-        for _ in range(new_tokens):
+        for _ in range(options.new_tokens):
+            if options.cold:
+                drop_from_page_cache(contestant.folder)
+                shares.append(cached_share(contestant.folder))
+            stalled_before, start = contestant.stalled_seconds(), time.perf_counter()
             logits = model(step, past_key_values=cache, use_cache=True).logits[:, -1:]
-            digest.update(logits.float().numpy().tobytes())
             step = logits.argmax(-1)
-        seconds = time.perf_counter() - start
-    stalled = stalled_seconds() - stalled_before
-    return Decode(seconds, new_tokens / seconds, stalled, digest.hexdigest())
+            outputs = logits.float().cpu()
+            seconds += time.perf_counter() - start
+            stalled += contestant.stalled_seconds() - stalled_before
+            digest.update(outputs.numpy().tobytes())
+    return Decode(seconds, options.new_tokens / seconds, stalled, digest.hexdigest(), shares)
 
 
-def offloaded_by_accelerate(checkpoint: Path, folder: str):
-    """The model as accelerate documents it for weights on disk: disk_offload on the CPU."""
+def cached_share(folder: Path) -> float:
+    """How much of the files in `folder` the page cache has."""
+    import numpy
+
+    library = ctypes.CDLL(None, use_errno=True)
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    cached = pages = 0
+    for path in folder.iterdir():
+        if path.stat().st_size == 0:
+            continue
+        mapped = numpy.memmap(path, mode="r")
+        vector = numpy.zeros(-(-mapped.nbytes // page_bytes), dtype=numpy.uint8)
+        address = ctypes.c_void_p(mapped.ctypes.data)
+        state = ctypes.c_void_p(vector.ctypes.data)
+        if library.mincore(address, ctypes.c_size_t(mapped.nbytes), state) != 0:
+            raise OSError(ctypes.get_errno(), "mincore")
+        cached += int((vector & 1).sum())
+        pages += len(vector)
+    return cached / pages
+
+
+def offloaded_by_accelerate(checkpoint: Path, folder: str, device: str) -> Any:
+    """The model as accelerate documents it for weights on disk: disk_offload."""
     from accelerate import disk_offload
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(checkpoint)
-    return disk_offload(model, folder, execution_device="cpu")
+    return disk_offload(model, folder, execution_device=device)
 
 
 def machine() -> dict:
@@ -88,72 +151,145 @@ def machine() -> dict:
     }
 
 
-def summary(runs: list[Decode]) -> dict:
-    """Median and spread of the rates, and every one of them."""
-    rates = [run.tokens_per_second for run in runs]
+def file_system(folder: Path) -> str:
+    """The kind of file system that holds `folder`, as stat calls it."""
+    command = ["stat", "--file-system", "--format=%T", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def spread(values: list[float]) -> dict:
+    """Median and spread, and every value."""
     return {
-        "tokens_per_second_median": statistics.median(rates),
-        "tokens_per_second_min": min(rates),
-        "tokens_per_second_max": max(rates),
-        "tokens_per_second": rates,
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "all": values,
     }
 
 
+def streamed(checkpoint: Path, backend: str, budget: int | str, options: argparse.Namespace) -> Any:
+    """The model on TensorStream."""
+    import tensorstream as ts
+
+    budgets: dict[str, Any] = {"ram_budget": budget}
+    if options.device != "cpu":
+        budgets = {"vram_budget": budget, "ram_budget": options.ram_budget}
+    return ts.from_pretrained(checkpoint, device=options.device, backend=backend, **budgets)
+
+
+@contextlib.contextmanager
+def contestants(options: argparse.Namespace) -> Iterator[list[Contestant]]:
+    """All ways to run the model, offloaded."""
+    import tensorstream as ts
+
+    checkpoint = make_checkpoint(Shape.from_options(options), options.folder)
+    weights = ts.estimate_memory(checkpoint).weights_bytes
+    budget = options.budget or int(weights * options.budget_share)
+    folders = {"raw": checkpoint}
+    if options.packed:
+        folders["packed"] = checkpoint.with_name(f"{checkpoint.name}-packed-{options.packed}")
+        if not folders["packed"].exists():
+            ts.pack(checkpoint, folders["packed"], level=options.packed)
+    made: list[Contestant] = []
+    for name, folder in folders.items():
+        backend = options.backend if name == "raw" else "auto"  # the one that packed files take
+        model = streamed(folder, backend, budget, options)
+
+        def stalled(model: Any = model) -> float:
+            return ts.stats(model).stalled_seconds
+
+        made.append(Contestant(name, model, folder, stalled))
+    with tempfile.TemporaryDirectory(dir=options.folder) as offload_folder:
+        model = offloaded_by_accelerate(checkpoint, offload_folder, options.device)
+        made.append(Contestant("accelerate", model, Path(offload_folder), lambda: 0.0))
+        yield made
+
+
 def measure(options: argparse.Namespace) -> dict:
-    """Alternates the two for `options.repeats` times, after one run of each that is not counted."""
+    """Has all take turns for `options.repeats` times, after one run of each that is not counted."""
     import torch
     import transformers
-
-    import tensorstream as ts
 
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
     sheet = machine()
-    checkpoint = make_checkpoint(Shape.from_options(options), options.folder)
-    streamed = ts.from_pretrained(
-        checkpoint,
-        device="cpu",
-        ram_budget=int(ts.estimate_memory(checkpoint).weights_bytes * options.budget_share),
-    )
-    ours: list[Decode] = []
-    theirs: list[Decode] = []
-    with tempfile.TemporaryDirectory(dir=options.folder) as offload_folder:
-        peer = offloaded_by_accelerate(checkpoint, offload_folder)
-        for repeat in range(options.repeats + 1):
-            pair = (
-                decode(streamed, options.new_tokens, lambda: ts.stats(streamed).stalled_seconds),
-                decode(peer, options.new_tokens),
+    if options.device != "cpu":
+        sheet["gpu"] = torch.cuda.get_device_name(options.device)
+    with contestants(options) as all_of_them:
+        where = file_system(options.folder)
+        if options.cold and where == "tmpfs":
+            raise SystemExit(
+                f"{options.folder} is a tmpfs, which has no page cache: leave --cold out"
             )
-            if pair[0].outputs_sha256 != pair[1].outputs_sha256:
-                raise SystemExit("the two gave different logits: nothing to compare")
+        for repeat in range(options.repeats + 1):
+            turn = repeat % len(all_of_them)
+            runs: dict[str, Decode] = {}
+            for contestant in (*all_of_them[turn:], *all_of_them[:turn]):
+                runs[contestant.name] = decode(contestant, options)
+            if len({run.outputs_sha256 for run in runs.values()}) != 1:
+                raise SystemExit("they gave different logits: nothing to compare")
             if repeat > 0:
-                ours.append(pair[0])
-                theirs.append(pair[1])
-    ratios = [a.tokens_per_second / b.tokens_per_second for a, b in zip(ours, theirs, strict=True)]
-    stats = ts.stats(streamed)
-    return {
-        "question": "tokens a second decoded from disk on the CPU: TensorStream against accelerate",
-        "machine": sheet,
-        "model": {**dataclasses.asdict(Shape.from_options(options)), "dtype": "bfloat16"},
-        "weights_bytes": ts.estimate_memory(checkpoint).weights_bytes,
-        "threads": options.threads,
-        "page_cache": "warm: one decode of each before the first that counts",
-        "new_tokens": options.new_tokens,
-        "repeats": options.repeats,
-        "tensorstream": {
-            **summary(ours),
+                for contestant in all_of_them:
+                    contestant.runs.append(runs[contestant.name])
+        return {
+            "question": "tokens a second decoded from disk: TensorStream against accelerate",
+            "command": command(sys.argv[1:]),
+            "machine": sheet,
+            "model": {**dataclasses.asdict(Shape.from_options(options)), "dtype": "bfloat16"},
+            "device": options.device,
+            "file_system": where,
+            "page_cache": "dropped before each token" if options.cold else "warm",
+            "threads": options.threads,
+            "new_tokens": options.new_tokens,
+            "repeats": options.repeats,
+            **results(all_of_them, options, where),
+            "load_average_at_end": os.getloadavg()[0],
+            "outputs_identical": True,
+        }
+
+
+def command(arguments: list[str]) -> str:
+    """The command line, without where it writes to."""
+    if "--output" in arguments:
+        where = arguments.index("--output")
+        arguments = arguments[:where] + arguments[where + 2 :]
+    return " ".join(["benchmarks/streamed_decode.py", *arguments])
+
+
+def results(all_of_them: list[Contestant], options: argparse.Namespace, where: str) -> dict:
+    """What was measured of each, and the ratios to accelerate within the rounds."""
+    import tensorstream as ts
+
+    *ours, peer = all_of_them
+    kind = "tmpfs" if where == "tmpfs" else "cold" if options.cold else "cpu"
+    rows: dict[str, Any] = {}
+    for contestant in all_of_them:
+        row = {"tokens_per_second": spread([run.tokens_per_second for run in contestant.runs])}
+        shares = [share for run in contestant.runs for share in run.cached_shares]
+        if shares:
+            row["cached_share_before_tokens"] = statistics.median(shares)
+        rows[contestant.name] = row
+    for contestant in ours:
+        stats = ts.stats(contestant.model)
+        ratios = [
+            run.tokens_per_second / other.tokens_per_second
+            for run, other in zip(contestant.runs, peer.runs, strict=True)
+        ]
+        rows[contestant.name] |= {
+            "ratio_to_accelerate": spread(ratios),
+            "ratio_target": TARGETS[kind].get(contestant.name),
+            "stalled_share_median": statistics.median(
+                run.stalled_seconds / run.seconds for run in contestant.runs
+            ),
+            "weights_bytes": ts.estimate_memory(contestant.folder).weights_bytes,
+            "file_bytes": sum(path.stat().st_size for path in contestant.folder.iterdir()),
             "budget_bytes": stats.budget_bytes,
             "peak_held_bytes": stats.peak_held_bytes,
+            "ram_budget_bytes": stats.ram_budget_bytes,
+            "backend": stats.backend,
             "streamed_bytes_per_second_while_loading": stats.streamed_bytes_per_second,
-            "stalled_share_median": statistics.median(r.stalled_seconds / r.seconds for r in ours),
-        },
-        "accelerate_disk_offload": summary(theirs),
-        "ratio_median": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "ratio_target": TARGET_RATIO,
-        "outputs_identical": True,
-    }
+        }
+    return rows
 
 
 def main() -> int:
@@ -161,9 +297,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     Shape.add_options(parser)
     parser.add_argument("--folder", type=Path, default=ROOT / ".demo", help="of checkpoints")
-    parser.add_argument("--budget-share", type=float, default=0.22, help="ram_budget / weights")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--budget", help="TensorStream's, of the device: 1.25GiB")
+    parser.add_argument("--budget-share", type=float, default=0.22, help="the same / weights")
+    parser.add_argument("--ram-budget", default="96MiB", help="of host memory beside a GPU")
+    parser.add_argument("--backend", default="auto", help="of raw weights")
+    parser.add_argument("--cold", action="store_true", help="drop the page cache before tokens")
+    parser.add_argument("--packed", type=int, metavar="LEVEL", help="packed weights take part, too")
     parser.add_argument("--new-tokens", type=int, default=8, help="timed tokens of one decode")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs that count")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, help="a file for the JSON, too")
     options = parser.parse_args()

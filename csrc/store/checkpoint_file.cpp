@@ -20,8 +20,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kUsualIndex = "model.safetensors.index.json";
-constexpr std::string_view kUsualSingle = "model.safetensors";
+// As transformers and diffusers name them. Beside them may be variants of the same weights.
+constexpr std::array<std::string_view, 4> kUsual = {
+    "model.safetensors.index.json", "model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"};
 constexpr std::array<std::string_view, 11> kOtherFormats = {
     ".bin", ".bin.index.json", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack",
     ".npz", ".onnx",           ".pt",   ".pth"};
@@ -33,6 +35,10 @@ constexpr std::string_view kHowToConvert =
 bool is_other_format(std::string_view name) {
   return std::any_of(kOtherFormats.begin(), kOtherFormats.end(),
                      [&](std::string_view ending) { return name.ends_with(ending); });
+}
+
+bool is_usual(std::string_view name) {
+  return std::find(kUsual.begin(), kUsual.end(), name) != kUsual.end();
 }
 
 bool is_index(std::string_view name) {
@@ -108,7 +114,7 @@ CheckpointFile find_in_folder(const std::string& folder) {
   std::vector<std::string> singles;
   for (const std::string& name : names) {
     if (name == kPackedIndexName) packed.push_back(name);
-    if (name == kUsualIndex || name == kUsualSingle) usual.push_back(name);
+    if (is_usual(name)) usual.push_back(name);
     if (is_index(name)) indexes.push_back(name);
     if (name.ends_with(".safetensors")) singles.push_back(name);
   }

@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from tensorstream import _native, report
@@ -13,13 +14,14 @@ from tensorstream.compute_device import open_device
 from tensorstream.config import Config, Size, make_config
 from tensorstream.exceptions import BudgetError, ConfigError
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
-from tensorstream.sources import largest_file, note_weights_in_ram
+from tensorstream.parts import parts_of
+from tensorstream.sources import note_weights_in_ram
 from tensorstream.tiers import disk_rate
 from tensorstream.walk import walk
 
 logger = logging.getLogger("tensorstream")
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model")
 PathLike = str | os.PathLike[str]
 
 
@@ -36,11 +38,15 @@ def offload(
     memory unmodified as mapped from a file (as transformers and safetensors load them) are streamed
     from that file; others from the RAM they are in.
 
+    The models of a pipeline of diffusers share one budget and one arena, and are loaded as they are used.
+
     Args:
-        model: Any module whose parameters are on the CPU, or on the meta device with `checkpoint`.
+        model: Any module whose parameters are on the CPU, or on the meta device with `checkpoint`; or a
+            pipeline of diffusers that has such models.
         config: Options as one value.
-        checkpoint: A safetensors file, index or folder that holds the weights of `model`. Weights in
-            memory must equal it byte for byte, and are let go.
+        checkpoint: A safetensors file, index or folder that holds the weights of `model`; of a pipeline
+            the folder that has one for each of its models. Weights in memory must equal it byte for
+            byte, and are let go.
         **options: The fields of Config by name.
 
     Returns:
@@ -53,8 +59,11 @@ def offload(
         FormatError: A file of the checkpoint breaks its format.
         IoError: A file cannot be read.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"offload() takes a torch.nn.Module, not a {type(model).__name__}")
+    if not isinstance(model, nn.Module) and not parts_of(model):
+        raise ConfigError(
+            "offload() takes a torch.nn.Module, or a pipeline of diffusers that has some, not a "
+            f"{type(model).__name__}"
+        )
     path = None if checkpoint is None else os.fspath(checkpoint)
     Orchestrator(model, make_config(config, options), path, ram_counts=False)
     return model
@@ -111,9 +120,14 @@ def set_budget(
     return model
 
 
-def analyze(model_or_path: nn.Module | PathLike) -> report.ModelAnalysis:
-    """What a model is made of: groups, sizes, types, ties. Nothing is loaded or changed."""
-    found = walk(_as_model(model_or_path))
+def analyze(model_or_path: Any, *, dtype: torch.dtype | None = None) -> report.ModelAnalysis:
+    """What a model is made of: groups, sizes, types, ties. Nothing is loaded or changed.
+
+    Args:
+        model_or_path: A model, a pipeline of diffusers, or a path or cached hub id of either.
+        dtype: The type that from_pretrained would be given, for a path or id.
+    """
+    found = walk(_as_model(model_or_path, dtype))
     grouping = found.tree.group()
     return report.ModelAnalysis(
         groups=report.group_infos(found.tree, grouping),
@@ -124,9 +138,14 @@ def analyze(model_or_path: nn.Module | PathLike) -> report.ModelAnalysis:
     )
 
 
-def estimate_memory(model_or_path: nn.Module | PathLike) -> report.MemoryEstimate:
-    """What budgets mean for a model: the smallest that works, and from where on all fits."""
-    found = walk(_as_model(model_or_path))
+def estimate_memory(
+    model_or_path: Any, *, dtype: torch.dtype | None = None
+) -> report.MemoryEstimate:
+    """What budgets mean for a model: the smallest that works, and from where on all fits.
+
+    Takes what analyze() takes.
+    """
+    found = walk(_as_model(model_or_path, dtype))
     planned = Config().plan(found.tree, _native.LARGEST_BUDGET_BYTES).plan
     return report.MemoryEstimate(
         weights_bytes=found.tree.weights_bytes,
@@ -136,28 +155,36 @@ def estimate_memory(model_or_path: nn.Module | PathLike) -> report.MemoryEstimat
 
 
 def plan(
-    model_or_path: nn.Module | PathLike, config: Config | None = None, **options: Any
+    model_or_path: Any,
+    config: Config | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> report.Plan:
     """What would live where under a budget, before anything runs.
+
+    Takes what analyze() takes, and the fields of Config.
 
     Raises:
         BudgetError: The budget is smaller than the smallest that works.
     """
     chosen = make_config(config, options)
-    found = walk(_as_model(model_or_path), chosen.keep_resident)
+    found = walk(_as_model(model_or_path, dtype), chosen.keep_resident)
     device = open_device(chosen.torch_device, self_check=False)
     if not device.is_host:
         note_weights_in_ram(found)
     budget_bytes = chosen.budget_bytes(device.native)
     ram_bytes = None if chosen.ram_budget is None else chosen.ram_budget_bytes()
     planned = chosen.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes)
-    if planned.plan.disk_bytes and not isinstance(model_or_path, nn.Module):
+    if planned.plan.disk_bytes and isinstance(model_or_path, (str, os.PathLike)):
+        from tensorstream.loading import largest_file
+
         rate = disk_rate(largest_file(os.fspath(model_or_path)))
         planned = chosen.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate)
     return report.make_plan(found.tree, planned)
 
 
-def stats(model: nn.Module) -> report.Stats:
+def stats(model: Any) -> report.Stats:
     """What the engine did for an offloaded model so far.
 
     Raises:
@@ -168,9 +195,12 @@ def stats(model: nn.Module) -> report.Stats:
     return report.make_stats(orchestrator.engine.statistics(), torch_part, orchestrator.backend)
 
 
-def _as_model(model_or_path: nn.Module | PathLike) -> nn.Module:
-    if isinstance(model_or_path, nn.Module):
-        return model_or_path
-    from tensorstream.loading import model_without_weights
+def _as_model(model_or_path: Any, dtype: torch.dtype | None) -> nn.Module:
+    model = model_or_path if isinstance(model_or_path, nn.Module) else parts_of(model_or_path)
+    if model is None:
+        from tensorstream.loading import model_without_weights
 
-    return model_without_weights(os.fspath(model_or_path))
+        return model_without_weights(os.fspath(model_or_path), dtype)
+    if dtype is not None:
+        raise ConfigError("dtype is for a path, and a model is given, which has types of its own")
+    return model

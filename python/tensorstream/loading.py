@@ -8,14 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorstream import _native
+from tensorstream import _native, diffusion
 from tensorstream.api import PathLike
 from tensorstream.config import Config, make_config
 from tensorstream.exceptions import ConfigError
+from tensorstream.hub import (
+    check_complete,
+    hub_options,
+    model_folder,
+    open_checkpoint,
+    refuse_gguf,
+)
 from tensorstream.orchestrator import Orchestrator
-from tensorstream.packed import concrete_class, hub_options, load_packed
+from tensorstream.packed import concrete_class, load_packed
 
-# Arguments of transformers that place weights: the budget does that here.
+# Arguments of transformers and diffusers that place weights: the budget does that here.
 _PLACING = {
     "device_map": "the budget decides where weights live; give ram_budget= or vram_budget=",
     "max_memory": "give ram_budget= or vram_budget=",
@@ -23,8 +30,8 @@ _PLACING = {
     "offload_state_dict": "weights are streamed from the checkpoint itself",
     "quantization_config": "quantise with transformers, and give the model to tensorstream.offload(): "
     "its quantised weights stay resident",
+    "force_download": "nothing is downloaded: hub ids are looked up in the local cache",
     "state_dict": "use tensorstream.offload(model) on a model made in memory",
-    "gguf_file": "only safetensors checkpoints are supported by this version",
 }
 
 
@@ -35,36 +42,49 @@ def from_pretrained(
     model_class: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Loads a transformers checkpoint as a model whose weights are streamed from its files.
+    """Loads a checkpoint of transformers or diffusers, whose weights are streamed from its files.
 
-    transformers builds and loads the model; its weights stay mapped, unread. What it casts, merges or
-    transposes on the way is made once, owned by RAM and counted in the budget. Of a packed checkpoint
-    (tensorstream.pack) the weights are decoded at each use, and are the same bit for bit.
+    The library that it is of builds and loads the model; its weights stay mapped, unread. What it casts,
+    merges or transposes on the way is made once, owned by RAM and counted in the budget. Of a packed
+    checkpoint (tensorstream.pack) the weights are decoded at each use, and are the same bit for bit. The
+    folder of a pipeline of diffusers (model_index.json) gives the pipeline: its models are loaded one by
+    one, and share one budget.
 
     Args:
-        pretrained_model_name_or_path: A folder with safetensors files, plain or packed, or a hub id in
-            the local cache.
+        pretrained_model_name_or_path: A folder with safetensors files, plain or packed, or the hub id of
+            a model in the local cache, which is not asked for over the network.
         config: Options as one value.
-        model_class: A transformers class with from_pretrained; None takes the one that the
-            checkpoint's config names.
-        **kwargs: Fields of Config by name; the rest goes to transformers (dtype, revision, ...).
+        model_class: A class with from_pretrained; None takes the one that the checkpoint names.
+        **kwargs: Fields of Config by name; the rest goes to the library (dtype, revision, variant, parts of
+            a pipeline that are there already, ...).
 
     Returns:
-        The model, in eval mode, offloaded.
+        The model, in eval mode, or the pipeline, offloaded.
 
     Raises:
         BudgetError: The budget is smaller than the smallest that works.
         ConfigError: An option is unusable, the path holds no model, or weights are missing.
         FormatError: A file of the checkpoint breaks its format.
-        UnsupportedError: The checkpoint is packed, and an option or its model needs a plain one.
+        UnsupportedError: The checkpoint is packed, and an option or its model needs a plain one; it is
+            GGUF; or a part of a pipeline is of neither library.
     """
+    if kwargs.get("gguf_file") is not None:
+        refuse_gguf(kwargs["gguf_file"])
     for name, advice in _PLACING.items():
         if kwargs.get(name) is not None:
             raise ConfigError(f"{name} has no place in tensorstream.from_pretrained: {advice}")
     own = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
     chosen = make_config(config, own)
     path = os.fspath(pretrained_model_name_or_path)
-    checkpoint = _check_checkpoint(path, kwargs)
+    folder = model_folder(path, kwargs)
+    if diffusion.is_pipeline(folder) or diffusion.is_model(folder):
+        _check_misspelt(model_class, kwargs)
+        made = diffusion.load(folder, path, model_class, kwargs)
+        Orchestrator(made, chosen, None, ram_counts=True)
+        return made
+    if not os.path.isdir(path):  # what was checked is what is loaded
+        kwargs["local_files_only"] = True
+    checkpoint = _check_checkpoint(folder, kwargs.get("variant"))
     loader = model_class if model_class is not None else _class_for(path, kwargs)
     _check_misspelt(loader, kwargs)
     # What does not fit is listed then, and refused below with our error, not transformers'.
@@ -77,60 +97,63 @@ def from_pretrained(
         model, info = loader.from_pretrained(
             path, output_loading_info=True, use_safetensors=True, **kwargs
         )
-    _check_complete(path, info)  # guard: missing-weights
+    check_complete(path, info)  # guard: missing-weights
     Orchestrator(model, chosen, None, ram_counts=True, stored=stored)
     return model
 
 
-def model_without_weights(path: str) -> nn.Module:
+def model_without_weights(
+    path: str, dtype: torch.dtype | None = None, *, model_class: Any = None
+) -> nn.Module:
     """The model that a folder's config describes, on the meta device: structure and sizes alone.
 
+    Args:
+        path: A folder, or a hub id in the local cache, of transformers or diffusers. Of a pipeline the
+            result holds its models.
+        dtype: The type that from_pretrained would be given.
+        model_class: A class of transformers; None takes the one that the config names.
+
     Raises:
-        ConfigError: The path holds no model that transformers knows.
+        ConfigError: The path holds no model that either library knows.
     """
-    _check_checkpoint(path, {})
+    folder = model_folder(path, {})
+    if diffusion.is_pipeline(folder) or diffusion.is_model(folder):
+        return diffusion.without_weights(folder, dtype)
+    _check_checkpoint(folder)
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path)
-    loader = _class_for(path, {})
+    loader = model_class or _class_for(folder, {})
+    config_class = AutoConfig if model_class is None else model_class.config_class
+    config = config_class.from_pretrained(folder)
     make = loader.from_config if hasattr(loader, "from_config") else loader._from_config
     with torch.device("meta"):
         model: nn.Module = make(config)  # under the config's type; buffers may choose another
-    dtype = getattr(config, "dtype", None)
-    if isinstance(dtype, torch.dtype):
+    wanted = dtype if dtype is not None else getattr(config, "dtype", None)
+    if isinstance(wanted, torch.dtype):
         for parameter in model.parameters():
             if parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
+                parameter.data = parameter.data.to(wanted)
     return model.eval()
 
 
+def largest_file(path: str) -> str | None:
+    """The largest file of weights of a model or pipeline; None where there is none."""
+    folders = diffusion.weights_folders(model_folder(path, {}))
+    files = [file for folder in folders for file in _native.Checkpoint.open(folder).files]
+    return max(files, key=os.path.getsize, default=None)
+
+
 _OPTIONS = tuple(Config.__dataclass_fields__)
-# What transformers takes besides fields of a model's config; near misses of our options are told apart by it.
+# What they take besides fields of a model's config; near misses of our options are told apart by it.
 _THEIRS = (
-    "adapter_kwargs attn_implementation cache_dir config dtype experts_implementation force_download "
+    "adapter_kwargs attn_implementation cache_dir config dtype experts_implementation "
     "generation_config ignore_mismatched_sizes key_mapping local_files_only proxies revision subfolder "
-    "token torch_dtype trust_remote_code variant weights_only"
+    "token torch_dtype trust_remote_code variant weights_only use_safetensors"
 ).split()
 
 
-def _folder_of(path: str, kwargs: dict[str, Any]) -> str:
-    """The folder that a path or a cached hub id names."""
-    if os.path.isdir(path):
-        return os.path.join(path, kwargs.get("subfolder") or "")
-    from transformers.utils import cached_file
-
-    try:
-        config_file = cached_file(path, "config.json", **hub_options(kwargs))
-    except OSError as error:
-        raise ConfigError(
-            f"'{path}' is no folder, and no model of that name is in the local cache: {error}"
-        ) from error
-    return os.path.dirname(str(config_file))
-
-
-def _check_checkpoint(path: str, kwargs: dict[str, Any]) -> _native.Checkpoint:
+def _check_checkpoint(folder: str, variant: str | None = None) -> _native.Checkpoint:
     """Opens the checkpoint, and checks every header of the checkpoint before transformers touches it."""
-    folder = _folder_of(path, kwargs)
     if not os.path.isfile(os.path.join(folder, "config.json")):
         if os.path.isfile(os.path.join(folder, "adapter_config.json")):
             raise ConfigError(
@@ -138,7 +161,7 @@ def _check_checkpoint(path: str, kwargs: dict[str, Any]) -> _native.Checkpoint:
                 "peft.PeftModel.from_pretrained(model, folder)"
             )
         raise ConfigError(f"'{folder}' holds no model: there is no config.json in it")
-    return _native.Checkpoint.open(folder)
+    return open_checkpoint(folder, "model", variant)
 
 
 def _class_for(path: str, kwargs: dict[str, Any]) -> Any:
@@ -162,16 +185,3 @@ def _check_misspelt(loader: Any, kwargs: dict[str, Any]) -> None:
         hint = _native.did_you_mean(name, list(_OPTIONS))
         if hint and name not in _THEIRS and name not in fields:
             raise ConfigError(f"unknown option '{name}'{hint}")
-
-
-def _check_complete(path: str, info: dict[str, Any]) -> None:
-    """Refuses a model of which some weights would be random."""
-    for kind, what in (("missing_keys", "missing"), ("mismatched_keys", "of another shape")):
-        names = [entry if isinstance(entry, str) else entry[0] for entry in info.get(kind) or ()]
-        if names:
-            raise ConfigError(
-                f"the checkpoint '{path}' does not match the model: {len(names)} weights are {what}, "
-                f"'{sorted(names)[0]}' for one; choose the class that it was saved from with model_class="
-            )
-    if info.get("error_msgs"):
-        raise ConfigError(f"transformers could not load '{path}': {info['error_msgs'][0]}")

@@ -22,6 +22,7 @@ from tensorstream.hooks import HookedModule, refuse_moved_by_others
 from tensorstream.lent import LentGroup
 from tensorstream.moved import Moved
 from tensorstream.packed import StoredPlace
+from tensorstream.parts import as_module
 from tensorstream.registry import orchestrator_of
 from tensorstream.saved import SavedHooks
 from tensorstream.settled import check_can_leave, check_returned
@@ -29,7 +30,7 @@ from tensorstream.sources import Sources, check_equal, materialize_forms, source
 from tensorstream.tiers import plan_tiers
 from tensorstream.torch_pool import TorchPool
 from tensorstream.walk import FoundWeight, Walk, walk
-from tensorstream.weight import Loans, Weight
+from tensorstream.weight import Loans, Weight, copy_at
 
 __all__ = ["Orchestrator", "orchestrator_of"]
 
@@ -51,20 +52,12 @@ def _ram_budget(config: Config) -> _native.Budget | None:
     return _native.create_budget(config.ram_budget_bytes())
 
 
-class _Unseen:
-    """The methods that leases call of an orchestrator, which torch.compile is not to see."""
-
-    def __init__(self, orchestrator: Orchestrator) -> None:
-        for name in ("begun", "ended", "settle_loans", "move", "keep"):
-            setattr(self, name, torch.compiler.disable(getattr(orchestrator, name)))
-
-
 class Orchestrator:
-    """Runs one model on the engine. Made by `offload`, ended by `restore`."""
+    """Runs one model, or the models of one pipeline, on the engine. Made by `offload`, ended by `restore`."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         config: Config,
         checkpoint: str | None,
         *,
@@ -72,14 +65,12 @@ class Orchestrator:
         stored: Mapping[int, StoredPlace] | None = None,
     ) -> None:
         """Plans, opens the engine, parks and hooks. Nothing of `model` is changed where that fails."""
-        if registry.is_offloaded(model):
-            raise ConfigError(
-                "this model is offloaded already; call tensorstream.restore(model) first"
-            )
-        refuse_moved_by_others(model)
+        module = as_module(model)
+        registry.check_not_offloaded(model)
+        refuse_moved_by_others(module)
         self.config = config
         self.device: ComputeDevice = open_device(config.torch_device, config.self_check)
-        found = walk(model, config.keep_resident)
+        found = walk(module, config.keep_resident)
         sources = sources_of(found, config.file_backend, checkpoint, stored or {})
         if ram_counts and self.device.is_host:
             for tensor in sources.in_ram:
@@ -93,7 +84,7 @@ class Orchestrator:
         self.saved = SavedHooks()
         self.session = _native.Session(self._reclaim)
         self._leases = _native.Leases(
-            _Unseen(self),
+            self,
             self.engine,
             self.session,
             self.saved.stack,
@@ -102,17 +93,18 @@ class Orchestrator:
         self.names = [weight.names for weight in found.weights]
         # By the ids of the tree. The model is not to be kept alive from here.
         self._members = found.weights
-        self._modules = [weakref.ref(module) for module in found.modules]
+        self._modules = [weakref.ref(each) for each in found.modules]
+        self._entries = found.entries
         # Settled residents whose parameters are on the engine's memory, not on their own.
         self._resident: dict[int, FoundWeight] = {}
         self._weights: dict[int, Weight] = {}
         self._lent: dict[int, LentGroup] = {}
-        # Of each module with hooks of ours, by its id: the root's is 0.
+        # Of each module with hooks of ours, by its id.
         self._hooked: dict[int, HookedModule] = {}
         self._place_moves = 0
         self.pool = self._make_pool(found.tree.fixed_bytes)
         self._moved = Moved(self.device.torch_device)
-        self._attach_or_undo(model, found, sources)
+        self._attach_or_undo(module, found, sources)
         registry.register(model, self)
         if self.device.is_host:
             if self._weights:
@@ -235,10 +227,12 @@ class Orchestrator:
         return weight
 
     def _hook(self) -> None:
-        """Hooks the modules whose groups are leased, and the root where any weight is parked."""
+        """Hooks the modules whose groups are leased, and all entries where any weight is parked."""
         # A strict ceiling over torch's part holds whatever is resident.
         strict = self.pool is not None and self.config.pressure == "strict"
-        wanted: dict[int, list[LentGroup]] = {0: []} if self._weights or strict else {}
+        wanted: dict[int, list[LentGroup]] = {}
+        if self._weights or strict:
+            wanted = {entry: [] for entry in self._entries}
         for hook in self.grouping.hooks:
             groups = [self._lent[group] for group in hook.groups if group in self._lent]
             if groups:
@@ -415,7 +409,7 @@ class Orchestrator:
         on_device = 0 if self.device.is_host else plan.resident_bytes
         return plan.streamed_bytes + plan.kept_weights_bytes + plan.on_demand_bytes + on_device
 
-    def restore(self, model: nn.Module) -> None:
+    def restore(self, model: Any) -> None:
         """Gives every parameter memory of its own, takes the hooks off, ends the engine."""
         frame = sys._getframe()
         # After a forward of another thread, and instead of an abandoned one.
@@ -433,10 +427,11 @@ class Orchestrator:
             del weight.parameter._tensorstream_weight  # type: ignore[attr-defined]
         for member in self._resident.values():
             value = member.parameter.data
-            member.parameter.data = value.clone() if self.device.is_host else value.cpu()
+            on_host = self.device.is_host
+            member.parameter.data = copy_at(value, member.line_offset) if on_host else value.cpu()
             move_gradient(member.parameter, ram)
         if not self.device.is_host:
-            self._moved.put_back(model)
+            self._moved.put_back(as_module(model))
         for hooked in self._hooked.values():
             hooked.detach()
         registry.forget(self)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.hub import hub_options
 
 
 @dataclasses.dataclass
@@ -150,14 +151,6 @@ def _config(path: str, kwargs: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(path, **hub_options(kwargs))
-
-
-_HUB_OPTIONS = "revision cache_dir subfolder token local_files_only".split()
-
-
-def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that say where transformers finds a file."""
-    return {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
 
 
 def _generation_config(loader: Any, path: str, kwargs: dict[str, Any]) -> Any:

@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from tensorstream.exceptions import ConfigError
+from tensorstream.parts import as_module, parts_of, top_modules
 
 if TYPE_CHECKING:
     from tensorstream.orchestrator import Orchestrator
 
-# By the model that was given to offload(): lets `stats(model)` find it without a mark on the model.
-_by_model: weakref.WeakKeyDictionary[nn.Module, Orchestrator] = weakref.WeakKeyDictionary()
+# By the model or pipeline that was given to offload(): lets `stats(model)` find it without a mark there.
+_by_model: weakref.WeakKeyDictionary[Any, Orchestrator] = weakref.WeakKeyDictionary()
+# The models of offloaded pipelines, and who runs them.
+_by_part: weakref.WeakKeyDictionary[nn.Module, Orchestrator] = weakref.WeakKeyDictionary()
 # Those too whose model is gone: the hooks on what is left of it keep them.
 _alive: weakref.WeakSet[Orchestrator] = weakref.WeakSet()
 
 
-def register(model: nn.Module, orchestrator: Orchestrator) -> None:
-    """Says that `orchestrator` runs `model`, and keeps it as long as the model is kept."""
+def register(model: Any, orchestrator: Orchestrator) -> None:
+    """Says that `orchestrator` runs a model or pipeline, and keeps it as long as that is kept."""
     _by_model[model] = orchestrator
+    module = as_module(model)
+    if module is not model:
+        _by_part.update((part, orchestrator) for part in top_modules(module))
     _alive.add(orchestrator)
 
 
 def forget(orchestrator: Orchestrator) -> None:
     """Says that it runs no model any more."""
-    for model in [model for model, found in _by_model.items() if found is orchestrator]:
-        del _by_model[model]
+    for known in (_by_model, _by_part):
+        for model in [model for model, found in known.items() if found is orchestrator]:
+            del known[model]
     _alive.discard(orchestrator)
 
 
-def is_offloaded(model: nn.Module) -> bool:
-    """Whether `model` itself was given to offload()."""
-    return model in _by_model
+def check_not_offloaded(model: Any) -> None:
+    """Checks a model or pipeline that is given to offload().
+
+    Raises:
+        ConfigError: It is offloaded, or one of its parts is.
+    """
+    if model in _by_model:
+        raise ConfigError("this model is offloaded already; call tensorstream.restore(model) first")
+    for part in top_modules(as_module(model)):
+        if part in _by_part or part in _by_model:  # guard: offloaded-part
+            raise ConfigError(
+                f"this {type(part).__name__} is offloaded already, by itself or with a pipeline; call "
+                "tensorstream.restore() on what was given to offload() first"
+            )
 
 
 def orchestrators() -> list[Orchestrator]:
@@ -41,26 +59,27 @@ def orchestrators() -> list[Orchestrator]:
     return list(_alive)
 
 
-def orchestrator_of(model: nn.Module) -> Orchestrator:
-    """The orchestrator of an offloaded model.
+def orchestrator_of(model: Any) -> Orchestrator:
+    """The orchestrator of an offloaded model or pipeline.
 
     Libraries of adapters wrap models and unwrap them: so also that of a model which holds the offloaded
     one, or has every streamed weight that is left of it.
 
     Raises:
-        ConfigError: The model is not offloaded, is a part of one, or holds several.
+        ConfigError: It is not offloaded, is a part of what is, or holds several that are.
     """
-    found = _by_model.get(model) if isinstance(model, nn.Module) else None
+    is_model = isinstance(model, nn.Module)
+    found = _by_model.get(model) if is_model or parts_of(model) is not None else None
     if found is not None:
         return found
     what = f"this {type(model).__name__}"
-    related = _related(model) if isinstance(model, nn.Module) else []
+    related = _related(model) if is_model else []
     if len(related) == 1:
         return related[0]
     if related:
         raise ConfigError(f"{what} holds {len(related)} offloaded models; call with one of them")
     for root in list(_by_model):
-        if any(model is part for part in root.modules()):
+        if any(model is part for part in as_module(root).modules()):
             raise ConfigError(
                 f"{what} is a part of an offloaded {type(root).__name__}; call with that one"
             )
@@ -74,12 +93,11 @@ def _related(model: nn.Module) -> list[Orchestrator]:
     return [found for found in _alive if _stands_for(roots.get(id(found)), found, parts, weights)]
 
 
-def _stands_for(
-    root: nn.Module | None, orchestrator: Orchestrator, parts: set[int], weights: set[int]
-) -> bool:
+def _stands_for(root: Any, orchestrator: Orchestrator, parts: set[int], weights: set[int]) -> bool:
     """Whether a model of these parts and weights has all that is left of what was offloaded."""
     streamed = orchestrator.streamed_ids()
     if root is None:
         return not streamed.isdisjoint(weights)
-    left = streamed.intersection(id(parameter) for parameter in root.parameters())
-    return id(root) in parts or (bool(left) and left <= weights)
+    module = as_module(root)
+    left = streamed.intersection(id(parameter) for parameter in module.parameters())
+    return id(module) in parts or (bool(left) and left <= weights)

@@ -12,7 +12,7 @@ import torch
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.packed import StoredPlace
-from tensorstream.walk import Walk
+from tensorstream.walk import FoundWeight, Walk
 
 logger = logging.getLogger("tensorstream")
 
@@ -159,37 +159,45 @@ def _find_sources(
 def _sources_in_checkpoint(found: Walk, path: str, backend: _native.FileBackend) -> Sources:
     """Binds every weight to the tensor of the checkpoint at `path` that holds it.
 
+    Of a pipeline `path` is the folder in which each part has a folder of its name.
+
     Raises:
         ConfigError: The checkpoint does not match the model.
         FormatError: A file breaks its format.
     """
+    sources = Sources()
+    files = _Files(sources, backend)
+    bound: set[int] = set()
+    for part in found.parts:
+        prefix = f"{part}."
+        weights = [w for w in found.weights if any(name.startswith(prefix) for name in w.names)]
+        weights = [weight for weight in weights if weight.tensor not in bound]
+        bound.update(weight.tensor for weight in weights)
+        if weights:
+            _bind(found, weights, prefix, os.path.join(path, part), files)
+    if not found.parts:
+        _bind(found, found.weights, "", path, files)
+    return sources
+
+
+def _bind(found: Walk, weights: list[FoundWeight], prefix: str, path: str, files: _Files) -> None:
+    """Binds weights whose names begin with `prefix` to the checkpoint at `path`, which leaves it out."""
     checkpoint = _native.Checkpoint.open(path)
     wanted = [
         _native.wanted_tensor(
-            weight.names,
+            [name.removeprefix(prefix) for name in weight.names if name.startswith(prefix)],
             str(weight.parameter.dtype).removeprefix("torch."),
             list(weight.parameter.shape),
         )
-        for weight in found.weights
+        for weight in weights
     ]
-    sources = Sources()
-    files = _Files(sources, backend)
-    for weight, stored in zip(found.weights, checkpoint.match(wanted), strict=True):
+    for weight, stored in zip(weights, checkpoint.match(wanted), strict=True):
         if not weight.parameter.is_contiguous():
             raise UnsupportedError(
                 f"'{weight.names[0]}' is not contiguous; a checkpoint's tensors are"
             )
         source = files.source(checkpoint.files[stored.file], packed=checkpoint.packed)
         found.tree.add_extent(weight.tensor, source, stored.offset_bytes, stored.size_bytes)
-    return sources
-
-
-def largest_file(folder: str) -> str | None:
-    """The largest file of a checkpoint in `folder`; None where that is no folder."""
-    if not os.path.isdir(folder):
-        return None
-    files = _native.Checkpoint.open(folder).files
-    return max(files, key=os.path.getsize, default=None)
 
 
 def note_weights_in_ram(found: Walk) -> None:

@@ -13,6 +13,7 @@ from tensorstream import _native
 from tensorstream.compute_device import is_made_of_parts
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.fused import WHOLE
+from tensorstream.parts import Parts, entry_modules, is_container, top_modules
 from tensorstream.proxy import ParkedParameter
 
 logger = logging.getLogger("tensorstream")
@@ -45,6 +46,8 @@ class Walk:
     Attributes:
         tree: The modules and weights, for the engine.
         modules: The modules by their id in the tree.
+        entries: Ids of the modules that are called from outside: the root, or the parts of a pipeline.
+        parts: Names of the parts of a pipeline; none for a model.
         weights: The weights by their id in the tree.
         left: Names of parameters that cannot be streamed, with the reason.
     """
@@ -53,6 +56,8 @@ class Walk:
     modules: list[nn.Module]
     weights: list[FoundWeight]
     left: dict[str, str]
+    entries: list[int] = dataclasses.field(default_factory=list)
+    parts: list[str] = dataclasses.field(default_factory=list)
 
 
 def walk(model: nn.Module, keep_resident: Sequence[str] = ()) -> Walk:
@@ -60,6 +65,8 @@ def walk(model: nn.Module, keep_resident: Sequence[str] = ()) -> Walk:
     listed = list(model.named_parameters(remove_duplicate=False))  # kept, for the ids
     names = _names_of_parameters(listed)
     found = Walk(_native.ModelTree(), [], [], {})
+    if isinstance(model, Parts):
+        found.parts = list(model)
     by_parameter = _add_weights(found, model, names)
     _add_modules(found, model, by_parameter)
     seen: set[int] = set()
@@ -187,6 +194,7 @@ def _span_bytes(tensor: torch.Tensor) -> int:
 def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) -> None:
     types: dict[type, int] = {}
     ids: dict[int, int] = {}
+    top = {id(module) for module in top_modules(model)}
 
     def visit(module: nn.Module, name: str, parent: int) -> None:
         if id(module) in ids:
@@ -195,7 +203,7 @@ def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) ->
             name,
             types.setdefault(type(module), len(types)),
             parent,
-            isinstance(module, nn.ModuleList | nn.ModuleDict),
+            is_container(module, top=id(module) in top),
             isinstance(module, nn.Embedding) and module.max_norm is None,
         )
         ids[id(module)] = node
@@ -212,3 +220,4 @@ def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) ->
             visit(child, f"{name}.{child_name}" if name else child_name, node)
 
     visit(model, "", 0)
+    found.entries = [ids[id(module)] for module in entry_modules(model) if id(module) in ids]

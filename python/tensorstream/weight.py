@@ -341,6 +341,12 @@ def _empty_at(form: torch.Tensor, line_offset: int) -> torch.Tensor:
     return value.set_(raw.untyped_storage(), start, form.shape, form.stride())
 
 
+def copy_at(value: torch.Tensor, line_offset: int) -> torch.Tensor:
+    """A copy in RAM that begins at that byte of a cache line, by which products on the CPU are rounded."""
+    form = torch.empty_like(value, device="meta")
+    return _empty_at(form, line_offset).copy_(value)
+
+
 def _poison(like: torch.Tensor, device: torch.device) -> torch.Tensor:
     """One loud element, seen with the shape of `like`: NaN, or 0xFF in types that have none."""
     fill = 1 if like.dtype is torch.bool else 0xFF

@@ -399,7 +399,7 @@ def test_from_pretrained_with_a_class_that_does_not_match(folder: Path) -> None:
         ts.from_pretrained(folder, ram_budget="1GiB")
 
 
-PLACING = ["device_map", "max_memory", "offload_folder", "quantization_config", "gguf_file"]
+PLACING = ["device_map", "max_memory", "offload_folder", "quantization_config", "force_download"]
 
 
 @pytest.mark.parametrize("argument", PLACING)

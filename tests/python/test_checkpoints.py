@@ -255,3 +255,19 @@ def test_products_do_not_change_with_where_weights_lie(
     ts.restore(model)
     with torch.no_grad():
         assert_same(model(inputs[0]), plain(inputs[0]), "restored")
+
+
+def test_restored_weights_begin_where_they_did_in_a_cache_line(tmp_path: Path) -> None:
+    """So do residents that were on the engine's memory: products round by it."""
+    plain = nn.Sequential(*(nn.Linear(260, 260) for _ in range(4))).eval()
+    path = tmp_path / "model.safetensors"
+    _save_at(path, _parameters(plain), 36)
+    for budget in _rooms(plain):
+        model = copy.deepcopy(plain)
+        model.load_state_dict(load_file(path), assign=True)
+        before = {name: p.data_ptr() % 64 for name, p in model.named_parameters()}
+        assert any(before.values())
+        ts.restore(ts.offload(model, ram_budget=budget))
+        assert {name: p.data_ptr() % 64 for name, p in model.named_parameters()} == before
+        for name, value in plain.named_parameters():
+            assert same_bytes(model.get_parameter(name), value)

@@ -180,7 +180,7 @@ def run_python(body: str, *arguments: str, timeout: int = 120) -> subprocess.Com
 LEAK_CHECK = """
     import gc, sys, threading, torch
     import tensorstream as ts
-    from tensorstream import _native
+    from tensorstream import _native, proxy
     from model_shapes import make_stack, row_ids
     _native.set_leak_warnings(True)
     ids = row_ids()
@@ -210,6 +210,7 @@ LEAK_CHECK = """
         use(end)
     gc.collect()
     gc.collect()  # what a collected model let go
+    del proxy.ParkedParameter.__torch_function__  # torch keeps the class until the process ends
     print("done")
 """
 

@@ -305,3 +305,37 @@ def test_training_steps_are_the_plain_ones(checkpointing: str) -> None:
         assert_same(seen[0], seen[1], f"step {step}")
     ts.restore(model)
     assert_same(list(model.parameters()), list(plain.parameters()), "the weights")
+
+
+class _Pipeline:
+    """Models that are used one after the other, as a pipeline of diffusers has them."""
+
+    model_cpu_offload_seq = "first->second"
+
+    def __init__(self) -> None:
+        self.first, self.second = make_stack(3, seed=1), make_stack(5, seed=2)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        return {"second": self.second, "first": self.first, "scheduler": None}
+
+    def __call__(self) -> list[torch.Tensor]:
+        ids = row_ids().to(DEVICE)
+        with torch.no_grad():
+            return [self.first(ids), *(self.second(ids) for _ in range(3))]
+
+
+def test_the_models_of_a_pipeline_share_a_budget() -> None:
+    plain = _Pipeline()
+    for part in (plain.first, plain.second):
+        part.to(DEVICE)
+    expected = plain()
+    pipeline = _Pipeline()
+    for budget in budgets_of(pipeline, 3):
+        ts.offload(pipeline, **tiny(budget))
+        for _ in range(3):
+            assert_same(pipeline(), expected)
+        assert {str(p.device) for p in pipeline.second.parameters()} == {DEVICE}
+        assert ts.stats(pipeline).peak_held_bytes <= budget
+        ts.restore(pipeline)
+        assert {p.device.type for p in pipeline.first.parameters()} == {"cpu"}

@@ -179,6 +179,19 @@ TEST(CheckpointOpen, FolderWithOneFileOfAnotherName) {
   EXPECT_THAT(names(Checkpoint::open(folder.path())), ElementsAre("w"));
 }
 
+TEST(CheckpointOpen, FolderOfDiffusersWithAVariantBeside) {
+  const TemporaryFolder folder;
+  folder.write("diffusion_pytorch_model.safetensors", one_tensor("usual", 1));
+  folder.write("diffusion_pytorch_model.fp16.safetensors", one_tensor("variant", 1));
+  EXPECT_THAT(names(Checkpoint::open(folder.path())), ElementsAre("usual"));
+
+  const TemporaryFolder sharded;
+  write_three_shards(sharded, "diffusion_pytorch_model.safetensors.index.json");
+  sharded.write("diffusion_pytorch_model.fp16.safetensors", one_tensor("variant", 1));
+  sharded.write("another.safetensors.index.json", "{}");
+  EXPECT_THAT(names(Checkpoint::open(sharded.path())), ElementsAre("a", "b", "c"));
+}
+
 struct SeveralCandidates {
   std::string label;
   std::vector<std::string> files;

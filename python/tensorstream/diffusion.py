@@ -1,0 +1,248 @@
+"""Models and pipelines of diffusers, loaded part by part; their weights stay mapped, unread."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensorstream import _native
+from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.hub import check_complete, open_checkpoint
+from tensorstream.parts import Parts, ordered_parts, parts_of
+
+logger = logging.getLogger("tensorstream")
+
+PIPELINE_INDEX = "model_index.json"
+_STEM = "diffusion_pytorch_model"
+_STEM_OF_TRANSFORMERS = "model"
+# Arguments of diffusers that have no place here.
+_PLACING = {
+    "low_cpu_mem_usage": "weights stay in the files",
+    "disable_mmap": "weights stay in the files",
+    "custom_pipeline": "give its class as model_class=",
+    "use_onnx": "only safetensors are streamed",
+    "use_flashpack": "only safetensors are streamed",
+}
+
+
+def is_pipeline(folder: str) -> bool:
+    """Whether a folder holds a pipeline of diffusers."""
+    return os.path.isfile(os.path.join(folder, PIPELINE_INDEX))
+
+
+def is_model(folder: str) -> bool:
+    """Whether a folder holds a model of diffusers."""
+    path = os.path.join(folder, "config.json")
+    return os.path.isfile(path) and "_class_name" in _read(path)
+
+
+def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> Any:
+    """Has diffusers make the model or pipeline in `folder`.
+
+    Args:
+        folder: Where the files are.
+        path: What the user gave: the folder's path or the hub id.
+        model_class: A class of diffusers with from_pretrained; None takes the one that the folder names.
+        kwargs: For diffusers: the type, the variant, and parts of the pipeline that are there already.
+
+    Returns:
+        The model, in eval mode, or the pipeline.
+
+    Raises:
+        ConfigError: An option has no place here, or a folder's weights do not match its model.
+        FormatError: A file breaks its format.
+        UnsupportedError: Weights are packed, quantised or not safetensors, or a class is not diffusers' own.
+    """
+    options = dict(kwargs)
+    for name, why in _PLACING.items():
+        if options.get(name) is not None:
+            raise ConfigError(f"{name} has no place in tensorstream.from_pretrained: {why}")
+    for name in ("revision", "cache_dir", "subfolder", "token", "local_files_only"):
+        options.pop(name, None)
+    options.pop("use_safetensors", None)
+    older = options.pop("torch_dtype", None)  # what diffusers called dtype
+    options["dtype"] = older if options.get("dtype") is None else options["dtype"]
+    made: Any
+    if is_pipeline(folder):
+        made = _load_pipeline(folder, model_class, options)
+    else:
+        made = _load_model(folder, model_class, options)
+    made.register_to_config(_name_or_path=path)
+    return made
+
+
+def without_weights(folder: str, dtype: torch.dtype | None) -> nn.Module:
+    """The model in a folder, or the models of its pipeline, on the meta device: structure and sizes alone."""
+    if not is_pipeline(folder):
+        return _empty(_class_named(_read(os.path.join(folder, "config.json"))), folder, dtype)
+    from tensorstream.loading import model_without_weights
+
+    made: dict[str, nn.Module] = {}
+    for name, library, part_class in _parts_in(folder):
+        below = os.path.join(folder, name)
+        if library == "transformers":
+            made[name] = model_without_weights(below, dtype, model_class=part_class)
+        else:
+            made[name] = _empty(part_class, below, dtype)
+    loader = _class_named(_read(os.path.join(folder, PIPELINE_INDEX)))
+    return ordered_parts(made, getattr(loader, "model_cpu_offload_seq", None))
+
+
+def weights_folders(folder: str) -> list[str]:
+    """The folders of the checkpoints of a pipeline, or the folder itself."""
+    if not is_pipeline(folder):
+        return [folder]
+    return [os.path.join(folder, name) for name, _, _ in _parts_in(folder)]
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"'{path}' cannot be read as JSON: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _diffusers() -> Any:
+    try:
+        return importlib.import_module("diffusers")
+    except ImportError as error:
+        raise UnsupportedError(
+            "the folder is one of diffusers, which is not installed: pip install diffusers"
+        ) from error
+
+
+def _class_named(config: dict[str, Any]) -> Any:
+    """The class of diffusers that a config names."""
+    name = config.get("_class_name")
+    found = getattr(_diffusers(), name, None) if isinstance(name, str) else None
+    if found is None:
+        raise UnsupportedError(
+            f"the folder was saved from {name!r}, which is no class of this diffusers: give the class as "
+            "model_class="
+        )
+    return found
+
+
+def _parts_in(folder: str) -> Iterator[tuple[str, str, Any]]:
+    """The models of a pipeline: name, library and class; not schedulers, tokenizers and the like."""
+    for name, entry in _read(os.path.join(folder, PIPELINE_INDEX)).items():
+        if name.startswith("_") or not isinstance(entry, list) or not all(entry):
+            continue
+        library, class_name, *_ = map(str, entry)
+        if library in ("diffusers", "transformers"):
+            where: Any = importlib.import_module(library)
+        else:  # a package within diffusers, or the user's own module, which diffusers would not import
+            where = getattr(_diffusers().pipelines, library, sys.modules.get(library))
+        found = getattr(where, class_name, None)
+        if inspect.isclass(found) and issubclass(found, nn.Module):
+            theirs = issubclass(found, _diffusers().ModelMixin)
+            yield name, "diffusers" if theirs else "transformers", found
+
+
+def _load_pipeline(folder: str, model_class: Any, options: dict[str, Any]) -> Any:
+    loader = model_class
+    if loader is None:
+        loader = _class_named(_read(os.path.join(folder, PIPELINE_INDEX)))
+    taken = inspect.signature(loader.__init__).parameters
+    own_class = issubclass(loader, _diffusers().DiffusionPipeline)
+    dtype, variant = options.pop("dtype"), options.pop("variant", None)
+    loaded: dict[str, nn.Module] = {}
+    for name, library, part_class in _parts_in(folder):
+        if name in options or (own_class and name not in taken):
+            continue
+        of_part = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
+        below = os.path.join(folder, name)
+        has_variant = variant and any(f".{variant}" in each for each in os.listdir(below))
+        part_options = {"dtype": of_part, "variant": variant if has_variant else None}
+        if library == "transformers":
+            loaded[name] = _load_transformers_model(below, part_class, part_options)
+        else:
+            loaded[name] = _load_model(below, part_class, part_options)
+    pipeline = loader.from_pretrained(folder, **loaded, **options)
+    given = [*loaded.values(), *options.values()]
+    for name, part in (parts_of(pipeline) or Parts(())).items():
+        if not any(part is each for each in given):  # guard: unknown-part
+            raise UnsupportedError(
+                f"'{name}' of the pipeline in '{folder}' is a {type(part).__name__}, which is no model of "
+                f"diffusers or transformers: load it yourself, and give it as {name}="
+            )
+    return pipeline
+
+
+def _check_weights(folder: str, stem: str, options: dict[str, Any]) -> _native.Checkpoint:
+    checkpoint = open_checkpoint(folder, stem, options.get("variant"))
+    if checkpoint.packed:
+        raise UnsupportedError(
+            f"'{folder}' is packed, and packed models of diffusers are not loaded by this version; make "
+            "a plain one of it with tensorstream.unpack(source, target)"
+        )
+    return checkpoint
+
+
+def _load_transformers_model(folder: str, loader: Any, options: dict[str, Any]) -> nn.Module:
+    """As pipelines of diffusers load a model of transformers."""
+    _check_weights(folder, _STEM_OF_TRANSFORMERS, options)
+    variant = {} if options["variant"] is None else {"variant": options["variant"]}
+    model, info = loader.from_pretrained(
+        folder,
+        dtype=options["dtype"],
+        output_loading_info=True,
+        use_safetensors=True,
+        **variant,
+    )
+    check_complete(folder, info)  # guard: missing-diffusers-weights
+    return model  # type: ignore[no-any-return]
+
+
+def _load_model(folder: str, model_class: Any, options: dict[str, Any]) -> nn.Module:
+    config = _read(os.path.join(folder, "config.json"))
+    loader = _class_named(config) if model_class is None else model_class
+    if config.get("quantization_config") is not None:
+        raise UnsupportedError(f"the model in '{folder}' is quantised, which is not supported")
+    checkpoint = _check_weights(folder, _STEM, options)
+    dtype = options.pop("dtype")
+    try:
+        model, info = loader.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+        )
+    except ValueError as error:  # a shape that differs, for one
+        raise ConfigError(f"diffusers could not load '{folder}': {error}") from error
+    check_complete(folder, info)  # guard: missing-diffusers-weights
+    taken = dtype is None or any(parameter.dtype == dtype for parameter in model.parameters())
+    if not taken:  # guard: type-taken
+        raise UnsupportedError(
+            f"diffusers {_diffusers().__version__} did not load '{folder}' as {dtype}: use 0.42, which "
+            "takes dtype=, or a later one"
+        )
+    types = sorted({tensor.dtype for tensor in checkpoint.tensors} & {"bfloat16", "float16"})
+    if dtype is None and types:
+        logger.warning(
+            "diffusers makes float32 of the %s weights in '%s', which are in RAM then; give "
+            "dtype=torch.%s to have them streamed from their files",
+            types[0],
+            folder,
+            types[0],
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _empty(model_class: Any, folder: str, dtype: torch.dtype | None) -> nn.Module:
+    """A model of diffusers on the meta device, in the type that loading gives it."""
+    with torch.device("meta"):
+        model: nn.Module = model_class.from_config(model_class.load_config(folder))
+    for name, parameter in model.named_parameters():
+        kept = any(each in name.split(".") for each in model_class._keep_in_fp32_modules or ())
+        if parameter.is_floating_point() and dtype is not None and not kept:
+            parameter.data = parameter.data.to(dtype)
+    return model.eval()

@@ -1,0 +1,108 @@
+"""Where a model's files are: a folder, or a snapshot in Hugging Face's cache; the network is not asked."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tensorstream import _native
+from tensorstream.exceptions import ConfigError, UnsupportedError
+
+# Of the options of transformers and diffusers, those that say where a file is.
+_HUB_OPTIONS = "revision cache_dir subfolder token local_files_only".split()
+
+
+def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that say where transformers finds a file."""
+    return {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
+
+
+def model_folder(path: str, kwargs: dict[str, Any]) -> str:
+    """The folder that a path, or the hub id of a model in the local cache, names.
+
+    Args:
+        path: What from_pretrained was given.
+        kwargs: Its options, of which `revision`, `cache_dir` and `subfolder` count.
+
+    Raises:
+        ConfigError: There is no such folder, and no such model in the cache.
+        UnsupportedError: The path is that of a GGUF file.
+    """
+    if path.endswith(".gguf"):
+        refuse_gguf(path)
+    folder = path if os.path.isdir(path) else _snapshot(path, kwargs)
+    return os.path.join(folder, kwargs.get("subfolder") or "")
+
+
+def refuse_gguf(name: str) -> None:
+    """Raises UnsupportedError: what to do with a GGUF file."""
+    raise UnsupportedError(
+        f"'{name}' is a GGUF file, and only safetensors are streamed: load it once where it fits with "
+        "transformers' from_pretrained(folder, gguf_file=...), which makes plain weights of it, call "
+        "save_pretrained, and stream that folder"
+    )
+
+
+def _snapshot(path: str, kwargs: dict[str, Any]) -> str:
+    """The folder of a revision of a model in the cache."""
+    from huggingface_hub import constants, snapshot_download
+
+    cache = kwargs.get("cache_dir") or constants.HF_HUB_CACHE
+    revision = kwargs.get("revision")
+    try:
+        found: str = snapshot_download(
+            path, revision=revision, cache_dir=cache, local_files_only=True
+        )
+    except (OSError, ValueError) as error:  # not there, or no name that a model could have
+        of_revision = f" in revision '{revision}'" if revision else ""
+        raise ConfigError(
+            f"'{path}' is no folder, and no model of that name is in the local cache{of_revision}, which "
+            f"is '{os.fspath(cache)}'; download it first (hf download {path}), or give cache_dir="
+        ) from error
+    return found
+
+
+def open_checkpoint(folder: str, stem: str, variant: str | None) -> _native.Checkpoint:
+    """Opens the weights in a folder; every header is checked.
+
+    Args:
+        folder: Of one model.
+        stem: What its weights are called: "model", or "diffusion_pytorch_model".
+        variant: As transformers and diffusers take it, "fp16" for one; None takes the usual weights.
+
+    Raises:
+        ConfigError: The folder holds no weights, or not that variant.
+        FormatError: A file breaks its format.
+        UnsupportedError: It holds weights in other formats alone.
+    """
+    path = folder if variant is None else _variant_path(folder, stem, variant)
+    checkpoint = _native.Checkpoint.open(path or folder)
+    if (
+        path is None and not checkpoint.packed
+    ):  # a packed one has no variants, and is refused as such
+        raise ConfigError(f"'{folder}' holds no safetensors of the variant '{variant}'")
+    return checkpoint
+
+
+def _variant_path(folder: str, stem: str, variant: str) -> str | None:
+    """The file, or the index of the files, of a variant of the weights."""
+    names = (f"{stem}.safetensors.index.{variant}.json", f"{stem}.{variant}.safetensors")
+    paths = (os.path.join(folder, name) for name in names)
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def check_complete(path: str, info: dict[str, Any]) -> None:
+    """Refuses a model of which some weights would be random, by what loading said of it.
+
+    Raises:
+        ConfigError: Weights are missing, or of another shape.
+    """
+    for kind, what in (("missing_keys", "missing"), ("mismatched_keys", "of another shape")):
+        names = [entry if isinstance(entry, str) else entry[0] for entry in info.get(kind) or ()]
+        if names:
+            raise ConfigError(
+                f"the checkpoint '{path}' does not match the model: {len(names)} weights are {what}, "
+                f"'{sorted(names)[0]}' for one; choose the class that it was saved from with model_class="
+            )
+    if info.get("error_msgs"):
+        raise ConfigError(f"'{path}' could not be loaded: {info['error_msgs'][0]}")
