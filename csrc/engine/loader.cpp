@@ -330,6 +330,7 @@ std::optional<GroupId> Loader::find_prefetch() const {
   const std::size_t ahead =
       prefetch_ == Prefetch::kNext ? 1 : std::min(kLookAhead, streamed_.size());
   std::vector<const Slot*> sooner;
+  if (const auto again = order_.expected_again()) sooner.push_back(&slot_of(*again));
   for (const GroupId group : order_.upcoming(ahead)) {
     const Slot& slot = slot_of(group);
     if (slot.where == Where::kNowhere) continue;

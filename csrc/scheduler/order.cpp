@@ -22,15 +22,20 @@ OrderTable::OrderTable(std::vector<GroupId> cycle) : cycle_(std::move(cycle)) {
 }
 
 bool OrderTable::observe(GroupId group) {
-  if (last_ == group) return true;
+  if (last_ == group) {
+    used_again_ = true;
+    return true;
+  }
   bool expected = true;
   if (last_) {
+    learn_again();
     const std::optional<GroupId> next = successor(before_last_, *last_);
     expected = !next || *next == group;
     learn(group);  // guard: order-check
   }
   before_last_ = last_;
   last_ = group;
+  used_again_ = false;
   if (!expected) ++surprises_;
   return expected;
 }
@@ -54,9 +59,15 @@ std::vector<GroupId> OrderTable::upcoming(std::size_t count) const {
   return next_groups;
 }
 
+std::optional<GroupId> OrderTable::expected_again() const {
+  const bool known = before_last_ && again_.contains(pair_key(*before_last_, *last_));
+  return known ? last_ : std::nullopt;
+}
+
 void OrderTable::restart() {
   before_last_.reset();
   last_.reset();
+  used_again_ = false;
 }
 
 std::optional<GroupId> OrderTable::successor(std::optional<GroupId> before_last,
@@ -70,6 +81,18 @@ std::optional<GroupId> OrderTable::successor(std::optional<GroupId> before_last,
   const auto planned = planned_.find(last);
   if (planned != planned_.end()) return planned->second;
   return std::nullopt;
+}
+
+void OrderTable::learn_again() {
+  if (!before_last_) return;
+  const std::uint64_t key = pair_key(*before_last_, *last_);
+  if (!used_again_) {
+    again_.erase(key);
+    return;
+  }
+  const std::size_t groups = std::max(planned_.size(), after_one_.size());
+  if (again_.size() >= kPairsPerGroup * groups) again_.clear();
+  again_.insert(key);
 }
 
 void OrderTable::learn(GroupId group) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "tensorstream/plan.h"
@@ -28,6 +29,11 @@ class OrderTable {
   /// the first), nearest first, repeats included.
   std::vector<GroupId> upcoming(std::size_t count) const;
 
+  /// The last group observed, where it is expected to be used again before another is: it was the
+  /// last time that the same two groups came one after the other. A backward takes the weights of a
+  /// group one by one.
+  std::optional<GroupId> expected_again() const;
+
   /// Forgets what came before, but not what was learnt: the next observe() is not a surprise. For a
   /// forward that was abandoned.
   void restart();
@@ -40,13 +46,16 @@ class OrderTable {
  private:
   std::optional<GroupId> successor(std::optional<GroupId> before_last, GroupId last) const;
   void learn(GroupId group);
+  void learn_again();
 
   std::vector<GroupId> cycle_;
   std::unordered_map<GroupId, GroupId> planned_;
   std::unordered_map<GroupId, GroupId> after_one_;
   std::unordered_map<std::uint64_t, GroupId> after_two_;
+  std::unordered_set<std::uint64_t> again_;  // pairs whose last was used again
   std::optional<GroupId> before_last_;
   std::optional<GroupId> last_;
+  bool used_again_ = false;  // the last one
   std::uint64_t surprises_ = 0;
 };
 

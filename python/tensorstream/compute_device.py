@@ -91,6 +91,10 @@ class ComputeDevice:
         """The places of a group's tensors: uint8 (size_bytes,) on the device."""
         return (torch.from_dlpack(place) for place in engine.places(group, self._on))
 
+    def place(self, engine: _native.Engine, group: int, position: int) -> torch.Tensor:
+        """The place of one of them."""
+        return torch.from_dlpack(engine.places(group, self._on)[position])
+
     def home(self, engine: _native.Engine, tensor: int, size_bytes: int) -> torch.Tensor | None:
         """A tensor's bytes in host memory, as the device sees them: uint8 (size_bytes,)."""
         array: Any = engine.home(tensor, size_bytes, self._on)

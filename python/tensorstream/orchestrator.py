@@ -101,6 +101,12 @@ class Orchestrator:
         self._lent: dict[int, LentGroup] = {}
         # Of each module with hooks of ours, by its id.
         self._hooked: dict[int, HookedModule] = {}
+        # Of each tensor in a group: which, and at which place there.
+        self._group_of = {
+            tensor: (group, position)
+            for group, members in enumerate(self.grouping.groups)
+            for position, tensor in enumerate(members.tensors)
+        }
         self._place_moves = 0
         self.pool = self._make_pool(found.tree.fixed_bytes)
         self._moved = Moved(self.device.torch_device)
@@ -328,6 +334,7 @@ class Orchestrator:
             parameter,
             member.names,
             member.tensor,
+            self._group_of[member.tensor],
             form=member.form,
             line_offset=member.line_offset if self.device.is_host else 0,
             engine=self.engine,

@@ -40,7 +40,7 @@ class _SavedWeight:
                 f"the streamed weight '{self.weight.name}' was written to after the forward that saved "
                 "it for gradient computation"
             )
-        value = self.weight.read()
+        value = self.weight.read_as_loaded()
         view = torch.empty(0, dtype=self.form.dtype, device=value.device)
         offset = int(value.storage_offset()) + int(self.form.storage_offset())
         return view.set_(value.untyped_storage(), offset, self.form.shape, self.form.stride())

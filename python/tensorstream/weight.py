@@ -57,6 +57,7 @@ class Weight:
         parameter: The model's Parameter object, parked or lent.
         names: Every name that the model has for it.
         tensor: Its id in the engine.
+        group: Its group in the engine.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Weight:
         parameter: nn.Parameter,
         names: list[str],
         tensor: int,
+        group: tuple[int, int],
         *,
         form: torch.Tensor,
         line_offset: int,
@@ -71,13 +73,14 @@ class Weight:
         device: ComputeDevice,
         loans: Loans,
     ) -> None:
-        """`form` has the weight's shape, strides and type, on the meta device.
+        """`form` has the weight's shape, strides and type, on the meta device; `group` its place there, too.
 
         `line_offset` is the byte of a cache line at which its value begins in RAM.
         """
         self.parameter = parameter
         self.names = names
         self.tensor = tensor
+        self.group, self._position = group
         self.form = form
         self._line_offset = line_offset
         self.size_bytes = form.nbytes
@@ -175,6 +178,25 @@ class Weight:
             if self._home is not None:
                 return torch.clone(self._home)
             return self._read_on_host().to(self.poison.device)
+
+    def read_as_loaded(self) -> torch.Tensor:
+        """The same, from the place of its group on the device, where it has one.
+
+        Groups that are asked for so are loaded ahead in the order of the last time, as for forwards.
+        """
+        if self._device.is_host:  # a source is as near as the place
+            return self.read()
+        stream = self._device.stream()
+        if not self.engine.acquire(self.group, stream):
+            return self.read()
+        try:
+            if self._device.settle is not None:
+                self._device.settle()
+            place = self._device.place(self.engine, self.group, self._position)
+            with torch.inference_mode(False), torch.no_grad():
+                return torch.clone(self.view_of(place))
+        finally:
+            self.engine.release(self.group, stream)
 
     def on_host(self) -> torch.Tensor:
         """The weight's true value in RAM of its own, whatever the device has room for."""

@@ -25,6 +25,9 @@ import tensorstream as ts
 from conftest import assert_same, hooks_of, offload_tightly, save, smallest_budget
 from fake_gpu import use_fake_gpu
 from model_shapes import SHAPES, Block, token_ids
+from tensorstream import _native
+from tensorstream.orchestrator import orchestrator_of
+from tensorstream.weight import Weight
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 X = torch.randn(3, 256, generator=torch.Generator().manual_seed(1))
@@ -64,6 +67,10 @@ def _each(model: nn.Module, x: torch.Tensor, **options: Any) -> None:
     for block in model:
         x = checkpoint(block, x, **options)
     x.square().sum().backward()
+
+
+def _plainly(model: nn.Module, x: torch.Tensor) -> None:
+    model(x).square().sum().backward()
 
 
 def _nested(model: nn.Module, x: torch.Tensor) -> None:
@@ -131,6 +138,56 @@ def test_gradients_where_activations_are_not_kept_beside_a_gpu(
     assert hooks_of(model)
     for _ in range(2):
         assert_same(_gradients(model, WAYS[way]), _gradients(plain, WAYS[way]))
+
+
+@pytest.mark.parametrize("way", ["plain", "not reentrant"])
+def test_backward_takes_weights_from_where_they_are_loaded(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a GPU each group crosses the link once on the way there and once on the way back at most."""
+    use_fake_gpu(monkeypatch, homes=True)
+    plain = _blocks(6)
+    model = copy.deepcopy(plain)
+    ts.offload(model, ram_budget=smallest_budget(model) + (1 << 19), compression="none")
+    run = WAYS.get(way, _plainly)
+    expected = _gradients(plain, run)
+    assert_same(_gradients(model, run), expected)
+    monkeypatch.setattr(Weight, "read", lambda weight: pytest.fail(f"{weight.name} was read apart"))
+    engine = orchestrator_of(model).engine
+    groups = sum(place == _native.Placement.STREAMED for place in engine.plan.placements)
+    assert groups > 2
+    for _ in range(2):
+        before = engine.statistics()
+        assert_same(_gradients(model, run), expected)
+        after = engine.statistics()
+        assert 0 < after.loads - before.loads <= 2 * groups
+        assert after.surprises == before.surprises
+
+
+def test_backward_within_a_forward_whose_weights_have_the_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What has no place then is read from its source."""
+    use_fake_gpu(monkeypatch, homes=True)
+    plain = _blocks(6)
+    model = copy.deepcopy(plain)
+    ts.offload(model, ram_budget=smallest_budget(model) + (1 << 19), compression="none")
+    read: list[str] = []
+    reads = Weight.read
+    monkeypatch.setattr(Weight, "read", lambda weight: (read.append(weight.name), reads(weight))[1])
+    seen: dict[nn.Module, list[torch.Tensor]] = {model: [], plain: []}
+    for each in (model, plain):
+        x = X.clone().requires_grad_()
+        y = each[1](x).square().sum()
+
+        def use(*_: Any, y: torch.Tensor = y, x: torch.Tensor = x, each: Any = each) -> None:
+            seen[each] += torch.autograd.grad(y, x)
+
+        handle = each[4].down.register_forward_pre_hook(use)
+        seen[each].append(each[4](X))
+        handle.remove()
+    assert read, "the block that ran left it a place"
+    assert_same(seen[model], seen[plain])
 
 
 @pytest.mark.parametrize("cut", CUTS)

@@ -97,6 +97,26 @@ TEST(OrderTable, AGroupUsedManyTimesInARowChangesNothing) {
   EXPECT_EQ(table.upcoming(2), (Ids{1, 2}));
 }
 
+TEST(OrderTable, AGroupThatWasUsedAgainIsExpectedAgain) {
+  OrderTable table({0, 1, 2});
+  const Ids there_and_back = {0, 1, 2, 2, 1, 1, 1, 0, 0};
+  surprises_of(table, there_and_back);
+  const auto expected = [&](const Ids& order) {
+    Ids again;
+    for (const GroupId group : order) {
+      table.observe(group);
+      if (table.expected_again()) again.push_back(group);
+    }
+    return again;
+  };
+  EXPECT_EQ(expected(there_and_back), (Ids{2, 2, 1, 1, 1, 0, 0}))
+      << "what is used again on the way back is used once on the way there";
+  EXPECT_EQ(expected({1, 2, 1, 0}), (Ids{2, 1, 0})) << "expected, and not used again";
+  EXPECT_EQ(expected({1, 2, 1, 0}), Ids{}) << "learnt";
+  table.restart();
+  EXPECT_EQ(table.expected_again(), std::nullopt);
+}
+
 TEST(OrderTable, OneGroupFollowsItself) {
   OrderTable table({9});
   EXPECT_EQ(surprises_of(table, {9, 9, 9}), 0);
