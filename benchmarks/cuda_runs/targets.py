@@ -278,3 +278,22 @@ def diffusion_targets(ways: Ways, link: float) -> list[Target]:
     made.append(Target("tensorstream-batch-4: a step", AT_MOST, 1.05, four, "x native"))
     ours = {name: way for name, way in ways.items() if name.startswith("tensorstream-")}
     return [*made, peak_target(ours), identical_target(ours)]
+
+
+def lora_targets(ways: Ways, link: float) -> list[Target]:
+    """A step of LoRA with a tenth of the weights on the device, by time and by memory."""
+    native = ways.get("native", {})
+    ours = {name: way for name, way in ways.items() if name.startswith(OURS)}
+    made = []
+    for name, way in ours.items():
+        for row in rows_of(way):
+            theirs = row_named(ways, "native", row["pass"]) or {}
+            reached = ratio(row["seconds_median"], theirs.get("seconds_median"))
+            made.append(Target(f"{name}: a step", AT_MOST, 1.10, reached, "x native"))
+            peak, most = row.get("peak_device_bytes"), theirs.get("peak_device_bytes")
+            less = None if peak is None or most is None else most - peak
+            said = f"{name}: device memory less than native's"
+            made.append(
+                Target(said, AT_LEAST, 0.9, ratio(less, native.get("weights_bytes")), "x weights")
+            )
+    return [*made, identical_target(ours)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,21 @@ def test_processes_of_a_tiny_shape_agree_with_native(
     assert ways["tensorstream-small"]["rows"][0]["streamed_bytes_a_pass"] > 0
     assert ways["tensorstream-everything"]["hooks"] == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tiny_step_of_lora_agrees_with_native(tmp_path: Path) -> None:
+    result = tmp_path / "lora.json"
+    program = Path(cuda_llama.__file__).with_name("cuda_lora.py")
+    options = ["measure", "--device", "cpu", "--dry-run", "--output", str(result)]
+    done = subprocess.run([sys.executable, program, *options], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    found = json.loads(result.read_text())
+    (row,) = found["ways"]["tensorstream-lora"]["rows"]
+    assert row["identical_to_native"]
+    assert row["steps_compared"] == 3
+    assert row["streamed_bytes_a_pass"] > 0
+    losses = found["ways"]["native"]["rows"][0]["tokens"]
+    assert len(set(losses)) == len(losses), "nothing was trained"
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
