@@ -52,6 +52,15 @@ def _ram_budget(config: Config) -> _native.Budget | None:
     return _native.create_budget(config.ram_budget_bytes())
 
 
+def _groups_of_tensors(grouping: _native.Grouping) -> dict[int, tuple[int, int]]:
+    """Of each tensor in a group: which, and at which place there."""
+    return {
+        tensor: (group, position)
+        for group, members in enumerate(grouping.groups)
+        for position, tensor in enumerate(members.tensors)
+    }
+
+
 class Orchestrator:
     """Runs one model, or the models of one pipeline, on the engine. Made by `offload`, ended by `restore`."""
 
@@ -101,12 +110,7 @@ class Orchestrator:
         self._lent: dict[int, LentGroup] = {}
         # Of each module with hooks of ours, by its id.
         self._hooked: dict[int, HookedModule] = {}
-        # Of each tensor in a group: which, and at which place there.
-        self._group_of = {
-            tensor: (group, position)
-            for group, members in enumerate(self.grouping.groups)
-            for position, tensor in enumerate(members.tensors)
-        }
+        self._group_of = _groups_of_tensors(self.grouping)
         self._place_moves = 0
         self.pool = self._make_pool(found.tree.fixed_bytes)
         self._moved = Moved(self.device.torch_device)
