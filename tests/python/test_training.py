@@ -160,7 +160,8 @@ def test_backward_takes_weights_from_where_they_are_loaded(
         before = engine.statistics()
         assert_same(_gradients(model, run), expected)
         after = engine.statistics()
-        assert 0 < after.loads - before.loads <= 2 * groups
+        late = 1  # of the step before, counted in this one
+        assert 0 < after.loads - before.loads <= 2 * groups + late
         assert after.surprises == before.surprises
 
 
