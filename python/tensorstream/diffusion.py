@@ -139,6 +139,10 @@ def _parts_in(folder: str) -> Iterator[tuple[str, str, Any]]:
     for name, entry in _read(os.path.join(folder, PIPELINE_INDEX)).items():
         if name.startswith("_") or not isinstance(entry, list) or not all(entry):
             continue
+        if not name.isidentifier():  # a path, which may lead out of the folder
+            raise ConfigError(
+                f"'{name}' in '{folder}/{PIPELINE_INDEX}' names no part of a pipeline"
+            )
         library, class_name, *_ = map(str, entry)
         if library in ("diffusers", "transformers"):
             where: Any = importlib.import_module(library)

@@ -343,6 +343,12 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
             _load(NAME, folder, **option)
     with pytest.raises(ts.ConfigError, match="dtype is for a path"):
         ts.estimate_memory(make_stable_diffusion(), dtype=torch.bfloat16)
+    index = folder / "model_index.json"
+    plain = index.read_text()
+    _edit(index, **{"../elsewhere": ["diffusers", "UNet2DConditionModel"]})
+    with pytest.raises(ts.ConfigError, match="names no part of a pipeline"):
+        _load(NAME, folder)
+    index.write_text(plain)
     ts.pack(folder / "unet", tmp_path / "packed")
     with pytest.raises(ts.UnsupportedError, match="unpack"):
         ts.from_pretrained(tmp_path / "packed")
