@@ -34,7 +34,7 @@ void TurnLine::run(unsigned threads, const std::function<Work()>& make_work) {
 void TurnLine::in_turn(std::uint64_t number, const std::function<void()>& part) {
   {
     MutexLock lock(mutex_);
-    while (turn_ != number && !error_) changed_.wait(lock);
+    while (turn_ != number && !failed_before(number)) changed_.wait(lock);
     if (turn_ != number) throw Stopped();
   }
   part();

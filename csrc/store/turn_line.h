@@ -19,7 +19,8 @@ class TurnLine {
 
   /// Has every number worked on by up to `threads` threads, the calling one included; each has a
   /// Work of its own. Each number calls in_turn() once. Once all threads are done, raises the error
-  /// of the lowest number that failed; numbers after it may not have been worked on.
+  /// of the lowest number that failed; those before it had their turns, those after it may not have
+  /// been worked on.
   void run(unsigned threads, const std::function<Work()>& make_work);
 
   /// Calls `part` when every number before this one has had its turn.
@@ -31,6 +32,9 @@ class TurnLine {
 
   void work_through(const Work& work) noexcept;
   std::optional<std::uint64_t> take();
+  bool failed_before(std::uint64_t number) const TS_REQUIRES(mutex_) {
+    return error_ && failed_ < number;
+  }
   void keep(std::uint64_t number, const std::exception_ptr& error) noexcept;
 
   // Constant after construction.

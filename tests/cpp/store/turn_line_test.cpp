@@ -58,13 +58,22 @@ TEST(TurnLine, TheErrorOfTheLowestNumberIsRaised) {
   }
 }
 
-TEST(TurnLine, AnErrorBeforeATurnStopsThoseWhoWait) {
+TEST(TurnLine, AnErrorStopsThoseAfterItAndNoneBefore) {
   TurnLine line(1000);
+  std::atomic<bool> failed = false;
   std::atomic<std::uint64_t> passed = 0;
   EXPECT_THROW(line.run(4,
                         [&]() -> TurnLine::Work {
                           return [&](std::uint64_t number) {
-                            if (number == 10) throw std::runtime_error("10");
+                            if (number == 10) {
+                              failed = true;
+                              throw std::runtime_error("10");
+                            }
+                            // 9 waits for its turn when 10 fails, and long after.
+                            if (number == 8) {
+                              while (!failed) std::this_thread::yield();
+                              std::this_thread::sleep_for(std::chrono::milliseconds(5));
+                            }
                             line.in_turn(number, [&] { ++passed; });
                           };
                         }),
