@@ -16,12 +16,12 @@ namespace tensorstream {
 
 /// What of torch and of the device a lease calls.
 struct LeaseFunctions {
-  nb::object stream;       // gives the handle of the stream that calling code computes on
-  nb::object prepare;      // called before a lease is taken; or None
-  nb::object settle;       // called once it is; or None
-  nb::object loans;        // a container: true where somebody may hold a weight's true value
-  nb::object autocasts;    // whether autocast is on
-  nb::object clear_casts;  // drops the casts that it keeps
+  nb::object stream;                // gives the handle of the stream that calling code computes on
+  nb::object prepare = nb::none();  // called before a lease is taken; or None
+  nb::object settle = nb::none();   // called once it is; or None
+  nb::object loans;                 // true where somebody may hold a weight's true value
+  nb::object autocasts;             // whether autocast is on
+  nb::object clear_casts;           // drops the casts that it keeps
 };
 
 /// Leases groups of one model for the time of forwards, and lends their parameters. Every call

@@ -58,6 +58,8 @@ class ComputeDevice:
         functions.stream = self.stream
         if self.torch_device.type == "cpu":
             functions.prepare = torch.get_num_threads  # tells OpenMP its number for this thread
+        else:
+            functions.prepare = None
         functions.settle = self.settle
         functions.loans = loans
         functions.autocasts = functools.partial(torch.is_autocast_enabled, self.torch_device.type)

@@ -11,9 +11,10 @@ from torch import nn
 
 import tensorstream as ts
 from conftest import assert_same, offload_tightly, save
-from fake_gpu import use_fake_gpu
+from fake_gpu import FakeGpu, use_fake_gpu
 from model_shapes import SHAPES, make_stack, row_ids
 from parked_pair import make_pair
+from tensorstream import _native
 from tensorstream.orchestrator import orchestrator_of
 from test_parking_gradients import *  # noqa: F403 - the same tests, on the other device
 from test_parking_reads import *  # noqa: F403
@@ -36,6 +37,23 @@ def homes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
     at_home: bool = request.param == "home"
     use_fake_gpu(monkeypatch, homes=at_home)
     return at_home
+
+
+def test_a_lease_does_without_what_no_device_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = FakeGpu.lease_functions
+
+    def fewest(device: FakeGpu, loans: object) -> _native.LeaseFunctions:
+        all_of_them, functions = given(device, loans), _native.LeaseFunctions()
+        assert functions.prepare is None
+        assert functions.settle is None
+        for name in ("stream", "settle", "loans", "autocasts", "clear_casts"):
+            setattr(functions, name, getattr(all_of_them, name))
+        return functions
+
+    monkeypatch.setattr(FakeGpu, "lease_functions", fewest)
+    model, plain = offload_tightly(make_stack(5)), make_stack(5)
+    with torch.no_grad():
+        assert_same(model(row_ids()), plain(row_ids()))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bert"])
