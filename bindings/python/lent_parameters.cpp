@@ -11,16 +11,39 @@ namespace {
 
 using namespace nb::literals;
 
+/// A context manager of Python's for a scope.
+class EnteredContext {
+ public:
+  explicit EnteredContext(nb::object context) : context_(std::move(context)) {
+    context_.attr("__enter__")();
+  }
+  ~EnteredContext() {
+    const nb::error_scope error;  // one that is under way is to be seen
+    try {
+      context_.attr("__exit__")(nb::none(), nb::none(), nb::none());
+    } catch (nb::python_error& failure) {
+      failure.discard_as_unraisable("__exit__");
+    }
+  }
+  EnteredContext(const EnteredContext&) = delete;
+  EnteredContext& operator=(const EnteredContext&) = delete;
+
+ private:
+  nb::object context_;
+};
+
 }  // namespace
 
 ParameterTypes::ParameterTypes(nb::type_object lent, nb::type_object parked, nb::object data,
-                               nb::object version, nb::str mark, nb::object use_count)
+                               nb::object version, nb::str mark, nb::object use_count,
+                               nb::object plainly)
     : lent(std::move(lent)),
       parked(std::move(parked)),
       data(std::move(data)),
       version(std::move(version)),
       mark(std::move(mark)),
       use_count(std::move(use_count)),
+      plainly(std::move(plainly)),
       class_name(nb::steal<nb::object>(PyUnicode_InternFromString("__class__"))) {}
 
 LentParameters::LentParameters(const ParameterTypes& types, GroupId group, nb::list parameters,
@@ -54,18 +77,18 @@ std::size_t LentParameters::lend() {
   }
   // Each time: memory that was the parameter's own before shares its version with it, so that what
   // is written between uses shows in it too.
-  versions_.clear();
-  for (const nb::handle parameter : parameters_) versions_.push_back(version(parameter));
+  versions_ = versions();
   return count;
 }
 
 std::vector<std::size_t> LentParameters::changed() const {
   std::vector<std::size_t> result;
+  const std::vector<std::int64_t> now = versions();
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const nb::object parameter = parameters_[i];
     const nb::object weight = nb::getattr(parameter, types_.mark, nb::none());
     const bool same = weight.is(nb::object(weights_[i]));
-    if (!same || version(parameter) != versions_.at(i)) result.push_back(i);
+    if (!same || now[i] != versions_.at(i)) result.push_back(i);
   }
   return result;
 }
@@ -121,6 +144,15 @@ void LentParameters::set_data(const nb::handle parameter, const nb::handle value
   }
 }
 
+// Most of what reading one takes is the search for a `__torch_function__`, which there is not.
+std::vector<std::int64_t> LentParameters::versions() const {
+  const EnteredContext plainly(types_.plainly());
+  std::vector<std::int64_t> result;
+  result.reserve(parameters_.size());
+  for (const nb::handle parameter : parameters_) result.push_back(version(parameter));
+  return result;
+}
+
 std::int64_t LentParameters::version(const nb::handle parameter) const {
   PyObject* const descriptor = types_.version.ptr();
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(parameter.ptr()));
@@ -131,9 +163,9 @@ std::int64_t LentParameters::version(const nb::handle parameter) const {
 
 void init_lent_parameters(nb::module_& module) {
   nb::class_<ParameterTypes>(module, "ParameterTypes")
-      .def(
-          nb::init<nb::type_object, nb::type_object, nb::object, nb::object, nb::str, nb::object>(),
-          "lent"_a, "parked"_a, "data"_a, "version"_a, "mark"_a, "use_count"_a);
+      .def(nb::init<nb::type_object, nb::type_object, nb::object, nb::object, nb::str, nb::object,
+                    nb::object>(),
+           "lent"_a, "parked"_a, "data"_a, "version"_a, "mark"_a, "use_count"_a, "plainly"_a);
   nb::class_<LentParameters>(module, "LentParameters",
                              nb::type_slots(Collected<LentParameters>::slots.data()))
       .def(nb::init<const ParameterTypes&, GroupId, nb::list, nb::list, nb::list>(), "types"_a,

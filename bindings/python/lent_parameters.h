@@ -14,9 +14,9 @@ namespace tensorstream {
 struct ParameterTypes {
   /// `data` and `version` are descriptors of torch's base class of tensors; `mark` is the attribute
   /// of a parameter that holds its weight; `use_count` says how many holders the storage behind a
-  /// handle has.
+  /// handle has; `plainly` makes contexts in which torch looks for no `__torch_function__`.
   ParameterTypes(nb::type_object lent, nb::type_object parked, nb::object data, nb::object version,
-                 nb::str mark, nb::object use_count);
+                 nb::str mark, nb::object use_count, nb::object plainly);
 
   // Classes, descriptors and functions of modules: they hold nothing of a model.
   nb::type_object lent;
@@ -25,6 +25,7 @@ struct ParameterTypes {
   nb::object version;
   nb::str mark;
   nb::object use_count;
+  nb::object plainly;
   nb::object class_name;
 };
 
@@ -82,6 +83,7 @@ class LentParameters {
 
   void set_class(nb::handle parameter, const nb::type_object& type) const;
   void set_data(nb::handle parameter, nb::handle value) const;
+  std::vector<std::int64_t> versions() const;
   std::int64_t version(nb::handle parameter) const;
   void park_on(const nb::list* places) const;
 

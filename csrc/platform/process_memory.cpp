@@ -1,8 +1,10 @@
 #include "platform/process_memory.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "base/units.h"
 #include "platform/cgroup.h"
@@ -24,6 +26,8 @@ std::uint64_t physical_ram_bytes() {
   return pages < 0 ? 0 : static_cast<std::uint64_t>(pages) * page_size_bytes();
 }
 
+std::atomic<std::int64_t> known_process_id = 0;  // 0 for not known
+
 }  // namespace
 
 std::optional<FileBacking> find_file_backing(const void* address, std::uint64_t size_bytes) {
@@ -39,7 +43,14 @@ std::optional<ResidentSize> resident_size() {
   return ResidentSize{.now_bytes = *now, .peak_bytes = *peak};
 }
 
-std::int64_t process_id() noexcept { return ::getpid(); }
+// It is asked for at each lease, and glibc makes a system call of it.
+std::int64_t process_id() noexcept {
+  static const int refused =
+      ::pthread_atfork(nullptr, nullptr, [] { known_process_id = ::getpid(); });
+  if (refused != 0) return ::getpid();
+  if (known_process_id == 0) known_process_id = ::getpid();
+  return known_process_id;
+}
 
 std::uint64_t usable_ram_bytes() {
   const auto group = cgroup_memory("");

@@ -20,6 +20,7 @@ _types = _native.ParameterTypes(
     version=torch._C.TensorBase._version,
     mark="_tensorstream_weight",
     use_count=torch._C._storage_Use_Count,
+    plainly=torch._C.DisableTorchFunctionSubclass,
 )
 
 
