@@ -201,7 +201,7 @@ void Loader::release(GroupId group, Stream& stream) {
   }
   note_use(slot, stream);
   --slot.leases;
-  wake_if_needed();
+  if (slot.where != Where::kPrivate) wake_if_needed();  // nothing waits for memory of its own
   if (slot.leases != 0) return;
   if (const std::exception_ptr changed = close_windows(slot)) std::rethrow_exception(changed);
 }
