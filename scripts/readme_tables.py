@@ -14,28 +14,32 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 BEGIN, END = "<!-- gpu table -->\n", "<!-- end -->\n"
-LLAMA = "gpu_llama.json"
+MODELS = "gpu_llama.json"
 DECODE = "cuda_decode.json"
 DFLOAT11 = "cuda_dfloat11.json"
 
 
-def steps_of(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The machine and the benchmark's result of each run of the Llama."""
+# The step of the GPU check, and what its passes' names begin with.
+KINDS = (("llama", "decode"), ("llama", "prefill"), ("diffusion", "step"))
+
+
+def steps_of(result: dict[str, Any], name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The machine and the benchmark's result of each run of a step."""
     for run in result["runs"]:
         for step in run["steps"]:
-            if step["name"] == "llama":
+            if step["name"] == name:
                 yield run["machine"], step["result"]
 
 
-def llama_tables(result: dict[str, Any]) -> Iterator[str]:
-    """Decoding and prefills, apart."""
-    for kind in ("decode", "prefill"):
-        yield from llama_table(result, kind)
+def model_tables(result: dict[str, Any]) -> Iterator[str]:
+    """Decoding, prefills and diffusion, apart."""
+    for name, kind in KINDS:
+        yield from model_table(result, name, kind)
 
 
-def llama_table(result: dict[str, Any], kind: str) -> Iterator[str]:
-    """The rows of one run; times are compared within it alone."""
-    for machine, found in steps_of(result):
+def model_table(result: dict[str, Any], name: str, kind: str) -> Iterator[str]:
+    """The rows of each run; times are compared within it alone."""
+    for machine, found in steps_of(result, name):
         card = machine["gpus"][0]
         yield (
             f"{card['name']}, driver {card['driver_version']}, torch {machine['packages']['torch']}, "
@@ -44,19 +48,19 @@ def llama_table(result: dict[str, Any], kind: str) -> Iterator[str]:
         )
         yield "| way | pass | seconds, median (least to most) | x native | peak, GB | bits as native |\n"
         yield "|---|---|---|---|---|---|\n"
-        for name, way in found["ways"].items():
-            for row in way.get("rows", ()):
+        for way, measured in found["ways"].items():
+            for row in measured.get("rows", ()):
                 if "seconds_median" in row and row["pass"].startswith(kind):
-                    yield llama_row(name, row)
+                    yield model_row(way, row)
         yield "\n"
 
 
-def llama_row(name: str, row: dict[str, Any]) -> str:
+def model_row(way: str, row: dict[str, Any]) -> str:
     """A pass of a way."""
     peak = row.get("peak_device_bytes")
     same = row.get("identical_to_native")
     cells = (
-        name,
+        way,
         row["pass"],
         f"{row['seconds_median']:.4f} ({row['seconds_min']:.4f} to {row['seconds_max']:.4f})",
         "" if "times_native" not in row else f"{row['times_native']:.3g}",
@@ -104,7 +108,7 @@ def dfloat11_table(result: dict[str, Any]) -> Iterator[str]:
 def tables() -> str:
     """What README.md holds between its marks."""
     text = ""
-    text += "".join(llama_tables(json.loads((RESULTS / LLAMA).read_text())))
+    text += "".join(model_tables(json.loads((RESULTS / MODELS).read_text())))
     text += "".join(decode_table(json.loads((RESULTS / DECODE).read_text())))
     beside = RESULTS / DFLOAT11
     if beside.exists():  # it needs a package that nothing else does
