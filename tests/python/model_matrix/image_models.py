@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,15 +55,17 @@ _libraries: list[torch.library.Library] = []  # an operator is there as long as 
 
 
 class ImageInputs:
-    """One image, or one short video, by the name that the forward has for it."""
+    """One image, or one short video, for each argument that a forward asks for."""
 
-    def __init__(self, name: str, shapes: Sequence[tuple[int, ...]]) -> None:
-        self._name, self._shapes = name, shapes
+    def __init__(self, forward: Callable[..., Any], shapes: Sequence[tuple[int, ...]]) -> None:
+        parameters = inspect.signature(forward).parameters.values()
+        self._names = [each.name for each in parameters if each.default is each.empty]
+        self._shapes = shapes
 
     def attempts(self) -> Iterator[Arguments]:
         for shape in self._shapes:
             generator = torch.Generator().manual_seed(7)
-            yield {self._name: torch.randn((1, *shape), generator=generator)}
+            yield {name: torch.randn((1, *shape), generator=generator) for name in self._names}
 
     def repaired(self, arguments: Arguments, error: Exception) -> Arguments | None:
         return None

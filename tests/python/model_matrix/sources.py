@@ -35,11 +35,13 @@ class Source(Protocol):
     Attributes:
         package: The distribution that has it, whose version the table says.
         document: The name of its document in docs/.
+        subject: How its document begins: what is tried of it, and how small.
         levels: The ways to make a model small, tried in this order.
     """
 
     package: str
     document: str
+    subject: str
     levels: Sequence[Any]
 
     def types(self) -> list[str]:

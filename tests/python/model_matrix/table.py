@@ -16,8 +16,8 @@ RAN = ("identical", "all resident", "refused", "differs", "crashed", "late")
 
 _TEXT = """# Model types of {package}
 
-Each model type of {package} {version}, with random weights and a configuration made small, run
-plain and offloaded on the CPU: in its smallest budget, in checking mode, two forwards, all outputs
+{subject},
+run plain and offloaded on the CPU: in its smallest budget, in checking mode, two forwards, all outputs
 compared as bytes. Written on {date} by `make models SOURCE={package}` with torch {torch} and
 TensorStream {tensorstream}.
 
@@ -47,7 +47,7 @@ def markdown(source: Source, rows: Sequence[Row]) -> str:
     others = [row for row in rows if row.state not in RAN]
     return _TEXT.format(
         package=source.package,
-        version=importlib.metadata.version(source.package),
+        subject=source.subject.format(version=importlib.metadata.version(source.package)),
         torch=torch.__version__.partition("+")[0],
         tensorstream=importlib.metadata.version("tensorstream"),
         date=datetime.datetime.now(datetime.timezone.utc).date(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import inspect
+from typing import Any
 
 from torch import nn
 
@@ -16,6 +16,9 @@ class Timm:
 
     package = "timm"
     document = "model_types_timm.md"
+    subject = """
+Of each module of timm {version} the first of three small models that runs, with random weights
+""".strip()
     levels = LEVELS
 
     def __init__(self) -> None:
@@ -33,9 +36,8 @@ class Timm:
         return made
 
     def inputs(self, model_type: str, model: nn.Module) -> Inputs:
-        (name, *_) = inspect.signature(model.forward).parameters
-        shape = tuple(model.pretrained_cfg["input_size"])
-        return ImageInputs(name, [shape])
+        config: Any = model.pretrained_cfg
+        return ImageInputs(model.forward, [tuple(config["input_size"])])
 
 
 SOURCE = Timm()

@@ -9,8 +9,8 @@ from torch import nn
 from model_matrix.image_models import LEVELS, AsItIs, ImageInputs, smallest, torchvision
 from model_matrix.sources import Inputs
 
-_IMAGE = (3, 224, 224)
-_VIDEO = (3, 16, 112, 112)
+# Of images and of videos.
+_SHAPES = ((3, 224, 224), (3, 16, 112, 112), (3, 16, 224, 224), (3, 299, 299))
 
 
 class Torchvision:
@@ -18,6 +18,9 @@ class Torchvision:
 
     package = "torchvision"
     document = "model_types_torchvision.md"
+    subject = """
+Of each module of torchvision {version} the first of three small models that runs, with random weights
+""".strip()
     levels = LEVELS
 
     def __init__(self) -> None:
@@ -41,8 +44,7 @@ class Torchvision:
         return made
 
     def inputs(self, model_type: str, model: nn.Module) -> Inputs:
-        (name, *_) = inspect.signature(model.forward).parameters
-        return ImageInputs(name, [_IMAGE, _VIDEO, (3, 299, 299)])
+        return ImageInputs(model.forward, _SHAPES)
 
     def _family(self, name: str) -> str:
         module: str = self._models.get_model_builder(name).__module__

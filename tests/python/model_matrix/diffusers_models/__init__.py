@@ -28,6 +28,9 @@ class Diffusers:
 
     package = "diffusers"
     document = "model_types_diffusers.md"
+    subject = (
+        "Each model class of diffusers {version}, with random weights and arguments made small"
+    )
     levels = (Level("narrow", cut=True), Level("as it is", cut=False))
 
     def __init__(self) -> None:

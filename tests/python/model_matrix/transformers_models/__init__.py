@@ -19,6 +19,7 @@ class Transformers:
 
     package = "transformers"
     document = "model_types.md"
+    subject = "Each model type of transformers {version}, with random weights and a configuration made small"
     levels = LEVELS
 
     def __init__(self) -> None:
