@@ -23,6 +23,8 @@ UNLESS_PASSED := | { grep -v -E '^ +Start +[0-9]+:|^ *[0-9]+/[0-9]+ Test .* Pass
 CPU_BENCHMARKS := $(filter-out benchmarks/cuda_%,$(wildcard benchmarks/*.py))
 OUTPUT ?= build/gpu-check/result.json
 OPTIONS ?=
+# Of the models of `make models`: transformers, diffusers, timm or torchvision.
+SOURCE ?= transformers
 TSAN_PROGRAMS := device memory codec store io scheduler engine
 
 .PHONY: help
@@ -72,8 +74,11 @@ test-python: build fake-cuda  ## Run the Python tests
 
 # Rows are kept in build/, so that a run that was ended goes on; remove the file to begin anew.
 .PHONY: models
-models: build  ## Run every model type of transformers plain and offloaded, and write docs/model_types.md
-	@cd tests/python && python -m model_matrix --rows "$(CURDIR)/build/model_types/rows.json" --output "$(CURDIR)/docs/model_types.md"
+models: build  ## Run every model type of SOURCE plain and offloaded, and write its table to docs/
+	@case "$(SOURCE)" in timm|torchvision) \
+	  export PYTHONPATH="$(CURDIR)/build/model_types/packages"; \
+	  python -m pip install --quiet --no-deps --upgrade --target "$$PYTHONPATH" -r requirements/models.txt;; esac; \
+	cd tests/python && python -m model_matrix $(SOURCE) --rows "$(CURDIR)/build/model_types/$(SOURCE).json" --docs "$(CURDIR)/docs"
 
 .PHONY: demo
 demo: build  ## Run the examples: an encoder and a Llama within budgets smaller than their weights

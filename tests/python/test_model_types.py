@@ -1,4 +1,4 @@
-"""A sample of docs/model_types.md, of each kind of model; and the script that writes it."""
+"""A sample of the tables of model types in docs/, of each kind of model; and the script that writes them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,41 @@ import time
 import pytest
 import torch
 
-from model_matrix import comparing, table, trial, workers
+from model_matrix import comparing, image_models, sources, table, trial, workers
 from model_matrix.trial import Row
 
+TRANSFORMERS = sources.source_named("transformers")
 SAMPLE = """
     llama bert t5 vit convnext wav2vec2 whisper clip qwen2_vl llava mamba bamba mixtral qwen3_moe deepseek_v3
-    gemma3_text opt detr segformer xlnet
+    gemma3_text opt detr segformer xlnet oneformer
+""".split()
+# An autoencoder, transformers, one with attention to a text, one that takes lists of images.
+OF_DIFFUSERS = """
+    AutoencoderKL FluxTransformer2DModel PixArtTransformer2DModel WanTransformer3DModel
+    ZImageTransformer2DModel
 """.split()
 
 
 @pytest.mark.parametrize("model_type", SAMPLE)
 def test_a_type_is_bit_identical_offloaded(model_type: str) -> None:
-    row = trial.try_type(model_type)
+    row = trial.try_type(TRANSFORMERS, model_type)
     assert (row.state, row.reason) == ("identical", "")
     assert row.streamed > 0
+
+
+@pytest.mark.parametrize("model_class", OF_DIFFUSERS)
+def test_a_model_of_diffusers_is_bit_identical_offloaded(model_class: str) -> None:
+    row = trial.try_type(sources.source_named("diffusers"), model_class)
+    assert (row.state, row.reason) == ("identical", "")
+    assert row.streamed > 0
+
+
+def test_the_smallest_models_of_a_family_come_first() -> None:
+    assert image_models.smallest(["vit_huge", "vit_tiny", "vit_base", "test_vit"]) == [
+        "test_vit",
+        "vit_tiny",
+        "vit_base",
+    ]
 
 
 def test_one_other_bit_is_a_difference() -> None:
@@ -43,14 +64,14 @@ def test_a_model_that_differs_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPa
         return output
 
     monkeypatch.setattr(trial, "run", altered)
-    row = trial.try_type("llama")
+    row = trial.try_type(TRANSFORMERS, "llama")
     assert row.state == "differs" and "other bytes" in row.reason
-    assert "differs: first forward" in table.markdown([row])
+    assert "differs: first forward" in table.markdown(TRANSFORMERS, [row])
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_crash_and_a_hang_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def act(model_type: str) -> Row:
+    def act(source: sources.Source, model_type: str) -> Row:
         if model_type == "crash":
             os._exit(7)
         if model_type == "hang":
@@ -58,12 +79,13 @@ def test_a_crash_and_a_hang_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         return Row(model_type, "identical", parameters=5)
 
     monkeypatch.setattr(workers, "try_type", act)
-    rows = {row.model_type: row for row in workers.rows(["crash", "hang", "fine"], 2, 5.0)}
+    tried = workers.rows(TRANSFORMERS, ["crash", "hang", "fine"], 2, 5.0)
+    rows = {row.model_type: row for row in tried}
     assert {name: row.state for name, row in rows.items()} == {
         "crash": "crashed",
         "hang": "late",
         "fine": "identical",
     }
     assert rows["crash"].reason == "exit status 7"
-    text = table.markdown(list(rows.values()))
+    text = table.markdown(TRANSFORMERS, list(rows.values()))
     assert "Of these 1 are bit-identical offloaded\n(33.3 %)" in text and "| fine |" in text

@@ -454,6 +454,26 @@ def test_the_trainer_of_transformers(trains: str, checkpointing: bool, tmp_path:
         assert_same(ours(token_ids()).logits, theirs(token_ids()).logits)
 
 
+# Where a graph ends inside a forward the compiler looks at `grad` of what enters the next one.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("trains", ["an adapter", "all weights"])
+def test_the_trainer_of_transformers_compiles(trains: str, tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    plain = _llama()
+    model = offload_tightly(copy.deepcopy(plain), self_check=True)
+    ours, theirs = (model, plain) if trains == "all weights" else (_adapted(model), _adapted(plain))
+    options = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    logs = [
+        _by_trainer(each, tmp_path / name, **options)
+        for each, name in ((ours, "ours"), (theirs, "theirs"))
+    ]
+    assert logs[0] == logs[1]
+    assert sum("loss" in entry for entry in logs[0]) == 4
+    assert_same(list(ours.parameters()), list(theirs.parameters()))
+    assert hooks_of(model), "the trainer undid the offload"
+    torch._dynamo.reset()
+
+
 def test_the_trainer_saves_what_it_trained(tmp_path: Path) -> None:
     model = offload_tightly(_llama())
     _by_trainer(model, tmp_path)

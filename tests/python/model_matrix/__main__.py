@@ -12,9 +12,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-import transformers
 
-from model_matrix import catalogue, table, workers
+from model_matrix import sources, table, workers
 from model_matrix.trial import Row
 
 
@@ -45,22 +44,24 @@ class Rows:
 def main() -> int:
     """Runs the types that have no row yet; 1 where a type differs offloaded, or its process crashed."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", choices=sources.NAMES, help="the library of models")
     parser.add_argument(
         "types", nargs="*", help="model types to run again; without, those without a row"
     )
     parser.add_argument("--rows", type=Path, required=True, help="a JSON file that keeps the rows")
-    parser.add_argument("--output", type=Path, help="where the table goes")
+    parser.add_argument("--docs", type=Path, help="the folder that the table goes to")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=300, help="of wall time, for one type")
     options = parser.parse_args()
-    transformers.logging.set_verbosity_error()
+    source = sources.source_named(options.source)
     torch.set_num_threads(1)
     rows = Rows(options.rows)
-    wanted = options.types or [name for name in catalogue.model_types() if name not in rows]
-    for row in workers.rows(wanted, options.jobs, options.seconds):
+    wanted = options.types or [name for name in source.types() if name not in rows]
+    for row in workers.rows(source, wanted, options.jobs, options.seconds):
         rows.add(row)
-    if options.output is not None:
-        options.output.write_text(table.markdown(rows.sorted()), encoding="utf-8")
+    if options.docs is not None:
+        text = table.markdown(source, rows.sorted())
+        (options.docs / source.document).write_text(text, encoding="utf-8")
     return int(any(row.state in ("differs", "crashed") for row in rows.sorted()))
 
 

@@ -21,8 +21,13 @@ def tensors_of(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from tensors_of(item, depth + 1)
-    elif dataclasses.is_dataclass(value) or type(value).__module__.startswith("transformers."):
+    elif dataclasses.is_dataclass(value) or _is_of_a_library(value):
         yield from tensors_of(vars(value), depth + 1)
+
+
+def _is_of_a_library(value: Any) -> bool:
+    """Whether a value may have tensors in it that it does not show: a cache, a distribution."""
+    return type(value).__module__.partition(".")[0] in ("transformers", "diffusers")
 
 
 def raw(tensor: torch.Tensor) -> torch.Tensor:

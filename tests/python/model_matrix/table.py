@@ -1,4 +1,4 @@
-"""The rows as a document: docs/model_types.md."""
+"""The rows as a document in docs/."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import importlib.metadata
 from collections.abc import Sequence
 
 import torch
-import transformers
 
+from model_matrix.sources import Source
 from model_matrix.trial import Row
 
 # The states of types that run plain. A process that ended or hung is one: who is to blame is not known.
 RAN = ("identical", "all resident", "refused", "differs", "crashed", "late")
 
-_TEXT = """# Model types of transformers
+_TEXT = """# Model types of {package}
 
-Each model type of transformers {transformers}, with random weights and a configuration made small, run
-plain and offloaded on the CPU: in its smallest budget, in checking mode, two forwards, all outputs
-compared as bytes. Written on {date} by `make models` with torch {torch} and TensorStream {tensorstream}.
+{subject},
+run plain and offloaded on the CPU: in its smallest budget, in checking mode, two forwards, all outputs
+compared as bytes. Written on {date} by `make models SOURCE={package}` with torch {torch} and
+TensorStream {tensorstream}.
 
 Of {tried} types {built} are built and {ran} run plain. Of these {identical} are bit-identical offloaded
 ({share:.1f} %), and {wrong} give another number. "Streamed" is the share of the weights' bytes that each
@@ -31,7 +32,7 @@ pass loads; the rest is resident, or read by rows.
 
 ## Types that do not
 TensorStream has no part in these: `tests/python/model_matrix` knows no small configuration or no inputs
-for them, a package is missing, or transformers has no model for the type.
+for them, a package is missing, or {package} has no model for the type.
 
 | type | class | what stands in the way |
 |---|---|---|
@@ -39,13 +40,14 @@ for them, a package is missing, or transformers has no model for the type.
 """
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(source: Source, rows: Sequence[Row]) -> str:
     """The document."""
     ran = [row for row in rows if row.state in RAN]
     identical = sum(row.state == "identical" for row in ran)
     others = [row for row in rows if row.state not in RAN]
     return _TEXT.format(
-        transformers=transformers.__version__,
+        package=source.package,
+        subject=source.subject.format(version=importlib.metadata.version(source.package)),
         torch=torch.__version__.partition("+")[0],
         tensorstream=importlib.metadata.version("tensorstream"),
         date=datetime.datetime.now(datetime.timezone.utc).date(),

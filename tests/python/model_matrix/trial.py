@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -9,10 +10,8 @@ import torch
 from torch import nn
 
 import tensorstream as ts
-from model_matrix import catalogue, comparing
-from model_matrix.inputs import Arguments, Maker
-from model_matrix.shrinking import LEVELS, Level
-from model_matrix.special_types import small_config
+from model_matrix import comparing
+from model_matrix.sources import Arguments, Inputs, Size, Source
 
 # A model beyond this is not small, and is not run.
 MOST_PARAMETERS = 300_000_000
@@ -50,16 +49,15 @@ def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}"[:200]
 
 
-def build(model_type: str, class_name: str, level: Level) -> nn.Module:
+def build(source: Source, model_type: str, class_name: str, level: Size) -> nn.Module:
     """A model with random weights, the same ones each time, in eval mode."""
-    config = small_config(model_type, level)
-    chosen = catalogue.model_class(model_type, class_name)
     with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in _make(chosen, config).parameters())
+        model = source.make(model_type, class_name, level)
+    count = sum(parameter.numel() for parameter in model.parameters())
     if count > MOST_PARAMETERS:
         raise _Failed(f"it has {count / 1e6:.0f} million parameters")
     torch.manual_seed(1234)
-    model = _make(chosen, config)
+    model = source.make(model_type, class_name, level)
     with torch.no_grad():
         for parameter in model.parameters():
             # Initial biases of 0 and norms of 1 would hide a weight that is taken for another.
@@ -68,25 +66,16 @@ def build(model_type: str, class_name: str, level: Level) -> nn.Module:
     return model.eval()
 
 
-def _make(chosen: Any, config: Any) -> Any:
-    return chosen._from_config(config) if hasattr(chosen, "_from_config") else chosen(config)
-
-
 def run(model: nn.Module, inputs: Arguments) -> Any:
     """A forward on copies of `inputs`, from the same random state."""
     torch.manual_seed(99)
-    copies = {
-        name: value.clone() if isinstance(value, torch.Tensor) else value
-        for name, value in inputs.items()
-    }
     with torch.no_grad():
-        return model(**copies)
+        return model(**copy.deepcopy(inputs))
 
 
-def _first_inputs(model: Any) -> tuple[Arguments, Any]:
+def _first_inputs(model: nn.Module, maker: Inputs) -> tuple[Arguments, Any]:
     """The first set of arguments that the model runs with, and what it gives."""
     failures: list[str] = []
-    maker = Maker(model)
     waiting = maker.attempts()
     repaired: list[Arguments] = []
     while (inputs := repaired.pop() if repaired else next(waiting, None)) is not None:
@@ -94,11 +83,11 @@ def _first_inputs(model: Any) -> tuple[Arguments, Any]:
             output = run(model, inputs)
         except Exception as error:  # noqa: BLE001  whatever a model raises, another set is tried
             failures.append(_text(error))
-            better = maker.with_placeholders(inputs, error)
+            better = maker.repaired(inputs, error)
             repaired += [] if better is None else [better]
             continue
-        if not list(comparing.tensors_of(output)):
-            failures.append("no tensor in the output")
+        if not any(tensor.numel() for tensor in comparing.tensors_of(output)):
+            failures.append("no number in the output")
             continue
         return inputs, output
     raise _Failed(
@@ -125,16 +114,16 @@ def _compare(row: Row, model: Any, inputs: Arguments, expected: Any) -> None:
     row.state = "identical"
 
 
-def _try_class(model_type: str, class_name: str, level: Level) -> Row:
+def _try_class(source: Source, model_type: str, class_name: str, level: Size) -> Row:
     row = Row(model_type, "not built", class_name)
     try:
-        model = build(model_type, class_name, level)
+        model = build(source, model_type, class_name, level)
     except Exception as error:  # noqa: BLE001  every type gets its row
         row.reason = _text(error)
         return row
     row.parameters = sum(parameter.numel() for parameter in model.parameters())
     try:
-        inputs, expected = _first_inputs(model)
+        inputs, expected = _first_inputs(model, source.inputs(model_type, model))
     except _Failed as error:
         row.state, row.reason = "not run", str(error)
         return row
@@ -152,17 +141,17 @@ def _try_class(model_type: str, class_name: str, level: Level) -> Row:
 _FAILURES = ("not built", "not run", "unsteady")
 
 
-def try_type(model_type: str) -> Row:
+def try_type(source: Source, model_type: str) -> Row:
     """The row of a type: of the first of its classes, at the first level, that runs plain."""
     torch.set_num_threads(1)
-    best = Row(model_type, "not built", reason="transformers has no model for it")
+    best = Row(model_type, "not built", reason=f"{source.package} has no model for it")
     try:
-        names = catalogue.class_names(model_type)
+        names = source.classes(model_type)
     except Exception as error:  # noqa: BLE001
         return dataclasses.replace(best, reason=_text(error))
-    for level in LEVELS:
+    for level in source.levels:
         for name in names:
-            row = _try_class(model_type, name, level)
+            row = _try_class(source, model_type, name, level)
             best.tried.append(f"{name}, {level.name}: {row.reason}")
             if row.state not in _FAILURES:
                 return row

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from model_matrix.sources import Source
 from model_matrix.trial import Row, try_type
 
 _fork = multiprocessing.get_context("fork")
@@ -17,11 +18,12 @@ _fork = multiprocessing.get_context("fork")
 class _Worker:
     """One type under way."""
 
-    def __init__(self, model_type: str, seconds: float) -> None:
+    def __init__(self, source: Source, model_type: str, seconds: float) -> None:
         self.model_type = model_type
         self.deadline = time.monotonic() + seconds
         self.result, sender = _fork.Pipe(duplex=False)
-        self._process = _fork.Process(target=_work, args=(model_type, sender), daemon=True)
+        work = (source, model_type, sender)
+        self._process = _fork.Process(target=_work, args=work, daemon=True)
         self._process.start()
         sender.close()
 
@@ -43,21 +45,21 @@ class _Worker:
         self.result.close()
 
 
-def _work(model_type: str, sender: Any) -> None:
+def _work(source: Source, model_type: str, sender: Any) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
-    sender.send(try_type(model_type))
+    sender.send(try_type(source, model_type))
     sender.close()
 
 
-def rows(model_types: Sequence[str], jobs: int, seconds: float) -> Iterator[Row]:
-    """The rows of these types, as they come; each has `seconds` of wall time."""
+def rows(source: Source, model_types: Sequence[str], jobs: int, seconds: float) -> Iterator[Row]:
+    """The rows of these types of a source, as they come; each has `seconds` of wall time."""
     waiting = list(reversed(model_types))
     running: list[_Worker] = []
     while waiting or running:
         while waiting and len(running) < jobs:
-            running.append(_Worker(waiting.pop(), seconds))
+            running.append(_Worker(source, waiting.pop(), seconds))
         patience = max(0.0, min(worker.deadline for worker in running) - time.monotonic())
         multiprocessing.connection.wait([worker.result for worker in running], patience)
         now = time.monotonic()

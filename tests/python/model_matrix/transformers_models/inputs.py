@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from model_matrix.shrinking import FIRST_SPECIAL_ID, is_config
+from model_matrix.sources import Arguments
+from model_matrix.transformers_models.shrinking import FIRST_SPECIAL_ID, is_config
 
 TOKENS = 8
 GRID = 4  # patches in a row, of models that take images as rows of patches
-
-Arguments = dict[str, Any]
 
 
 class Maker:
@@ -22,7 +21,8 @@ class Maker:
 
     def __init__(self, model: Any) -> None:
         self._configs = list(_configs(model.config))
-        self._main = model.main_input_name
+        main = model.main_input_name
+        self._main = {main} if isinstance(main, str) else set(main)
         self._parameters = {
             name: parameter
             for name, parameter in inspect.signature(model.forward).parameters.items()
@@ -35,9 +35,9 @@ class Maker:
         required = {n for n, p in self._parameters.items() if p.default is inspect.Parameter.empty}
         known = {name for name in self._parameters if name in _MAKERS}
         modes = (
-            {self._main, "input_ids", "pixel_values"},
-            {self._main, "input_ids"},
-            {self._main},
+            self._main | {"input_ids", "pixel_values"},
+            self._main | {"input_ids"},
+            self._main,
             {"input_ids"},
         )
         wanted = [required | mode | _COMPANIONS for mode in modes]
@@ -59,7 +59,7 @@ class Maker:
                 for name, choices in makers.items()
             }
 
-    def with_placeholders(self, arguments: Arguments, error: Exception) -> Arguments | None:
+    def repaired(self, arguments: Arguments, error: Exception) -> Arguments | None:
         """`arguments` with as many tokens for an image, a video or a sound as the model asks for."""
         told = re.search(r"(\w+) features and .*tokens:? (\d+),? features:? (\d+)", str(error))
         ids = arguments.get("input_ids")
@@ -191,6 +191,7 @@ _MAKERS: dict[str, tuple[Callable[[Maker], Any], ...]] = {
         lambda m: _ones(2 * m.number("max_source_positions", 50)),
         lambda m: _ones(64),
     ),
+    "task_inputs": (lambda m: m.ids(m.number("task_seq_len", TOKENS)),),
     "global_input_features": (lambda m: m.wide(6),),
     "image_embeds_position_mask": (lambda m: torch.zeros(1, TOKENS, dtype=torch.bool),),
     "token_type_ids": (lambda m: torch.zeros(1, TOKENS, dtype=torch.long),),

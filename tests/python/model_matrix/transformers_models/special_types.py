@@ -7,8 +7,8 @@ from typing import Any
 
 import transformers as tf
 
-from model_matrix import catalogue
-from model_matrix.shrinking import VOCABULARY, Level, Shrinker
+from model_matrix.transformers_models import catalogue
+from model_matrix.transformers_models.shrinking import VOCABULARY, Level, Shrinker
 
 
 def _resnet() -> Any:
@@ -30,6 +30,36 @@ def _dinov2() -> Any:
         reshape_hidden_states=False,
         apply_layernorm=False,
     )
+
+
+def _swin() -> Any:
+    return tf.SwinConfig(
+        image_size=64,
+        embed_dim=32,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 4, 8],
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+
+
+def _tips() -> Any:
+    return tf.Tipsv2VisionConfig(
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=56,
+        out_indices=[1, 2, 3, 4],
+        apply_layernorm=True,
+        reshape_hidden_states=False,
+    )
+
+
+def _sam2(prefix: str = "") -> dict[str, Any]:
+    """Images of 128 pixels a side, not of 1024: a forward of those takes many seconds."""
+    return {
+        f"{prefix}backbone_config.image_size": [128, 128],
+        f"{prefix}backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+    }
 
 
 def _rope(sections: list[int], **more: Any) -> dict[str, Any]:
@@ -85,10 +115,20 @@ FIXED: dict[str, dict[str, Any]] = {
     "patchtsmixer": {"d_model": 256},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h": {"n_groups": 2},
+    "oneformer": {"backbone_config": _swin},
     "paligemma": {"text_config.num_key_value_heads": 4},
     "colpali": {"vlm_config.text_config.num_key_value_heads": 4},
     "perceiver": {"d_latents": 128, "num_latents": 16, "num_self_attends_per_block": 2},
+    "sam2": {**_sam2("vision_config."), "prompt_encoder_config.image_size": 128},
+    "sam2_hiera_det_model": {"image_size": [128, 128]},
+    "sam2_video": {**_sam2("vision_config."), "prompt_encoder_config.image_size": 128},
+    "sam2_vision_model": _sam2(),
     "time_series_transformer": _SERIES,
+    "neucodec": {"semantic_model_config.max_source_positions": 50},
+    "tipsv2_dpt": {"backbone_config": _tips, "neck_hidden_sizes": [16, 32, 64, 128]},
+    # Attention over all pairs of twice as many frames.
+    "wav2vec2-bert": {"max_source_positions": 50},
+    "xcodec2": {"semantic_model_config.max_source_positions": 6},
 }
 
 
