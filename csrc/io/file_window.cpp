@@ -20,12 +20,13 @@ constexpr int kTries = 3;
 }  // namespace
 
 FileWindow::FileWindow(std::shared_ptr<const Reader> owner, const File& file, FileLease& lease,
-                       std::uint64_t offset_bytes, std::uint64_t size_bytes)
+                       std::uint64_t offset_bytes, std::uint64_t size_bytes, Opens opens)
     : owner_(std::move(owner)),
       file_(file),
       lease_(lease),
       offset_bytes_(offset_bytes),
       size_bytes_(size_bytes),
+      opens_(opens),
       first_page_bytes_(offset_bytes / page_size_bytes() * page_size_bytes()),
       mapped_bytes_(align_up(offset_bytes - first_page_bytes_ + size_bytes, page_size_bytes())),
       mapping_(Mapping::reserved(mapped_bytes_ + kHugePageBytes)) {
@@ -40,6 +41,9 @@ bool FileWindow::is_of(const Reader& reader, std::uint64_t offset_bytes) const n
 
 bool FileWindow::open() {
   if (leased_) return true;
+  if (opens_ == Opens::kWhereCached && !mostly_in_page_cache(file_, offset_bytes_, size_bytes_)) {
+    return false;
+  }
   if (!lease_.take()) return false;
   leased_ = true;
   file_.check_unchanged();  // guard: window-unchanged
