@@ -148,7 +148,7 @@ class CachedReader final : public FileReader {
   std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
                                      std::uint64_t size_bytes) const override {
     auto window = make_window(offset_bytes, size_bytes, FileWindow::Opens::kWhereCached);
-    return window->is_quick() ? std::move(window) : nullptr;
+    return !window->is_lost() && window->is_quick() ? std::move(window) : nullptr;
   }
 
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {

@@ -39,11 +39,12 @@ bool FileWindow::is_of(const Reader& reader, std::uint64_t offset_bytes) const n
   return owner_.get() == &reader && offset_bytes_ == offset_bytes;
 }
 
+bool FileWindow::is_lost() const noexcept {
+  return opens_ == Opens::kWhereCached && !mostly_in_page_cache(file_, offset_bytes_, size_bytes_);
+}
+
 bool FileWindow::open() {
   if (leased_) return true;
-  if (opens_ == Opens::kWhereCached && !mostly_in_page_cache(file_, offset_bytes_, size_bytes_)) {
-    return false;
-  }
   if (!lease_.take()) return false;
   leased_ = true;
   file_.check_unchanged();  // guard: window-unchanged

@@ -19,7 +19,7 @@ class Reader;
 /// thread-safe, but for bring().
 class FileWindow {
  public:
-  /// Where it opens.
+  /// What it is used for.
   enum class Opens { kAlways, kWhereCached };
 
   /// Of [offset_bytes, offset_bytes + size_bytes) of `file`, which `owner` keeps open, as `lease`.
@@ -36,9 +36,10 @@ class FileWindow {
   /// Whether this is the part of `reader` that begins at `offset_bytes`.
   bool is_of(const Reader& reader, std::uint64_t offset_bytes) const noexcept;
 
-  /// Makes the file show at data(). False where it may be written to meanwhile, and with
-  /// Opens::kWhereCached where the page cache does not have it. Raises IoError where the file is no
-  /// longer the one that was opened.
+  /// Whether the page cache has lost what is only to be used there (Opens::kWhereCached).
+  bool is_lost() const noexcept;
+  /// Makes the file show at data(). False where it may be written to meanwhile. Raises IoError
+  /// where the file is no longer the one that was opened.
   [[nodiscard]] bool open();
   /// Makes memory show at data() instead, for bytes that are copied there.
   void open_memory();

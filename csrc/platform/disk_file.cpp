@@ -74,9 +74,10 @@ DiskFile DiskFile::open_direct(const std::string& path) {
 }
 
 void DiskFile::check_same(const File& other) const {
-  if (file_.identity() == other.identity()) return;  // guard: one-file-opened-twice
-  throw IoError("'" + file_.path() + "' changed while it was opened; open the model again",
-                file_.path(), 0, 0);
+  if (file_.identity() != other.identity()) {  // guard: one-file-opened-twice
+    throw IoError("'" + file_.path() + "' changed while it was opened; open the model again",
+                  file_.path(), 0, 0);
+  }
 }
 
 DiskFile DiskFile::open_buffered(const std::string& path) {
