@@ -190,9 +190,11 @@ def contestants(options: argparse.Namespace) -> Iterator[list[Contestant]]:
         folders["packed"] = checkpoint.with_name(f"{checkpoint.name}-packed-{options.packed}")
         if not folders["packed"].exists():
             ts.pack(checkpoint, folders["packed"], level=options.packed)
+    ways = [(name, folder, options.backend) for name, folder in folders.items()]
+    for backend in options.also:
+        ways += [(f"{name}-{backend}", folder, backend) for name, folder in folders.items()]
     made: list[Contestant] = []
-    for name, folder in folders.items():
-        backend = options.backend if name == "raw" else "auto"  # the one that packed files take
+    for name, folder, backend in ways:
         model = streamed(folder, backend, budget, options)
 
         def stalled(model: Any = model) -> float:
@@ -277,7 +279,7 @@ def results(all_of_them: list[Contestant], options: argparse.Namespace, where: s
         ]
         rows[contestant.name] |= {
             "ratio_to_accelerate": spread(ratios),
-            "ratio_target": TARGETS[kind].get(contestant.name),
+            "ratio_target": TARGETS[kind].get(contestant.name.split("-")[0]),
             "stalled_share_median": statistics.median(
                 run.stalled_seconds / run.seconds for run in contestant.runs
             ),
@@ -301,9 +303,10 @@ def main() -> int:
     parser.add_argument("--budget", help="TensorStream's, of the device: 1.25GiB")
     parser.add_argument("--budget-share", type=float, default=0.22, help="the same / weights")
     parser.add_argument("--ram-budget", default="96MiB", help="of host memory beside a GPU")
-    parser.add_argument("--backend", default="auto", help="of raw weights")
+    parser.add_argument("--backend", default="auto", help="how files are read")
     parser.add_argument("--cold", action="store_true", help="drop the page cache before tokens")
     parser.add_argument("--packed", type=int, metavar="LEVEL", help="packed weights take part, too")
+    parser.add_argument("--also", nargs="*", default=[], metavar="BACKEND", help="read so, too")
     parser.add_argument("--new-tokens", type=int, default=8, help="timed tokens of one decode")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

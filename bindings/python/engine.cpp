@@ -153,10 +153,18 @@ void init_readers(nb::module_& module) {
       .value("MMAP", FileBackend::kMmap)
       .value("PREAD", FileBackend::kPread)
       .value("DIRECT", FileBackend::kDirect)
-      .value("IO_URING", FileBackend::kIoUring);
+      .value("IO_URING", FileBackend::kIoUring)
+      .value("CACHED", FileBackend::kCached);
   nb::class_<Reader>(module, "Reader")
       .def_prop_ro("name", &Reader::name)
       .def_prop_ro("size_bytes", &Reader::size_bytes)
+      .def(
+          "is_of_file_of",
+          [](const Reader& self, const Reader& other) {
+            return self.identity() != nullptr && other.identity() != nullptr &&
+                   *self.identity() == *other.identity();
+          },
+          "other"_a, "Whether both read one file, in one state.")
       .def(
           "read",
           [](Reader& self, std::uint64_t offset_bytes, std::uintptr_t address,
@@ -177,7 +185,14 @@ void init_readers(nb::module_& module) {
           [](const FileOpener& self, const std::string& path) {
             return std::shared_ptr<Reader>(self.open(path));
           },
-          "path"_a, nb::call_guard<nb::gil_scoped_release>(), "A source that is a file.");
+          "path"_a, nb::call_guard<nb::gil_scoped_release>(), "A source that is a file.")
+      .def(
+          "open_packed",
+          [](const FileOpener& self, const std::string& path) {
+            return std::shared_ptr<Reader>(open_packed_reader(path, self));
+          },
+          "path"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "A source that is a packed file; offsets are those of the file it was.");
   module.def(
       "create_memory_reader",
       [](std::string name, std::uintptr_t address, std::uint64_t size_bytes,

@@ -144,7 +144,18 @@ void init_disk(nb::module_& module) {
   nb::class_<BackendChoice>(module, "BackendChoice")
       .def_ro("backend", &BackendChoice::backend)
       .def_ro("reason", &BackendChoice::reason);
-  module.def("choose_backend", &choose_backend, "plan"_a, "place"_a, "available_bytes"_a,
+  nb::class_<RamRoom>(module, "RamRoom")
+      .def(nb::init<std::uint64_t, std::uint64_t>(), "available_bytes"_a, "file_bytes"_a)
+      .def_ro("available_bytes", &RamRoom::available_bytes)
+      .def_ro("file_bytes", &RamRoom::file_bytes);
+  module.def("ram_room", &ram_room, "RAM that is free for this process, and the page cache in it.");
+  nb::class_<CachedFiles>(module, "CachedFiles")
+      .def(nb::init<std::uint64_t, std::uint64_t>(), "file_bytes"_a, "cached_bytes"_a)
+      .def_ro("file_bytes", &CachedFiles::file_bytes)
+      .def_ro("cached_bytes", &CachedFiles::cached_bytes);
+  module.def("cached_files", &cached_files, "paths"_a, nb::call_guard<nb::gil_scoped_release>(),
+             "What the page cache has of files.");
+  module.def("choose_backend", &choose_backend, "plan"_a, "place"_a, "room"_a, "files"_a,
              "How files are read where nobody says it.");
   module.def(
       "measure_disk", &measure_disk, "path"_a, nb::call_guard<nb::gil_scoped_release>(),

@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "io/file_opener.h"
+#include "platform/process_memory.h"
 #include "tensorstream/engine.h"
 
 namespace tensorstream {
@@ -14,9 +16,20 @@ struct BackendChoice {
   std::string reason;
 };
 
-/// Past the page cache where each pass by `plan` reads more from files than the page cache can
-/// hold: `available_bytes` of RAM are free before the plan's own memory is taken. A page cache that
-/// is smaller than what is read in turn never has what is read next.
-BackendChoice choose_backend(const Plan& plan, ComputePlace place, std::uint64_t available_bytes);
+/// What the page cache has of a model's files.
+struct CachedFiles {
+  std::uint64_t file_bytes = 0;
+  std::uint64_t cached_bytes = 0;
+};
+
+/// Raises IoError.
+CachedFiles cached_files(const std::vector<std::string>& paths);
+
+/// Through the page cache where it has room for what each pass by `plan` reads from files; `room`
+/// is before the plan's own memory is taken. Where it has not, it would never have what is read
+/// next: past it then, but what it has already, charged to others, so that what is missing would
+/// find room, is used there (FileBackend::kCached).
+BackendChoice choose_backend(const Plan& plan, ComputePlace place, const RamRoom& room,
+                             const CachedFiles& files);
 
 }  // namespace tensorstream

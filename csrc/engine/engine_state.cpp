@@ -399,7 +399,8 @@ void Engine::State::keep_written(TensorId id) {
 void Engine::State::make_loader() {
   std::vector<LoadedGroup> loaded;
   for (GroupId group = 0; group < groups.size(); ++group) {
-    loaded.push_back({group, groups[group].tensors, layouts[group], groups[group].residency, {}});
+    loaded.push_back(
+        {group, groups[group].tensors, layouts[group], groups[group].residency, {}, {}});
   }
   loader = std::make_unique<Loader>(pool, sources, staging.get(), ring.get(), std::move(loaded),
                                     options);

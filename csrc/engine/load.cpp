@@ -18,9 +18,11 @@ constexpr std::uint64_t kSharedReadBytes = 2_MiB;
 // Reads that one thread has begun and not waited for, where the reader goes on by itself.
 constexpr std::size_t kReadsAhead = 8;
 
-/// The next piece of an extent, from `done` on: all but the first begin at a page of the file, so
-/// that a disk reads no block twice.
+/// The next piece of an extent, from `done` on: what the reader decodes as one, and elsewhere all
+/// but the first begin at a page of the file, so that a disk reads no block twice.
 std::uint64_t shared_read_bytes(const BoundExtent& extent, std::uint64_t done) {
+  const std::uint64_t best = extent.reader->best_read_bytes(extent.offset_bytes + done);
+  if (best != 0) return std::min(best, extent.size_bytes - done);
   const std::uint64_t in_page = (extent.offset_bytes + done) % kGroupAlignment;
   return std::min(kSharedReadBytes - in_page, extent.size_bytes - done);
 }

@@ -61,6 +61,14 @@ bool LoadedGroup::drop_replaced_windows(const SourceTable& sources) {
   return dropped;
 }
 
+bool LoadedGroup::drop_lost_windows() noexcept {
+  const auto lost = [](const auto& window) { return window != nullptr && window->is_lost(); };
+  if (!std::ranges::any_of(windows, lost)) return false;
+  dropped_windows = std::move(windows);
+  windows.clear();
+  return true;
+}
+
 std::uint64_t LoadedGroup::window_bytes() const noexcept {
   std::uint64_t sum = 0;
   for (std::size_t i = 0; i < windows.size(); ++i) {

@@ -24,6 +24,8 @@ struct LoadedGroup {
   /// Tensors that are used where the page cache has them while the group is in the arena, by
   /// position; null for those that are loaded into its place. Empty where there are none.
   std::vector<std::unique_ptr<FileWindow>> windows;
+  /// Those that are not used any more, closed: somebody may have kept an address in them.
+  std::vector<std::unique_ptr<FileWindow>> dropped_windows;
 
   /// Makes windows for the tensors that have any, `most` of them at most; returns how many. One
   /// group is used at a time then (Prefetch::kReadAhead).
@@ -31,6 +33,9 @@ struct LoadedGroup {
   /// Drops the windows of tensors that are not made of their files any more; true where there were
   /// some. None is open.
   bool drop_replaced_windows(const SourceTable& sources);
+  /// Drops all windows where the page cache has lost what one of them is of; true where it has.
+  /// None is open.
+  bool drop_lost_windows() noexcept;
   /// Bytes that the windows take while they are open.
   std::uint64_t window_bytes() const noexcept;
   /// Lets go of the pages in windows, and of what was written to them. An IoError where they

@@ -62,6 +62,10 @@ void Loader::note_enqueued(Slot& slot, const std::shared_ptr<Load>& load) {
 
 Loader::Issue Loader::issue(Slot& slot) {
   if (read_ahead_ != nullptr) read_ahead_->drop(slot.group.id);
+  if (slot.group.drop_lost_windows()) {
+    ++slot.place_number;
+    ++place_moves_;
+  }
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
   Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}, {}};
   place_of(slot).add_to(*result.load, slot.group, sources_, options_.piece_bytes);

@@ -1,40 +1,170 @@
 #include "engine/packed_reader.h"
 
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "io/disk_queue.h"
+#include "io/read_memory.h"
+#include "platform/disk_file.h"
+#include "platform/mapping.h"
+#include "platform/page_cache.h"
 #include "store/packed_file.h"
 
 namespace tensorstream {
 namespace {
 
-class PackedReader final : public Reader {
+class PackedReader : public Reader {
  public:
-  explicit PackedReader(const std::string& path) : file_(path) {}
+  explicit PackedReader(const std::string& path) : file_(std::make_shared<PackedFile>(path)) {}
 
-  const std::string& name() const noexcept override { return file_.path(); }
+  const std::string& name() const noexcept override { return file_->path(); }
   Tier tier() const noexcept override { return Tier::kDisk; }
-  std::uint64_t size_bytes() const noexcept override { return file_.size_bytes(); }
+  std::uint64_t size_bytes() const noexcept override { return file_->size_bytes(); }
+  const FileIdentity* identity() const noexcept override { return &file_->file().identity(); }
 
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
-    file_.read(offset_bytes, out);
+    file_->read(offset_bytes, out);
   }
   std::uint64_t read_frame(std::uint64_t offset_bytes, std::uint64_t size_bytes,
                            std::span<std::byte> out) override {
-    return file_.read_frame(offset_bytes, size_bytes, out);
+    return file_->read_frame(offset_bytes, size_bytes, out);
+  }
+  std::uint64_t best_read_bytes(std::uint64_t offset_bytes) const noexcept override {
+    return file_->part_end(offset_bytes) - offset_bytes;
   }
   bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
-    return file_.cached(offset_bytes, size_bytes);
+    return file_->cached(offset_bytes, size_bytes);
   }
   void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
-    file_.prefetch(offset_bytes, size_bytes);
+    file_->prefetch(offset_bytes, size_bytes);
+  }
+
+ protected:
+  const std::shared_ptr<const PackedFile>& file() const noexcept { return file_; }
+
+ private:
+  const std::shared_ptr<const PackedFile> file_;  // shared with reads under way
+};
+
+/// Reads of spans that were begun, to be decoded by who waits, and what is left to be read then.
+class DecodedRead final : public PendingRead::Work {
+ public:
+  explicit DecodedRead(std::shared_ptr<const PackedFile> file) : file_(std::move(file)) {}
+
+  void begin(const PackedSpan& span, ReadMemory& memory, DiskQueue& queue,
+             std::shared_ptr<const DiskFile> disk_file, std::span<std::byte> out) {
+    Begun begun{span, memory.take(), {}, out, {}};
+    begun.stored = begun.slot.bytes(span.offset_bytes % page_size_bytes(), span.size_bytes);
+    begun.read = queue.begin(std::move(disk_file), span.offset_bytes, begun.stored);
+    begun_.push_back(std::move(begun));
+  }
+  void add_rest(std::uint64_t offset_bytes, std::span<std::byte> out) {
+    rest_.push_back({offset_bytes, out});
+  }
+
+  void wait() override {
+    for (Begun& begun : begun_) {
+      begun.read.wait();
+      file_->decode(begun.span, begun.stored, begun.out);
+      begun.slot = {};
+    }
+    for (const Rest& rest : rest_) file_->read(rest.offset_bytes, rest.out);
   }
 
  private:
-  const PackedFile file_;
+  struct Begun {
+    PackedSpan span;
+    ReadMemory::Slot slot;  // outlives what fills it
+    std::span<std::byte> stored;
+    std::span<std::byte> out;
+    PendingRead read;
+  };
+  struct Rest {
+    std::uint64_t offset_bytes = 0;
+    std::span<std::byte> out;
+  };
+
+  const std::shared_ptr<const PackedFile> file_;  // shared with its reader
+  std::vector<Begun> begun_;
+  std::vector<Rest> rest_;
+};
+
+/// Goes past the page cache for what is decoded whole.
+class PackedDiskReader final : public PackedReader {
+ public:
+  PackedDiskReader(const std::string& path, const FileOpener& opener)
+      : PackedReader(path),
+        disk_file_(std::make_shared<const DiskFile>(DiskFile::open_direct(path))),
+        queue_(opener.queue()),
+        memory_(opener.memory()),
+        asks_page_cache_(opener.backend() == FileBackend::kCached) {
+    disk_file_->check_same(file()->file());
+  }
+
+  void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
+    begin_read(offset_bytes, out).wait();
+  }
+
+  PendingRead begin_read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
+    auto work = std::make_unique<DecodedRead>(file());
+    for (std::uint64_t done = 0; done < out.size();) {
+      const std::uint64_t at = offset_bytes + done;
+      const auto span = file()->span_at(at, out.size() - done, ReadMemory::kSlotBytes);
+      std::uint64_t size = 0;
+      if (span && !is_cached(*span)) {
+        size = span->decoded_bytes;
+        work->begin(*span, *memory_, *queue_, disk_file_, out.subspan(done, size));
+      } else {
+        // A byte that no tensor has ends the read, with the error that is due.
+        const std::uint64_t part = file()->part_end(at) - at;
+        size = part == 0 ? out.size() - done : std::min(part, out.size() - done);
+        work->add_rest(at, out.subspan(done, size));
+      }
+      done += size;
+    }
+    return PendingRead(std::move(work));
+  }
+
+  std::uint64_t best_read_bytes(std::uint64_t offset_bytes) const noexcept override {
+    std::uint64_t end = offset_bytes;
+    for (std::uint64_t i = 0; i < kPartsOfARead; ++i) end = file()->part_end(end);
+    return end - offset_bytes;
+  }
+
+  // What is not there is to stay where it is.
+  bool cached(std::uint64_t /*offset_bytes*/,
+              std::uint64_t /*size_bytes*/) const noexcept override {
+    return true;
+  }
+  void prefetch(std::uint64_t /*offset_bytes*/,
+                std::uint64_t /*size_bytes*/) const noexcept override {}
+
+ private:
+  static constexpr std::uint64_t kPartsOfARead = 2;
+
+  bool is_cached(const PackedSpan& span) const noexcept {
+    return asks_page_cache_ &&
+           mostly_in_page_cache(file()->file(), span.offset_bytes, span.size_bytes);
+  }
+
+  const std::shared_ptr<const DiskFile> disk_file_;  // shared with reads under way
+  const std::shared_ptr<DiskQueue> queue_;           // shared with readers of other files
+  const std::shared_ptr<ReadMemory> memory_;         // likewise
+  const bool asks_page_cache_;
 };
 
 }  // namespace
 
 std::unique_ptr<Reader> open_packed_reader(const std::string& path) {
   return std::make_unique<PackedReader>(path);
+}
+
+std::unique_ptr<Reader> open_packed_reader(const std::string& path, const FileOpener& opener) {
+  if (opener.queue() == nullptr) return open_packed_reader(path);
+  return std::make_unique<PackedDiskReader>(path, opener);
 }
 
 }  // namespace tensorstream

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "io/file_opener.h"
 #include "io/reader.h"
 
 namespace tensorstream {
@@ -12,5 +13,9 @@ namespace tensorstream {
 /// Checkpoint gives them. Its reads decode, and raise FormatError where the file is damaged. Raises
 /// IoError, FormatError and UnsupportedError.
 std::unique_ptr<Reader> open_packed_reader(const std::string& path);
+/// One that reads the file as the opener's readers read theirs: where those go past the page cache,
+/// what is decoded whole does, while small reads and read_frame() go through it. Raises
+/// UnsupportedError, too, where the file system refuses.
+std::unique_ptr<Reader> open_packed_reader(const std::string& path, const FileOpener& opener);
 
 }  // namespace tensorstream

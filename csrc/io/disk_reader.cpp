@@ -14,6 +14,7 @@ class DiskReader final : public Reader {
   const std::string& name() const noexcept override { return file_->file().path(); }
   Tier tier() const noexcept override { return Tier::kDisk; }
   std::uint64_t size_bytes() const noexcept override { return file_->file().size_bytes(); }
+  const FileIdentity* identity() const noexcept override { return &file_->file().identity(); }
 
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
     begin_read(offset_bytes, out).wait();

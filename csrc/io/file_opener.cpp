@@ -4,6 +4,7 @@
 
 #include "base/units.h"
 #include "io/disk_queue.h"
+#include "io/read_memory.h"
 #include "platform/disk_file.h"
 #include "platform/io_ring.h"
 #include "tensorstream/error.h"
@@ -31,21 +32,27 @@ FileOpener::FileOpener(FileBackend backend) : backend_(backend) {
     about_ = "pread through the page cache";
     return;
   }
+  memory_ = ReadMemory::create();
+  const std::string where = backend == FileBackend::kCached ? "the page cache, and " : "";
   const std::optional<std::string> refusal = IoRing::refusal();
   if (!refusal) {
     queue_ = DiskQueue::create(create_ring_transfers(DiskQueue::kDepth));
-    about_ = "O_DIRECT by io_uring, " + at_a_time(*queue_);
+    about_ = where + "O_DIRECT by io_uring, " + at_a_time(*queue_);
   } else if (backend == FileBackend::kIoUring) {
     throw UnsupportedError("files cannot be read by io_uring: " + *refusal +
                            "; backend=\"direct\" reads by threads where that is so");
   } else {
     queue_ = DiskQueue::create(create_thread_transfers(DiskQueue::kDepth));
-    about_ = "O_DIRECT by threads, " + at_a_time(*queue_) + ": " + *refusal;
+    about_ = where + "O_DIRECT by threads, " + at_a_time(*queue_) + ": " + *refusal;
   }
 }
 
 std::unique_ptr<Reader> FileOpener::open(const std::string& path) const {
-  if (queue_ != nullptr) return create_disk_reader(DiskFile::open_direct(path), queue_);
+  if (queue_ != nullptr) {
+    DiskFile file = DiskFile::open_direct(path);
+    return backend_ == FileBackend::kCached ? create_cached_reader(std::move(file), queue_)
+                                            : create_disk_reader(std::move(file), queue_);
+  }
   return backend_ == FileBackend::kMmap ? create_mmap_reader(path) : create_pread_reader(path);
 }
 

@@ -11,6 +11,7 @@ namespace tensorstream {
 
 class DiskFile;
 class DiskQueue;
+class ReadMemory;
 
 /// How files are read.
 enum class FileBackend {
@@ -24,6 +25,9 @@ enum class FileBackend {
   kDirect,
   /// Past the page cache by io_uring alone.
   kIoUring,
+  /// What the page cache has, from there, and as kPread uses it; the rest past it, as kDirect, so
+  /// that nothing comes there. Asked at each read.
+  kCached,
 };
 
 /// Why files cannot be read so in this process, for people; nothing where they can. A file system
@@ -42,9 +46,16 @@ class FileOpener {
   /// How files are read, for people: "O_DIRECT by io_uring, 8 requests of 4.00 MiB at a time".
   const std::string& about() const noexcept { return about_; }
 
+  /// For readers of other formats: what reads past the page cache, and memory for what is decoded;
+  /// both null where files are read through it.
+  FileBackend backend() const noexcept { return backend_; }
+  const std::shared_ptr<DiskQueue>& queue() const noexcept { return queue_; }
+  const std::shared_ptr<ReadMemory>& memory() const noexcept { return memory_; }
+
  private:
   const FileBackend backend_;
-  std::shared_ptr<DiskQueue> queue_;  // shared with the readers; null where none is used
+  std::shared_ptr<DiskQueue> queue_;    // shared with the readers
+  std::shared_ptr<ReadMemory> memory_;  // likewise
   std::string about_;
 };
 
@@ -54,6 +65,9 @@ std::unique_ptr<Reader> open_file_reader(const std::string& path, FileBackend ba
 /// One way each to read a file. Raise IoError.
 std::unique_ptr<Reader> create_mmap_reader(const std::string& path);
 std::unique_ptr<Reader> create_pread_reader(const std::string& path);
+/// Opens the file a second time, to be read through the page cache. Raises IoError, too, where
+/// another is there by then.
+std::unique_ptr<Reader> create_cached_reader(DiskFile file, std::shared_ptr<DiskQueue> queue);
 /// Of a file that `queue` reads.
 std::unique_ptr<Reader> create_disk_reader(DiskFile file, std::shared_ptr<DiskQueue> queue);
 

@@ -3,9 +3,11 @@
 #include <utility>
 
 #include "base/units.h"
+#include "io/disk_queue.h"
 #include "io/file_opener.h"
 #include "io/file_window.h"
 #include "io/reader.h"
+#include "platform/disk_file.h"
 #include "platform/file.h"
 #include "platform/file_lease.h"
 #include "platform/mapping.h"
@@ -23,6 +25,7 @@ class FileReader : public Reader {
   const std::string& name() const noexcept override { return file_.path(); }
   Tier tier() const noexcept override { return Tier::kDisk; }
   std::uint64_t size_bytes() const noexcept override { return file_.size_bytes(); }
+  const FileIdentity* identity() const noexcept override { return &file_.identity(); }
 
   bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
     return ends_in_page_cache(file_, offset_bytes, size_bytes);
@@ -34,10 +37,11 @@ class FileReader : public Reader {
 
  protected:
   const File& file() const noexcept { return file_; }
-  std::unique_ptr<FileWindow> make_window(std::uint64_t offset_bytes,
-                                          std::uint64_t size_bytes) const {
-    return std::make_unique<FileWindow>(shared_from_this(), file_, lease_, offset_bytes,
-                                        size_bytes);
+  std::unique_ptr<FileWindow> make_window(
+      std::uint64_t offset_bytes, std::uint64_t size_bytes,
+      FileWindow::Opens opens = FileWindow::Opens::kAlways) const {
+    return std::make_unique<FileWindow>(shared_from_this(), file_, lease_, offset_bytes, size_bytes,
+                                        opens);
   }
 
  private:
@@ -131,7 +135,57 @@ class MmapReader final : public FileReader {
   const Mapping mapping_;
 };
 
+/// Asks the page cache at each read, and brings nothing there.
+class CachedReader final : public FileReader {
+ public:
+  CachedReader(DiskFile disk_file, std::shared_ptr<DiskQueue> queue)
+      : FileReader(disk_file.file().path()),
+        disk_file_(std::make_shared<const DiskFile>(std::move(disk_file))),
+        queue_(std::move(queue)) {
+    disk_file_->check_same(file());
+  }
+
+  std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
+                                     std::uint64_t size_bytes) const override {
+    auto window = make_window(offset_bytes, size_bytes, FileWindow::Opens::kWhereCached);
+    return !window->is_lost() && window->is_quick() ? std::move(window) : nullptr;
+  }
+
+  void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
+    begin_read(offset_bytes, out).wait();
+  }
+
+  PendingRead begin_read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
+    if (!mostly_in_page_cache(file(), offset_bytes, out.size())) {
+      return queue_->begin(disk_file_, offset_bytes, out);
+    }
+    file().read_exact(offset_bytes, out);
+    file().check_unchanged();  // guard: cached-read-unchanged
+    return {};
+  }
+
+  std::uint64_t best_shift(std::uint64_t offset_bytes) const noexcept override {
+    return offset_bytes % disk_file_->memory_alignment_bytes();
+  }
+
+  // What is not there is to stay where it is.
+  bool cached(std::uint64_t /*offset_bytes*/,
+              std::uint64_t /*size_bytes*/) const noexcept override {
+    return true;
+  }
+  void prefetch(std::uint64_t /*offset_bytes*/,
+                std::uint64_t /*size_bytes*/) const noexcept override {}
+
+ private:
+  const std::shared_ptr<const DiskFile> disk_file_;  // shared with reads under way
+  const std::shared_ptr<DiskQueue> queue_;           // shared with readers of other files
+};
+
 }  // namespace
+
+std::unique_ptr<Reader> create_cached_reader(DiskFile file, std::shared_ptr<DiskQueue> queue) {
+  return std::make_unique<CachedReader>(std::move(file), std::move(queue));
+}
 
 std::unique_ptr<Reader> create_mmap_reader(const std::string& path) {
   return std::make_unique<MmapReader>(path);

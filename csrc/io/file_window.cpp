@@ -20,12 +20,13 @@ constexpr int kTries = 3;
 }  // namespace
 
 FileWindow::FileWindow(std::shared_ptr<const Reader> owner, const File& file, FileLease& lease,
-                       std::uint64_t offset_bytes, std::uint64_t size_bytes)
+                       std::uint64_t offset_bytes, std::uint64_t size_bytes, Opens opens)
     : owner_(std::move(owner)),
       file_(file),
       lease_(lease),
       offset_bytes_(offset_bytes),
       size_bytes_(size_bytes),
+      opens_(opens),
       first_page_bytes_(offset_bytes / page_size_bytes() * page_size_bytes()),
       mapped_bytes_(align_up(offset_bytes - first_page_bytes_ + size_bytes, page_size_bytes())),
       mapping_(Mapping::reserved(mapped_bytes_ + kHugePageBytes)) {
@@ -36,6 +37,10 @@ FileWindow::FileWindow(std::shared_ptr<const Reader> owner, const File& file, Fi
 
 bool FileWindow::is_of(const Reader& reader, std::uint64_t offset_bytes) const noexcept {
   return owner_.get() == &reader && offset_bytes_ == offset_bytes;
+}
+
+bool FileWindow::is_lost() const noexcept {
+  return opens_ == Opens::kWhereCached && !mostly_in_page_cache(file_, offset_bytes_, size_bytes_);
 }
 
 bool FileWindow::open() {

@@ -19,9 +19,12 @@ class Reader;
 /// thread-safe, but for bring().
 class FileWindow {
  public:
+  /// What it is used for.
+  enum class Opens { kAlways, kWhereCached };
+
   /// Of [offset_bytes, offset_bytes + size_bytes) of `file`, which `owner` keeps open, as `lease`.
   FileWindow(std::shared_ptr<const Reader> owner, const File& file, FileLease& lease,
-             std::uint64_t offset_bytes, std::uint64_t size_bytes);
+             std::uint64_t offset_bytes, std::uint64_t size_bytes, Opens opens = Opens::kAlways);
   ~FileWindow() { close(); }
   FileWindow(const FileWindow&) = delete;
   FileWindow& operator=(const FileWindow&) = delete;
@@ -33,6 +36,8 @@ class FileWindow {
   /// Whether this is the part of `reader` that begins at `offset_bytes`.
   bool is_of(const Reader& reader, std::uint64_t offset_bytes) const noexcept;
 
+  /// Whether the page cache has lost what is only to be used there (Opens::kWhereCached).
+  bool is_lost() const noexcept;
   /// Makes the file show at data(). False where it may be written to meanwhile. Raises IoError
   /// where the file is no longer the one that was opened.
   [[nodiscard]] bool open();
@@ -62,6 +67,7 @@ class FileWindow {
   FileLease& lease_;
   const std::uint64_t offset_bytes_;  // in the file
   const std::uint64_t size_bytes_;
+  const Opens opens_;
   std::uint64_t first_page_bytes_ = 0;  // where the first page begins in the file
   std::uint64_t start_bytes_ = 0;       // where it begins in the mapping
   std::uint64_t mapped_bytes_ = 0;

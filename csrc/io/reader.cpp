@@ -4,6 +4,8 @@
 
 namespace tensorstream {
 
+const FileIdentity* Reader::identity() const noexcept { return nullptr; }
+
 std::uint64_t Reader::read_frame(std::uint64_t /*offset_bytes*/, std::uint64_t /*size_bytes*/,
                                  std::span<std::byte> /*out*/) {
   return 0;
@@ -13,6 +15,8 @@ PendingRead Reader::begin_read(std::uint64_t offset_bytes, std::span<std::byte> 
   read(offset_bytes, out);
   return {};
 }
+
+std::uint64_t Reader::best_read_bytes(std::uint64_t /*offset_bytes*/) const noexcept { return 0; }
 
 std::uint64_t Reader::best_shift(std::uint64_t /*offset_bytes*/) const noexcept { return 0; }
 

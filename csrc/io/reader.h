@@ -10,6 +10,7 @@
 
 namespace tensorstream {
 
+struct FileIdentity;
 class FileWindow;
 
 /// Where a reader's bytes live.
@@ -52,6 +53,8 @@ class Reader : public std::enable_shared_from_this<Reader> {
   virtual const std::string& name() const noexcept = 0;
   virtual Tier tier() const noexcept = 0;
   virtual std::uint64_t size_bytes() const noexcept = 0;
+  /// Of the file that it reads, as it was opened; null where it reads none.
+  virtual const FileIdentity* identity() const noexcept;
 
   /// Fills `out` from `offset_bytes`. Raises IoError (path, offset) when the bytes cannot be had:
   /// the end of the source, a fault, a source that is no longer the one that was opened. `out` may
@@ -67,6 +70,10 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// As read(), but where the reader can it goes on by itself, and `out` is filled, or not, once
   /// that was waited for. A read that is not waited for is given up.
   virtual PendingRead begin_read(std::uint64_t offset_bytes, std::span<std::byte> out);
+
+  /// How many bytes from `offset_bytes` on one of several reads had best take: what is decoded as
+  /// one. 0 where that makes no difference.
+  virtual std::uint64_t best_read_bytes(std::uint64_t offset_bytes) const noexcept;
 
   /// How far behind a page memory had best begin that a read from `offset_bytes` fills, less than a
   /// page; 0 where that makes no difference.

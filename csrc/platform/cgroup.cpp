@@ -15,11 +15,12 @@ struct Version {
   const char* limit;
   const char* usage;
   std::string_view reclaimable;
+  std::string_view file;
 };
 
-constexpr Version kV1 = {"/memory.limit_in_bytes", "/memory.usage_in_bytes",
-                         "total_inactive_file "};
-constexpr Version kV2 = {"/memory.max", "/memory.current", "inactive_file "};
+constexpr Version kV1 = {"/memory.limit_in_bytes", "/memory.usage_in_bytes", "total_inactive_file ",
+                         "total_cache "};
+constexpr Version kV2 = {"/memory.max", "/memory.current", "inactive_file ", "file "};
 
 /// v1 says "no limit" by the largest number of whole pages.
 constexpr std::uint64_t kNoLimit = 1ULL << 62U;
@@ -46,7 +47,11 @@ void tighten(CgroupMemory& tightest, const Version& version, const std::string& 
       statistics ? number_after(*statistics, version.reclaimable) : std::nullopt;
   const std::uint64_t used = usage.value_or(0);
   const std::uint64_t held = used - std::min(used, reclaimable.value_or(0));
-  tightest.left_bytes = std::min(tightest.left_bytes, *limit - std::min(*limit, held));
+  const std::uint64_t left = *limit - std::min(*limit, held);
+  if (left >= tightest.left_bytes) return;
+  tightest.left_bytes = left;
+  const auto file = statistics ? number_after(*statistics, version.file) : std::nullopt;
+  tightest.file_bytes = file.value_or(*limit);
 }
 
 /// Looks at `group` below `mount` and at each of its ancestors. A container often sees its own

@@ -13,6 +13,8 @@ struct CgroupMemory {
   /// The least that any of those limits leaves; file pages that the kernel would drop first count
   /// as left.
   std::uint64_t left_bytes = 0;
+  /// File pages that are charged to the group with the least left, and to groups in it.
+  std::uint64_t file_bytes = 0;
 };
 
 /// Nothing where no group limits memory. `root` is put before /proc and /sys: a folder made by a

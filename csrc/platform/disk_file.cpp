@@ -73,6 +73,13 @@ DiskFile DiskFile::open_direct(const std::string& path) {
   return {std::move(file), alignment.block_bytes, alignment.memory_bytes};
 }
 
+void DiskFile::check_same(const File& other) const {
+  if (file_.identity() != other.identity()) {  // guard: one-file-opened-twice
+    throw IoError("'" + file_.path() + "' changed while it was opened; open the model again",
+                  file_.path(), 0, 0);
+  }
+}
+
 DiskFile DiskFile::open_buffered(const std::string& path) {
   return {File::open_for_reading(path), 1, 1};
 }

@@ -20,6 +20,9 @@ class DiskFile {
   static DiskFile open_buffered(const std::string& path);
 
   const File& file() const noexcept { return file_; }
+  /// Raises IoError where `other`, opened by the same path before or since, is another file, or
+  /// another state of it.
+  void check_same(const File& other) const;
   bool is_direct() const noexcept { return block_bytes_ > 1; }
   /// A read begins and ends at a multiple of this in the file; a power of two.
   std::uint64_t block_bytes() const noexcept { return block_bytes_; }

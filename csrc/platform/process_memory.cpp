@@ -58,12 +58,17 @@ std::uint64_t usable_ram_bytes() {
   return group ? std::min(machine, group->limit_bytes) : machine;
 }
 
-std::uint64_t available_ram_bytes() {
+std::uint64_t available_ram_bytes() { return ram_room().available_bytes; }
+
+RamRoom ram_room() {
   const auto information = read_text_file("/proc/meminfo");
-  const auto available = information ? proc_kib(*information, "MemAvailable:") : std::nullopt;
-  const std::uint64_t machine = available.value_or(physical_ram_bytes());
+  const auto number = [&](std::string_view key) {
+    return information ? proc_kib(*information, key) : std::nullopt;
+  };
+  const std::uint64_t machine = number("MemAvailable:").value_or(physical_ram_bytes());
   const auto group = cgroup_memory("");
-  return group ? std::min(machine, group->left_bytes) : machine;
+  if (group && group->left_bytes < machine) return {group->left_bytes, group->file_bytes};
+  return {machine, number("Cached:").value_or(physical_ram_bytes())};
 }
 
 }  // namespace tensorstream

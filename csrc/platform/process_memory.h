@@ -38,4 +38,13 @@ std::uint64_t usable_ram_bytes();
 /// that is smaller.
 std::uint64_t available_ram_bytes();
 
+/// What available_ram_bytes() is of.
+struct RamRoom {
+  std::uint64_t available_bytes = 0;
+  /// The page cache in the same bounds: of the machine, or of the cgroup that limits this process.
+  /// What else the page cache has is charged to others, and takes nothing of what is available.
+  std::uint64_t file_bytes = 0;
+};
+RamRoom ram_room();
+
 }  // namespace tensorstream

@@ -152,6 +152,58 @@ std::uint64_t PackedFile::read_frame(std::uint64_t offset_bytes, std::uint64_t d
   return stored.size();
 }
 
+std::optional<PackedSpan> PackedFile::span_at(std::uint64_t offset_bytes,
+                                              std::uint64_t decoded_bytes,
+                                              std::uint64_t most_bytes) const {
+  const PackedTensor* const tensor = tensor_at(offset_bytes);
+  if (tensor == nullptr) return std::nullopt;
+  const std::uint64_t in_tensor = offset_bytes - tensor->original.offset_bytes;
+  if (in_tensor % kPartBytes != 0) return std::nullopt;
+  PackedSpan span{.tensor = tensor, .first = in_tensor / kPartBytes};
+  for (std::uint64_t number = span.first; number < tensor->checksums.size(); ++number) {
+    const PackedPart part = part_of(*tensor, number);
+    if (part.size_bytes > decoded_bytes - span.decoded_bytes) break;
+    const Range place = place_of(part);
+    if (place.size_bytes > most_bytes - span.size_bytes) break;
+    if (span.count == 0) span.offset_bytes = place.offset_bytes;
+    ++span.count;
+    span.decoded_bytes += part.size_bytes;
+    span.size_bytes += place.size_bytes;
+  }
+  return span.count == 0 ? std::nullopt : std::optional(span);
+}
+
+void PackedFile::decode(const PackedSpan& span, std::span<const std::byte> stored,
+                        std::span<std::byte> out) const {
+  for (std::uint64_t number = span.first; number < span.first + span.count; ++number) {
+    const PackedPart part = part_of(*span.tensor, number);
+    const std::span<std::byte> target = out.first(part.size_bytes);
+    const std::span<const std::byte> bytes = stored.first(place_of(part).size_bytes);
+    if (!span.tensor->encoded) {
+      check_plain_part(path(), part, bytes);
+      std::memcpy(target.data(), bytes.data(), target.size());
+    } else if (const auto fault = decode_frame(checked_frame(path(), part, bytes), target)) {
+      refuse_frame(path(), part, *fault);
+    }
+    stored = stored.subspan(bytes.size());
+    out = out.subspan(target.size());
+  }
+  file_.check_unchanged();  // guard: packed-span-unchanged
+}
+
+std::uint64_t PackedFile::part_end(std::uint64_t offset_bytes) const noexcept {
+  const PackedTensor* const tensor = tensor_at(offset_bytes);
+  if (tensor == nullptr) return offset_bytes;
+  const std::uint64_t in_tensor = offset_bytes - tensor->original.offset_bytes;
+  const std::uint64_t end = (in_tensor / kPartBytes + 1) * kPartBytes;
+  return tensor->original.offset_bytes + std::min(end, tensor->original.size_bytes);
+}
+
+PackedFile::Range PackedFile::place_of(const PackedPart& part) const {
+  if (part.tensor.encoded) return frame_of(part);
+  return {part.tensor.stored.offset_bytes + part.offset_bytes, part.size_bytes};
+}
+
 PackedFile::Range PackedFile::frame_of(const PackedPart& part) const {
   const auto tensor = static_cast<std::size_t>(&part.tensor - header_.tensors.data());
   {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -15,6 +16,17 @@
 #include "store/packed_part.h"
 
 namespace tensorstream {
+
+/// Parts of one tensor of a packed file that lie there one behind the other.
+struct PackedSpan {
+  const PackedTensor* tensor = nullptr;  // of the file
+  std::uint64_t first = 0;               // number of the first part
+  std::uint64_t count = 0;
+  std::uint64_t decoded_bytes = 0;
+  /// Where they are in the packed file.
+  std::uint64_t offset_bytes = 0;
+  std::uint64_t size_bytes = 0;
+};
 
 /// Offsets are those of the file that was packed. Every byte that is given out was checked against
 /// the checksums of the header, in this very read. Thread-safe.
@@ -39,6 +51,20 @@ class PackedFile {
   std::uint64_t read_frame(std::uint64_t offset_bytes, std::uint64_t decoded_bytes,
                            std::span<std::byte> out) const;
 
+  /// The whole parts from `offset_bytes` on that `decoded_bytes` have room for, no more of them
+  /// than take `most_bytes` in the file. Nothing where no part begins there, or not even one has
+  /// room. Raises as read() does.
+  std::optional<PackedSpan> span_at(std::uint64_t offset_bytes, std::uint64_t decoded_bytes,
+                                    std::uint64_t most_bytes) const;
+  /// Fills `out`, of the span's decoded_bytes, from what was read of it in the file. Raises as
+  /// read() does.
+  void decode(const PackedSpan& span, std::span<const std::byte> stored,
+              std::span<std::byte> out) const;
+  /// Where the part that has the byte ends; the byte itself where no tensor has it.
+  std::uint64_t part_end(std::uint64_t offset_bytes) const noexcept;
+
+  const File& file() const noexcept { return file_; }
+
   /// As Reader has them: about where the range is in the packed file.
   bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
   void prefetch(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
@@ -57,8 +83,9 @@ class PackedFile {
                     std::span<std::byte> out) const;
   void decode_some(const PackedPart& part, const FrameView& frame, std::span<std::byte> stored,
                    std::uint64_t skip_bytes, std::span<std::byte> out) const;
-  /// Where the frame of a part is in the file.
+  /// Where the frame of a part, or the part as it is, is in the file.
   Range frame_of(const PackedPart& part) const;
+  Range place_of(const PackedPart& part) const;
   /// Where the frames of a tensor begin and the last one ends.
   std::vector<std::uint64_t> find_frames(const PackedTensor& tensor) const;
   void refuse_first_damage(const PackedTensor& tensor, std::span<const std::uint64_t> begins) const;

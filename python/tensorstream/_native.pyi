@@ -235,7 +235,31 @@ class BackendChoice:
     @property
     def reason(self) -> str: ...
 
-def choose_backend(plan: Plan, place: ComputePlace, available_bytes: int) -> BackendChoice:
+class RamRoom:
+    def __init__(self, available_bytes: int, file_bytes: int) -> None: ...
+
+    @property
+    def available_bytes(self) -> int: ...
+
+    @property
+    def file_bytes(self) -> int: ...
+
+def ram_room() -> RamRoom:
+    """RAM that is free for this process, and the page cache in it."""
+
+class CachedFiles:
+    def __init__(self, file_bytes: int, cached_bytes: int) -> None: ...
+
+    @property
+    def file_bytes(self) -> int: ...
+
+    @property
+    def cached_bytes(self) -> int: ...
+
+def cached_files(paths: Sequence[str]) -> CachedFiles:
+    """What the page cache has of files."""
+
+def choose_backend(plan: Plan, place: ComputePlace, room: RamRoom, files: CachedFiles) -> BackendChoice:
     """How files are read where nobody says it."""
 
 def measure_disk(path: str) -> float | None:
@@ -345,12 +369,17 @@ class FileBackend(enum.Enum):
 
     IO_URING = 3
 
+    CACHED = 4
+
 class Reader:
     @property
     def name(self) -> str: ...
 
     @property
     def size_bytes(self) -> int: ...
+
+    def is_of_file_of(self, other: Reader) -> bool:
+        """Whether both read one file, in one state."""
 
     def read(self, offset_bytes: int, address: int, size_bytes: int) -> None:
         """Fills the memory at `address` with the source's bytes."""
@@ -366,6 +395,9 @@ class FileOpener:
 
     def open(self, path: str) -> Reader:
         """A source that is a file."""
+
+    def open_packed(self, path: str) -> Reader:
+        """A source that is a packed file; offsets are those of the file it was."""
 
 def create_memory_reader(name: str, address: int, size_bytes: int, owner: object) -> Reader:
     """A source that is memory which `owner` keeps alive."""

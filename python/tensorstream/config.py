@@ -35,6 +35,7 @@ BACKENDS = {
     "mmap": _native.FileBackend.MMAP,
     "direct": _native.FileBackend.DIRECT,
     "io_uring": _native.FileBackend.IO_URING,
+    "cached": _native.FileBackend.CACHED,
 }
 
 
@@ -52,14 +53,16 @@ class Config:
             what of the streamed weights finds no room there is read from its files at each use, spread
             evenly through the pass.
         backend: How files are read. "auto" is "direct" where each pass over the model reads more from files
-            than the page cache has room for, and the file system takes it; else it reads them by pread, and
+            than the page cache has room for, and the file system takes it, or "cached" where the page cache
+            has them even so, charged to others; else it reads them by pread, and
             on the CPU uses large weights in the page cache, without a copy, where it has them in large
             pages. The statistics say what was chosen and why. "mmap" uses them however the page cache has
             them, and maps what it copies, for files that nobody truncates meanwhile.
             "direct" reads past the page cache, by io_uring or, where that is forbidden, by threads: for
             models that are larger than RAM, and where the page cache is others'. "io_uring" is the same
-            without the threads. Both take 32 MiB of RAM beside the budgets, and are an UnsupportedError
-            with the reason where a file system or the kernel refuses.
+            without the threads. "cached" uses what the page cache has at each use, and reads the rest past
+            it. All three take 32 MiB of RAM beside the budgets, for packed files up to 65 MiB more, and are an
+            UnsupportedError with the reason where a file system or the kernel refuses.
         prefetch: "aggressive" loads as far ahead as the budget has room for, "next" one group, "none"
             nothing. "adaptive" is the same as "aggressive" on a GPU; on the CPU, whose cores a copy
             ahead would take from the model, groups are loaded when they are used, by the threads

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from tensorstream import _native
-from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.exceptions import ConfigError, IoError, UnsupportedError
 from tensorstream.packed import StoredPlace
 from tensorstream.walk import FoundWeight, Walk
 
@@ -26,14 +26,14 @@ class Sources:
         in_ram: The values that host RAM owns, by the tree's tensor ids.
         about: How the files are read, for people.
         plain_files: Source ids by the paths of files that are read as they are.
-        packed_files: Paths of files that are packed.
+        packed_files: Source ids by the paths of files that are packed.
     """
 
     readers: list[_native.Reader] = dataclasses.field(default_factory=list)
     in_ram: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
     about: str = ""
     plain_files: dict[str, int] = dataclasses.field(default_factory=dict)
-    packed_files: list[str] = dataclasses.field(default_factory=list)
+    packed_files: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def largest_file(self) -> str | None:
         """The path of the largest file that is read; None where there is none."""
@@ -47,12 +47,12 @@ class Sources:
             UnsupportedError: Files cannot be read so, here or at all.
             IoError: A file cannot be opened.
         """
-        if self.packed_files:
-            raise UnsupportedError(
-                f"'{self.packed_files[0]}' is packed, and is read through the page cache"
-            )
         opener = _native.FileOpener(backend)
         opened = {source: opener.open(path) for path, source in self.plain_files.items()}
+        for path, source in self.packed_files.items():
+            opened[source] = opener.open_packed(path)
+        for source, reader in opened.items():
+            _check_same_file(self.readers[source], reader)
         for source, reader in opened.items():
             self.readers[source] = reader
         self.about = opener.about
@@ -72,7 +72,6 @@ class _Files:
 
     def __init__(self, sources: Sources, backend: _native.FileBackend) -> None:
         self._sources = sources
-        self._backend = backend
         self._opener = _native.FileOpener(backend)
         sources.about = self._opener.about
         self._ids: dict[str, int] = {}
@@ -80,26 +79,20 @@ class _Files:
     def source(self, path: str, *, packed: bool = False) -> int:
         if path in self._ids:
             return self._ids[path]
-        source = self.add(self._open_packed(path) if packed else self._opener.open(path))
-        if packed:
-            self._sources.packed_files.append(path)
-        else:
-            self._sources.plain_files[path] = source
+        opened = self._opener.open_packed(path) if packed else self._opener.open(path)
+        self._ids[path] = source = len(self._sources.readers)
+        self._sources.readers.append(opened)
+        (self._sources.packed_files if packed else self._sources.plain_files)[path] = source
         return source
 
-    def _open_packed(self, path: str) -> _native.Reader:
-        if self._backend in (_native.FileBackend.DIRECT, _native.FileBackend.IO_URING):
-            raise UnsupportedError(
-                f"'{path}' is packed, and packed files are read through the page cache by this version; "
-                "use backend='auto', or unpack it with tensorstream.unpack"
-            )
-        return _native.open_packed_reader(path)
 
-    def add(self, reader: _native.Reader) -> int:
-        if reader.name not in self._ids:
-            self._ids[reader.name] = len(self._sources.readers)
-            self._sources.readers.append(reader)
-        return self._ids[reader.name]
+def _check_same_file(before: _native.Reader, now: _native.Reader) -> None:
+    """Raises IoError where a file that was opened before has been replaced, or written to, since."""
+    same = before.is_of_file_of(now)
+    if not same:  # guard: opened-anew-same-file
+        changed = IoError(f"'{now.name}' changed while it was opened; open the model again")
+        changed.errno, changed.filename = 0, now.name
+        raise changed
 
 
 def sources_of(
@@ -129,9 +122,8 @@ def _find_sources(
         parameter = weight.parameter
         place = stored.get(id(parameter))
         if place is not None:
-            source = files.add(place.reader)
-            if place.reader.name not in sources.packed_files:
-                sources.packed_files.append(place.reader.name)
+            source = files.source(place.reader.name, packed=True)
+            _check_same_file(place.reader, sources.readers[source])
             found.tree.add_extent(weight.tensor, source, place.offset_bytes, place.size_bytes)
             continue
         if parameter.device.type == "meta":

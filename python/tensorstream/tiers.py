@@ -48,18 +48,21 @@ def plan_tiers(
         about = f"{config.backend} (asked for): {sources.about}"
         return TierPlan(planned, config, rate, about)
     choice = _native.choose_backend(
-        planned.plan, device.compute_place, _native.available_ram_bytes()
+        planned.plan,
+        device.compute_place,
+        _native.ram_room(),
+        _native.cached_files([*sources.plain_files, *sources.packed_files]),
     )
     name = "pread"
     reason = choice.reason
-    if choice.backend == _native.FileBackend.DIRECT:
+    if choice.backend != _native.FileBackend.PREAD:
         try:
             sources.open_anew(choice.backend)
         except UnsupportedError as error:
             reason = f"{choice.reason}, but {error}"
         else:
-            name = "direct"
-            config = dataclasses.replace(config, backend="direct")
+            name = "direct" if choice.backend == _native.FileBackend.DIRECT else "cached"
+            config = dataclasses.replace(config, backend=name)
             planned = config.plan(
                 found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate
             )

@@ -102,6 +102,48 @@ def test_types_are_cast_as_from_the_original(name: str, dtype: Any, tmp_path: Pa
         assert_same(model(**SHAPES[name].inputs()), plain(**SHAPES[name].inputs()))
 
 
+@pytest.mark.parametrize("homes", [None, False, True])
+@pytest.mark.parametrize("backend", ["direct", "cached", "mmap"])
+def test_files_are_read_in_every_way(
+    backend: str, homes: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"device": "cpu"}
+    if homes is not None:
+        use_fake_gpu(monkeypatch, homes=homes)
+        options = {}
+    made: Any = SHAPES["llama"].make(4).to(torch.bfloat16)
+    source, packed = _pack(made, tmp_path)
+    inputs = SHAPES["llama"].inputs()
+    with torch.no_grad():
+        expected = type(made).from_pretrained(source)(**inputs)
+    smallest, fits = _budgets(packed)
+    model = ts.from_pretrained(
+        packed, ram_budget=(smallest + fits) // 2, backend=backend, **options
+    )
+    with torch.no_grad():
+        for _ in range(3):
+            assert_same(model(**inputs), expected)
+    assert ts.stats(model).backend.startswith(f"{backend} (asked for)")
+    ts.restore(model)
+    with torch.no_grad():
+        assert_same(model(**inputs), expected)
+
+
+def test_auto_reads_past_a_page_cache_that_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, packed = _pack(SHAPES["llama"].make(3), tmp_path)
+    plain = transformers.LlamaForCausalLM.from_pretrained(source)
+    monkeypatch.setattr(_native, "ram_room", lambda: _native.RamRoom(0, 1 << 40))
+    smallest, _ = _budgets(packed)
+    model = ts.from_pretrained(packed, ram_budget=smallest, device="cpu")
+    assert ts.stats(model).backend.startswith("direct (auto: each pass reads ")
+    inputs = SHAPES["llama"].inputs()
+    with torch.no_grad():
+        for _ in range(2):
+            assert_same(model(**inputs), plain(**inputs))
+
+
 def test_a_config_without_a_type_leaves_it_to_the_files(tmp_path: Path) -> None:
     made: Any = SHAPES["qwen3"].make(2)
     source = save(made, tmp_path / "source", shard="100KB")

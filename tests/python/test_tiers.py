@@ -160,31 +160,90 @@ def test_a_plan_shows_what_comes_from_disk(checkpoint: Path) -> None:
     assert Config(device="cpu").plan(found.tree, budget).plan.disk_bytes == 0
 
 
-def test_auto_reads_past_a_page_cache_that_is_too_small(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+# By name: what is free, what of that the page cache has, and what of a model's 12 MiB it has.
+MEMORY = {
+    "pread": (1 << 34, 0, 0),
+    "direct": (1 << 20, 12 << 20, 12 << 20),
+    "cached": (1 << 20, 0, 12 << 20),
+}
+
+
+def pretend_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    available, own, cached = MEMORY[name]
+    room = _native.RamRoom(available, own)
+    monkeypatch.setattr(_native, "ram_room", lambda: room)
+    files = _native.CachedFiles(12 << 20, cached)
+    monkeypatch.setattr(_native, "cached_files", lambda paths: files)
+
+
+@pytest.mark.parametrize("name", MEMORY)
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_auto_reads_files_by_where_they_are(
+    name: str, device: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_fake_gpu(monkeypatch, homes=False)
-    x = torch.randn(2, WIDTH)
-    for available, name in ((1 << 34, "pread"), (1 << 20, "direct")):
-        monkeypatch.setattr(_native, "available_ram_bytes", lambda available=available: available)
+    pretend_memory(name, monkeypatch)
+    if device == "gpu":
+        use_fake_gpu(monkeypatch, homes=False)
         model = stream_tower(checkpoint)
-        said = ts.stats(model).backend
-        assert said.startswith(f"{name} (auto: each pass reads "), said
-        assert "the page cache has room for" in said
+    else:
+        model = stream_tower(checkpoint, device="cpu")
+    said = ts.stats(model).backend
+    assert said.startswith(f"{name} (auto: each pass reads "), said
+    assert "the page cache has room for" in said
+    assert ("charged to others" in said) == (name == "cached")
+    x = torch.randn(2, WIDTH)
+    for _ in range(2):
         assert_same(model(x), make_tower()(x))
+    assert ts.stats(model).peak_held_bytes <= ts.stats(model).budget_bytes
 
 
-def test_auto_on_the_cpu_reads_past_a_page_cache_that_is_too_small(
+def test_a_file_that_is_replaced_while_it_is_opened(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x = torch.randn(2, WIDTH)
-    for available, name in ((1 << 34, "pread"), (1 << 20, "direct")):
-        monkeypatch.setattr(_native, "available_ram_bytes", lambda available=available: available)
-        model = stream_tower(checkpoint, device="cpu")
-        assert ts.stats(model).backend.startswith(f"{name} (auto: each pass reads ")
-        for _ in range(2):
-            assert_same(model(x), make_tower()(x))
-        assert ts.stats(model).peak_held_bytes <= ts.stats(model).budget_bytes
+    pretend_memory("direct", monkeypatch)
+    files = _native.cached_files([])
+
+    def replace_file(paths: list[str]) -> _native.CachedFiles:
+        other = checkpoint.with_name("other")
+        other.write_bytes(checkpoint.read_bytes())
+        other.rename(checkpoint)
+        return files
+
+    monkeypatch.setattr(_native, "cached_files", replace_file)
+    with pytest.raises(ts.IoError, match="changed while it was opened") as raised:
+        stream_tower(checkpoint, device="cpu")
+    assert raised.value.filename == str(checkpoint)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_what_the_page_cache_loses_is_read_past_it(
+    device: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device == "gpu":
+        use_fake_gpu(monkeypatch, homes=False)
+        model = stream_tower(checkpoint, backend="cached")
+    else:
+        model = stream_tower(checkpoint, device="cpu", backend="cached")
+    assert ts.stats(model).backend.startswith("cached (asked for): the page cache, and O_DIRECT")
+    x, plain = torch.randn(2, WIDTH), make_tower()
+    assert_same(model(x), plain(x))
+    drop_from_page_cache(checkpoint)
+    left = cached_bytes(checkpoint)
+    for _ in range(2):
+        assert_same(model(x), plain(x))
+    assert cached_bytes(checkpoint) == left
+    checkpoint.read_bytes()
+    assert_same(model(x), plain(x))
+
+
+def cached_bytes(path: Path) -> int:
+    return _native.cached_files([str(path)]).cached_bytes
+
+
+def drop_from_page_cache(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def test_auto_stays_with_the_page_cache_where_the_file_system_knows_nothing_else(
@@ -203,7 +262,7 @@ def test_auto_stays_with_the_page_cache_where_the_file_system_knows_nothing_else
 
     real = _native.FileOpener
     monkeypatch.setattr(_native, "FileOpener", Refusing)
-    monkeypatch.setattr(_native, "available_ram_bytes", lambda: 1 << 20)
+    pretend_memory("direct", monkeypatch)
     x = torch.randn(2, WIDTH)
     model = stream_tower(checkpoint, device="cpu")
     said = ts.stats(model).backend

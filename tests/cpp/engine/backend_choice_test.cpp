@@ -3,11 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <string>
 #include <vector>
 
 #include "base/units.h"
 #include "engine/disk_rate.h"
 #include "engine/model_plan.h"
+#include "platform/dropped_pages.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"
 
@@ -24,9 +26,14 @@ Plan plan_of(std::uint64_t streamed, std::uint64_t disk, std::uint64_t homes) {
   return plan;
 }
 
+/// So much RAM is free, of which the page cache has `file_bytes`.
+RamRoom room_of(std::uint64_t available_bytes, std::uint64_t file_bytes = 0) {
+  return {.available_bytes = available_bytes, .file_bytes = file_bytes};
+}
+
 TEST(BackendChoice, BesideAGpuWhatHasNoHomeCounts) {
   const auto choose = [](const Plan& plan, std::uint64_t available) {
-    return choose_backend(plan, ComputePlace::kAccelerator, available).backend;
+    return choose_backend(plan, ComputePlace::kAccelerator, room_of(available), {}).backend;
   };
   // A GiB is left to others.
   EXPECT_EQ(choose(plan_of(20_GiB, 4_GiB, 16_GiB), 21_GiB), FileBackend::kPread);
@@ -39,10 +46,51 @@ TEST(BackendChoice, OnAHostAllThatIsStreamedCounts) {
   Plan plan = plan_of(4_GiB, 0, 0);
   plan.resident_bytes = 1_GiB;
   plan.arena_bytes = 1_GiB;
-  EXPECT_EQ(choose_backend(plan, ComputePlace::kHost, 7_GiB).backend, FileBackend::kPread);
-  const BackendChoice choice = choose_backend(plan, ComputePlace::kHost, 7_GiB - 1);
-  EXPECT_EQ(choice.backend, FileBackend::kDirect);
-  EXPECT_THAT(choice.reason, HasSubstr("each pass reads 4.00 GiB"));
+  const auto choose = [&](std::uint64_t available) {
+    return choose_backend(plan, ComputePlace::kHost, room_of(available), {});
+  };
+  EXPECT_EQ(choose(7_GiB).backend, FileBackend::kPread);
+  EXPECT_EQ(choose(7_GiB - 1).backend, FileBackend::kDirect);
+  EXPECT_THAT(choose(7_GiB - 1).reason, HasSubstr("each pass reads 4.00 GiB"));
+}
+
+/// A pass reads 6 GiB of files of 8 GiB, and the page cache has room for 1 GiB.
+TEST(BackendChoice, WhatOthersHaveInThePageCacheIsUsedThere) {
+  const auto choose = [](std::uint64_t cached, std::uint64_t own) {
+    return choose_backend(plan_of(6_GiB, 0, 0), ComputePlace::kHost, room_of(2_GiB, own),
+                          {.file_bytes = 8_GiB, .cached_bytes = cached});
+  };
+  EXPECT_EQ(choose(8_GiB, 0).backend, FileBackend::kCached);
+  EXPECT_THAT(choose(8_GiB, 1_GiB).reason,
+              HasSubstr("but has 8.00 GiB of the 8.00 GiB of files, 7.00 GiB charged to others"));
+  // Of 6 GiB no more than 1 may be missing.
+  EXPECT_EQ(choose(7_GiB, 0).backend, FileBackend::kCached);
+  EXPECT_EQ(choose(6_GiB, 0).backend, FileBackend::kDirect);
+  EXPECT_THAT(choose(6_GiB, 0).reason, HasSubstr("6.00 GiB charged to others"));
+  EXPECT_EQ(choose(8_GiB, 2_GiB).backend, FileBackend::kDirect);
+  // All of it is this process's own, and goes as it reads on.
+  EXPECT_EQ(choose(8_GiB, 8_GiB).backend, FileBackend::kDirect);
+  EXPECT_EQ(choose(8_GiB, 20_GiB).backend, FileBackend::kDirect);
+}
+
+TEST(BackendChoice, WhatFitsGoesThroughThePageCacheWhoeverHasIt) {
+  for (const std::uint64_t cached : {std::uint64_t{0}, 8_GiB}) {
+    const BackendChoice choice =
+        choose_backend(plan_of(1_GiB, 0, 0), ComputePlace::kHost, room_of(2_GiB),
+                       {.file_bytes = 8_GiB, .cached_bytes = cached});
+    EXPECT_EQ(choice.backend, FileBackend::kPread);
+  }
+}
+
+TEST(CachedFiles, AreCountedTogether) {
+  const TemporaryFolder folder;
+  const std::string cold = folder.write("cold", patterned_bytes(3_MiB));
+  const std::string warm = folder.write("warm", patterned_bytes(2_MiB));
+  if (!drop_from_page_cache(cold)) GTEST_SKIP() << "this file system keeps its pages";
+  const CachedFiles files = cached_files({cold, warm});
+  EXPECT_EQ(files.file_bytes, 5_MiB);
+  EXPECT_EQ(files.cached_bytes, 2_MiB);
+  EXPECT_THROW(cached_files({folder.path("none")}), IoError);
 }
 
 TEST(HomeRoom, IsWhatTheCeilingLeavesBesideStaging) {

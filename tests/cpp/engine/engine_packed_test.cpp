@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -14,6 +16,10 @@
 #include "engine/on_gpu.h"
 #include "engine/open_engine.h"
 #include "engine/packed_reader.h"
+#include "io/file_opener.h"
+#include "io/read_memory.h"
+#include "platform/dropped_pages.h"
+#include "platform/page_cache.h"
 #include "store/pack.h"
 #include "store/packed_header.h"
 
@@ -68,7 +74,9 @@ class PackedModel {
   }
 
   std::string path() const { return folder_.path("p/packed-m.safetensors"); }
-  ModelSpec spec() const { return model.in_safetensors(open_packed_reader(path())); }
+  ModelSpec spec(FileBackend backend = FileBackend::kPread) const {
+    return model.in_safetensors(open_packed_reader(path(), FileOpener(backend)));
+  }
   ModelSpec spec(std::shared_ptr<Reader> reader) const {
     return model.in_safetensors(std::move(reader));
   }
@@ -93,11 +101,22 @@ class PackedModel {
   const TemporaryFolder folder_;
 };
 
-TEST(EnginePacked, TheHostHasEveryBitInEveryWayOfLoading) {
+/// By how its file is read.
+class EnginePacked : public ::testing::TestWithParam<FileBackend> {};
+INSTANTIATE_TEST_SUITE_P(Backends, EnginePacked,
+                         ::testing::Values(FileBackend::kPread, FileBackend::kDirect,
+                                           FileBackend::kCached),
+                         [](const auto& instance) {
+                           const bool direct = instance.param == FileBackend::kDirect;
+                           const bool pread = instance.param == FileBackend::kPread;
+                           return direct ? "Direct" : pread ? "Pread" : "Cached";
+                         });
+
+TEST_P(EnginePacked, TheHostHasEveryBitInEveryWayOfLoading) {
   const PackedModel packed;
   for (const Prefetch prefetch :
        {Prefetch::kNone, Prefetch::kNext, Prefetch::kAdaptive, Prefetch::kAhead}) {
-    const ModelSpec spec = packed.spec();
+    const ModelSpec spec = packed.spec(GetParam());
     for (const std::uint64_t budget : budgets_of(spec, 3)) {
       const auto device = checking_device();
       const auto engine = open_engine(*device, spec, budget, with_prefetch(prefetch));
@@ -111,10 +130,10 @@ TEST(EnginePacked, TheHostHasEveryBitInEveryWayOfLoading) {
   }
 }
 
-TEST(EnginePacked, RowsAreReadAcrossChunksAndFrames) {
+TEST_P(EnginePacked, RowsAreReadAcrossChunksAndFrames) {
   const PackedModel packed;
   const auto device = checking_device();
-  const ModelSpec spec = packed.spec();
+  const ModelSpec spec = packed.spec(GetParam());
   const auto engine = open_engine(*device, spec, smallest_budget_of(spec));
   const std::uint64_t row_bytes = 3000;
   const std::vector<std::int64_t> rows = {0, 999, 698, 699, 5, 700, 5};
@@ -129,11 +148,11 @@ TEST(EnginePacked, RowsAreReadAcrossChunksAndFrames) {
   }
 }
 
-TEST(EnginePacked, DamageIsTheErrorOfTheAcquireThatNeededIt) {
+TEST_P(EnginePacked, DamageIsTheErrorOfTheAcquireThatNeededIt) {
   for (const Prefetch prefetch : {Prefetch::kNone, Prefetch::kAdaptive, Prefetch::kAhead}) {
     const PackedModel packed;
     packed.damage(3);
-    const ModelSpec spec = packed.spec();
+    const ModelSpec spec = packed.spec(GetParam());
     const auto device = checking_device();
     Stream& stream = device->caller_stream();
     const auto engine =
@@ -153,6 +172,67 @@ TEST(EnginePacked, DamageIsTheErrorOfTheAcquireThatNeededIt) {
     stream.synchronize();
     EXPECT_EQ(computation.wrong(), 0U);
   }
+}
+
+TEST_P(EnginePacked, AFileThatIsWrittenToIsAnError) {
+  const PackedModel packed;
+  const auto reader = open_packed_reader(packed.path(), FileOpener(GetParam()));
+  const ModelSpec spec = packed.spec(GetParam());
+  std::filesystem::last_write_time(
+      packed.path(), std::filesystem::file_time_type::clock::now() + std::chrono::hours(1));
+  const Extent extent = spec.tensors[0].extents[0];
+  Bytes out(extent.size_bytes);
+  EXPECT_THROW(reader->read(extent.offset_bytes, out), IoError);
+}
+
+/// Of a file that the page cache has nothing of.
+TEST(PackedDiskReader, BringsNothingToThePageCache) {
+  const PackedModel packed;
+  const ModelSpec spec = packed.spec();
+  if (!drop_from_page_cache(packed.path())) GTEST_SKIP() << "this file system keeps its pages";
+  const File file = File::open_for_reading(packed.path());
+  for (const FileBackend backend : {FileBackend::kDirect, FileBackend::kCached}) {
+    const auto reader = open_packed_reader(packed.path(), FileOpener(backend));
+    for (int pass = 0; pass < 2; ++pass) {
+      const std::uint64_t before = bytes_in_page_cache(file, 0, file.size_bytes());
+      for (const TensorSpec& tensor : spec.tensors) {
+        const Extent extent = tensor.extents[0];
+        Bytes out(extent.size_bytes);
+        reader->read(extent.offset_bytes, out);
+        EXPECT_EQ(out, *packed.model.bytes(static_cast<TensorId>(&tensor - spec.tensors.data())));
+      }
+      // The first pass looks where frames begin.
+      if (pass == 0) continue;
+      EXPECT_EQ(bytes_in_page_cache(file, 0, file.size_bytes()), before);
+    }
+    EXPECT_LT(bytes_in_page_cache(file, 0, file.size_bytes()), file.size_bytes() / 2);
+  }
+}
+
+/// Readers that go on by themselves have begun to read before they are waited for.
+TEST(PackedDiskReader, ReadsThatAreGivenUpTouchNothingLater) {
+  const PackedModel packed;
+  const auto reader = open_packed_reader(packed.path(), FileOpener(FileBackend::kDirect));
+  const Extent extent = packed.spec().tensors[0].extents[0];
+  for (int i = 0; i < 20; ++i) {
+    Bytes out(extent.size_bytes, std::byte{7});
+    {
+      const PendingRead given_up = reader->begin_read(extent.offset_bytes, out);
+    }
+    EXPECT_EQ(out, Bytes(extent.size_bytes, std::byte{7}));
+  }
+}
+
+/// More reads at a time than there are slots for.
+TEST(PackedDiskReader, ManyReadsAtATime) {
+  const PackedModel packed;
+  const auto reader = open_packed_reader(packed.path(), FileOpener(FileBackend::kDirect));
+  const Extent extent = packed.spec().tensors[0].extents[0];
+  std::vector<Bytes> outs(ReadMemory::kSlots + 5, Bytes(extent.size_bytes));
+  std::vector<PendingRead> reads;
+  for (Bytes& out : outs) reads.push_back(reader->begin_read(extent.offset_bytes, out));
+  for (PendingRead& read : reads) read.wait();
+  for (const Bytes& out : outs) EXPECT_EQ(out, *packed.model.bytes(0));
 }
 
 class EnginePackedAtHome : public OnGpu {
@@ -175,16 +255,18 @@ class EnginePackedAtHome : public OnGpu {
 
 TEST_P(EnginePackedAtHome, EveryBitIsThereFromTheFileAndFromHome) {
   const PackedModel packed;
-  const ModelSpec spec = packed.spec();
-  for (const std::uint64_t budget : budgets_of(spec, 3, ComputePlace::kAccelerator)) {
-    SCOPED_TRACE("budget " + std::to_string(budget));
-    const auto engine = open(spec, budget);
-    ReadBack read(*engine, packed.model, *stream_);
-    read.pass();
-    EXPECT_EQ(read.wrong(), 0) << "from the file";
-    bring_all_home(*engine);
-    for (int i = 0; i < 3; ++i) read.pass();
-    EXPECT_EQ(read.wrong(), 0) << "from home";
+  for (const FileBackend backend : {FileBackend::kPread, FileBackend::kDirect}) {
+    const ModelSpec spec = packed.spec(backend);
+    for (const std::uint64_t budget : budgets_of(spec, 3, ComputePlace::kAccelerator)) {
+      SCOPED_TRACE("budget " + std::to_string(budget));
+      const auto engine = open(spec, budget);
+      ReadBack read(*engine, packed.model, *stream_);
+      read.pass();
+      EXPECT_EQ(read.wrong(), 0) << "from the file";
+      bring_all_home(*engine);
+      for (int i = 0; i < 3; ++i) read.pass();
+      EXPECT_EQ(read.wrong(), 0) << "from home";
+    }
   }
 }
 

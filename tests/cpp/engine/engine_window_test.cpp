@@ -14,7 +14,9 @@
 #include "base/units.h"
 #include "engine/open_engine.h"
 #include "engine/test_model.h"
+#include "platform/dropped_pages.h"
 #include "platform/mapped_bytes.h"
+#include "platform/page_cache.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -83,6 +85,28 @@ TEST_F(EngineWindow, AddressesStay) {
   computation.pass(caller_);
   const std::vector<TensorPlace> after = engine_->places(1);
   for (std::size_t i = 0; i < before.size(); ++i) EXPECT_EQ(before[i].data, after[i].data);
+}
+
+/// They are the page cache's own: what it loses is read past it, to the group's place in the arena.
+TEST_F(EngineWindow, GroupsLeaveWindowsThatThePageCacheLoses) {
+  for (TensorId id = 0; id < model_.tensor_count(); ++id) {
+    spec_.sources[id] = open_file_reader(path(id), FileBackend::kCached);
+  }
+  open();
+  Computation computation(*engine_, model_);
+  computation.pass(caller_);
+  const std::uint32_t place_number = engine_->place_number(1);
+  const std::byte* const address = engine_->places(1)[0].data;
+  const TensorId lost = engine_->groups()[1].tensors[0];
+  if (!drop_from_page_cache(path(lost))) GTEST_SKIP() << "this file system keeps its pages";
+  for (int pass = 0; pass < 3; ++pass) computation.pass(caller_);
+  EXPECT_EQ(computation.right(), 24U);
+  EXPECT_EQ(computation.wrong(), 0U);
+  const File file = File::open_for_reading(path(lost));
+  EXPECT_EQ(bytes_in_page_cache(file, 0, file.size_bytes()), 0U);
+  // Where there were windows, which is where the page cache had large pages.
+  const bool moved = engine_->places(1)[0].data != address;
+  EXPECT_EQ(engine_->place_number(1) != place_number, moved);
 }
 
 TEST_F(EngineWindow, PagesAreOnlyThereDuringALease) {

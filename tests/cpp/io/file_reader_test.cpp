@@ -35,11 +35,18 @@ class FileReader : public ::testing::TestWithParam<FileBackend> {
 
 INSTANTIATE_TEST_SUITE_P(Backends, FileReader,
                          ::testing::Values(FileBackend::kMmap, FileBackend::kPread,
-                                           FileBackend::kDirect),
+                                           FileBackend::kDirect, FileBackend::kCached),
                          [](const auto& instance) {
-                           const bool maps = instance.param == FileBackend::kMmap;
-                           const bool direct = instance.param == FileBackend::kDirect;
-                           return maps ? "Mmap" : direct ? "Direct" : "Pread";
+                           switch (instance.param) {
+                             case FileBackend::kMmap:
+                               return "Mmap";
+                             case FileBackend::kPread:
+                               return "Pread";
+                             case FileBackend::kDirect:
+                               return "Direct";
+                             default:
+                               return "Cached";
+                           }
                          });
 
 TEST_P(FileReader, WhatIsNoFileIsAnIoError) {

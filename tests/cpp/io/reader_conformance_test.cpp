@@ -3,6 +3,7 @@
 #include "io/disk_queue.h"
 #include "io/file_opener.h"
 #include "platform/disk_file.h"
+#include "platform/dropped_pages.h"
 
 namespace tensorstream {
 namespace {
@@ -11,6 +12,16 @@ ReaderKind file_reader(const std::string& name, FileBackend backend) {
   return {name, Tier::kDisk,
           [backend](const TemporaryFolder& folder, std::span<const std::byte> bytes) {
             return open_file_reader(folder.write("source.bin", bytes), backend);
+          }};
+}
+
+/// Reads go past the page cache, which has nothing of the file.
+ReaderKind cold_file_reader() {
+  return {"CachedNothing", Tier::kDisk,
+          [](const TemporaryFolder& folder, std::span<const std::byte> bytes) {
+            const std::string path = folder.write("source.bin", bytes);
+            drop_from_page_cache(path);
+            return open_file_reader(path, FileBackend::kCached);
           }};
 }
 
@@ -33,6 +44,8 @@ INSTANTIATE_TEST_SUITE_P(All, ReaderConformance,
                          ::testing::Values(file_reader("Mmap", FileBackend::kMmap),
                                            file_reader("Pread", FileBackend::kPread),
                                            file_reader("Direct", FileBackend::kDirect),
+                                           file_reader("Cached", FileBackend::kCached),
+                                           cold_file_reader(),
                                            disk_reader("Threads", DiskFile::open_direct),
                                            disk_reader("Buffered", DiskFile::open_buffered),
                                            memory_reader()),

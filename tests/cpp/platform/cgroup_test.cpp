@@ -17,7 +17,8 @@ class Cgroup : public ::testing::Test {
     folder_.write_text("sys/fs/cgroup/" + folder + "/memory.max", std::string(limit) + "\n");
     folder_.write_text("sys/fs/cgroup/" + folder + "/memory.current", std::string(usage) + "\n");
     folder_.write_text("sys/fs/cgroup/" + folder + "/memory.stat",
-                       "anon 1\ninactive_file " + std::string(inactive_file) + "\n");
+                       "anon 1\nfile " + usage_of_files(folder) +
+                           "\nfile_mapped 3\ninactive_file " + std::string(inactive_file) + "\n");
   }
   void group_v1(const std::string& folder, std::string_view limit, std::string_view usage,
                 std::string_view inactive_file) const {
@@ -25,7 +26,13 @@ class Cgroup : public ::testing::Test {
     folder_.write_text(group + "/memory.limit_in_bytes", std::string(limit) + "\n");
     folder_.write_text(group + "/memory.usage_in_bytes", std::string(usage) + "\n");
     folder_.write_text(group + "/memory.stat",
-                       "inactive_file 7\ntotal_inactive_file " + std::string(inactive_file) + "\n");
+                       "cache 5\ninactive_file 7\ntotal_cache " + usage_of_files(folder) +
+                           "\ntotal_inactive_file " + std::string(inactive_file) + "\n");
+  }
+
+  /// Another for each group.
+  static std::string usage_of_files(const std::string& folder) {
+    return std::to_string(100 + folder.size());
   }
 
   std::optional<CgroupMemory> memory() const { return cgroup_memory(folder_.path("")); }
@@ -49,6 +56,7 @@ TEST_F(Cgroup, V2TakesTheTightestOfTheAncestors) {
   ASSERT_TRUE(seen);
   EXPECT_EQ(seen->limit_bytes, 5000U);
   EXPECT_EQ(seen->left_bytes, 600U);  // the outer group's: 9000 - (8500 - 100)
+  EXPECT_EQ(seen->file_bytes, 101U);  // likewise
 }
 
 TEST_F(Cgroup, V2WithoutAnyLimitIsNothing) {
@@ -73,6 +81,7 @@ TEST_F(Cgroup, V1TakesTheTightestAndKnowsItsNoLimit) {
   ASSERT_TRUE(seen);
   EXPECT_EQ(seen->limit_bytes, 7000U);
   EXPECT_EQ(seen->left_bytes, 3000U);
+  EXPECT_EQ(seen->file_bytes, 101U);
 }
 
 TEST_F(Cgroup, AContainerThatSeesItsGroupAsTheMountIsLimited) {

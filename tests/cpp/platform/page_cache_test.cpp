@@ -52,12 +52,48 @@ TEST_F(PageCache, BothEndsOfARangeCount) {
   EXPECT_FALSE(ends_in_page_cache(file_, 5_MiB, kSize - 5_MiB));
 }
 
+TEST_F(PageCache, BytesAreCounted) {
+  EXPECT_LE(bytes_in_page_cache(file_, 0, kSize), 128_KiB);  // what SetUp() has looked at
+  EXPECT_FALSE(mostly_in_page_cache(file_, 0, kSize));
+  read_into_page_cache(file_, 2_MiB, 4_MiB);
+  EXPECT_EQ(bytes_in_page_cache(file_, 2_MiB, 4_MiB), 4_MiB);
+  EXPECT_EQ(bytes_in_page_cache(file_, 3_MiB + 5, 1_MiB), 1_MiB);
+  EXPECT_TRUE(mostly_in_page_cache(file_, 3_MiB + 5, 1_MiB));
+  const std::uint64_t there = bytes_in_page_cache(file_, 0, kSize);
+  EXPECT_GE(there, 4_MiB);  // the kernel may have read on
+  EXPECT_LT(there, kSize);
+  read_into_page_cache(file_, 0, kSize);
+  EXPECT_EQ(bytes_in_page_cache(file_, 0, kSize), kSize);
+  EXPECT_EQ(bytes_in_page_cache(file_, 0, 5 * kSize), kSize);
+}
+
+TEST_F(PageCache, ASixteenthMayBeMissing) {
+  read_into_page_cache(file_, 0, kSize);
+  ASSERT_EQ(::posix_fadvise(file_.descriptor(), 6_MiB, 2_MiB, POSIX_FADV_DONTNEED), 0);
+  ASSERT_EQ(bytes_in_page_cache(file_, 0, 8_MiB), 6_MiB);
+  EXPECT_FALSE(mostly_in_page_cache(file_, 0, 8_MiB));
+  EXPECT_TRUE(mostly_in_page_cache(file_, 0, 6_MiB + 300_KiB));
+  EXPECT_FALSE(mostly_in_page_cache(file_, 6_MiB, 300_KiB));
+}
+
+TEST_F(PageCache, SamplesTellAllFromNothing) {
+  EXPECT_EQ(sampled_in_page_cache(file_, 0, kSize), 0U);
+  EXPECT_LE(bytes_in_page_cache(file_, 0, kSize), 4 * 128_KiB);  // what they missed
+  read_into_page_cache(file_, 0, kSize);
+  EXPECT_EQ(sampled_in_page_cache(file_, 0, kSize), kSize);
+  EXPECT_EQ(sampled_in_page_cache(file_, kSize - 1, 1), 1U);
+  EXPECT_EQ(sampled_in_page_cache(file_, 0, 0), 0U);
+}
+
 TEST_F(PageCache, NothingBehindTheEndIsAnError) {
   read_into_page_cache(file_, kSize, 1_MiB);
   read_into_page_cache(file_, 5 * kSize, 1_MiB);
   read_into_page_cache(file_, 0, 0);
   EXPECT_TRUE(ends_in_page_cache(file_, kSize, 0));
   EXPECT_FALSE(ends_in_page_cache(file_, kSize, 1));
+  EXPECT_EQ(bytes_in_page_cache(file_, kSize, 1), 0U);
+  EXPECT_EQ(bytes_in_page_cache(file_, 5 * kSize, 1), 0U);
+  EXPECT_EQ(bytes_in_page_cache(file_, 0, 0), 0U);
 }
 
 /// Touching such pages would be a fatal signal.

@@ -126,6 +126,55 @@ TEST_F(PackedFileTest, GivesFramesAsTheyAre) {
   EXPECT_EQ(file.read_frame(0, 8, bytes), 0U) << "no tensor";
 }
 
+TEST_F(PackedFileTest, DecodesWhatOthersReadOfIt) {
+  const PackedFile file(path());
+  const std::string stored = read_file(path());
+  constexpr std::uint64_t kMost = 5'000'000;
+  for (const StoredTensor& one : tensors_) {
+    for (std::uint64_t done = 0; done < one.size_bytes;) {
+      const auto span = file.span_at(one.offset_bytes + done, one.size_bytes - done, kMost);
+      ASSERT_TRUE(span) << one.name;
+      EXPECT_LE(span->size_bytes, kMost);
+      std::string out(span->decoded_bytes, '\0');
+      file.decode(*span,
+                  std::as_bytes(std::span(stored)).subspan(span->offset_bytes, span->size_bytes),
+                  std::as_writable_bytes(std::span(out)));
+      EXPECT_TRUE(out == truth(one.offset_bytes + done, out.size())) << one.name;
+      EXPECT_GE(file.part_end(one.offset_bytes + done), one.offset_bytes + done);
+      done += span->decoded_bytes;
+    }
+  }
+  const StoredTensor& big = tensor("big");
+  EXPECT_EQ(file.span_at(big.offset_bytes, big.size_bytes, kMost)->count, 2U);
+  EXPECT_EQ(file.span_at(big.offset_bytes, kPartBytes, kMost)->count, 1U);
+  EXPECT_EQ(file.part_end(big.offset_bytes + 5), big.offset_bytes + kPartBytes);
+  EXPECT_FALSE(file.span_at(big.offset_bytes + 1, big.size_bytes - 1, kMost)) << "no part begins";
+  EXPECT_FALSE(file.span_at(big.offset_bytes, kPartBytes - 1, kMost)) << "no room for a part";
+  EXPECT_FALSE(file.span_at(big.offset_bytes, kPartBytes, 1000)) << "no room for its frame";
+  EXPECT_FALSE(file.span_at(0, kPartBytes, kMost)) << "no tensor";
+  EXPECT_EQ(file.part_end(0), 0U);
+}
+
+TEST_F(PackedFileTest, DecodesNothingOfAFileThatChanged) {
+  const PackedFile file(path());
+  std::string stored = read_file(path());
+  const StoredTensor& big = tensor("big");
+  const auto span = file.span_at(big.offset_bytes, kPartBytes, kPartBytes);
+  ASSERT_TRUE(span);
+  std::string out(span->decoded_bytes, '\0');
+  const auto decode = [&] {
+    file.decode(*span,
+                std::as_bytes(std::span(stored)).subspan(span->offset_bytes, span->size_bytes),
+                std::as_writable_bytes(std::span(out)));
+  };
+  decode();
+  stored[span->offset_bytes + span->size_bytes / 2] ^= 1;
+  EXPECT_THROW(decode(), FormatError);
+  stored[span->offset_bytes + span->size_bytes / 2] ^= 1;
+  std::filesystem::last_write_time(path(), std::filesystem::file_time_type::min());
+  EXPECT_THROW(decode(), IoError);
+}
+
 TEST_F(PackedFileTest, IsACheckpointOfTheTensorsThatWerePacked) {
   for (const std::string& where : {folder_.path("p"), path()}) {
     const Checkpoint checkpoint = Checkpoint::open(where);
