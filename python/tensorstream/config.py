@@ -61,8 +61,8 @@ class Config:
             "direct" reads past the page cache, by io_uring or, where that is forbidden, by threads: for
             models that are larger than RAM, and where the page cache is others'. "io_uring" is the same
             without the threads. "cached" uses what the page cache has at each use, and reads the rest past
-            it. All three take 32 MiB of RAM beside the budgets, for packed files up to 65 MiB more, and are an
-            UnsupportedError with the reason where a file system or the kernel refuses.
+            it. All three take 32 MiB of RAM beside the budgets, up to 65 MiB more for packed files, and are
+            an UnsupportedError with the reason where a file system or the kernel refuses.
         prefetch: "aggressive" loads as far ahead as the budget has room for, "next" one group, "none"
             nothing. "adaptive" is the same as "aggressive" on a GPU; on the CPU, whose cores a copy
             ahead would take from the model, groups are loaded when they are used, by the threads
