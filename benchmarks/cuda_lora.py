@@ -101,8 +101,10 @@ def warm_up(options: argparse.Namespace, accelerator: Accelerator) -> None:
 
 def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     """One way: set-up and its steps."""
-    # Attention's backward adds up in any order otherwise, and no two runs are alike.
+    # Attention's backward adds up in any order otherwise, and no two runs are alike; cuDNN's does so
+    # whatever it is told.
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     warm_up(options, accelerator)
     model = make_llama(options.shape, accelerator)
     total = weights_bytes(model)
