@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import os
+import unittest.mock
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as tf
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import (
@@ -454,8 +457,17 @@ def test_the_trainer_of_transformers(trains: str, checkpointing: bool, tmp_path:
         assert_same(ours(token_ids()).logits, theirs(token_ids()).logits)
 
 
+@pytest.fixture
+def accelerates_own_settings() -> Iterator[None]:
+    """What the Trainer tells accelerate of compiling goes with the test: variables, and its state."""
+    with unittest.mock.patch.dict(os.environ):
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 # Where a graph ends inside a forward the compiler looks at `grad` of what enters the next one.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.usefixtures("accelerates_own_settings")
 @pytest.mark.parametrize("trains", ["an adapter", "all weights"])
 def test_the_trainer_of_transformers_compiles(trains: str, tmp_path: Path) -> None:
     torch._dynamo.reset()
