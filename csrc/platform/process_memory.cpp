@@ -26,7 +26,9 @@ std::uint64_t physical_ram_bytes() {
   return pages < 0 ? 0 : static_cast<std::uint64_t>(pages) * page_size_bytes();
 }
 
-std::atomic<std::int64_t> known_process_id = 0;  // 0 for not known
+// 0 for not known. A fork's handler takes no argument.
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
+std::atomic<std::int64_t> known_process_id = 0;
 
 }  // namespace
 
