@@ -155,7 +155,8 @@ void DiskQueue::note(Transfer& transfer, std::int64_t result) noexcept {
   }
   lock.lock();
   if (error) {
-    if (!read.error) read.error = error;
+    // Handed over: who waits may be done with it before this thread would let go of it.
+    if (!read.error) read.error = std::move(error);
     start_no_more(read);
   }
   --read.under_way;
