@@ -438,21 +438,27 @@ def _by_trainer(model: Any, folder: Path, **options: Any) -> list[dict[str, floa
     ]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("trains", ["an adapter", "all weights"])
-def test_the_trainer_of_transformers(trains: str, checkpointing: bool, tmp_path: Path) -> None:
+def _trained_alike(trains: str, folder: Path, **options: Any) -> tuple[Any, Any]:
+    """An offloaded model and the plain one, trained by the Trainer with the same steps and weights."""
     plain = _llama()
     model = offload_tightly(copy.deepcopy(plain), self_check=True)
     ours, theirs = (model, plain) if trains == "all weights" else (_adapted(model), _adapted(plain))
-    options = {"gradient_checkpointing": checkpointing, "load_best_model_at_end": True}
     logs = [
-        _by_trainer(each, tmp_path / name, **options)
+        _by_trainer(each, folder / name, **options)
         for each, name in ((ours, "ours"), (theirs, "theirs"))
     ]
     assert logs[0] == logs[1]
     assert sum("loss" in entry for entry in logs[0]) == 4
     assert_same(list(ours.parameters()), list(theirs.parameters()))
     assert hooks_of(model), "the trainer undid the offload"
+    return ours, theirs
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("trains", ["an adapter", "all weights"])
+def test_the_trainer_of_transformers(trains: str, checkpointing: bool, tmp_path: Path) -> None:
+    options = {"gradient_checkpointing": checkpointing, "load_best_model_at_end": True}
+    ours, theirs = _trained_alike(trains, tmp_path, **options)
     with torch.no_grad():
         assert_same(ours(token_ids()).logits, theirs(token_ids()).logits)
 
@@ -471,18 +477,8 @@ def accelerates_own_settings() -> Iterator[None]:
 @pytest.mark.parametrize("trains", ["an adapter", "all weights"])
 def test_the_trainer_of_transformers_compiles(trains: str, tmp_path: Path) -> None:
     torch._dynamo.reset()
-    plain = _llama()
-    model = offload_tightly(copy.deepcopy(plain), self_check=True)
-    ours, theirs = (model, plain) if trains == "all weights" else (_adapted(model), _adapted(plain))
     options = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
-    logs = [
-        _by_trainer(each, tmp_path / name, **options)
-        for each, name in ((ours, "ours"), (theirs, "theirs"))
-    ]
-    assert logs[0] == logs[1]
-    assert sum("loss" in entry for entry in logs[0]) == 4
-    assert_same(list(ours.parameters()), list(theirs.parameters()))
-    assert hooks_of(model), "the trainer undid the offload"
+    _trained_alike(trains, tmp_path, **options)
     torch._dynamo.reset()
 
 
