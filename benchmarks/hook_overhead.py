@@ -56,7 +56,7 @@ def main() -> None:
 
         def swap() -> None:
             streamed.lend()
-            streamed.park()
+            streamed.park(streamed.changed())
 
         swapped, swapped_spread = microseconds(swap, count)
     print(f"plain block             {plain:8.2f} us  (spread {plain_spread:.2f})")
