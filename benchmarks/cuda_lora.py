@@ -15,6 +15,7 @@ import gc
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -101,9 +102,11 @@ def warm_up(options: argparse.Namespace, accelerator: Accelerator) -> None:
 
 def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     """One way: set-up and its steps."""
-    # Attention's backward adds up in any order otherwise, and no two runs are alike; cuDNN's does so
-    # whatever it is told.
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Attention's backward adds up in any order otherwise, and no two runs are alike: cuDNN's whatever
+    # it is told, the flash kernel's where torch is to warn only. Torch wants cuBLAS told as well.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cuda.enable_cudnn_sdp(False)
     warm_up(options, accelerator)
     model = make_llama(options.shape, accelerator)
