@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from cuda_runs.machine_sheet import gpus
+
 from junit_reports import Outcomes, read_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -182,15 +184,28 @@ def run_cpp_tests(step: Step, settings: Settings) -> None:
 
 
 def run_python_tests(step: Step, settings: Settings) -> None:
-    """Runs the Python tests that need a GPU."""
-    path = fresh_report("python.xml")
-    pytest = [sys.executable, "-m", "pytest", "-m", "needs_gpu", f"--junitxml={path}"]
-    # A signal does not end a test that hangs in the driver; this ends pytest, and shows the stacks.
-    pytest += [f"--timeout={_SECONDS_FOR_A_TEST}", "--timeout-method=thread"]
-    status = run(step, settings, pytest)
-    judge(step, read_report(path), status)
-    if not step.facts["tests"]:
-        step.problems.append("no Python test is marked needs_gpu, or none could be collected")
+    """Runs the Python tests that need a GPU: on the first, and on the last where there are several."""
+    whole, failures = Outcomes(), 0
+    for device in tested_devices(len(gpus())):
+        path = fresh_report(f"python-{device.replace(':', '-')}.xml")
+        pytest = [sys.executable, "-m", "pytest", "-m", "needs_gpu", f"--junitxml={path}"]
+        # A signal does not end a test that hangs in the driver; this ends pytest, and shows the stacks.
+        pytest += [f"--timeout={_SECONDS_FOR_A_TEST}", "--timeout-method=thread"]
+        status = run(step, settings, ["env", f"TENSORSTREAM_TEST_DEVICE={device}", *pytest])
+        report = read_report(path)
+        if not report.counts()["tests"]:
+            step.problems.append(
+                f"{device}: no Python test is marked needs_gpu, or none was collected"
+            )
+        step.facts.setdefault("tests_of", {})[device] = report.counts()["tests"]
+        whole.add(report)
+        failures = failures or status
+    judge(step, whole, failures)
+
+
+def tested_devices(count: int) -> list[str]:
+    """With several GPUs the last too, which is not torch's current one."""
+    return ["cuda:0"] + ([f"cuda:{count - 1}"] if count > 1 else [])
 
 
 def sanitizer() -> str:

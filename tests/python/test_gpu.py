@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from tensorstream.proxy import ParkedParameter
 
 pytestmark = pytest.mark.needs_gpu
 
-DEVICE = "cuda:0"
+# Another than torch's current one shows what goes to that by mistake.
+DEVICE = os.environ.get("TENSORSTREAM_TEST_DEVICE", "cuda:0")
 MIB = 1 << 20
 SEGMENT_BYTES = 2 * MIB  # the least that torch's allocator takes at once
 
@@ -121,8 +123,12 @@ def test_a_stream_that_is_not_the_default_one_and_slow_kernels() -> None:
     ids = row_ids().to(DEVICE)
     with torch.no_grad():
         expected = plain(ids)
-        torch.cuda.synchronize()
-        streams = [torch.cuda.Stream(), torch.cuda.Stream(), torch.cuda.default_stream()]
+        torch.cuda.synchronize(DEVICE)
+        streams = [
+            torch.cuda.Stream(DEVICE),
+            torch.cuda.Stream(DEVICE),
+            torch.cuda.default_stream(DEVICE),
+        ]
         for round_ in range(9):
             stream = streams[round_ % 3]
             stream.wait_stream(streams[(round_ - 1) % 3])
@@ -169,13 +175,13 @@ def test_a_thousand_forwards_take_no_more_memory() -> None:
     with torch.no_grad():
         for _ in range(100):
             model(ids)
-        torch.cuda.synchronize()
-        before = torch.cuda.mem_get_info()[0], torch.cuda.memory_allocated()
+        torch.cuda.synchronize(DEVICE)
+        before = torch.cuda.mem_get_info(DEVICE)[0], torch.cuda.memory_allocated(DEVICE)
         for _ in range(1000):
             model(ids)
-        torch.cuda.synchronize()
-    assert before[0] - torch.cuda.mem_get_info()[0] <= SEGMENT_BYTES
-    assert torch.cuda.memory_allocated() <= before[1]
+        torch.cuda.synchronize(DEVICE)
+    assert before[0] - torch.cuda.mem_get_info(DEVICE)[0] <= SEGMENT_BYTES
+    assert torch.cuda.memory_allocated(DEVICE) <= before[1]
 
 
 def test_a_budget_that_holds_everything_leaves_no_hook() -> None:
@@ -213,8 +219,8 @@ def rows(count: int) -> torch.Tensor:
 
 
 def used_by_driver() -> int:
-    torch.cuda.synchronize()
-    free, total = torch.cuda.mem_get_info()
+    torch.cuda.synchronize(DEVICE)
+    free, total = torch.cuda.mem_get_info(DEVICE)
     return total - free
 
 

@@ -73,6 +73,28 @@ def test_steps_are_chosen_by_name_and_by_set() -> None:
         gpu_check.step_names("tests")
 
 
+def test_of_several_gpus_the_last_is_tested_too(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def run(step: gpu_steps.Step, _: Any, command: list[Any]) -> int:
+        told.append(command[1])
+        name = str(command[-3]).removeprefix("--junitxml=")
+        Path(name).write_text(f"<testsuite>{PASSED}</testsuite>")
+        return 0
+
+    monkeypatch.setattr(gpu_steps, "run", run)
+    for count, devices in [(1, ["cuda:0"]), (4, ["cuda:0", "cuda:3"])]:
+        monkeypatch.setattr(gpu_steps, "gpus", lambda: [{}] * count)  # noqa: B023 - called in the loop
+        step = gpu_steps.Step("python")
+        told.clear()
+        gpu_steps.run_python_tests(step, gpu_steps.Settings())
+        assert told == [f"TENSORSTREAM_TEST_DEVICE={device}" for device in devices]
+        assert step.problems == []
+        assert step.facts["tests_of"] == dict.fromkeys(devices, 1)
+
+
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(gpu_steps, "WORK", tmp_path / "work")
