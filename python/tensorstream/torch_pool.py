@@ -23,8 +23,8 @@ logger = logging.getLogger("tensorstream")
 class Memory(Protocol):
     """What is used of torch.cuda; tests have one of their own."""
 
-    def make_pool(self) -> Any:
-        """A memory pool whose segments the engine's library allocates."""
+    def make_pool(self, index: int) -> Any:
+        """A memory pool of a device, whose segments the engine's library allocates."""
 
     def use(self, pool: Any, index: int) -> contextlib.AbstractContextManager[Any]:
         """Sends allocations of the calling thread to the pool."""
@@ -45,13 +45,14 @@ class Memory(Protocol):
 class TorchMemory:
     """Torch's memory pools: torch 2.6 and later, where it is built for CUDA."""
 
-    def make_pool(self) -> Any:
-        """A pool over the engine's library.
+    def make_pool(self, index: int) -> Any:
+        """A pool over the engine's library: torch makes it for its current device.
 
         Raises:
             RuntimeError: This torch has none.
         """
-        return torch.cuda.MemPool(_allocator().allocator())
+        with torch.cuda.device(index):
+            return torch.cuda.MemPool(_allocator().allocator())
 
     def use(self, pool: Any, index: int) -> contextlib.AbstractContextManager[Any]:
         """Sends allocations to the pool: of the calling thread; torch 2.6 those of all threads."""
@@ -188,7 +189,7 @@ class TorchPool:
 
     def _take_new_pool(self) -> None:
         old = list(self._pools)
-        self._pools[:] = [self._memory.make_pool()]
+        self._pools[:] = [self._memory.make_pool(self._index)]
         _scopes.retire(old, self._memory)
 
     def enter(self) -> None:

@@ -54,7 +54,8 @@ class FakeTorchMemory:
         self._free.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p]
         self._free.restype = None
 
-    def make_pool(self) -> int:
+    def make_pool(self, index: int) -> int:
+        assert index == 0
         if not self.has_pools:
             raise RuntimeError("no pools here")
         for segment in self.kept:

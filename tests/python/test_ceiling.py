@@ -383,7 +383,7 @@ def test_pools_go_while_none_is_in_use() -> None:
 def test_the_pool_of_a_model_that_is_collected_goes_when_none_is_in_use() -> None:
     gone: list[str] = []
     memory = FakeTorchMemory()
-    memory.make_pool = lambda: Dropped(gone, "pool")  # type: ignore[method-assign,assignment,return-value]
+    memory.make_pool = lambda index: Dropped(gone, "pool")  # type: ignore[method-assign,assignment,return-value]
     pool = TorchPool(cast(Any, None), 0, memory, (1, 1))
     torch_pool._scopes.open()
     try:
