@@ -41,6 +41,6 @@ class Flexible(nn.Module):
 
 
 def make_flexible(blocks: int = 6) -> Flexible:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(21)
         return Flexible(blocks)

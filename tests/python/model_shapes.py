@@ -34,7 +34,7 @@ class Shape:
 def _made(
     model_class: type[nn.Module], config: Any, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1234)
         model = model_class(config).to(dtype)
         with torch.no_grad():
@@ -248,6 +248,6 @@ class Stack(nn.Module):
 
 
 def make_stack(layers: int = 5, seed: int = 11, **options: Any) -> Stack:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Stack(layers, **options).eval()

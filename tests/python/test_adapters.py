@@ -41,7 +41,7 @@ def _llama(*, tied: bool = False) -> Any:
 
 
 def _seeded(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return make(*args, **options)
 

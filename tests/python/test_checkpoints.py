@@ -225,7 +225,7 @@ def test_products_do_not_change_with_where_weights_lie(
     dtype: torch.dtype, data_offset: int, mapped: bool, tmp_path: Path
 ) -> None:
     """Code for matrices on the CPU rounds by alignment: places have that of the model's memory."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         plain = nn.Sequential(*(nn.Linear(1040, 1040, dtype=dtype) for _ in range(4))).eval()
         inputs = [torch.randn(rows, 1040, dtype=dtype) for rows in (1, 7, 64)]

@@ -129,7 +129,7 @@ class Borrowing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stack = make_stack(LAYERS)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             self.mixed = nn.Parameter(torch.randn(256, 256))
 

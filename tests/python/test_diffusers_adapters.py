@@ -35,7 +35,7 @@ def _lora(**options: Any) -> peft.LoraConfig:
 
 
 def _seeded(make: Callable[[], Any], seed: int = 3) -> Any:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 

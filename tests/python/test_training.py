@@ -39,7 +39,7 @@ CUTS = {"fine": 1.0, "coarse": 2.2}
 
 
 def _blocks(count: int = 4) -> nn.Sequential:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         return nn.Sequential(*(Block() for _ in range(count)))
 
@@ -257,7 +257,7 @@ class Crossing(nn.Module):
     def __init__(self, blocks: nn.Sequential) -> None:
         super().__init__()
         self.blocks = blocks
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(4)
             self.callers = nn.ModuleList(Calling(block) for block in blocks)
 
@@ -292,7 +292,7 @@ def _adapted(model: Any) -> Any:
     config = peft.LoraConfig(
         r=4, target_modules=["q_proj", "down_proj"], lora_dropout=0.1, task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return peft.get_peft_model(model, config)
 
@@ -318,7 +318,7 @@ def _fine_tune(model: Any, steps: int = 4) -> list[Any]:
     optimizer = torch.optim.AdamW(_trained(model), lr=1e-3)
     schedule = tf.get_linear_schedule_with_warmup(optimizer, 1, steps)
     model.train()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)  # of dropout
         for step in range(steps):
             for part in range(2):  # gradients of two batches are added up
