@@ -2,7 +2,7 @@
 
 Method: layers of 33.5 MB of bfloat16 in one safetensors file, of which some find a home in host memory and
 the others are read from the file in each pass. Passes at batch 1, each followed by a measurement of the
-disk by itself, a quarter of a second; medians, with the least and most, beside what the plan predicts.
+disk by itself, half a second; medians, with the least and most, beside what the plan predicts.
 `--fake` runs it on the tests' driver, whose memory is host memory: what is shown then is the disk's part.
 
     python benchmarks/cuda_tiers.py FOLDER [--layers 43] [--homes 0 10 20 30] [--backend direct] [--fake]

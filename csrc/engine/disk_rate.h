@@ -6,8 +6,8 @@
 
 namespace tensorstream {
 
-/// Bytes a second that `path` is read at past the page cache, from its middle on: a quarter of a
-/// second of reading, or 256 MiB where that is less. Nothing where the file is too small to tell,
+/// Bytes a second that `path` is read at past the page cache, from its middle on: half a second
+/// of reading, or 1 GiB where that is less. Nothing where the file is too small to tell,
 /// or cannot be read so. Raises IoError.
 std::optional<double> measure_disk(const std::string& path);
 

@@ -20,7 +20,7 @@ _VALID_SECONDS = 7 * 24 * 3600.0
 def disk_bytes_per_second(path: str) -> float | None:
     """The rate at which the file at `path` is read past the page cache.
 
-    Measuring takes a quarter of a second at most. What was measured is kept for a week in the user's cache
+    Measuring takes half a second. What was measured is kept for a week in the user's cache
     folder, by machine and file system. None where the file is too small to tell, or cannot be read so.
 
     Raises:
