@@ -37,9 +37,9 @@ def model_folder(path: str, kwargs: dict[str, Any]) -> str:
 def refuse_gguf(name: str) -> None:
     """Raises UnsupportedError: what to do with a GGUF file."""
     raise UnsupportedError(
-        f"'{name}' is a GGUF file, and only safetensors are streamed: load it once where it fits with "
-        "transformers' from_pretrained(folder, gguf_file=...), which makes plain weights of it, call "
-        "save_pretrained, and stream that folder"
+        f"'{name}' is a GGUF file, and only safetensors are streamed from files: "
+        "tensorstream.from_pretrained has transformers make plain weights of it, in host memory; call "
+        "save_pretrained there, and stream that folder"
     )
 
 

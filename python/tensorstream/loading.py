@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorstream import _native, diffusion
+from tensorstream import _native, diffusion, gguf_files
 from tensorstream.api import PathLike
 from tensorstream.config import Config, make_config
 from tensorstream.exceptions import ConfigError
@@ -17,7 +17,6 @@ from tensorstream.hub import (
     hub_options,
     model_folder,
     open_checkpoint,
-    refuse_gguf,
 )
 from tensorstream.orchestrator import Orchestrator
 from tensorstream.packed import concrete_class, load_packed
@@ -48,7 +47,8 @@ def from_pretrained(
     merges or transposes on the way is made once, owned by RAM and counted in the budget. Of a packed
     checkpoint (tensorstream.pack) the weights are decoded at each use, and are the same bit for bit. The
     folder of a pipeline of diffusers (model_index.json) gives the pipeline: its models are loaded one by
-    one, and share one budget.
+    one, and share one budget. A GGUF file, named by its path or by gguf_file=, is made plain by transformers:
+    all of it is in host memory then, dequantised to `dtype`.
 
     Args:
         pretrained_model_name_or_path: A folder with safetensors files, plain or packed, or the hub id of
@@ -65,17 +65,21 @@ def from_pretrained(
         BudgetError: The budget is smaller than the smallest that works.
         ConfigError: An option is unusable, the path holds no model, or weights are missing.
         FormatError: A file of the checkpoint breaks its format.
-        UnsupportedError: The checkpoint is packed, and an option or its model needs a plain one; it is
-            GGUF; or a part of a pipeline is of neither library.
+        UnsupportedError: The checkpoint is packed, and an option or its model needs a plain one; a part
+            of a pipeline is of neither library; or a GGUF file cannot be read here.
     """
-    if kwargs.get("gguf_file") is not None:
-        refuse_gguf(kwargs["gguf_file"])
     for name, advice in _PLACING.items():
         if kwargs.get(name) is not None:
             raise ConfigError(f"{name} has no place in tensorstream.from_pretrained: {advice}")
     own = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
     chosen = make_config(config, own)
     path = os.fspath(pretrained_model_name_or_path)
+    gguf = gguf_files.named_file(path, kwargs)
+    if gguf is not None:
+        _check_misspelt(model_class, kwargs)
+        model = gguf_files.load(gguf, model_class, kwargs)
+        Orchestrator(model, chosen, None, ram_counts=True)
+        return model
     folder = model_folder(path, kwargs)
     if diffusion.is_pipeline(folder) or diffusion.is_model(folder):
         _check_misspelt(model_class, kwargs)

@@ -1,0 +1,66 @@
+"""Models of GGUF files, which transformers makes plain: whole in host memory, as it would without us."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+from tensorstream.exceptions import ConfigError, FormatError, UnsupportedError
+from tensorstream.hub import check_complete, model_folder
+
+_MAGIC = b"GGUF"
+
+
+def named_file(path: str, kwargs: dict[str, Any]) -> str | None:
+    """The GGUF file that from_pretrained is to load, or None: by its own path, or by gguf_file=.
+
+    Raises:
+        ConfigError: There is no such file.
+        FormatError: It is not GGUF.
+    """
+    name = kwargs.pop("gguf_file", None)
+    if name is None and not path.endswith(".gguf"):
+        return None
+    found = path if name is None else os.path.join(model_folder(path, kwargs), name)
+    try:
+        with open(found, "rb") as file:
+            magic = file.read(len(_MAGIC))
+    except OSError as error:
+        raise ConfigError(f"'{found}' cannot be read: {error.strerror}") from error
+    if magic != _MAGIC:
+        raise FormatError(f"'{found}' does not begin with {_MAGIC.decode()}: it is no GGUF file")
+    return found
+
+
+def load(file: str, model_class: Any, kwargs: dict[str, Any]) -> Any:
+    """The model of a GGUF file, its weights dequantised in host memory.
+
+    Args:
+        file: Its path.
+        model_class: A class with from_pretrained; None takes AutoModelForCausalLM.
+        kwargs: For transformers.
+
+    Raises:
+        ConfigError: Weights are missing.
+        FormatError: The file breaks its format.
+        UnsupportedError: The package gguf is missing, or transformers does not know the architecture.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise UnsupportedError(
+            f"'{file}' is a GGUF file, which transformers reads by the package gguf: pip install gguf"
+        )
+    import transformers
+
+    loader = model_class or transformers.AutoModelForCausalLM
+    folder, name = os.path.split(file)
+    try:
+        model, info = loader.from_pretrained(
+            folder or ".", gguf_file=name, output_loading_info=True, **kwargs
+        )
+    except (ValueError, IndexError, KeyError) as error:
+        if "not supported" in str(error):
+            raise UnsupportedError(f"'{file}': {error}") from error
+        raise FormatError(f"'{file}' cannot be read as GGUF: {error}") from error
+    check_complete(file, info)
+    return model

@@ -1,0 +1,149 @@
+"""GGUF files as sources: what transformers makes of one, streamed, is what it computes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+import transformers
+
+import tensorstream as ts
+from conftest import assert_same, hooks_of
+from fake_gpu import use_fake_gpu
+from tensorstream.orchestrator import orchestrator_of
+
+LAYERS = 4
+CONFIG = transformers.LlamaConfig(
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=256,
+    max_position_embeddings=128,
+)
+IDS = torch.tensor([[1, 2, 3, 5, 8, 13]])
+
+
+def write_llama(path: Path, without: str = "") -> None:
+    """A Llama with 8-bit matrices and float32 vectors."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(CONFIG.max_position_embeddings)
+    writer.add_embedding_length(CONFIG.hidden_size)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(CONFIG.intermediate_size)
+    writer.add_head_count(CONFIG.num_attention_heads)
+    writer.add_head_count_kv(CONFIG.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(CONFIG.rms_norm_eps)
+    writer.add_vocab_size(CONFIG.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        state = transformers.LlamaForCausalLM(CONFIG).state_dict()
+    for name, value in state.items():
+        if without and without in name:
+            continue
+        module, kind = name.rsplit(".", 1)
+        stored = f"{names.get_name(module)}.{kind}"
+        if value.dim() == 1:
+            writer.add_tensor(stored, value.numpy())
+        else:
+            q8 = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(stored, gguf.quants.quantize(value.numpy(), q8), raw_dtype=q8)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "llama.gguf"
+    write_llama(path)
+    return path
+
+
+def plain(file: Path) -> torch.nn.Module:
+    model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.bfloat16
+    )
+    return model
+
+
+def test_a_gguf_file_is_streamed_to_a_gpu(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_gpu(monkeypatch, homes=True)
+    expected = plain(file)
+    budget = ts.estimate_memory(expected).smallest_budget_bytes
+    for named in (
+        lambda: ts.from_pretrained(file, dtype=torch.bfloat16, ram_budget=budget),
+        lambda: ts.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.bfloat16, ram_budget=budget
+        ),
+    ):
+        model = named()
+        assert hooks_of(model)
+        assert not model.training
+        with torch.no_grad():
+            for _ in range(2):
+                assert_same(model(IDS).logits, expected(IDS).logits)
+        assert ts.stats(model).streamed_bytes > 0
+        assert orchestrator_of(model) is not None
+
+
+def test_on_the_cpu_its_weights_count(file: Path) -> None:
+    expected = plain(file)
+    needed = ts.estimate_memory(expected).everything_fits_bytes
+    with pytest.raises(ts.BudgetError):
+        ts.from_pretrained(file, dtype=torch.bfloat16, ram_budget=needed // 4)
+    model = ts.from_pretrained(file, dtype=torch.bfloat16, ram_budget=2 * needed)
+    with torch.no_grad():
+        assert_same(model(IDS).logits, expected(IDS).logits)
+
+
+def test_a_misspelt_option(file: Path) -> None:
+    with pytest.raises(ts.ConfigError, match="ram_budget"):
+        ts.from_pretrained(file, ram_budgt="1GiB")
+
+
+def test_a_file_that_is_not_there_or_no_gguf(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(ts.ConfigError, match=r"other\.gguf' cannot be read: No such file"):
+        ts.from_pretrained(file.with_name("other.gguf"), ram_budget="1GiB")
+    other = tmp_path / "text.gguf"
+    other.write_text("hello")
+    with pytest.raises(ts.FormatError, match=r"text\.gguf' does not begin with GGUF"):
+        ts.from_pretrained(tmp_path, gguf_file=other.name, ram_budget="1GiB")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.999])
+def test_a_file_that_ends_too_soon(file: Path, share: float) -> None:
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises((ts.FormatError, ts.ConfigError), match=r"llama\.gguf"):
+        ts.from_pretrained(file, ram_budget="1GiB")
+
+
+def test_weights_that_are_missing(tmp_path: Path) -> None:
+    path = tmp_path / "holes.gguf"
+    write_llama(path, without="layers.2.mlp.up_proj")
+    with pytest.raises(ts.ConfigError, match=r"holes\.gguf.*missing.*up_proj"):
+        ts.from_pretrained(path, ram_budget="1GiB")
+
+
+def test_an_architecture_that_transformers_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    writer = gguf.GGUFWriter(path, "oddity")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ts.UnsupportedError, match=r"odd\.gguf.*not supported"):
+        ts.from_pretrained(path, ram_budget="1GiB")
+
+
+def test_without_the_package(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ts.UnsupportedError, match="pip install gguf"):
+        ts.from_pretrained(file, ram_budget="1GiB")
