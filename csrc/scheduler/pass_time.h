@@ -1,4 +1,4 @@
-// The model of time: one pass over all groups, by link and compute.
+// The model of time: one pass over all groups, by link, compute and the thread that runs it.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@ namespace tensorstream {
 
 /// What a decoding costs beside its bytes: launches and events. To be measured.
 inline constexpr double kDecodeOverheadSeconds = 50e-6;
-/// What it costs more where it can be enqueued only once the group before it was given back: a
-/// thread wakes up for it while the caller waits. To be measured.
+/// What the caller waits for a decoding that can be enqueued only once the group before it was
+/// given back: a thread wakes up for it. To be measured.
 inline constexpr double kLateDecodeSeconds = 100e-6;
 
 /// One group of the cyclic order, as the model of time sees it.
@@ -28,6 +28,8 @@ struct PassStep {
   bool kept = false;
   /// Streamed, as it is, and read from files first.
   bool from_disk = false;
+  /// Resident in every plan: used without a lease.
+  bool settled = false;
 
   std::uint64_t link_bytes() const {
     return from_disk ? size_bytes : coded_bytes.value_or(size_bytes);
@@ -40,9 +42,15 @@ struct PassStep {
 /// group before it, and takes its share of the compute time by its bytes. Decoding takes turns with
 /// computing: both use all of the device. The disk reads in order too, and is ahead of the loads by
 /// as much as is read ahead of them.
+///
+/// A thread of the host leases each group and enqueues its work, ahead of the device by no more
+/// than loads are, and begins a pass when the one before it is done. Where groups are loaded at
+/// their use it is the one that computes, and none of its time is counted apart.
 double pass_seconds(std::span<const PassStep> steps, const Rates& rates);
 
 /// What of that is decoding.
 double decode_seconds(const PassStep& step, const Rates& rates);
+/// What the leases of a pass take of the host's thread.
+double leases_seconds(std::span<const PassStep> steps, const Rates& rates);
 
 }  // namespace tensorstream

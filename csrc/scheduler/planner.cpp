@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/units.h"
@@ -105,6 +106,12 @@ void check_rates(const Rates& rates) {
   if (!std::isfinite(rates.compute_seconds) || rates.compute_seconds < 0) {
     throw ConfigError("Rates::compute_seconds is " + std::to_string(rates.compute_seconds) +
                       "; give 0 where it is not known, or a time in seconds");
+  }
+  for (const auto& [name, seconds] : {std::pair{"host_seconds", rates.host_seconds},
+                                      std::pair{"lease_seconds", rates.lease_seconds}}) {
+    if (std::isfinite(seconds) && seconds >= 0) continue;
+    throw ConfigError("Rates::" + std::string(name) + " is " + std::to_string(seconds) +
+                      "; give a time in seconds, or 0 where it is not known");
   }
   if (!std::isfinite(rates.decode_bytes_per_second) || rates.decode_bytes_per_second <= 0) {
     throw ConfigError("Rates::decode_bytes_per_second is " +
@@ -240,6 +247,20 @@ void place_homes(std::span<const GroupFootprint> groups, std::uint64_t room_byte
   set_homes(groups, homes, plan);
 }
 
+/// What takes longest by itself.
+std::string bound_of(std::span<const PassStep> steps, const Rates& rates, const Plan& plan) {
+  double decoding = 0;
+  for (const PassStep& step : steps) decoding += decode_seconds(step, rates);
+  const double host = rates.host_seconds + leases_seconds(steps, rates);
+  const double link = static_cast<double>(plan.link_bytes) / rates.link_bytes_per_second;
+  const double disk = static_cast<double>(plan.disk_bytes) / rates.disk_bytes_per_second;
+  const double computing = rates.compute_seconds + decoding;
+  const double moving = std::max(link, disk);
+  if (rates.loading == Loading::kAhead && host > std::max(computing, moving)) return "host";
+  if (moving >= computing) return disk > link ? "disk" : "link";
+  return decoding > rates.compute_seconds ? "decode" : "compute";
+}
+
 bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint64_t b_bytes) {
   return a < b + b_bytes && b < a + a_bytes;
 }
@@ -334,43 +355,44 @@ std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFo
   return result;
 }
 
-void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Plan& plan) {
-  plan.link_bytes = 0;
-  if (plan.streamed_bytes == 0 && plan.kept_bytes == 0) {
-    plan.predicted_seconds = rates.compute_seconds;
-    plan.bound = "nothing streamed";
-    return;
-  }
+std::vector<PassStep> pass_steps(std::span<const GroupFootprint> groups, const Plan& plan) {
   std::vector<std::uint64_t> sizes;
   std::vector<std::uint64_t> offsets;
   for (std::size_t i = 0; i < groups.size(); ++i) {
-    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
-    if (streamed) plan.link_bytes += link_bytes(groups[i], plan.groups[i]);
-    if (!streamed && plan.groups[i].placement != Placement::kResidentCoded) continue;
+    if (!is_loaded(plan.groups[i])) continue;
     sizes.push_back(placed_bytes(groups[i]));
     offsets.push_back(plan.groups[i].offset_bytes);
   }
   const std::vector<std::uint32_t> distances = sharing_distances(sizes, offsets);
   std::vector<PassStep> steps;
   std::size_t place = 0;
-  double decoding = 0;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].residency == Residency::kByRows) continue;
     PassStep step{.size_bytes = groups[i].size_bytes, .coded_bytes = groups[i].coded_bytes};
     step.streamed = plan.groups[i].placement == Placement::kStreamed;
     step.kept = plan.groups[i].placement == Placement::kResidentCoded;
     step.from_disk = plan.groups[i].from_disk;
+    step.settled = groups[i].residency == Residency::kRequired;
     if (step.streamed || step.kept) step.sharing_distance = distances[place++];
-    decoding += decode_seconds(step, rates);
     steps.push_back(step);
   }
+  return steps;
+}
+
+void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Plan& plan) {
+  plan.link_bytes = 0;
+  if (plan.streamed_bytes == 0 && plan.kept_bytes == 0) {
+    plan.predicted_seconds = std::max(rates.compute_seconds, rates.host_seconds);
+    plan.bound = "nothing streamed";
+    return;
+  }
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
+    if (streamed) plan.link_bytes += link_bytes(groups[i], plan.groups[i]);
+  }
+  const std::vector<PassStep> steps = pass_steps(groups, plan);
   plan.predicted_seconds = pass_seconds(steps, rates);
-  const double link_seconds = static_cast<double>(plan.link_bytes) / rates.link_bytes_per_second;
-  plan.bound = decoding > rates.compute_seconds ? "decode" : "compute";
-  const double disk_seconds = static_cast<double>(plan.disk_bytes) / rates.disk_bytes_per_second;
-  const bool from_disk = disk_seconds > link_seconds;
-  if (std::max(link_seconds, disk_seconds) < rates.compute_seconds + decoding) return;
-  plan.bound = from_disk ? "disk" : "link";
+  plan.bound = bound_of(steps, rates, plan);
 }
 
 std::uint64_t smallest_budget_bytes(std::span<const GroupFootprint> groups) {

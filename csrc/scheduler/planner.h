@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "scheduler/pass_time.h"
 #include "tensorstream/plan.h"
 
 namespace tensorstream {
@@ -51,6 +52,9 @@ std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFo
 
 /// Says which groups of `plan`, made for `groups`, have homes: those whose homes are there.
 void note_homes(std::span<const GroupFootprint> groups, Plan& plan);
+
+/// What the model of time sees of `plan`, made for `groups`, in the order of use.
+std::vector<PassStep> pass_steps(std::span<const GroupFootprint> groups, const Plan& plan);
 
 /// Predicts anew what a pass by `plan`, made for `groups`, takes: by what they are known to move
 /// now.

@@ -50,7 +50,9 @@ double ChoiceCost::of(const StreamingChoice& choice) const {
   steps.reserve(groups_.size());
   std::size_t candidate = 0;
   for (const UsedGroup& group : groups_) {
-    PassStep step{.size_bytes = group.size_bytes, .coded_bytes = group.coded_bytes};
+    PassStep step{.size_bytes = group.size_bytes,
+                  .coded_bytes = group.coded_bytes,
+                  .settled = !group.may_stream};
     if (group.may_stream) {
       step.kept = choice.kept[candidate];
       step.streamed = !step.kept && !choice.resident[candidate];

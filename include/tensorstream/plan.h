@@ -81,6 +81,13 @@ struct Rates {
   std::uint64_t disk_ahead_bytes = std::uint64_t{64} << 20U;
   /// Host memory that homes may take, beside those that are there.
   std::uint64_t home_bytes = std::numeric_limits<std::uint64_t>::max();
+  /// What the thread that runs a pass takes for it (Python, launches), leases and waits apart. 0
+  /// where that is not known, or where the host computes: it is compute time then.
+  double host_seconds = 0;
+  /// What a lease of a group in the arena takes of that thread: hooks, parameters lent and parked.
+  /// Measured beside an H100: 30 us for a matrix to 90 us for a block of a 7B model
+  /// (benchmarks/results/gpu_llama.json, acquire_release_us).
+  double lease_seconds = 60e-6;
 };
 
 struct GroupPlacement {
@@ -129,7 +136,8 @@ struct Plan {
   /// is counted.
   std::uint32_t exposed_loads = 0;
   /// Time of one pass in a steady state by the model of time, and what bounds it: "link", "disk",
-  /// "compute", "decode", which takes turns with computing and takes longer, or "nothing streamed".
+  /// "compute", "decode", which takes turns with computing and takes longer, "host", the thread
+  /// that runs the pass, or "nothing streamed".
   double predicted_seconds = 0;
   std::string bound;
 };

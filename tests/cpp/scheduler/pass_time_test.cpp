@@ -69,8 +69,10 @@ TEST(PassSeconds, WhatIsKeptTakesNoTimeOnTheLink) {
   Steps steps(10, PassStep{10, false, 2, 5, true});
   const double overhead = 10 * kDecodeOverheadSeconds;
   EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 3 + overhead, 1e-9);
+  // Enqueued late, it waits for the host where that is not ahead: at the first one.
   for (PassStep& step : steps) step.sharing_distance = 1;
-  EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 3 + overhead + 10 * kLateDecodeSeconds, 1e-9);
+  const double late = Rates().lease_seconds + kLateDecodeSeconds;
+  EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 3 + overhead + late, 1e-9);
   // One of them streamed, to a place of its own: half a second on the link, while others compute.
   for (PassStep& step : steps) step.sharing_distance = 2;
   steps[3] = PassStep{10, true, 10, 5};
@@ -112,6 +114,54 @@ TEST(PassSeconds, WhatIsReadFromTheDiskIsNotDecoded) {
     step.from_disk = true;
   }
   EXPECT_NEAR(pass_seconds(steps, with_disk(0, 10)), 20, 1e-9);
+}
+
+Rates with_host(double compute_seconds, double host_seconds) {
+  Rates rates{kLink, compute_seconds, 1e30};
+  rates.host_seconds = host_seconds;
+  return rates;
+}
+
+TEST(PassSeconds, TheHostWorksBesideTheLinkAndTheDevice) {
+  const Steps steps = blocks(10, 2);
+  EXPECT_DOUBLE_EQ(pass_seconds(steps, with_host(0, 8)), 10);
+  EXPECT_DOUBLE_EQ(pass_seconds(steps, with_host(30, 8)), 30);
+  EXPECT_NEAR(pass_seconds(steps, with_host(20, 30)), 30 + 10 * Rates().lease_seconds, 1e-9);
+}
+
+TEST(PassSeconds, LeasesTakeTimeOfTheHost) {
+  Steps steps = blocks(10, 2);
+  Rates rates = with_host(0, 0);
+  rates.lease_seconds = 3;
+  EXPECT_NEAR(pass_seconds(steps, rates), 30, 1e-9);
+  for (std::size_t i = 0; i < 5; ++i) steps[i] = PassStep{10, false, 0};
+  EXPECT_NEAR(pass_seconds(steps, rates), 20, 1e-9) << "a resident's takes a third";
+  for (PassStep& step : steps) step.settled = !step.streamed;
+  EXPECT_NEAR(pass_seconds(steps, rates), 15, 1e-9);
+  EXPECT_NEAR(leases_seconds(steps, rates), 15, 1e-9);
+}
+
+TEST(PassSeconds, WhatIsDecodedLateHoldsTheHostUp) {
+  Steps steps(10, PassStep{10, false, 1, 5, true});
+  const double leases = 10 * Rates().lease_seconds;
+  EXPECT_NEAR(pass_seconds(steps, with_host(0, 30)), 30 + leases + 10 * kLateDecodeSeconds, 1e-9);
+  for (PassStep& step : steps) step.sharing_distance = 2;
+  EXPECT_NEAR(pass_seconds(steps, with_host(0, 30)), 30 + leases, 1e-9);
+}
+
+TEST(PassSeconds, TheHostIsAheadOfTheDeviceByTwoLoads) {
+  // Four share one place, a second each on the link; then the host has much to do. It begins that
+  // once the second load is done, and only the first was made while it did so last.
+  Steps steps(4, PassStep{10, true, 1});
+  steps.push_back(PassStep{1000, false, 0});
+  const double use = 10.0 / 1040 * 10;
+  EXPECT_NEAR(pass_seconds(steps, with_host(0, 10)), use + 1 + use + 100 * use, 1e-3);
+}
+
+TEST(PassSeconds, WhereGroupsAreLoadedAtTheirUseTheHostComputes) {
+  Rates rates = with_host(5, 50);
+  rates.loading = Loading::kAtUse;
+  EXPECT_DOUBLE_EQ(pass_seconds(blocks(10, 1), rates), 15);
 }
 
 TEST(PassSeconds, NothingTakesNoTime) {
