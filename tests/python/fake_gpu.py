@@ -7,6 +7,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,15 +119,22 @@ def use_fake_gpu(
     *,
     homes: bool | int,
     memory: FakeTorchMemory | None = None,
+    link_bytes_per_second: float | None = None,
 ) -> None:
-    """Makes models run on it; without `homes`, none of their weights fits host memory, or so many bytes."""
+    """Makes models run on it; without `homes`, none of their weights fits host memory, or so many bytes.
+
+    With a slow link a small model waits for it, and not for the host, as a large one does on a GPU.
+    """
     assert LIBRARY.exists(), f"{LIBRARY} is missing: make test-cpp builds it"
     ram_bytes = RING_BYTES + int(homes)
-    monkeypatch.setattr(
-        orchestrator,
-        "open_device",
-        lambda device, self_check: FakeGpu() if memory is None else FakeGpuWithTorch(memory),
-    )
+
+    def opened(device: Any, self_check: bool) -> FakeGpu:
+        made = FakeGpu() if memory is None else FakeGpuWithTorch(memory)
+        if link_bytes_per_second is not None:
+            made.link_bytes_per_second = link_bytes_per_second
+        return made
+
+    monkeypatch.setattr(orchestrator, "open_device", opened)
     monkeypatch.setattr(
         orchestrator,
         "_ram_budget",

@@ -27,7 +27,7 @@ MIB = 1 << 20
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorchMemory]:
     made = FakeTorchMemory()
-    use_fake_gpu(monkeypatch, homes=True, memory=made)
+    use_fake_gpu(monkeypatch, homes=True, memory=made, link_bytes_per_second=25e6)
     yield made
     assert made.active == []
 
@@ -49,7 +49,7 @@ def offload(room: float, **options: Any) -> tuple[Any, int]:
     """A model whose budget is `room` times the smallest, and that budget."""
     model = make_stack(8)
     budget = int(ts.estimate_memory(model).smallest_budget_bytes * room)
-    return ts.offload(model, ram_budget=budget, **options), budget
+    return ts.offload(model, **{"ram_budget": budget, "compression": "none", **options}), budget
 
 
 def check(model: nn.Module) -> None:

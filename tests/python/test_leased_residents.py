@@ -32,7 +32,7 @@ for name in (
 def memory(monkeypatch: pytest.MonkeyPatch) -> FakeTorchMemory:
     """Every test of this module runs on the fake GPU, with torch's allocator under the budget."""
     made = FakeTorchMemory()
-    use_fake_gpu(monkeypatch, homes=True, memory=made)
+    use_fake_gpu(monkeypatch, homes=True, memory=made, link_bytes_per_second=25e6)
     return made
 
 
@@ -40,7 +40,7 @@ def offload() -> Any:
     """A model of which some groups are resident, after forwards in which residents took their room."""
     model = make_stack(8)
     smallest = ts.estimate_memory(model).smallest_budget_bytes
-    ts.offload(model, ram_budget=6 * smallest)
+    ts.offload(model, ram_budget=6 * smallest, compression="none")
     for _ in range(12):
         check(model)
     return model

@@ -50,6 +50,46 @@ ModelTree llama() {
   return tree_of(model);
 }
 
+/// A Llama of 7B in bf16: 32 blocks of seven matrices.
+ModelTree llama_7b() {
+  constexpr std::uint64_t kHidden = 4096;
+  constexpr std::uint64_t kSquare = 2 * kHidden * kHidden;
+  constexpr std::uint64_t kWide = 2 * kHidden * 11008;
+  constexpr std::uint64_t kVocabulary = 2 * kHidden * 32000;
+  ModelBuilder model;
+  const ModuleId inner = model.module(0, "model", "LlamaModel");
+  model.leaf(inner, "embed_tokens", "Embedding", kVocabulary);
+  const ModuleId layers = model.module(inner, "layers", "ModuleList");
+  for (int i = 0; i < 32; ++i) {
+    const ModuleId layer = model.module(layers, std::to_string(i), "LlamaDecoderLayer");
+    const ModuleId attention = model.module(layer, "self_attn", "LlamaAttention");
+    for (const char* name : {"q", "k", "v", "o"}) model.linear(attention, name, kSquare);
+    const ModuleId mlp = model.module(layer, "mlp", "LlamaMLP");
+    for (const char* name : {"gate", "up", "down"}) model.linear(mlp, name, kWide);
+    model.leaf(layer, "input_layernorm", "LlamaRMSNorm", 2 * kHidden);
+    model.leaf(layer, "post_attention_layernorm", "LlamaRMSNorm", 2 * kHidden);
+  }
+  model.leaf(inner, "norm", "LlamaRMSNorm", 2 * kHidden);
+  model.linear(0, "lm_head", kVocabulary);
+  ModelTree tree = tree_of(model);
+  for (TensorId id = 0; id < tree.tensors.size(); ++id) tree.in_ram.push_back(id);
+  return tree;
+}
+
+/// A plan of that for a share of its weights, on an H100's link.
+ModelPlan plan_7b(double share, std::uint32_t level, Rates rates = {}) {
+  const ModelTree tree = llama_7b();
+  rates.link_bytes_per_second = 57e9;
+  const auto budget = static_cast<std::uint64_t>(share * static_cast<double>(tree.weights_bytes()));
+  return plan_model(tree, budget, rates,
+                    {.place = ComputePlace::kAccelerator, .compression = level});
+}
+
+std::ptrdiff_t leased(const ModelPlan& model) {
+  return std::ranges::count_if(
+      model.grouping.groups, [](const Group& group) { return group.residency == Residency::kAny; });
+}
+
 std::uint64_t largest_streamed(const ModelPlan& model, const ModelTree& tree) {
   std::uint64_t largest = 0;
   const auto sizes = footprints(model.grouping.groups, tree.tensors);
@@ -199,6 +239,44 @@ TEST(ModelPlan, NothingAskedForCodesWhereAPassGetsShorter) {
   const ModelPlan all =
       plan_model(tree, raw.plan.everything_fits_bytes, rates, {.compression = std::nullopt});
   EXPECT_EQ(all.plan.streamed_bytes + all.plan.ring_bytes, 0U);
+}
+
+TEST(ModelPlan, WhatTheHostUsuallyTakesGoesByParameters) {
+  const ModelTree tree = llama_7b();
+  EXPECT_NEAR(usual_host_seconds(tree.tensors, ComputePlace::kAccelerator), 0.023, 0.001);
+  EXPECT_EQ(usual_host_seconds(tree.tensors, ComputePlace::kHost), 0);
+  EXPECT_NEAR(plan_7b(1.1, 0).plan.predicted_seconds, 0.023, 0.001);
+}
+
+TEST(ModelPlan, DecodedGroupsAreAsCoarseAsTheirLeasesAskFor) {
+  const ModelPlan most = plan_7b(0.75, 4);
+  EXPECT_EQ(most.plan.bound, "host");
+  EXPECT_LE(leased(most), 65);
+  EXPECT_LT(most.plan.predicted_seconds, 0.027);
+  const ModelPlan half = plan_7b(0.5, 4);
+  EXPECT_EQ(half.plan.bound, "link");
+  EXPECT_LE(leased(half), 129);
+  EXPECT_LT(half.plan.predicted_seconds, 0.055);
+  // Where leases cost nothing, single matrices put more of the budget to use.
+  EXPECT_GT(leased(plan_7b(0.5, 4, {.lease_seconds = 0})), 200);
+}
+
+TEST(ModelPlan, RawGroupsAreFineWhereThatLeavesMoreResident) {
+  for (const double share : {0.1, 0.25, 0.5}) {
+    const ModelPlan planned = plan_7b(share, 0);
+    EXPECT_EQ(planned.plan.bound, "link") << share;
+    EXPECT_GT(leased(planned), 100) << share;
+    EXPECT_LT(planned.plan.arena_bytes, 420'000'000U) << share;
+    const double link = static_cast<double>(planned.plan.link_bytes) / 57e9;
+    EXPECT_NEAR(planned.plan.predicted_seconds, link, 0.01 * link) << share;
+  }
+}
+
+TEST(ModelPlan, PartsOfBlocksAreTriedWhateverTheBudget) {
+  // A twenty-fourth of it holds a block: no share of the budget splits blocks, and matrices alone
+  // have too many leases.
+  const ModelPlan planned = plan_7b(0.75, 0);
+  EXPECT_EQ(leased(planned), 65) << "attention and MLP apart";
 }
 
 TEST(ModelPlan, FixedBytesAreCounted) {
