@@ -54,6 +54,13 @@ class BoundEngine {
     }
     return *engine_;
   }
+  /// As the engine has them; nothing in a child of the process that opened it.
+  void note_pass_begun() {
+    if (in_its_process()) engine_->note_pass_begun();
+  }
+  void note_pass_ended() {
+    if (in_its_process()) engine_->note_pass_ended();
+  }
   /// The ceiling over what torch allocates in this engine's forwards; made at the first call.
   std::shared_ptr<Ceiling> ceiling(Pressure pressure, int device_index) {
     if (!ceiling_) {

@@ -101,6 +101,8 @@ void init_statistics(nb::module_& module) {
       .def_ro("load_seconds", &Statistics::load_seconds)
       .def_ro("stalled_seconds", &Statistics::stalled_seconds)
       .def_ro("active_seconds", &Statistics::active_seconds)
+      .def_ro("host_seconds", &Statistics::host_seconds)
+      .def_ro("predicted_seconds", &Statistics::predicted_seconds)
       .def_prop_ro("streamed_bytes_per_second", &Statistics::streamed_bytes_per_second)
       .def_prop_ro("stalled_share", &Statistics::stalled_share);
 }
@@ -377,7 +379,8 @@ void init_bytes(nb::class_<BoundEngine>& engine) {
                                          std::move(kept));
           },
           "tensor"_a, "address"_a, "size_bytes"_a, "owner"_a, "Makes host memory a tensor's bytes.")
-      .def_prop_ro("plan", [](BoundEngine& self) { return self.engine().plan(); })
+      .def_prop_ro(
+          "plan", [](BoundEngine& self) { return self.engine().plan(); }, Release())
       .def("statistics", [](BoundEngine& self) { return self.engine().statistics(); }, Release());
 }
 

@@ -42,13 +42,26 @@ Leases::Leases(nb::object owner, nb::object engine, nb::object session, nb::obje
       functions_(functions) {}
 
 void Leases::enter(const nb::object& frame) {
-  if (nb::cast<Session&>(session_).enter(frame)) owner_.attr("begun")();
+  if (!nb::cast<Session&>(session_).enter(frame)) return;
+  owner_.attr("begun")();
+  note_pass(&BoundEngine::note_pass_begun);
 }
 
 void Leases::leave(const nb::object& frame, const nb::object& output) {
   auto& session = nb::cast<Session&>(session_);
-  if (session.is_outermost(frame)) owner_.attr("ended")(output);
+  if (session.is_outermost(frame)) {
+    note_pass(&BoundEngine::note_pass_ended);
+    owner_.attr("ended")(output);
+  }
   static_cast<void>(session.leave(frame));
+}
+
+void Leases::note_pass(void (BoundEngine::*edge)()) const {
+  const nb::object kept = engine_;  // whatever another thread does meanwhile
+  if (!kept.is_valid()) return;
+  auto& bound = nb::cast<BoundEngine&>(kept);
+  const nb::gil_scoped_release unlocked;
+  (bound.*edge)();
 }
 
 bool Leases::take(const nb::object& object) {

@@ -65,6 +65,7 @@ class Leases {
     }
   }
 
+  void note_pass(void (BoundEngine::*edge)()) const;
   void lend(const nb::object& object, LentParameters& group, std::uint32_t place_number);
   nb::list park(const nb::object& object, LentParameters& group);
   std::uint32_t acquire(GroupId group, std::uintptr_t stream);

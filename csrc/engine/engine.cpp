@@ -17,7 +17,7 @@ Engine::Engine(Device& device, std::shared_ptr<Budget> budget, ModelSpec model,
 
 Engine::~Engine() = default;
 
-Plan Engine::plan() const { return state_->current_plan(); }
+Plan Engine::plan() const { return state_->predicted_plan(state_->measured_host_seconds()); }
 const std::vector<Group>& Engine::groups() const noexcept { return state_->groups; }
 std::uint32_t Engine::place_number(GroupId group) const {
   return state_->loader->place_number(group);
@@ -241,9 +241,30 @@ void Engine::note_write(TensorId tensor, Stream& stream) {
   if (group) state.loader->note_write(*group, stream);
 }
 
+void Engine::note_pass_begun() {
+  State& state = *state_;
+  if (state.device.host_accessible()) return;
+  const HostTime::Counted counted = state.loader->counted();
+  const MutexLock lock(state.mutex);
+  state.host_time.begin(Clock::now(), counted);
+}
+
+void Engine::note_pass_ended() {
+  State& state = *state_;
+  if (state.device.host_accessible()) return;
+  const Clock::time_point now = Clock::now();
+  const HostTime::Counted counted = state.loader->counted();
+  const std::size_t leased_groups = state.loader->leased_groups();
+  const MutexLock lock(state.mutex);
+  state.host_time.end(now, counted, leased_groups);
+}
+
 Statistics Engine::statistics() const {
   State& state = *state_;
   Statistics result;
+  const std::optional<double> host_seconds = state.measured_host_seconds();
+  result.host_seconds = host_seconds.value_or(0);
+  result.predicted_seconds = state.predicted_plan(host_seconds).predicted_seconds;
   result.budget_bytes = state.pool.budget().limit_bytes();
   result.source_ram_bytes = state.sources.ram_bytes();
   state.loader->add_to(result);

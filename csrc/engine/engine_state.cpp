@@ -191,7 +191,28 @@ Rates Engine::State::rates_now() const {
   rates.loading = loading_of(resolve_prefetch(options.prefetch, compute_place(device)));
   rates.disk_ahead_bytes = staging_bytes();
   rates.home_bytes = home_room();
+  const ComputePlace place = compute_place(device);
+  if (place == ComputePlace::kHost) rates.lease_seconds = 0;
+  if (rates.host_seconds == 0) rates.host_seconds = usual_host_seconds(sources.tensors(), place);
   return rates;
+}
+
+std::optional<double> Engine::State::measured_host_seconds() const {
+  const std::vector<GroupFootprint> sizes = footprints_now();
+  const MutexLock lock(mutex);
+  const std::optional<double> pass = host_time.seconds();
+  if (!pass) return std::nullopt;
+  const double leases = leases_seconds(pass_steps(sizes, plan), options.rates);
+  return std::max(0.0, *pass - leases);
+}
+
+Plan Engine::State::predicted_plan(std::optional<double> host_seconds) const {
+  Plan now = current_plan();
+  if (!host_seconds) return now;
+  Rates rates = rates_now();
+  rates.host_seconds = *host_seconds;
+  predict_pass(footprints_now(), rates, now);
+  return now;
 }
 
 void Engine::State::note_homes() {
@@ -315,6 +336,7 @@ void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::u
   {
     const MutexLock lock(mutex);
     plan = wanted;
+    host_time.forget();
     made_room_bytes = room_bytes;
     if (why == Why::kBudget) unpressed_resident_bytes = wanted.resident_bytes + wanted.kept_bytes;
   }

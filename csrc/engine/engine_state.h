@@ -15,6 +15,7 @@
 #include "engine/decode_ring.h"
 #include "engine/group_layout.h"
 #include "engine/home_table.h"
+#include "engine/host_time.h"
 #include "engine/loader.h"
 #include "engine/model_plan.h"
 #include "engine/source_table.h"
@@ -33,6 +34,11 @@ class Engine::State {
     const MutexLock lock(mutex);
     return plan;
   }
+
+  /// What the host was measured to take for a pass beside leases; nothing where it is not known.
+  std::optional<double> measured_host_seconds() const;
+  /// The current plan, its prediction by that.
+  Plan predicted_plan(std::optional<double> host_seconds) const;
 
   /// What the planner is to know of the groups: what crosses the link is known where they are at
   /// home, and expected before.
@@ -63,7 +69,8 @@ class Engine::State {
   /// As better_offsets() of the planner, for these groups.
   std::optional<std::vector<std::uint64_t>> better_offsets_for(const Plan& now) const;
 
-  /// What the model of time goes by now: homes take host memory.
+  /// What the model of time goes by now: homes take host memory. What the host takes is what is
+  /// usual, so that the same budget gives the same plan.
   Rates rates_now() const;
 
   /// Predicts a pass by what homes turned out to take.
@@ -151,6 +158,7 @@ class Engine::State {
 
   // Guarded by mutex.
   Plan plan TS_GUARDED_BY(mutex);
+  HostTime host_time TS_GUARDED_BY(mutex);
   std::optional<Clock::time_point> first_use TS_GUARDED_BY(mutex);
   std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;
   std::uint64_t made_room_bytes TS_GUARDED_BY(mutex) = 0;

@@ -22,6 +22,7 @@
 #include "device/device.h"
 #include "engine/decode_ring.h"
 #include "engine/finished_loads.h"
+#include "engine/host_time.h"
 #include "engine/kept_frames.h"
 #include "engine/load.h"
 #include "engine/loaded_group.h"
@@ -110,6 +111,9 @@ class Loader {
 
   /// Adds what the loader counted.
   void add_to(Statistics& statistics);
+  HostTime::Counted counted() const;
+  /// How many groups a pass leases.
+  std::size_t leased_groups() const;
 
  private:
   struct Slot;

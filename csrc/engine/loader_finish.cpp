@@ -112,4 +112,14 @@ void Loader::add_to(Statistics& statistics) {
   statistics.stalled_seconds += counted_.stalled_seconds;
 }
 
+HostTime::Counted Loader::counted() const {
+  const MutexLock lock(mutex_);
+  return {counted_.acquires, counted_.stalled_seconds};
+}
+
+std::size_t Loader::leased_groups() const {
+  const MutexLock lock(mutex_);
+  return streamed_.size();
+}
+
 }  // namespace tensorstream

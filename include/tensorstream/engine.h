@@ -142,7 +142,8 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  /// The plan that the budget was last set to.
+  /// The plan that the budget was last set to. What it predicts goes by what the host was measured
+  /// to take for passes, once it was (note_pass_begun); by what is usual before.
   Plan plan() const;
   const std::vector<Group>& groups() const noexcept;
   /// The places of a group's tensors, in the order of Group::tensors; empty for a group that has
@@ -237,6 +238,11 @@ class Engine {
   /// The tensor's home was changed by work that `stream` holds now: later loads see it. Raises
   /// LeaseError while its group is leased.
   void note_write(TensorId tensor, Stream& stream);
+
+  /// A pass over the model begins, or is over: by the time between, on the thread that runs it, the
+  /// engine knows what the host takes. A pass that is given up need not end.
+  void note_pass_begun();
+  void note_pass_ended();
 
   Statistics statistics() const;
 

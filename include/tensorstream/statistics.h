@@ -80,6 +80,11 @@ struct Statistics {
   double stalled_seconds = 0;
   /// Time since the first acquire.
   double active_seconds = 0;
+  /// What the host took for the last passes beside leases and stalls, by the median of some whole
+  /// ones; 0 before, and on a device that is the host.
+  double host_seconds = 0;
+  /// As Engine::plan() has it now.
+  double predicted_seconds = 0;
 
   /// The rate at which loads moved bytes while they ran; 0 before the first.
   double streamed_bytes_per_second() const noexcept {

@@ -93,9 +93,12 @@ class Plan:
         everything_fits_bytes: From this budget on all weights are resident as they are.
         exposed_loads: Loads of one pass that cannot overlap with the use before them; 0 where groups
             are loaded at their use, as all of them are then.
-        predicted_seconds: Time of one pass at batch 1, by the model of time: what the GPU computes for
-            is not known, and left out.
-        bound: What bounds it: "link", "disk", "decode", "compute" or "nothing streamed".
+        predicted_seconds: Time of one pass at batch 1, by the model of time: the link's rate as it was
+            measured when the device was opened, the disk's where files are read, and of the host what
+            is usual for so many parameters. Stats has it by what the host was measured to take. What
+            the GPU computes for is not known, and left out.
+        bound: What bounds it: "link", "disk", "decode", "compute", "host" (Python and its leases) or
+            "nothing streamed".
     """
 
     groups: tuple[GroupInfo, ...]
@@ -186,6 +189,10 @@ class Stats:
         load_seconds: Time that loads took.
         stalled_seconds: Time that forwards waited for loads.
         stalled_share: That, as a share of the time since the first lease.
+        host_seconds: What Python took for a forward beside leases and stalls, by the median of the last
+            whole ones; 0 before three were run, and on a CPU.
+        predicted_seconds: Time of one pass at batch 1 by the plan that the groups follow, as Plan has
+            it, but with host_seconds once that is known.
     """
 
     backend: str
@@ -222,6 +229,8 @@ class Stats:
     load_seconds: float
     stalled_seconds: float
     stalled_share: float
+    host_seconds: float
+    predicted_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)

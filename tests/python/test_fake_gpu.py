@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,21 @@ def test_host_memory_that_is_too_small_is_a_warning(
     offload_tightly(make_stack(4))
     warned = any("holds only a part of the weights" in r.message for r in caplog.records)
     assert warned != homes
+
+
+def test_forwards_say_what_the_host_takes_for_them() -> None:
+    model = make_stack(4)
+    offload_tightly(model)
+    handle = model.blocks[1].register_forward_hook(lambda *_: time.sleep(0.05))
+    with torch.no_grad():
+        for _ in range(4):
+            model.blocks[0](torch.zeros(1, 256))
+        assert ts.stats(model).host_seconds == 0, "none of these was a whole one"
+        expected = ts.stats(model).predicted_seconds
+        assert expected == orchestrator_of(model).engine.plan.predicted_seconds > 0
+        for _ in range(3):
+            model(row_ids())
+    handle.remove()
+    stats = ts.stats(model)
+    assert stats.host_seconds > 0.04
+    assert stats.predicted_seconds > max(expected, stats.host_seconds)

@@ -1,6 +1,7 @@
 // The engine on a GPU, with weights as they are.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -84,6 +85,35 @@ TEST_P(EngineCuda, HomesAreChargedToTheRamBudgetAndRefusedWithoutHarm) {
   ReadBack read(*engine, model, *stream_);
   for (int i = 0; i < 3; ++i) read.pass();
   EXPECT_EQ(read.wrong(), 0);
+}
+
+TEST_P(EngineCuda, WholePassesSayWhatTheHostTakes) {
+  const TestModel model = equal_model(4, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto engine = open(spec, smallest_budget_of(spec));
+  const double expected = engine->plan().predicted_seconds;
+  const auto run_passes = [&](GroupId groups) {
+    for (int pass = 0; pass < 3; ++pass) {
+      engine->note_pass_begun();
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      for (GroupId group = 0; group < groups; ++group) {
+        ASSERT_TRUE(engine->acquire(group, *stream_));
+        engine->release(group, *stream_);
+      }
+      engine->note_pass_ended();
+    }
+  };
+  run_passes(3);
+  EXPECT_EQ(engine->statistics().host_seconds, 0) << "no pass was a whole one";
+  EXPECT_EQ(engine->statistics().predicted_seconds, expected);
+  run_passes(4);
+  const Statistics measured = engine->statistics();
+  const double leases = 4 * Rates().lease_seconds;
+  EXPECT_GE(measured.host_seconds, 0.02 - leases);
+  EXPECT_GE(measured.predicted_seconds, measured.host_seconds + leases);
+  EXPECT_DOUBLE_EQ(engine->plan().predicted_seconds, measured.predicted_seconds);
+  engine->set_budget(2 * smallest_budget_of(spec));
+  EXPECT_EQ(engine->statistics().host_seconds, 0) << "other groups are leased";
 }
 
 TEST_P(EngineCuda, BytesWrittenByTheHostShow) {
