@@ -19,20 +19,35 @@ struct BatchedFrame {
 };
 static_assert(sizeof(BatchedFrame) == 16);
 
+/// Frames that lie together.
+struct FrameRun {
+  std::span<const BatchedFrame> frames;
+  /// Device memory that holds these entries.
+  const std::byte* table = nullptr;
+  /// What their encoded offsets count from.
+  const std::byte* encoded = nullptr;
+};
+
 /// Decodes batches of frames that lie in a device's memory, in a stream's order. The device
 /// outlives it. Thread-safe.
 class DeviceDecoder {
  public:
   virtual ~DeviceDecoder() = default;
 
-  /// Enqueues the decoding of `frames`, each parsed and verified by the host before
+  /// Enqueues the decoding of the frames of `runs`, each parsed and verified by the host before
   /// (FrameView::parse, verify_frame): the device checks nothing. A frame lies whole at `encoded` +
-  /// its encoded_offset; decoded + decoded_offset gets the bytes that it decodes to and no more.
-  /// `table` is device memory that holds the entries of `frames` by the time that the stream gets
-  /// there. All three addresses are multiples of 16, and what they point to stays until the work is
-  /// done; `frames` may go at once. Raises CudaError as streams do.
-  virtual void decode(Stream& stream, std::span<const BatchedFrame> frames, const std::byte* table,
-                      const std::byte* encoded, std::byte* decoded) = 0;
+  /// its encoded_offset; decoded + decoded_offset gets the bytes that it decodes to and no more. A
+  /// table holds its entries by the time that the stream gets there. All addresses are multiples of
+  /// 16, and what they point to stays until the work is done; `runs` and their frames may go at
+  /// once. Few frames do not fill a GPU: what is there together is best decoded by one call. Raises
+  /// CudaError as streams do.
+  virtual void decode(Stream& stream, std::span<const FrameRun> runs, std::byte* decoded) = 0;
+  /// The same for one run.
+  void decode(Stream& stream, std::span<const BatchedFrame> frames, const std::byte* table,
+              const std::byte* encoded, std::byte* decoded) {
+    const FrameRun run{frames, table, encoded};
+    decode(stream, {&run, 1}, decoded);
+  }
 };
 
 /// The decoder of a device: on a host its processors decode, on the stream's thread; on a GPU a

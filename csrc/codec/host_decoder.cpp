@@ -21,11 +21,16 @@ std::optional<FrameFault> decode_at(const std::byte* encoded, std::byte* decoded
 
 class HostDecoder final : public DeviceDecoder {
  public:
-  void decode(Stream& stream, std::span<const BatchedFrame> frames, const std::byte* /*table*/,
-              const std::byte* encoded, std::byte* decoded) override {
-    if (frames.empty()) return;
-    std::vector<BatchedFrame> kept(frames.begin(), frames.end());
-    stream.run([kept = std::move(kept), encoded, decoded] {
+  using DeviceDecoder::decode;
+  void decode(Stream& stream, std::span<const FrameRun> runs, std::byte* decoded) override {
+    for (const FrameRun& run : runs) decode_run(stream, run, decoded);
+  }
+
+ private:
+  static void decode_run(Stream& stream, const FrameRun& run, std::byte* decoded) {
+    if (run.frames.empty()) return;
+    std::vector<BatchedFrame> kept(run.frames.begin(), run.frames.end());
+    stream.run([kept = std::move(kept), encoded = run.encoded, decoded] {
       for (std::size_t index = 0; index < kept.size(); ++index) {
         const auto fault =
             decode_at(encoded + kept[index].encoded_offset, decoded + kept[index].decoded_offset);

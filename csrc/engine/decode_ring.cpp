@@ -75,8 +75,11 @@ void DecodeRing::decode(Stream& copies, const CodedCopy& copy) {
   slot.untold = false;
 }
 
-void DecodeRing::decode_kept(Stream& stream, const CodedCopy& copy) {
-  decode_from(copy.kept->data, stream, copy);
+void DecodeRing::decode_kept(Stream& stream, std::span<const CodedCopy> copies) {
+  if (copies.empty()) return;
+  std::vector<FrameRun> runs;
+  for (const CodedCopy& copy : copies) add_runs(copy, copy.kept->data, runs);
+  decoder_->decode(stream, runs, copies.front().target);
 }
 
 // Nothing decodes from it before it is there: no copy waits for that.
@@ -89,12 +92,19 @@ void DecodeRing::keep(Stream& copies, const CodedCopy& copy) {
   copy.kept->there = true;
 }
 
-void DecodeRing::decode_from(const std::byte* batch, Stream& stream, const CodedCopy& copy) {
-  const std::uint64_t table_bytes = copy.frames.size_bytes();
+void DecodeRing::add_runs(const CodedCopy& copy, const std::byte* batch,
+                          std::vector<FrameRun>& runs) {
+  const std::byte* const encoded = batch + copy.frames.size_bytes();
   for (const CodedCopy::Run& run : copy.runs) {
-    decoder_->decode(stream, copy.frames.subspan(run.first, run.count),
-                     batch + run.first * sizeof(BatchedFrame), batch + table_bytes, copy.target);
+    runs.push_back({copy.frames.subspan(run.first, run.count),
+                    batch + run.first * sizeof(BatchedFrame), encoded});
   }
+}
+
+void DecodeRing::decode_from(const std::byte* batch, Stream& stream, const CodedCopy& copy) {
+  std::vector<FrameRun> runs;
+  add_runs(copy, batch, runs);
+  decoder_->decode(stream, runs, copy.target);
 }
 
 }  // namespace tensorstream

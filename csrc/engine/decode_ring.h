@@ -62,9 +62,9 @@ class DecodeRing {
   /// copied once, and to where it stays. Raises CudaError; then either may be under way all the
   /// same, and the next use of the slot waits for it.
   void decode(Stream& copies, const CodedCopy& copy);
-  /// Enqueues the decoding of a batch that is there, in `stream`, which comes after what brought
-  /// it.
-  void decode_kept(Stream& stream, const CodedCopy& copy);
+  /// Enqueues the decoding of batches that are there, all for one place, in `stream`, which comes
+  /// after what brought them.
+  void decode_kept(Stream& stream, std::span<const CodedCopy> copies);
 
  private:
   struct Slot {
@@ -75,6 +75,7 @@ class DecodeRing {
   };
 
   void keep(Stream& copies, const CodedCopy& copy);
+  static void add_runs(const CodedCopy& copy, const std::byte* batch, std::vector<FrameRun>& runs);
   void decode_from(const std::byte* batch, Stream& stream, const CodedCopy& copy);
 
   // Memory last to go: what the stream holds uses it.

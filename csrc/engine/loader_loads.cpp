@@ -141,12 +141,10 @@ void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   for (const Load::Copy& copy : load->copies()) {
     stream.copy_to_device(copy.target.data(), copy.source, copy.target.size());
   }
-  for (const CodedCopy& coded : load->coded()) {
-    if (load->only_decodes()) {
-      ring_->decode_kept(stream, coded);
-    } else {
-      ring_->decode(*copy_stream_, coded);
-    }
+  if (load->only_decodes()) {
+    ring_->decode_kept(stream, load->coded());
+  } else {
+    for (const CodedCopy& coded : load->coded()) ring_->decode(*copy_stream_, coded);
   }
   if (load->can_fail()) enqueue_reads(stream, issue);
   stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);

@@ -22,6 +22,38 @@ struct BatchedFrame {
   u64 decoded_offset;
 };
 
+constexpr u32 kMostRuns = 32;
+
+/// Likewise.
+struct FrameRuns {
+  u64 tables[kMostRuns];
+  u64 encoded[kMostRuns];
+  u32 first_rows[kMostRuns];
+};
+
+/// One of them, as a row has it.
+struct FrameRun {
+  const BatchedFrame* table;
+  const u8* encoded;
+  u32 first_row;
+};
+
+/// By constant indices: parameters of a kernel stay where they are then.
+TS_DEVICE FrameRun run_of(const FrameRuns& runs, u32 row) {
+  u64 table = runs.tables[0];
+  u64 encoded = runs.encoded[0];
+  u32 first_row = 0;
+  TS_UNROLL
+  for (u32 run = 1; run < kMostRuns; ++run) {
+    const bool reached = row >= runs.first_rows[run];
+    table = reached ? runs.tables[run] : table;
+    encoded = reached ? runs.encoded[run] : encoded;
+    first_row = reached ? runs.first_rows[run] : first_row;
+  }
+  return {reinterpret_cast<const BatchedFrame*>(table), reinterpret_cast<const u8*>(encoded),
+          first_row};
+}
+
 /// Rows of four bytes to columns, twice: of words 0 to 3 and of words 4 to 7. Word `g` and `4 + g`
 /// of the result are what a lane has of group `g`.
 TS_DEVICE Symbols in_groups(const Symbols& rows) {
@@ -322,9 +354,9 @@ TS_DEVICE void decode_chunk(const Frame& frame, u32 index, const QuadTable& tabl
 }
 
 #ifndef TS_WARP_ON_HOST
-/// A row of blocks a frame: blockIdx.y is the frame's entry in `table`.
+/// A row of blocks a frame: blockIdx.y counts the frames of all runs.
 extern "C" __global__ void __launch_bounds__(32 * TS_WARPS_A_BLOCK, TS_BLOCKS_AT_LEAST)
-    ts_decode_frames(const BatchedFrame* table, const u8* encoded, u8* decoded) {
+    ts_decode_frames(const FrameRuns runs, u8* decoded) {
   __shared__ WarpMemory memories[TS_WARPS_A_BLOCK];
   __shared__ QuadTable quads;
   for (u32 i = threadIdx.x; i < 256; i += 32 * TS_WARPS_A_BLOCK) {
@@ -332,8 +364,9 @@ extern "C" __global__ void __launch_bounds__(32 * TS_WARPS_A_BLOCK, TS_BLOCKS_AT
   }
   __syncthreads();
   const u32 warp = threadIdx.x / 32;
-  const BatchedFrame entry = table[blockIdx.y];
-  const Frame frame = frame_at(encoded + entry.encoded_offset, decoded + entry.decoded_offset);
+  const FrameRun run = run_of(runs, blockIdx.y);
+  const BatchedFrame entry = run.table[blockIdx.y - run.first_row];
+  const Frame frame = frame_at(run.encoded + entry.encoded_offset, decoded + entry.decoded_offset);
   for (u32 index = blockIdx.x * TS_WARPS_A_BLOCK + warp; index < frame.chunks;
        index += gridDim.x * TS_WARPS_A_BLOCK) {
     decode_chunk(frame, index, quads, memories[warp]);

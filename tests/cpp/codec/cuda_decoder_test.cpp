@@ -102,6 +102,41 @@ TEST_F(CudaDecoderTest, MoreFramesThanALaunchHasRows) {
   }
 }
 
+/// Runs of frames of 16 bytes each, with tables and bytes of their own.
+TEST_F(CudaDecoderTest, RunsShareLaunches) {
+  struct Run {
+    std::vector<BatchedFrame> frames;
+    std::unique_ptr<DeviceMemory> table;
+    std::unique_ptr<DeviceMemory> encoded;
+  };
+  const auto device = create();
+  const auto decoder = create_device_decoder(*device);
+  Bytes expected;
+  std::vector<Run> made;
+  std::vector<FrameRun> runs;
+  for (std::uint64_t number = 0; number < 2 * kMostRuns + 1; ++number) {
+    const Bytes bytes = random_bytes(16, number);
+    Run run;
+    for (std::uint64_t i = 0; i < number % 4; ++i) {  // some have none
+      run.frames.push_back({0, expected.size()});
+      expected.insert(expected.end(), bytes.begin(), bytes.end());
+    }
+    run.table = on_device(*device, run.frames.empty() ? std::span<const std::byte>(bytes)
+                                                      : std::as_bytes(std::span(run.frames)));
+    run.encoded = on_device(*device, encode_frame(Dtype::kU8, bytes));
+    made.push_back(std::move(run));
+  }
+  for (const Run& run : made) runs.push_back({run.frames, run.table->data(), run.encoded->data()});
+  const auto decoded = on_device(*device, Bytes(expected.size()));
+  Stream& stream = device->caller_stream();
+  decoder->decode(stream, runs, decoded->data());
+  EXPECT_EQ(fake_.calls("cuLaunchKernel"), 2) << "48 runs have frames";
+  Bytes found(expected.size());
+  stream.copy_to_host(found.data(), decoded->data(), found.size());
+  stream.synchronize();
+  EXPECT_EQ(found, expected);
+}
+
 TEST_F(CudaDecoderTest, ATargetThatIsTooSmallLosesTheContext) {
   const auto device = create();
   const auto decoder = create_device_decoder(*device);

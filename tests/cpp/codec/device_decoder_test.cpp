@@ -309,6 +309,33 @@ TEST_P(DeviceDecoding, InTheOrderOfTheStream) {
   EXPECT_EQ(found, weights);
 }
 
+/// As the batches of a group are: one target, but tables and bytes apart.
+TEST_P(DeviceDecoding, RunsOfUnlikeLengths) {
+  Batch batch;
+  for (std::uint64_t i = 0; i < 50; ++i) {
+    const Dtype dtype = kFloats[i % kFloats.size()];
+    batch.add(dtype, 1, gaussian_weights(dtype, 5'000 + 100 * i, usual_sigma(dtype), i));
+  }
+  const auto table = on_device(std::as_bytes(std::span(batch.frames())));
+  const auto encoded = on_device(batch.encoded());
+  const auto encoded_again = on_device(batch.encoded());
+  const std::span frames(batch.frames());
+  std::vector<FrameRun> runs;
+  for (std::size_t first = 0, run = 0; first < frames.size(); ++run) {
+    const std::size_t count = std::min(run % 3, frames.size() - first);  // 0, 1 and 2 of them
+    const std::byte* const bytes = run % 2 == 0 ? encoded->data() : encoded_again->data();
+    runs.push_back(
+        {frames.subspan(first, count), table->data() + first * sizeof(BatchedFrame), bytes});
+    first += count;
+  }
+  const Bytes expected = batch.expected();
+  const auto decoded = on_device(Bytes(expected.size(), kCanary));
+  const auto stream = device_->create_stream();
+  decoder_->decode(*stream, runs, decoded->data());
+  stream->synchronize();
+  EXPECT_TRUE(read(decoded->data(), expected.size()) == expected);
+}
+
 TS_ON_EACH_MEMORY_DEVICE(DeviceDecoding);
 
 }  // namespace

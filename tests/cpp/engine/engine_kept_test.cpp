@@ -418,6 +418,30 @@ TEST_F(EngineKeptFakeCuda, WhatIsKeptWaitsForNoLoad) {
   EXPECT_EQ(read.wrong(), 0);
 }
 
+TEST_F(EngineKeptFakeCuda, AllBatchesOfWhatIsKeptAreDecodedByOneLaunch) {
+  const TestModel model = equal_bf16_model(8);  // in two batches each
+  const ModelSpec spec = model.in_memory();
+  const EngineOptions options = kept_options(Prefetch::kNone);
+  const auto device = create_cuda_device(on_fake(Checking::kOff));
+  const auto stream = device->create_stream();
+  const auto engine = open_engine(*device, spec, budget_of(spec, 90, options), options);
+  for (GroupId group = 0; group < 8; ++group) engine->bring_home(group);
+  ASSERT_TRUE(engine->plan_anew());
+  const std::vector<GroupId> kept = placed(*engine, Placement::kResidentCoded);
+  ASSERT_GT(kept.size(), 2U);
+  ASSERT_TRUE(placed(*engine, Placement::kStreamed).empty());
+  ReadBack read(*engine, model, *stream);
+  for (int i = 0; i < 2; ++i) read.pass();
+  const auto launches = fake_.calls("cuLaunchKernel");
+  const std::uint64_t loads = engine->statistics().loads;
+  read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+  EXPECT_TRUE(eventually([&] {
+    const std::uint64_t more = engine->statistics().loads - loads;
+    return more > 2 && more == static_cast<std::uint64_t>(fake_.calls("cuLaunchKernel") - launches);
+  }));
+}
+
 TEST_F(EngineKeptFakeCuda, WhereNothingIsPinnedNothingIsKept) {
   fake_.set("most_registered_bytes", 1);
   const TestModel model = equal_bf16_model(4);

@@ -25,12 +25,11 @@ void decode_frames(const FrameDecodeLaunch& launch) { run_grid(launch); }
 bool touches_only(const FrameDecodeLaunch& launch,
                   const std::function<bool(const void*, std::size_t)>& may_touch) {
   const auto aligned = [](const void* data) { return reinterpret_cast<u64>(data) % 16 == 0; };
-  if (!may_touch(launch.table, launch.frames * sizeof(BatchedFrame))) return false;
   for (u32 i = 0; i < launch.frames; ++i) {
-    const BatchedFrame entry = entry_of(launch, i);
-    const u8* const encoded = static_cast<const u8*>(launch.encoded) + entry.encoded_offset;
+    if (!may_touch(entry_address(launch, i), sizeof(BatchedFrame))) return false;
+    const u8* const encoded = run_of(launch, i).encoded + entry_of(launch, i).encoded_offset;
     if (!aligned(encoded) || !may_touch(encoded, kHeaderBytes)) return false;
-    const Frame frame = frame_of(launch, entry);
+    const Frame frame = frame_of(launch, i);
     if (!may_touch(encoded, load4(encoded + 16))) return false;
     if (!aligned(frame.decoded) || !may_touch(frame.decoded, frame.decoded_bytes)) return false;
   }

@@ -5,12 +5,13 @@
 #include <cstdint>
 #include <functional>
 
+#include "kernels/frame_decode.h"
+
 namespace tensorstream::fake_cuda {
 
 /// A launch of ts_decode_frames: `blocks` blocks of `warps` warps for each frame.
 struct FrameDecodeLaunch {
-  const void* table;
-  const void* encoded;
+  FrameRuns runs;
   void* decoded;
   std::uint32_t frames;
   std::uint32_t blocks;

@@ -95,9 +95,8 @@ TS_FAKE_EXPORT CudaResult cuLaunchKernel(CudaFunctionHandle function, unsigned i
   if (function->name == "ts_nothing") return CudaResult::kSuccess;
   if (function->name != "ts_decode_frames") return CudaResult::kNotSupported;
   const FrameDecodeLaunch launch = {
-      .table = argument<const void*>(arguments, 0),
-      .encoded = argument<const void*>(arguments, 1),
-      .decoded = argument<void*>(arguments, 2),
+      .runs = argument<FrameRuns>(arguments, 0),
+      .decoded = argument<void*>(arguments, 1),
       .frames = grid_y,
       .blocks = grid_x,
       .warps = block_x / 32,
