@@ -47,22 +47,45 @@ Grouping group_with(const ModelTree& tree, const Cut& cut) {
 constexpr Cut kBlocks = {kUnlimited, 256_KiB};
 constexpr Cut kLeaves = {1, 16_KiB};
 
-// How many of the ways to split the largest groups are tried beside those that the budget asks for.
-constexpr std::size_t kMostSplits = 4;
+// How many cuts are tried beside those that the budget asks for, and how many sizes are looked at
+// for them.
+constexpr std::size_t kMostSplits = 3;
+constexpr int kMostSizes = 16;
+constexpr std::uint64_t kSmallestSplit = 64_KiB;
 // Of what leases of decoded groups take of the host, what counts where cuts are compared, beside a
 // pass that hides it: the thread that runs the pass and the loader's hand over to each other at
 // each of them, and what either is late by is not in the model. 226 of a 7B model took 1.1 to 2
 // times what was predicted on an H100, raw ones of any cut 1.02 times at most.
 constexpr double kFeltLeaseShare = 0.5;
 
-/// From whole blocks down to single leaves: as the budget asks for, and by `limits`, each of which
-/// splits the largest groups.
-std::vector<Cut> cuts_for(std::uint64_t budget_bytes, std::span<const std::uint64_t> limits) {
-  std::vector<Cut> cuts{kBlocks, Cut{budget_bytes / 3, 256_KiB}, Cut{budget_bytes / 6, 64_KiB},
-                        Cut{budget_bytes / 24, 16_KiB}, kLeaves};
-  for (const std::uint64_t limit : limits.first(std::min(limits.size(), kMostSplits))) {
-    cuts.push_back({limit, 64_KiB});
+/// The cuts that each split the largest groups of the one before, as far as they have parts.
+std::vector<Cut> splits(const ModelTree& tree) {
+  std::vector<Cut> found;
+  std::uint64_t limit = kUnlimited;
+  std::size_t count = 0;
+  for (int size = 0; size < kMostSizes && found.size() < kMostSplits; ++size) {
+    const Cut cut{limit, kSmallestSplit};
+    const Grouping grouping = group_with(tree, cut);
+    if (limit != kUnlimited && grouping.groups.size() != count) found.push_back(cut);
+    count = grouping.groups.size();
+    std::uint64_t largest = 0;
+    for (const Group& group : grouping.groups) {
+      const std::uint64_t bytes = tree.size_bytes(group.tensors);
+      if (group.residency == Residency::kAny && bytes <= limit) largest = std::max(largest, bytes);
+    }
+    if (largest < kSmallestSplit) break;
+    limit = largest - 1;
   }
+  return found;
+}
+
+/// From whole blocks down to single leaves: as the budget asks for, and on an accelerator, where
+/// leases of many small groups may take longer than a pass, by splits.
+std::vector<Cut> cuts_for(const ModelTree& tree, std::uint64_t budget_bytes, ComputePlace place) {
+  std::vector<Cut> cuts;
+  if (place == ComputePlace::kAccelerator) cuts = splits(tree);
+  cuts.insert(cuts.end(), {kBlocks, Cut{budget_bytes / 3, 256_KiB}, Cut{budget_bytes / 6, 64_KiB},
+                           Cut{budget_bytes / 24, 16_KiB}, kLeaves});
   std::ranges::stable_sort(cuts, std::greater<>(), &Cut::largest_group_bytes);
   return cuts;
 }
@@ -127,13 +150,10 @@ std::optional<std::uint64_t> next_limit(const ModelTree& tree, const Grouping& g
 
 /// The cut that needs least of a budget. Splitting lowers what the largest group needs and raises
 /// what is too small to stream, so neither whole blocks nor leaves are it in every model.
-/// `limits` has those that were tried, in their order.
-CutGroups smallest_cut(const ModelTree& tree, const Target& target,
-                       std::vector<std::uint64_t>& limits) {
+CutGroups smallest_cut(const ModelTree& tree, const Target& target) {
   std::optional<CutGroups> best;
   std::optional<std::uint64_t> limit = kUnlimited;
   while (limit) {
-    limits.push_back(*limit);
     const Cut cut = {*limit, kLeaves.smallest_streamed_bytes};
     const Grouping grouping = group_with(tree, cut);
     CutGroups made = cut_groups(tree, grouping, cut, target);
@@ -205,8 +225,7 @@ ModelPlan plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates
                   const Target& target) {
   const std::uint64_t free_bytes =
       budget_bytes > tree.fixed_bytes ? budget_bytes - tree.fixed_bytes : 0;
-  std::vector<std::uint64_t> limits;
-  const CutGroups smallest = smallest_cut(tree, target, limits);
+  const CutGroups smallest = smallest_cut(tree, target);
   if (budget_bytes < tree.fixed_bytes || free_bytes < smallest.smallest_bytes) {
     raise_too_small(tree, budget_bytes, smallest);
   }
@@ -225,8 +244,7 @@ ModelPlan plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates
       best_leases = leases;
     }
   };
-  if (target.place == ComputePlace::kHost) limits.clear();
-  for (const Cut& cut : cuts_for(free_bytes, limits)) consider(cut);
+  for (const Cut& cut : cuts_for(tree, free_bytes, target.place)) consider(cut);
   consider(smallest.cut);
   const std::vector<GroupFootprint> blocks =
       footprints(group_with(tree, kBlocks).groups, tree.tensors, target.place);

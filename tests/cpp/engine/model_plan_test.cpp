@@ -50,15 +50,15 @@ ModelTree llama() {
   return tree_of(model);
 }
 
-/// A Llama of 7B in bf16: 32 blocks of seven matrices.
-ModelTree llama_7b() {
+/// A Llama of 7B in bf16: 32 blocks of seven matrices, and words.
+ModelTree llama_7b(std::uint64_t words = 32000) {
   constexpr std::uint64_t kHidden = 4096;
   constexpr std::uint64_t kSquare = 2 * kHidden * kHidden;
   constexpr std::uint64_t kWide = 2 * kHidden * 11008;
-  constexpr std::uint64_t kVocabulary = 2 * kHidden * 32000;
+  const std::uint64_t vocabulary = 2 * kHidden * words;
   ModelBuilder model;
   const ModuleId inner = model.module(0, "model", "LlamaModel");
-  model.leaf(inner, "embed_tokens", "Embedding", kVocabulary);
+  model.leaf(inner, "embed_tokens", "Embedding", vocabulary);
   const ModuleId layers = model.module(inner, "layers", "ModuleList");
   for (int i = 0; i < 32; ++i) {
     const ModuleId layer = model.module(layers, std::to_string(i), "LlamaDecoderLayer");
@@ -70,7 +70,7 @@ ModelTree llama_7b() {
     model.leaf(layer, "post_attention_layernorm", "LlamaRMSNorm", 2 * kHidden);
   }
   model.leaf(inner, "norm", "LlamaRMSNorm", 2 * kHidden);
-  model.linear(0, "lm_head", kVocabulary);
+  model.linear(0, "lm_head", vocabulary);
   ModelTree tree = tree_of(model);
   for (TensorId id = 0; id < tree.tensors.size(); ++id) tree.in_ram.push_back(id);
   return tree;
@@ -277,6 +277,13 @@ TEST(ModelPlan, PartsOfBlocksAreTriedWhateverTheBudget) {
   // have too many leases.
   const ModelPlan planned = plan_7b(0.75, 0);
   EXPECT_EQ(leased(planned), 65) << "attention and MLP apart";
+  // Nor does a head that is larger than a block, and has no parts, keep blocks whole.
+  const ModelTree tree = llama_7b(128'256);
+  Rates rates;
+  rates.link_bytes_per_second = 57e9;
+  const ModelPlan large =
+      plan_model(tree, tree.weights_bytes() / 4 * 3, rates, {.place = ComputePlace::kAccelerator});
+  EXPECT_EQ(leased(large), 129) << "of the MLP matrices, 225 would be single ones";
 }
 
 TEST(ModelPlan, FixedBytesAreCounted) {
