@@ -1,6 +1,7 @@
 #include "engine/ceiling.h"
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <utility>
 #include <vector>
@@ -69,38 +70,47 @@ class SegmentTable {
   std::map<int, std::weak_ptr<Ceiling>> last_entered_ TS_GUARDED_BY(mutex_);
 };
 
-namespace {
+/// That a thread is under a ceiling, until any thread says that it is not any more.
+struct Ceiling::Entry {
+  std::weak_ptr<Ceiling> ceiling;
+  std::atomic<bool> is_over{false};
 
-// The ceilings that this thread is under, the innermost last: models run inside each other.
-std::vector<std::weak_ptr<Ceiling>>& entered() {
-  thread_local std::vector<std::weak_ptr<Ceiling>> stack;
-  return stack;
-}
-
-}  // namespace
+  /// Those of this thread, the innermost last: models run inside each other.
+  static std::vector<std::shared_ptr<Entry>>& of_thread() {
+    thread_local std::vector<std::shared_ptr<Entry>> stack;
+    std::erase_if(stack, [](const std::shared_ptr<Entry>& entry) { return entry->is_over.load(); });
+    return stack;
+  }
+};
 
 Ceiling::Ceiling(std::shared_ptr<Device> device, std::shared_ptr<Budget> budget, Engine& engine,
                  const Options& options)
     : device_(std::move(device)), budget_(std::move(budget)), options_(options), engine_(&engine) {}
 
 void Ceiling::enter() {
-  entered().push_back(weak_from_this());
+  auto entry = std::make_shared<Entry>();
+  entry->ceiling = weak_from_this();
+  Entry::of_thread().push_back(entry);
+  {
+    const MutexLock lock(counts_mutex_);
+    entries_.push_back(std::move(entry));
+  }
   SegmentTable::of_process().set_last(options_.device_index, weak_from_this());
 }
 
 void Ceiling::leave() noexcept {
-  auto& stack = entered();
-  const auto is_this = [this](const std::weak_ptr<Ceiling>& other) {
-    return other.expired() || other.lock().get() == this;
-  };
-  stack.erase(std::remove_if(stack.begin(), stack.end(), is_this), stack.end());
+  {
+    const MutexLock lock(counts_mutex_);
+    for (const std::shared_ptr<Entry>& entry : entries_) entry->is_over = true;
+    entries_.clear();
+  }
   SegmentTable::of_process().end_last(options_.device_index, this);
 }
 
 std::shared_ptr<Ceiling> Ceiling::current(int device_index) {
-  const auto& stack = entered();
+  const auto& stack = Entry::of_thread();
   for (auto it = stack.rbegin(); it != stack.rend(); ++it) {
-    std::shared_ptr<Ceiling> ceiling = it->lock();
+    std::shared_ptr<Ceiling> ceiling = (*it)->ceiling.lock();
     if (ceiling && ceiling->options_.device_index == device_index) return ceiling;
   }
   return SegmentTable::of_process().last(device_index);

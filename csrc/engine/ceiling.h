@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/mutex.h"
 #include "device/device.h"
@@ -57,7 +58,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   /// From here on requests of the calling thread for the device are this ceiling's; those of
   /// threads that entered none are the last entered one's.
   void enter();
-  /// The end of it, from any thread.
+  /// The end of it for every thread that is under it, from any thread.
   void leave() noexcept;
 
   /// Memory for torch, or null: the refusal is noted. Residents give way for it, so it may wait for
@@ -80,6 +81,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
 
  private:
   struct Segment;
+  struct Entry;
   friend class SegmentTable;
 
   std::unique_ptr<Segment> take(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
@@ -107,6 +109,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   // Guarded by counts_mutex_, which is held for no call: releases come while mutex_ is held.
   mutable Mutex counts_mutex_;
   CeilingStatistics counts_ TS_GUARDED_BY(counts_mutex_);
+  std::vector<std::shared_ptr<Entry>> entries_ TS_GUARDED_BY(counts_mutex_);  // with their threads
 };
 
 }  // namespace tensorstream

@@ -275,6 +275,23 @@ TEST_F(CeilingTest, AnAbandonedForwardIsLeftFromAnotherThread) {
   EXPECT_EQ(alloc(100), nullptr);
 }
 
+/// As autograd's thread does, whose backward ended with an error that another thread is told of.
+TEST_F(CeilingTest, AThreadIsUnderNoCeilingThatAnotherThreadLeft) {
+  open(everything_of(spec_) + 40'000, Pressure::kAdaptive);
+  const auto other_budget = Budget::create(everything_of(spec_) + 40'000);
+  Engine other(*device_, other_budget, spec_, EngineOptions{});
+  const auto later = std::make_shared<Ceiling>(device_, other_budget, other,
+                                               Ceiling::Options{Pressure::kStrict, kIndex});
+  std::jthread([&] { ceiling_->leave(); }).join();
+  std::jthread([&] { later->enter(); }).join();
+  void* const data = alloc(5000);
+  EXPECT_EQ(ceiling_->statistics().torch_bytes, 0U);
+  EXPECT_EQ(later->statistics().torch_bytes, 5000U);
+  free(data);
+  later->leave();
+  later->detach();
+}
+
 TEST_F(CeilingTest, ResidentsComeBackWhenThePressureIsOver) {
   open(smallest_ + 4 * kGroupBytes, Pressure::kAdaptive);
   void* const data = alloc(budget_->free_bytes() + 2 * kGroupBytes);
