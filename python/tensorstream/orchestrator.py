@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tensorstream import _native, registry, report
+from tensorstream.backward import in_backward
 from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
 from tensorstream.config import PRESSURE, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError
@@ -112,7 +113,8 @@ class Orchestrator:
         self._hooked: dict[int, HookedModule] = {}
         self._group_of = _groups_of_tensors(self.grouping)
         self._place_moves = 0
-        self.pool = self._make_pool(found.tree.fixed_bytes)
+        self.pool = self.saved.pool = self._make_pool(found.tree.fixed_bytes)
+        self._awaits_backward = False  # what follows a forward is done after its backward
         self._moved = Moved(self.device.torch_device)
         self._attach_or_undo(module, found, sources)
         registry.register(model, self)
@@ -135,17 +137,35 @@ class Orchestrator:
 
     def begun(self) -> None:
         """A forward begins that is in no other."""
-        if self.pool is not None:
-            self.pool.enter()
+        pool = self.pool
+        if pool is None:
+            return
+        if in_backward():  # guard: recomputed-forward
+            pool.enter_backward()
+            return
+        if self._awaits_backward:
+            self._end_forward(pool)
+        pool.enter()
 
     def ended(self, output: Any) -> None:
         """It ends; `output` is None where it may have failed."""
         pool = self.pool
         if pool is None:
             return
+        if in_backward():  # guard: recomputed-forward
+            if output is None:
+                pool.explain()
+            return
         pool.leave()
         if output is None:
             pool.explain()
+        # What backward needs is no room for residents, and it uses again what the forward's pool has.
+        self._awaits_backward = pool.watch(output)
+        if not self._awaits_backward:
+            self._end_forward(pool)
+
+    def _end_forward(self, pool: TorchPool) -> None:
+        self._awaits_backward = False
         pool.forward_ended()
         self._leave_lost_places()
 
@@ -454,6 +474,6 @@ class Orchestrator:
             hooked.forget()
         for held in (self._hooked, self._lent, self._weights, self._resident):
             held.clear()
-        self.pool = None  # what tensors hold of it stays with them
+        self.pool = self.saved.pool = None  # what tensors hold of it stays with them
         self._leases.let_go()
         del self.engine

@@ -20,6 +20,8 @@ import torch.utils.checkpoint
 from torch.utils import _pytree as pytree
 
 from tensorstream import _native
+from tensorstream.backward import in_backward
+from tensorstream.torch_pool import TorchPool
 from tensorstream.tracing import uncompiled
 from tensorstream.weight import Weight
 
@@ -113,9 +115,11 @@ class SavedHooks:
     Attributes:
         stack: The weights that are lent now, by the address of their places: others may share the places
             later. The hooks are pushed and popped with leases, innermost last.
+        pool: What torch allocates for a backward comes from here, where there is one.
     """
 
     def __init__(self) -> None:
+        self.pool: TorchPool | None = None
         self.stack = _native.SavedStack(
             uncompiled(self.pack),
             uncompiled(self.unpack),
@@ -149,7 +153,14 @@ class SavedHooks:
 
     def unpack(self, saved: _Saved) -> torch.Tensor:
         """The tensor that pack() was given, or its equal."""
-        return saved.read()
+        pool = self.pool
+        if pool is None or not isinstance(saved, _SavedWeight) or not in_backward():
+            return saved.read()
+        pool.enter_backward()  # of gradients of gradients, which reach no output of a forward
+        try:
+            return saved.read()
+        except torch.OutOfMemoryError as raised:
+            raise pool.explained(raised) or raised from None
 
 
 def _counts(pack: Callable[[torch.Tensor], Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Torch's allocations of a model's forwards, under the engine's ceiling."""
+"""Torch's allocations of a model's forwards and of their backward, under the engine's ceiling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import torch
 
 from tensorstream import _native
+from tensorstream.backward import at_end, in_backward, watch
 from tensorstream.exceptions import CudaBudgetError
+from tensorstream.tracing import uncompiled
 
 logger = logging.getLogger("tensorstream")
 
@@ -107,7 +109,7 @@ def _allocator() -> Any:
 
 
 class Scopes:
-    """How many forwards allocate from pools now, and the pools that nobody needs any more.
+    """How many forwards and backwards allocate from pools now, and the pools that nobody needs any more.
 
     Torch ends the process where a pool goes while allocations are sent to any, on any thread: the
     assertion `captures_underway.empty()` in a destructor. A model may be collected at any moment, so
@@ -121,7 +123,7 @@ class Scopes:
         self._retired: collections.deque[tuple[Any, Memory]] = collections.deque()
 
     def open(self) -> None:
-        """A forward begins to allocate from a pool."""
+        """A forward or backward begins to allocate from a pool."""
         with self._lock:
             self._open += 1
 
@@ -159,8 +161,58 @@ class Scopes:
 _scopes = Scopes()
 
 
+class _Use:
+    """A pool that one thread's allocations go to, under a ceiling, until it is closed from any thread."""
+
+    def __init__(
+        self, lock: Any, ceiling: _native.Ceiling, scope: contextlib.AbstractContextManager[Any]
+    ) -> None:
+        """The caller holds `lock`."""
+        self._lock = lock
+        self._ceiling = ceiling
+        ceiling.enter()
+        _scopes.open()
+        self._scope = [scope]
+        try:
+            scope.__enter__()
+        except BaseException:
+            self._scope.clear()
+            self._gone()
+            raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed yet."""
+        return bool(self._scope)
+
+    def close(self) -> None:
+        """The end of it, which comes once."""
+        with self._lock:
+            if not self._scope:
+                return
+            try:
+                self._scope.pop().__exit__(None, None, None)  # no name is left that holds the pool
+            finally:
+                self._gone()
+
+    def _gone(self) -> None:
+        _scopes.close()
+        self._ceiling.leave()
+
+
+# Of each thread, what its last backward used: a weak reference.
+_of_thread = threading.local()
+
+
+def _no_use() -> None:
+    """Of a thread that ran no backward yet."""
+
+
 class TorchPool:
-    """Brings what torch allocates in one model's forwards under its engine's budget."""
+    """Brings what torch allocates in one model's forwards under its engine's budget.
+
+    A pool is in use on one thread at a time: torch takes no more.
+    """
 
     def __init__(
         self, ceiling: _native.Ceiling, index: int, memory: Memory, capped: tuple[int, int]
@@ -169,7 +221,10 @@ class TorchPool:
         self._ceiling = ceiling
         self._index = index
         self._memory = memory
-        self._scope: Any = None
+        self._lock = threading.RLock()  # held where a use begins and ends
+        self._forward: _Use | None = None
+        self._backward: _Use | None = None
+        self._enter_backward = uncompiled(functools.partial(_enter_backward, weakref.ref(self)))
         self._trimmed = False
         self._refused = False
         # The pool, or nothing where torch has none. The finalizer retires it, and holds no more.
@@ -194,25 +249,54 @@ class TorchPool:
 
     def enter(self) -> None:
         """The outermost forward begins: this thread's allocations come under the ceiling."""
-        if not self._pools or self._scope is not None:
+        if not self._pools or self._forward is not None:
             return
-        if self._trimmed:  # what an exception held of a forward that was refused is gone by now
-            _scopes.release_free(self._memory)
-        self._ceiling.enter()
-        _scopes.open()
-        self._scope = self._memory.use(self._pools[0], self._index)
-        self._scope.__enter__()
+        with self._lock:
+            if self._backward is not None:  # of another thread, or an error ended it just now
+                self._backward.close()
+            if self._trimmed:  # what an exception held of a forward that was refused is gone by now
+                _scopes.release_free(self._memory)
+            self._forward = self._use()
 
     def leave(self) -> None:
         """It ended, or was abandoned: from any thread."""
-        if self._scope is None:
+        with self._lock:
+            forward, self._forward = self._forward, None
+            if forward is not None:
+                forward.close()
+
+    def watch(self, output: Any) -> bool:
+        """Brings backward under the ceiling from what a forward gave on; whether there can be one."""
+        return bool(self._pools) and watch(output, self._enter_backward)
+
+    def enter_backward(self) -> None:
+        """The calling thread computes gradients: its allocations come under the ceiling until that ends.
+
+        Nothing is done where the pool is in use already: of a forward that computes gradients.
+        """
+        if not self._pools or self._is_used():
             return
-        scope, self._scope = self._scope, None
+        # Torch takes the pool that was entered first: of another model whose backward came before.
+        last: _Use | None = getattr(_of_thread, "backward", _no_use)()
+        if last is not None:
+            last.close()
+        with self._lock:
+            if self._is_used():
+                return
+            use = self._backward = self._use()
+        _of_thread.backward = weakref.ref(use)
         try:
-            scope.__exit__(None, None, None)
-        finally:
-            _scopes.close()
-            self._ceiling.leave()
+            at_end(functools.partial(_backward_ended, weakref.ref(self), use))
+        except BaseException:
+            use.close()
+            raise
+
+    def _use(self) -> _Use:
+        scope = self._memory.use(self._pools[0], self._index)
+        return _Use(self._lock, self._ceiling, scope)
+
+    def _is_used(self) -> bool:
+        return self._forward is not None or (self._backward is not None and self._backward.is_open)
 
     def forward_ended(self) -> None:
         """Between forwards: lets residents come back, and torch give back what it only keeps."""
@@ -240,19 +324,47 @@ class TorchPool:
 
     def explain(self) -> None:
         """Puts the numbers in the place of torch's error that a forward ends with now, if it does."""
-        refusal = self._ceiling.take_refusal()
         raised = sys.exc_info()[1]
+        error = self.explained(raised)
+        if error is not None:
+            _native.replace_handled(error)
+
+    def explained(self, raised: BaseException | None) -> CudaBudgetError | None:
+        """The same error with the numbers, where it is torch's, of a request that was refused here."""
+        refusal = self._ceiling.take_refusal()
         if refusal is None or not isinstance(raised, torch.OutOfMemoryError):
-            return
+            return None
         self._refused = True
+        grown = "gradients that this backward" if in_backward() else "caches that this forward"
         error = CudaBudgetError(
-            f"{refusal.message}. The model goes on working; caches that this forward had grown are the "
-            "caller's to reset"
+            f"{refusal.message}. The model goes on working; {grown} had grown are the caller's to reset"
         )
         error.needed_bytes, error.budget_bytes = refusal.needed_bytes, refusal.budget_bytes
         error.__cause__ = raised
-        _native.replace_handled(error.with_traceback(raised.__traceback__))
+        return error.with_traceback(raised.__traceback__)
+
+    def say_refused(self) -> None:
+        """Says the numbers where a backward ended with an error that nothing can be put in the place of."""
+        refusal = self._ceiling.take_refusal()
+        if refusal is None:
+            return
+        self._refused = True
+        logger.error("a backward ended for want of memory. %s", refusal.message)
 
     def statistics(self) -> _native.CeilingStatistics:
         """What torch holds under the ceiling."""
         return self._ceiling.statistics()
+
+
+def _enter_backward(reference: weakref.ref[TorchPool], *_: Any) -> None:
+    """A hook on what a forward gave, which may outlive the model."""
+    pool = reference()
+    if pool is not None and in_backward():  # which code compiled for a backward is not
+        pool.enter_backward()
+
+
+def _backward_ended(reference: weakref.ref[TorchPool], use: _Use, whole: bool) -> None:
+    use.close()
+    pool = reference()
+    if pool is not None and not whole:
+        pool.say_refused()

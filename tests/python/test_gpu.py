@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,122 @@ def test_what_a_forward_kept_outlives_the_model_and_its_pool() -> None:
     for one in kept:
         assert_same(one.cpu(), first)
     del scribble
+
+
+class Tuned(nn.Module):
+    """Frozen blocks with trained adapters beside them, checkpointed, and a loss that is large beside each."""
+
+    def __init__(self, blocks: int = 8) -> None:
+        super().__init__()
+        self.blocks = make_wide(blocks).requires_grad_(False)
+        self.adapters = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(2040, 8, bias=False, dtype=torch.bfloat16),
+                nn.Linear(8, 2040, bias=False, dtype=torch.bfloat16),
+            )
+            for _ in range(blocks)
+        )
+
+    def one(self, number: int, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks[number](x) + self.adapters[number](x)  # type: ignore[no-any-return]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for number in range(len(self.blocks)):
+            x = checkpoint(self.one, number, x, use_reentrant=False)
+        return x.float().exp().log1p().logsumexp(-1).mean()
+
+
+def train(model: Tuned, x: torch.Tensor, seen: Callable[[], None] = lambda: None) -> list[Any]:
+    """A loss and its gradients; calls `seen` as each comes."""
+    model.zero_grad()
+    handles = [each.register_hook(lambda _: seen()) for each in model.adapters.parameters()]
+    loss = model(x)
+    seen()
+    loss.backward()
+    for handle in handles:
+        handle.remove()
+    gradients = [each.grad for each in model.adapters.parameters()]
+    assert all(each is not None for each in gradients)
+    return [each.cpu() for each in (loss.detach(), *gradients) if each is not None]
+
+
+def make_tuned(x: torch.Tensor) -> tuple[Tuned, list[Any], int]:
+    """One on the CPU, what the plain one gives on the GPU, and a budget that a step fits, by its peak."""
+    plain = Tuned().to(DEVICE)
+    train(plain, x[:16])  # and each thread has cuBLAS's workspace
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    expected = train(plain, x)
+    step_bytes = torch.cuda.max_memory_allocated() - before
+    del plain
+    torch.cuda.empty_cache()
+    model = Tuned()
+    smallest = ts.estimate_memory(model).smallest_budget_bytes
+    return model, expected, smallest + step_bytes * 5 // 4 + 4 * BLOCK_BYTES
+
+
+def test_a_training_step_holds_by_the_drivers_count() -> None:
+    x = rows(8192)
+    model, expected, budget = make_tuned(x)
+    before = used_by_driver()
+    ts.offload(model, device=DEVICE, vram_budget=budget, keep_resident=("adapters",))
+    pool = orchestrator_of(model).pool
+    assert pool is not None
+    used: list[int] = []
+    torch_bytes: list[int] = []
+
+    def seen() -> None:
+        used.append(used_by_driver() - before)
+        torch_bytes.append(pool.statistics().torch_bytes)
+
+    for step in range(4):
+        used.clear(), torch_bytes.clear()
+        assert_same(train(model, x, seen), expected, f"step {step}")
+        assert max(used) <= budget + DRIVERS_ROUNDING
+        if step == 0:
+            assert torch_bytes[-1] > torch_bytes[0], "what backward takes is counted"
+    assert pool.statistics().refusals == 0
+
+
+class Greedy(torch.autograd.Function):
+    """What it is given, and a gradient that needs too much."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
+        return gradients[0]
+
+
+def test_a_backward_that_cannot_fit_is_an_error_and_the_model_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    x = rows(512)
+    model, expected, budget = make_tuned(x)
+    ts.offload(model, device=DEVICE, vram_budget=budget, keep_resident=("adapters",))
+    for _ in range(2):
+        assert_same(train(model, x), expected)
+        handle = model.blocks[3].register_forward_hook(lambda *args: Greedy.apply(args[2]))
+        with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory"):
+            train(model, x)
+        handle.remove()
+        torch.cuda.empty_cache()  # as those do who catch it
+        assert any("raise vram_budget to at least" in each.message for each in caplog.records)
+        assert_same(train(model, x), expected)
+
+        def recompute(*_: Any) -> None:
+            if torch._C._current_graph_task_id() != -1:
+                torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
+
+        handle = model.blocks[3].register_forward_hook(recompute)
+        with pytest.raises(ts.BudgetError, match=r"^CUDA out of memory"):
+            train(model, x)
+        handle.remove()
+        assert_same(train(model, x), expected)
 
 
 def test_a_budget_that_moves_on_a_gpu() -> None:

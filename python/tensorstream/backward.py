@@ -1,0 +1,69 @@
+"""Backward, as the calling thread sees it: whether it runs one, where one begins, and when it is over.
+
+Torch computes gradients on threads of its own, one a device, and tells nobody. What a forward gave is
+watched for the moment at which a backward reaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+_running: Callable[[], int] = torch._C._current_graph_task_id
+_autograd: Any = torch.autograd.Variable._execution_engine
+
+
+def in_backward() -> bool:
+    """Whether the calling thread computes gradients now; what it recomputes for them counts."""
+    return _running() != -1
+
+
+class _AtEnd:
+    """Calls a function once, with whether the backward that it was given to came to its end.
+
+    After an error torch does not call it, but lets it go, and raises the error then.
+    """
+
+    def __init__(self, then: Callable[[bool], None]) -> None:
+        self._then = [then]
+
+    def __call__(self) -> None:
+        self._run(True)
+
+    def __del__(self) -> None:
+        self._run(False)  # guard: failed-backward
+
+    def _run(self, whole: bool) -> None:
+        try:
+            then = self._then.pop()  # which no two threads do
+        except IndexError:
+            return
+        then(whole)
+
+
+def at_end(then: Callable[[bool], None]) -> None:
+    """Has `then` called, from any thread, when the backward that the calling thread runs is over.
+
+    It is given whether no error ended it.
+
+    Raises:
+        RuntimeError: The thread runs none.
+    """
+    _autograd.queue_callback(_AtEnd(then))
+
+
+def watch(output: Any, enter: Callable[..., None]) -> bool:
+    """Calls `enter` whenever a backward reaches what a forward gave; whether any can."""
+    if not torch.is_grad_enabled():
+        return False
+    nodes = {
+        leaf.grad_fn
+        for leaf in pytree.tree_leaves(output)
+        if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None
+    }
+    for node in nodes:
+        node.register_prehook(enter)  # guard: backward-enters
+    return bool(nodes)
