@@ -122,6 +122,7 @@ std::byte* Ceiling::allocate(std::uint64_t size_bytes) noexcept {
     std::string warning;
     {
       const MutexLock lock(mutex_);
+      withdraw_refusal_of(size_bytes);
       segment = take(size_bytes);
       warning.swap(warning_);
     }
@@ -189,9 +190,13 @@ std::uint64_t Ceiling::give_way(std::uint64_t wanted_bytes) {
 
 void Ceiling::refuse(std::uint64_t size_bytes, const std::string& why) {
   std::uint64_t torch_bytes = 0;
+  last_refused_ = LastRefused{.size_bytes = size_bytes,
+                              .needed_by_torch_bytes = needed_by_torch_bytes_,
+                              .was_first = !refusal_};
   {
     const MutexLock lock(counts_mutex_);
     ++counts_.refusals;
+    last_refused_->releases = releases_;
     torch_bytes = counts_.torch_bytes;
   }
   needed_by_torch_bytes_ = std::max(needed_by_torch_bytes_, torch_bytes + size_bytes);
@@ -209,13 +214,28 @@ void Ceiling::refuse(std::uint64_t size_bytes, const std::string& why) {
   refusal_ = Refusal{std::move(text), needed, budget_->limit_bytes()};
 }
 
+// Where torch gave back what it had free and asks again: only the last answer counts.
+void Ceiling::withdraw_refusal_of(std::uint64_t size_bytes) {
+  const std::optional<LastRefused> last = std::exchange(last_refused_, std::nullopt);
+  if (!last || last->size_bytes != size_bytes) return;
+  {
+    const MutexLock lock(counts_mutex_);
+    if (releases_ == last->releases) return;
+    --counts_.refusals;
+  }
+  needed_by_torch_bytes_ = last->needed_by_torch_bytes;
+  if (last->was_first) refusal_.reset();
+}
+
 std::optional<Refusal> Ceiling::take_refusal() {
   const MutexLock lock(mutex_);
+  last_refused_.reset();
   return std::exchange(refusal_, std::nullopt);
 }
 
 bool Ceiling::forward_ended() {
   const MutexLock lock(mutex_);
+  last_refused_.reset();
   if (engine_ == nullptr) return false;
   const Statistics engine = engine_->statistics();
   const std::uint64_t refusals = statistics().refusals;
@@ -260,6 +280,7 @@ void Ceiling::detach() {
 void Ceiling::note_released(std::uint64_t size_bytes) noexcept {
   const MutexLock lock(counts_mutex_);
   counts_.torch_bytes -= size_bytes;
+  ++releases_;
 }
 
 bool Ceiling::release(std::byte* data) noexcept {

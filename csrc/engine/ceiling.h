@@ -82,12 +82,20 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
  private:
   struct Segment;
   struct Entry;
+  /// The last request, where it was refused, and what was known before.
+  struct LastRefused {
+    std::uint64_t size_bytes = 0;
+    std::uint64_t releases = 0;
+    std::uint64_t needed_by_torch_bytes = 0;
+    bool was_first = false;
+  };
   friend class SegmentTable;
 
   std::unique_ptr<Segment> take(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
   std::optional<Reservation> reserve(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
   std::uint64_t give_way(std::uint64_t wanted_bytes) TS_REQUIRES(mutex_);
   void refuse(std::uint64_t size_bytes, const std::string& why) TS_REQUIRES(mutex_);
+  void withdraw_refusal_of(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
   void note_released(std::uint64_t size_bytes) noexcept;
 
   // Constant after construction.
@@ -103,12 +111,14 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   std::uint64_t gave_way_ TS_GUARDED_BY(mutex_) = 0;  // of the engine, when a forward last ended
   std::uint64_t refusals_ TS_GUARDED_BY(mutex_) = 0;  // likewise
   std::uint64_t needed_by_torch_bytes_ TS_GUARDED_BY(mutex_) = 0;  // the largest since
+  std::optional<LastRefused> last_refused_ TS_GUARDED_BY(mutex_);
   bool said_beyond_ TS_GUARDED_BY(mutex_) = false;
   std::string warning_ TS_GUARDED_BY(mutex_);  // to be said without the lock
 
   // Guarded by counts_mutex_, which is held for no call: releases come while mutex_ is held.
   mutable Mutex counts_mutex_;
   CeilingStatistics counts_ TS_GUARDED_BY(counts_mutex_);
+  std::uint64_t releases_ TS_GUARDED_BY(counts_mutex_) = 0;
   std::vector<std::shared_ptr<Entry>> entries_ TS_GUARDED_BY(counts_mutex_);  // with their threads
 };
 

@@ -292,6 +292,29 @@ TEST_F(CeilingTest, AThreadIsUnderNoCeilingThatAnotherThreadLeft) {
   later->detach();
 }
 
+/// As torch does where it splits no large block.
+TEST_F(CeilingTest, ARefusalIsNoneWhereTorchGivesBackWhatItHasFreeAndAsksAgain) {
+  open(everything_of(spec_) + 40'000, Pressure::kStrict);
+  void* data = alloc(30'000);
+  ASSERT_NE(data, nullptr);
+  EXPECT_EQ(alloc(35'000), nullptr);
+  EXPECT_EQ(alloc(35'000), nullptr) << "nothing was given back";
+  EXPECT_EQ(ceiling_->statistics().refusals, 2U);
+  ASSERT_TRUE(ceiling_->take_refusal());
+  EXPECT_EQ(alloc(36'000), nullptr);
+  free(data);
+  data = alloc(36'000);
+  ASSERT_NE(data, nullptr);
+  EXPECT_EQ(ceiling_->statistics().refusals, 2U);
+  EXPECT_FALSE(ceiling_->take_refusal());
+  EXPECT_EQ(alloc(37'000), nullptr);
+  free(data);
+  data = alloc(10'000);  // another request
+  EXPECT_EQ(ceiling_->statistics().refusals, 3U);
+  EXPECT_TRUE(ceiling_->take_refusal());
+  free(data);
+}
+
 TEST_F(CeilingTest, ResidentsComeBackWhenThePressureIsOver) {
   open(smallest_ + 4 * kGroupBytes, Pressure::kAdaptive);
   void* const data = alloc(budget_->free_bytes() + 2 * kGroupBytes);
