@@ -145,6 +145,8 @@ class Orchestrator:
             return
         if self._awaits_backward:
             self._end_forward(pool)
+        if not pool.keeps_whole and torch.is_grad_enabled() and self._is_in_training():
+            pool.keep_whole()
         pool.enter()
 
     def ended(self, output: Any) -> None:
@@ -163,6 +165,10 @@ class Orchestrator:
         self._awaits_backward = pool.watch(output)
         if not self._awaits_backward:
             self._end_forward(pool)
+
+    def _is_in_training(self) -> bool:
+        entries = (self._modules[entry]() for entry in self._entries)
+        return any(entry is not None and entry.training for entry in entries)
 
     def _end_forward(self, pool: TorchPool) -> None:
         self._awaits_backward = False

@@ -40,8 +40,8 @@ class Memory(Protocol):
     def cap(self, share: float, index: int) -> None:
         """Refuses what the process allocates of the device beyond a share of it."""
 
-    def keep_large_blocks_whole(self) -> None:
-        """Has torch split no large free block for a smaller tensor."""
+    def keep_large_blocks_whole(self) -> bool:
+        """Has torch split no large free block for a smaller tensor; whether it did until now."""
 
 
 class TorchMemory:
@@ -72,13 +72,14 @@ class TorchMemory:
         """Torch's own limit, which covers what its default allocator holds in this process."""
         torch.cuda.set_per_process_memory_fraction(share, index)
 
-    def keep_large_blocks_whole(self) -> None:
+    def keep_large_blocks_whole(self) -> bool:
         """Torch's own setting, of the process, beside those that it has. Does nothing where one is set."""
         settings = _allocator_settings()
         if _SPLITS in settings:
-            return
+            return False
         wanted = f"{_SPLITS}:{_LARGEST_SPLIT_MIB}"
         _set_allocator_settings(f"{settings},{wanted}" if settings else wanted)
+        return True
 
 
 # Torch takes no less.
@@ -161,6 +162,12 @@ class Scopes:
 _scopes = Scopes()
 
 
+class _Splitting:
+    """How often the process was told to split large blocks otherwise."""
+
+    changes = 0
+
+
 class _Use:
     """A pool that one thread's allocations go to, under a ceiling, until it is closed from any thread."""
 
@@ -227,6 +234,8 @@ class TorchPool:
         self._enter_backward = uncompiled(functools.partial(_enter_backward, weakref.ref(self)))
         self._trimmed = False
         self._refused = False
+        self.keeps_whole = False
+        self._changes = 0  # of splitting, when the pool was made
         # The pool, or nothing where torch has none. The finalizer retires it, and holds no more.
         self._pools: list[Any] = []
         weakref.finalize(self, _scopes.retire, self._pools, memory).atexit = False
@@ -245,6 +254,7 @@ class TorchPool:
     def _take_new_pool(self) -> None:
         old = list(self._pools)
         self._pools[:] = [self._memory.make_pool(self._index)]
+        self._changes = _Splitting.changes
         _scopes.retire(old, self._memory)
 
     def enter(self) -> None:
@@ -291,7 +301,22 @@ class TorchPool:
             use.close()
             raise
 
+    def keep_whole(self) -> None:
+        """Has torch split no large block, and give those back that are free where it needs others.
+
+        To be called between forwards. Training takes tensors of many sizes, the largest once a step.
+        """
+        self.keeps_whole = True
+        try:
+            _scopes.release_free(self._memory)  # what torch splits so is never given back
+            _Splitting.changes += self._memory.keep_large_blocks_whole()
+        except (RuntimeError, ValueError, AttributeError) as error:
+            logger.debug("torch splits large blocks: %s", error)
+
     def _use(self) -> _Use:
+        # Torch takes a part of a large block for a whole one, and fails where it gives that back.
+        if self._changes != _Splitting.changes:  # guard: split-blocks
+            self._take_new_pool()
         scope = self._memory.use(self._pools[0], self._index)
         return _Use(self._lock, self._ceiling, scope)
 
@@ -315,10 +340,7 @@ class TorchPool:
 
     def _begin_anew(self) -> None:
         """After a forward that was refused: without what it left in pieces, and with fewer pieces."""
-        try:
-            self._memory.keep_large_blocks_whole()
-        except (RuntimeError, ValueError, AttributeError) as error:
-            logger.debug("torch splits large blocks: %s", error)
+        self.keep_whole()
         self._trimmed = True
         self._take_new_pool()
 

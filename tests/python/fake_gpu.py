@@ -83,8 +83,9 @@ class FakeTorchMemory:
     def cap(self, share: float, index: int) -> None:
         self.caps.append(share)
 
-    def keep_large_blocks_whole(self) -> None:
-        self.keeps_whole = True
+    def keep_large_blocks_whole(self) -> bool:
+        changes, self.keeps_whole = not self.keeps_whole, True
+        return changes
 
     def malloc(self, size_bytes: int) -> int:
         """As torch asks inside a pool.

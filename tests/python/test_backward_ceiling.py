@@ -186,6 +186,7 @@ def test_an_error_of_its_own_kernels_stays_torchs_and_is_told_with_the_numbers(
     def fail() -> None:
         memory.malloc(64 * MIB)
 
+    gradients(model, "whole")
     pools = len(memory.pools)
     for step in range(1, 3):
         with pytest.raises(torch.OutOfMemoryError):
@@ -196,7 +197,6 @@ def test_an_error_of_its_own_kernels_stays_torchs_and_is_told_with_the_numbers(
         assert "raise vram_budget to at least" in told[-1]
         assert_same(gradients(model, "whole"), gradients(plain, "whole"))
         assert len(memory.pools) == pools + step  # without what the failed backward left in pieces
-    assert memory.keeps_whole
 
 
 @pytest.mark.parametrize("way", ["reentrant", "not reentrant"])
@@ -333,6 +333,36 @@ def test_a_graph_that_outlives_its_model_is_under_no_ceiling(memory: FakeTorchMe
         results.append(x.grad)
     assert_same(results[0], results[1])
     assert seen == [0, 0]
+
+
+def test_before_a_model_trains_torch_is_told_to_keep_large_blocks_whole(
+    memory: FakeTorchMemory,
+) -> None:
+    """And no pool whose blocks it split before is used: torch would fail where it gives one back."""
+    other, model = offload().eval(), offload().eval()
+    for each in (other, model):
+        each(X)
+    with torch.no_grad():
+        model.train()(X)
+    assert not memory.keeps_whole
+    assert len(memory.pools) == 2
+    model(X)
+    assert memory.keeps_whole
+    assert len(memory.pools) == 3
+    model(X)
+    assert len(memory.pools) == 3
+    other(X)
+    assert len(memory.pools) == 4
+    assert memory.active == []
+
+
+def test_a_backward_uses_no_pool_whose_blocks_were_split_before(memory: FakeTorchMemory) -> None:
+    waiting, model = offload().eval(), offload().train()
+    y = waiting(X.clone().requires_grad_())
+    model(X)
+    pools = len(memory.pools)
+    y.sum().backward()
+    assert len(memory.pools) == pools + 1
 
 
 def test_without_gradients_nothing_is_watched(memory: FakeTorchMemory) -> None:
