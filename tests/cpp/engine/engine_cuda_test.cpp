@@ -110,7 +110,8 @@ TEST_P(EngineCuda, WholePassesSayWhatTheHostTakes) {
   const Statistics measured = engine->statistics();
   const double leases = 4 * Rates().lease_seconds;
   EXPECT_GE(measured.host_seconds, 0.02 - leases);
-  EXPECT_GE(measured.predicted_seconds, measured.host_seconds + leases);
+  const double passes_differ = 1e-9;  // the model's mean of some passes is rounded
+  EXPECT_GE(measured.predicted_seconds + passes_differ, measured.host_seconds + leases);
   EXPECT_DOUBLE_EQ(engine->plan().predicted_seconds, measured.predicted_seconds);
   engine->set_budget(2 * smallest_budget_of(spec));
   EXPECT_EQ(engine->statistics().host_seconds, 0) << "other groups are leased";
