@@ -163,7 +163,7 @@ class Stats:
         kept_bytes: What of it keeps weights coded.
         given_way_bytes: Resident weights that gave way to torch's allocations and are streamed now.
         gave_way: How many groups ever did.
-        torch_bytes: What torch holds of the budget now: its segments of this model's forwards.
+        torch_bytes: What torch holds of the budget now: its segments of this model's forwards and backwards.
         beyond_bytes: What torch was ever given beyond the budget, under pressure="lenient".
         refusals: Requests of torch that were refused.
         source_ram_bytes: Weights that host RAM owns: made while loading, or written by the user.

@@ -176,6 +176,7 @@ class _Use:
     ) -> None:
         """The caller holds `lock`."""
         self._lock = lock
+        self.thread = threading.get_ident()
         self._ceiling = ceiling
         ceiling.enter()
         _scopes.open()
@@ -282,17 +283,19 @@ class TorchPool:
     def enter_backward(self) -> None:
         """The calling thread computes gradients: its allocations come under the ceiling until that ends.
 
-        Nothing is done where the pool is in use already: of a forward that computes gradients.
+        Nothing is done where the pool is in use for that already, or for a forward that computes gradients.
         """
-        if not self._pools or self._is_used():
+        if not self._pools or self._is_used_here():
             return
         # Torch takes the pool that was entered first: of another model whose backward came before.
         last: _Use | None = getattr(_of_thread, "backward", _no_use)()
         if last is not None:
             last.close()
         with self._lock:
-            if self._is_used():
+            if self._is_used_here():
                 return
+            if self._backward is not None:  # of another thread: a part on the CPU, or another graph
+                self._backward.close()
             use = self._backward = self._use()
         _of_thread.backward = weakref.ref(use)
         try:
@@ -320,8 +323,13 @@ class TorchPool:
         scope = self._memory.use(self._pools[0], self._index)
         return _Use(self._lock, self._ceiling, scope)
 
-    def _is_used(self) -> bool:
-        return self._forward is not None or (self._backward is not None and self._backward.is_open)
+    def _is_used_here(self) -> bool:
+        if self._forward is not None:
+            return True
+        backward = self._backward
+        return (
+            backward is not None and backward.is_open and backward.thread == threading.get_ident()
+        )
 
     def forward_ended(self) -> None:
         """Between forwards: lets residents come back, and torch give back what it only keeps."""

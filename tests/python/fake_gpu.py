@@ -68,6 +68,7 @@ class FakeTorchMemory:
     @contextlib.contextmanager
     def use(self, pool: int, index: int) -> Iterator[None]:
         assert index == 0
+        assert pool not in self.active, "torch takes a pool for one thread"
         self.active.append(pool)
         try:
             yield

@@ -319,6 +319,38 @@ def test_a_forward_of_another_thread_takes_the_pool_over(memory: FakeTorchMemory
     assert seen == [1, 0, 1]  # and what is read next takes it back
 
 
+def test_the_pool_follows_the_thread_that_computes(
+    memory: FakeTorchMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a node of the graph is on the CPU, whose thread begins what the GPU's goes on with."""
+    model, plain = offload(), make_blocks()
+    used: list[int] = []
+    use = memory.use
+
+    def note(pool: int, index: int) -> Any:
+        used.append(threading.get_ident())
+        return use(pool, index)
+
+    monkeypatch.setattr(memory, "use", note)
+    other = model(X.clone().requires_grad_()).sum()  # another graph
+    threads: list[threading.Thread] = []
+
+    def meanwhile(_: torch.Tensor) -> None:
+        threads.append(threading.Thread(target=other.backward))
+        threads[0].start()
+        threads[0].join()
+
+    x = X.clone().requires_grad_()
+    hidden = model[1](model[0](x))
+    hidden.register_hook(meanwhile)
+    y = model[3](model[2](hidden))
+    used.clear()
+    torch.autograd.grad(y.sum(), x)  # hooks on each block's output have it taken back
+    here = threading.get_ident()
+    assert used == [here, threads[0].ident, here]
+    assert_same(gradients(model, "whole"), gradients(plain, "whole"))
+
+
 def test_a_graph_that_outlives_its_model_is_under_no_ceiling(memory: FakeTorchMemory) -> None:
     model, plain = offload(), make_blocks()
     results: list[torch.Tensor | None] = []
