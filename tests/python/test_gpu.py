@@ -383,7 +383,7 @@ def test_a_backward_that_cannot_fit_is_an_error_and_the_model_goes_on(
             if torch._C._current_graph_task_id() != -1:
                 torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
 
-        handle = model.blocks[3].register_forward_hook(recompute)
+        handle = model.blocks[3].register_forward_pre_hook(recompute)
         with pytest.raises(ts.BudgetError, match=r"^CUDA out of memory"):
             train(model, x)
         handle.remove()
