@@ -27,20 +27,21 @@ X = torch.randn(3, 256, generator=torch.Generator().manual_seed(1))
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorchMemory]:
     made = FakeTorchMemory()
-    use_fake_gpu(monkeypatch, homes=True, memory=made)
+    use_fake_gpu(monkeypatch, homes=True, memory=made, link_bytes_per_second=25e6)
     yield made
     assert made.active == []
 
 
 def make_blocks(count: int = 4) -> nn.Sequential:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         return nn.Sequential(*(Block() for _ in range(count)))
 
 
 def offload(room_bytes: int = 2 * MIB) -> Any:
     model = make_blocks()
-    return ts.offload(model, ram_budget=smallest_budget(model) + room_bytes)
+    budget = smallest_budget(model) + room_bytes
+    return ts.offload(model, ram_budget=budget, compression="none")
 
 
 def run(model: Any, way: str, x: torch.Tensor) -> torch.Tensor:

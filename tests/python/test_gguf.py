@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
 import transformers
@@ -30,6 +29,8 @@ IDS = torch.tensor([[1, 2, 3, 5, 8, 13]])
 
 def write_llama(path: Path, without: str = "") -> None:
     """A Llama with 8-bit matrices and float32 vectors."""
+    import gguf  # not at the top: where the GPU's tests run it may be missing
+
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(CONFIG.max_position_embeddings)
     writer.add_embedding_length(CONFIG.hidden_size)
@@ -133,6 +134,8 @@ def test_weights_that_are_missing(tmp_path: Path) -> None:
 
 
 def test_an_architecture_that_transformers_does_not_know(tmp_path: Path) -> None:
+    import gguf
+
     path = tmp_path / "odd.gguf"
     writer = gguf.GGUFWriter(path, "oddity")
     writer.write_header_to_file()
