@@ -279,7 +279,7 @@ class Tuned(nn.Module):
 
     def __init__(self, blocks: int = 40) -> None:
         super().__init__()
-        self.blocks = make_wide(blocks).requires_grad_(False)
+        self.blocks = nn.ModuleList(make_wide(blocks)).requires_grad_(False)
         self.adapters = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(2040, 8, bias=False, dtype=torch.bfloat16),
