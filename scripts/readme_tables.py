@@ -98,11 +98,11 @@ def dfloat11_table(result: dict[str, Any]) -> Iterator[str]:
     yield "| weights | code | GB/s | of its bytes |\n|---|---|---|---|\n"
     theirs = f"DFloat11 {machine['packages']['dfloat11']}"
     for row in (*result["dfloat11"], *result["tensorstream"]):
+        if row.get("what") == "copy":  # also of weights of other types
+            continue
         code = f"TensorStream, level {row['level']}" if "level" in row else theirs
-        code = "copied on the device" if row.get("what") == "copy" else code
         rate = f"{row['decoded_gb_s']:.0f} ({row['p10_gb_s']:.0f} to {row['p90_gb_s']:.0f})"
-        ratio = f"{row['ratio']:.3f}" if "ratio" in row else ""
-        yield f"| {row['tensor']} | {code} | {rate} | {ratio} |\n"
+        yield f"| {row['tensor']} | {code} | {rate} | {row['ratio']:.3f} |\n"
 
 
 def tables() -> str:
