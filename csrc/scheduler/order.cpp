@@ -1,16 +1,45 @@
 #include "scheduler/order.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <utility>
 
 namespace tensorstream {
 namespace {
 
-// A model whose order is random would else fill the table with every pair of its groups.
-constexpr std::size_t kPairsPerGroup = 64;
+// A model whose order is random would else fill the tables with every pair of its groups.
+constexpr std::size_t kEntriesPerGroup = 64;
 
-std::uint64_t pair_key(GroupId before_last, GroupId last) {
-  return (static_cast<std::uint64_t>(before_last) << 32U) | last;
+constexpr std::size_t kMany = 8;
+
+// Of the last `count` groups. Two that are the same by chance cost a prediction.
+std::uint64_t key_of(const std::deque<GroupId>& recent, std::size_t count) {
+  std::uint64_t key = count;
+  for (auto group = recent.end() - static_cast<std::ptrdiff_t>(count); group != recent.end();
+       ++group) {
+    key = (key ^ *group) * 0x9E3779B97F4A7C15U;
+    key ^= key >> 32U;
+  }
+  return key;
+}
+
+template <typename Value>
+std::optional<Value> find(const std::unordered_map<std::uint64_t, Value>& table,
+                          std::uint64_t key) {
+  const auto found = table.find(key);
+  return found == table.end() ? std::nullopt : std::optional<Value>(found->second);
+}
+
+template <typename Value>
+void put(std::unordered_map<std::uint64_t, Value>& table, std::uint64_t key, const Value& value,
+         std::size_t most) {
+  if (table.size() >= most && !table.contains(key)) table.clear();
+  table[key] = value;
+}
+
+void append(std::deque<GroupId>& recent, GroupId group) {
+  recent.push_back(group);
+  if (recent.size() > kMany) recent.pop_front();
 }
 
 }  // namespace
@@ -22,19 +51,18 @@ OrderTable::OrderTable(std::vector<GroupId> cycle) : cycle_(std::move(cycle)) {
 }
 
 bool OrderTable::observe(GroupId group) {
-  if (last_ == group) {
+  if (!recent_.empty() && recent_.back() == group) {
     used_again_ = true;
     return true;
   }
   bool expected = true;
-  if (last_) {
+  if (!recent_.empty()) {
     learn_again();
-    const std::optional<GroupId> next = successor(before_last_, *last_);
+    const std::optional<GroupId> next = successor(recent_);
     expected = !next || *next == group;
     learn(group);  // guard: order-check
   }
-  before_last_ = last_;
-  last_ = group;
+  append(recent_, group);
   used_again_ = false;
   if (!expected) ++surprises_;
   return expected;
@@ -42,68 +70,65 @@ bool OrderTable::observe(GroupId group) {
 
 std::vector<GroupId> OrderTable::upcoming(std::size_t count) const {
   std::vector<GroupId> next_groups;
-  std::optional<GroupId> before_last = before_last_;
-  std::optional<GroupId> last = last_;
+  Recent recent = recent_;
   while (next_groups.size() < count) {
     std::optional<GroupId> next;
-    if (last) {
-      next = successor(before_last, *last);
+    if (!recent.empty()) {
+      next = successor(recent);
     } else if (!cycle_.empty()) {
       next = cycle_.front();
     }
     if (!next) break;
     next_groups.push_back(*next);
-    before_last = last;
-    last = next;
+    append(recent, *next);
   }
   return next_groups;
 }
 
 std::optional<GroupId> OrderTable::expected_again() const {
-  const bool known = before_last_ && again_.contains(pair_key(*before_last_, *last_));
-  return known ? last_ : std::nullopt;
+  if (recent_.size() < 2) return std::nullopt;
+  std::optional<bool> again;
+  if (recent_.size() == kMany) again = find(again_after_many_, key_of(recent_, kMany));
+  if (!again) again = find(again_after_two_, key_of(recent_, 2));
+  return again.value_or(false) ? std::optional(recent_.back()) : std::nullopt;
 }
 
 void OrderTable::restart() {
-  before_last_.reset();
-  last_.reset();
+  recent_.clear();
   used_again_ = false;
 }
 
-std::optional<GroupId> OrderTable::successor(std::optional<GroupId> before_last,
-                                             GroupId last) const {
-  if (before_last) {
-    const auto two = after_two_.find(pair_key(*before_last, last));
-    if (two != after_two_.end()) return two->second;
+std::optional<GroupId> OrderTable::successor(const Recent& recent) const {
+  if (recent.size() == kMany) {
+    if (const auto next = find(after_many_, key_of(recent, kMany))) return next;
   }
-  const auto one = after_one_.find(last);
-  if (one != after_one_.end()) return one->second;
-  const auto planned = planned_.find(last);
-  if (planned != planned_.end()) return planned->second;
+  if (recent.size() >= 2) {
+    if (const auto next = find(after_two_, key_of(recent, 2))) return next;
+  }
+  for (const auto* table : {&after_one_, &planned_}) {
+    const auto next = table->find(recent.back());
+    if (next != table->end()) return next->second;
+  }
   return std::nullopt;
 }
 
 void OrderTable::learn_again() {
-  if (!before_last_) return;
-  const std::uint64_t key = pair_key(*before_last_, *last_);
-  if (!used_again_) {
-    again_.erase(key);
-    return;
-  }
-  const std::size_t groups = std::max(planned_.size(), after_one_.size());
-  if (again_.size() >= kPairsPerGroup * groups) again_.clear();
-  again_.insert(key);
+  if (recent_.size() < 2) return;
+  put(again_after_two_, key_of(recent_, 2), used_again_, most_entries());
+  if (recent_.size() < kMany) return;
+  put(again_after_many_, key_of(recent_, kMany), used_again_, most_entries());
 }
 
 void OrderTable::learn(GroupId group) {
-  after_one_[*last_] = group;
-  if (!before_last_) return;
-  const std::size_t groups = std::max(planned_.size(), after_one_.size());
-  const std::uint64_t key = pair_key(*before_last_, *last_);
-  if (after_two_.size() >= kPairsPerGroup * groups && !after_two_.contains(key)) {
-    after_two_.clear();
-  }
-  after_two_[key] = group;
+  after_one_[recent_.back()] = group;
+  if (recent_.size() < 2) return;
+  put(after_two_, key_of(recent_, 2), group, most_entries());
+  if (recent_.size() < kMany) return;
+  put(after_many_, key_of(recent_, kMany), group, most_entries());
+}
+
+std::size_t OrderTable::most_entries() const {
+  return kEntriesPerGroup * std::max(planned_.size(), after_one_.size());
 }
 
 }  // namespace tensorstream

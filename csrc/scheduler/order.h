@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
@@ -12,8 +13,10 @@
 
 namespace tensorstream {
 
-/// A successor table. What follows is looked up by the last two groups used, then by the last one,
-/// then by the planned cyclic order. Not thread-safe.
+/// A successor table. What follows is looked up by the last eight groups used, then by the last
+/// two, then by the last one, then by the planned cyclic order. Eight tell apart where the parts of
+/// a block are used in the same order, as in a forward and where backward computes it again. Not
+/// thread-safe.
 class OrderTable {
  public:
   /// `cycle` is the planned order of use; until something else is observed, each group is followed
@@ -30,8 +33,8 @@ class OrderTable {
   std::vector<GroupId> upcoming(std::size_t count) const;
 
   /// The last group observed, where it is expected to be used again before another is: it was the
-  /// last time that the same two groups came one after the other. A backward takes the weights of a
-  /// group one by one.
+  /// last time that the same eight groups, or else the same two, came one after the other. A
+  /// backward takes the weights of a group one by one.
   std::optional<GroupId> expected_again() const;
 
   /// Forgets what came before, but not what was learnt: the next observe() is not a surprise. For a
@@ -44,17 +47,23 @@ class OrderTable {
   std::size_t learnt_pairs() const noexcept { return after_two_.size(); }
 
  private:
-  std::optional<GroupId> successor(std::optional<GroupId> before_last, GroupId last) const;
+  /// The last groups used, the oldest first, none twice in a row.
+  using Recent = std::deque<GroupId>;
+
+  std::optional<GroupId> successor(const Recent& recent) const;
   void learn(GroupId group);
   void learn_again();
+  std::size_t most_entries() const;
 
   std::vector<GroupId> cycle_;
   std::unordered_map<GroupId, GroupId> planned_;
   std::unordered_map<GroupId, GroupId> after_one_;
   std::unordered_map<std::uint64_t, GroupId> after_two_;
-  std::unordered_set<std::uint64_t> again_;  // pairs whose last was used again
-  std::optional<GroupId> before_last_;
-  std::optional<GroupId> last_;
+  std::unordered_map<std::uint64_t, GroupId> after_many_;
+  // Whether the last of them was used again.
+  std::unordered_map<std::uint64_t, bool> again_after_two_;
+  std::unordered_map<std::uint64_t, bool> again_after_many_;
+  Recent recent_;
   bool used_again_ = false;  // the last one
   std::uint64_t surprises_ = 0;
 };

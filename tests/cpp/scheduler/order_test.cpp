@@ -61,9 +61,10 @@ TEST(OrderTable, EncoderOnceThenDecoderLoops) {
   EXPECT_EQ(surprises_of(table, {0, 1}), 0);
   EXPECT_EQ(surprises_of(table, {2, 3}, 10), 1);
   EXPECT_EQ(table.upcoming(4), (Ids{2, 3, 2, 3}));
-  // Leaving the loop for the next prompt is one surprise, entering it again another.
+  // Leaving the loop for the next prompt is one surprise, entering it again another, by two groups
+  // and by eight.
   EXPECT_EQ(surprises_of(table, {0, 1}), 1);
-  EXPECT_EQ(surprises_of(table, {2, 3}, 10), 1);
+  EXPECT_EQ(surprises_of(table, {2, 3}, 10), 2);
 }
 
 TEST(OrderTable, ALayerUsedTwiceIsToldApartByWhatCameBefore) {
@@ -82,11 +83,36 @@ TEST(OrderTable, PathsThroughASharedGroupAreToldApart) {
   EXPECT_EQ(table.upcoming(6), (Ids{2, 3, 1, 2, 4, 0}));
 }
 
-TEST(OrderTable, AlternatingPathsCostOneSurpriseEach) {
+TEST(OrderTable, AlternatingPathsAreToldApartByTheOneBefore) {
   OrderTable table({0, 1, 2, 3});
   EXPECT_EQ(surprises_of(table, {0, 1, 2}), 0);
   EXPECT_EQ(surprises_of(table, {0, 1, 3}), 2);
-  EXPECT_EQ(surprises_of(table, {0, 1, 2, 0, 1, 3}, 3), 6);
+  const Ids both = {0, 1, 2, 0, 1, 3};
+  EXPECT_EQ(surprises_of(table, both, 3), 2);
+  EXPECT_EQ(surprises_of(table, both, 3), 0);
+}
+
+// Blocks of four parts: a forward, then, from the last block to the first, the parts again in the
+// order of the forward, and each part's weights in backward's.
+TEST(OrderTable, PartsThatBackwardComputesAgainAreToldApartFromTheForwards) {
+  constexpr GroupId kBlocks = 5;
+  constexpr GroupId kParts = 4;
+  Ids forward;
+  for (GroupId group = 0; group < kBlocks * kParts; ++group) forward.push_back(group);
+  Ids step = forward;
+  for (GroupId block = kBlocks; block-- > 0;) {
+    for (GroupId part = 0; part < kParts; ++part) step.push_back(block * kParts + part);
+    for (GroupId part = kParts; part-- > 0;) step.push_back(block * kParts + part);
+  }
+  OrderTable table(forward);
+  surprises_of(table, step, 2);
+  EXPECT_EQ(surprises_of(table, step, 3), 0);
+  for (std::size_t use = 0; use < step.size(); ++use) {
+    table.observe(step[use]);
+    const bool follows = step[(use + 1) % step.size()] == step[use];
+    const bool followed = step[(use + step.size() - 1) % step.size()] == step[use];
+    EXPECT_EQ(table.expected_again().has_value(), follows || followed) << "use " << use;
+  }
 }
 
 TEST(OrderTable, AGroupUsedManyTimesInARowChangesNothing) {
