@@ -142,3 +142,11 @@ def use_fake_gpu(
         "_ram_budget",
         lambda config: None if homes is True else _native.create_budget(ram_bytes),
     )
+
+
+def fake_torch_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorchMemory]:
+    """Models run on the fake GPU with torch's allocator under the budget, and wait for its link."""
+    made = FakeTorchMemory()
+    use_fake_gpu(monkeypatch, homes=True, memory=made, link_bytes_per_second=25e6)
+    yield made
+    assert made.active == []

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tensorstream as ts
 from conftest import assert_same, smallest_budget
-from fake_gpu import FakeTorchMemory, use_fake_gpu
+from fake_gpu import FakeTorchMemory, fake_torch_memory
 from model_shapes import Block
 from tensorstream.exceptions import CudaBudgetError
 from tensorstream.orchestrator import orchestrator_of
@@ -26,10 +26,7 @@ X = torch.randn(3, 256, generator=torch.Generator().manual_seed(1))
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorchMemory]:
-    made = FakeTorchMemory()
-    use_fake_gpu(monkeypatch, homes=True, memory=made, link_bytes_per_second=25e6)
-    yield made
-    assert made.active == []
+    yield from fake_torch_memory(monkeypatch)
 
 
 def make_blocks(count: int = 4) -> nn.Sequential:

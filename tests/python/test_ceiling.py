@@ -14,7 +14,7 @@ from torch import nn
 
 import tensorstream as ts
 from conftest import assert_same, hooks_of
-from fake_gpu import FakeTorchMemory, use_fake_gpu
+from fake_gpu import FakeTorchMemory, fake_torch_memory
 from model_shapes import make_stack, row_ids
 from tensorstream import torch_pool
 from tensorstream.exceptions import CudaBudgetError
@@ -26,10 +26,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorchMemory]:
-    made = FakeTorchMemory()
-    use_fake_gpu(monkeypatch, homes=True, memory=made, link_bytes_per_second=25e6)
-    yield made
-    assert made.active == []
+    yield from fake_torch_memory(monkeypatch)
 
 
 class Activations:
