@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import resource
 import statistics
 import time
 from typing import Any
@@ -58,6 +59,8 @@ class Timed:
 
     Attributes:
         seconds: Of each step that counts.
+        thread_seconds: Processor time that the calling thread took for each, where it is told.
+        switches: How often the thread gave its processor up in all of these.
         logits_sha256: Of the bytes of the last position's logits, of the prompt and of each step.
         tokens: The greedy tokens of the batch, likewise.
     """
@@ -65,6 +68,8 @@ class Timed:
     seconds: list[float] = dataclasses.field(default_factory=list)
     logits_sha256: list[str] = dataclasses.field(default_factory=list)
     tokens: list[list[int]] = dataclasses.field(default_factory=list)
+    thread_seconds: list[float] = dataclasses.field(default_factory=list)
+    switches: int = 0
 
     def keep(self, logits: torch.Tensor) -> None:
         """Hashes (batch, vocabulary) logits in host RAM, and keeps the greedy tokens."""
@@ -108,15 +113,23 @@ def decode(model: Any, tokens: torch.Tensor, new_tokens: int) -> Timed:
         logits = _last_logits(model, tokens, cache)
         step = logits.argmax(-1, keepdim=True)
         outputs = [logits.cpu()]
+        switches = _switches()
         for _ in range(new_tokens):
-            start = time.perf_counter()
+            start, on_thread = time.perf_counter(), time.thread_time()
             logits = _last_logits(model, step, cache)
             step = logits.argmax(-1, keepdim=True)
             outputs.append(logits.cpu())
             timed.seconds.append(time.perf_counter() - start)
+            timed.thread_seconds.append(time.thread_time() - on_thread)
+        timed.switches = _switches() - switches
     for output in outputs:
         timed.keep(output)
     return timed
+
+
+def _switches() -> int:
+    """How often the calling thread gave its processor up by itself, in its life."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def prefill(model: Any, tokens: torch.Tensor) -> tuple[float, torch.Tensor]:

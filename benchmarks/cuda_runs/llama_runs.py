@@ -50,6 +50,16 @@ def warm_up(options: argparse.Namespace, passes: Sequence[Pass], accelerator: Ac
     accelerator.release_cached()
 
 
+def host_time_of(timed: Timed) -> dict[str, float]:
+    """What the thread that runs the steps takes of its processor, and how often it gives it up in one."""
+    if not timed.thread_seconds:
+        return {}
+    return {
+        "thread_seconds_median": statistics.median(timed.thread_seconds),
+        "switches_a_step": timed.switches / len(timed.thread_seconds),
+    }
+
+
 def row_of(one: Pass, timed: Timed, watch: MemoryWatch) -> dict[str, Any]:
     """A row of the result, of a pass that was run."""
     times = spread(timed.seconds)
@@ -58,6 +68,7 @@ def row_of(one: Pass, timed: Timed, watch: MemoryWatch) -> dict[str, Any]:
         "pass": one.name,
         **times,
         **({"tokens_per_second": produced / times["seconds_median"]} if produced else {}),
+        **host_time_of(timed),
         "peak_device_bytes": watch.lap().device_bytes,
         "tokens": timed.tokens,
         "logits_sha256": timed.logits_sha256,

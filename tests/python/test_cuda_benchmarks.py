@@ -254,7 +254,11 @@ def test_processes_of_a_tiny_shape_agree_with_native(
     compared = targets.identical_target({k: v for k, v in ways.items() if k != "native"})
     assert (compared.met, compared.of) == (True, 4)
     assert ways["tensorstream-small"]["plan"]["predicted_seconds"] > 0
-    assert ways["tensorstream-small"]["rows"][0]["streamed_bytes_a_pass"] > 0
+    decoding, prefilling = ways["tensorstream-small"]["rows"]
+    assert decoding["streamed_bytes_a_pass"] > 0
+    assert 0 < decoding["thread_seconds_median"] <= 1.5 * decoding["seconds_max"]
+    assert decoding["switches_a_step"] >= 0
+    assert "thread_seconds_median" not in prefilling
     assert ways["tensorstream-everything"]["hooks"] == 0
     assert list(tmp_path.iterdir()) == []
 
