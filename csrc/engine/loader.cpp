@@ -331,8 +331,9 @@ std::optional<GroupId> Loader::find_prefetch() const {
       prefetch_ == Prefetch::kNext ? 1 : std::min(kLookAhead, streamed_.size());
   std::vector<const Slot*> sooner;
   if (const auto again = order_.expected_again()) sooner.push_back(&slot_of(*again));
-  for (const GroupId group : order_.upcoming(ahead)) {
-    const Slot& slot = slot_of(group);
+  OrderTable::Ahead upcoming(order_, ahead);
+  while (const std::optional<GroupId> group = upcoming.next()) {
+    const Slot& slot = slot_of(*group);
     if (slot.where == Where::kNowhere) continue;
     if (slot.content == Content::kEmpty) {
       const auto needed = [&](const Slot* other) { return overlap(slot, *other); };
@@ -366,12 +367,13 @@ std::vector<StagedRead> Loader::next_disk_reads(std::optional<GroupId> issued) c
     return next;
   }
   std::uint64_t ahead_bytes = 0;
-  for (const GroupId group : order_.upcoming(std::min(kLookAhead, streamed_.size()))) {
-    const Slot& slot = slot_of(group);
+  OrderTable::Ahead upcoming(order_, std::min(kLookAhead, streamed_.size()));
+  while (const std::optional<GroupId> group = upcoming.next()) {
+    const Slot& slot = slot_of(*group);
     if (slot.where == Where::kNowhere || on_device(slot) || group == issued) continue;
     if (slot.content == Content::kFailed) break;
     if (!sources_.in_files(slot.group.tensors)) continue;
-    Load load(group, Load::Reads::kStaged);
+    Load load(*group, Load::Reads::kStaged);
     place_of(slot).add_to(load, slot.group, sources_, options_.piece_bytes);
     for (StagedRead& read : load.staged_reads(staged_->piece_bytes())) {
       if (read.reader->tier() != Tier::kDisk) continue;
@@ -386,9 +388,10 @@ std::vector<StagedRead> Loader::next_disk_reads(std::optional<GroupId> issued) c
 // From the page cache to its place a group is copied by load_at_use().
 void Loader::read_ahead() {
   std::uint64_t ahead_bytes = 0;
-  for (const GroupId group : order_.upcoming(std::min(kLookAhead, streamed_.size()))) {
-    const Slot& slot = slot_of(group);
-    if (!on_device(slot)) read_ahead_->want(group, slot.group.tensors);
+  OrderTable::Ahead upcoming(order_, std::min(kLookAhead, streamed_.size()));
+  while (const std::optional<GroupId> group = upcoming.next()) {
+    const Slot& slot = slot_of(*group);
+    if (!on_device(slot)) read_ahead_->want(*group, slot.group.tensors);
     ahead_bytes += slot.group.layout.size_bytes;
     if (ahead_bytes > kReadAheadBytes) return;
   }

@@ -68,21 +68,25 @@ bool OrderTable::observe(GroupId group) {
   return expected;
 }
 
-std::vector<GroupId> OrderTable::upcoming(std::size_t count) const {
-  std::vector<GroupId> next_groups;
-  Recent recent = recent_;
-  while (next_groups.size() < count) {
-    std::optional<GroupId> next;
-    if (!recent.empty()) {
-      next = successor(recent);
-    } else if (!cycle_.empty()) {
-      next = cycle_.front();
-    }
-    if (!next) break;
-    next_groups.push_back(*next);
-    append(recent, *next);
+std::optional<GroupId> OrderTable::Ahead::next() {
+  if (left_ == 0) return std::nullopt;
+  std::optional<GroupId> next;
+  if (!recent_.empty()) {
+    next = table_.successor(recent_);
+  } else if (!table_.cycle_.empty()) {
+    next = table_.cycle_.front();
   }
-  return next_groups;
+  if (!next) return std::nullopt;
+  append(recent_, *next);
+  --left_;
+  return next;
+}
+
+std::vector<GroupId> OrderTable::upcoming(std::size_t count) const {
+  std::vector<GroupId> groups;
+  Ahead ahead(*this, count);
+  while (const std::optional<GroupId> next = ahead.next()) groups.push_back(*next);
+  return groups;
 }
 
 std::optional<GroupId> OrderTable::expected_again() const {

@@ -18,7 +18,26 @@ namespace tensorstream {
 /// a block are used in the same order, as in a forward and where backward computes it again. Not
 /// thread-safe.
 class OrderTable {
+ private:
+  /// The last groups used, the oldest first, none twice in a row.
+  using Recent = std::deque<GroupId>;
+
  public:
+  /// The groups expected after the last one observed (from the cycle's start before the first), one
+  /// by one, repeats included. The table is not to change meanwhile.
+  class Ahead {
+   public:
+    /// Of `most` groups.
+    Ahead(const OrderTable& table, std::size_t most)
+        : table_(table), recent_(table.recent_), left_(most) {}
+    std::optional<GroupId> next();
+
+   private:
+    const OrderTable& table_;
+    Recent recent_;
+    std::size_t left_;
+  };
+
   /// `cycle` is the planned order of use; until something else is observed, each group is followed
   /// by the next and the last by the first.
   explicit OrderTable(std::vector<GroupId> cycle);
@@ -28,8 +47,7 @@ class OrderTable {
   /// used, are never surprises.
   bool observe(GroupId group);
 
-  /// The next `count` groups expected after the last one observed (from the cycle's start before
-  /// the first), nearest first, repeats included.
+  /// The next `count` of these.
   std::vector<GroupId> upcoming(std::size_t count) const;
 
   /// The last group observed, where it is expected to be used again before another is: it was the
@@ -47,9 +65,6 @@ class OrderTable {
   std::size_t learnt_pairs() const noexcept { return after_two_.size(); }
 
  private:
-  /// The last groups used, the oldest first, none twice in a row.
-  using Recent = std::deque<GroupId>;
-
   std::optional<GroupId> successor(const Recent& recent) const;
   void learn(GroupId group);
   void learn_again();
