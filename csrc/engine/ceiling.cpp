@@ -237,7 +237,7 @@ bool Ceiling::forward_ended() {
   const MutexLock lock(mutex_);
   last_refused_.reset();
   if (engine_ == nullptr) return false;
-  const Statistics engine = engine_->statistics();
+  const Statistics engine = engine_->counters();
   const std::uint64_t refusals = statistics().refusals;
   const ReturnPolicy::Step step =
       policy_.forward_ended({.pressed = engine.gave_way != gave_way_ || refusals != refusals_,

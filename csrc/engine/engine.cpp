@@ -260,11 +260,16 @@ void Engine::note_pass_ended() {
 }
 
 Statistics Engine::statistics() const {
+  Statistics result = counters();
+  const std::optional<double> host_seconds = state_->measured_host_seconds();
+  result.host_seconds = host_seconds.value_or(0);
+  result.predicted_seconds = state_->predicted_plan(host_seconds).predicted_seconds;
+  return result;
+}
+
+Statistics Engine::counters() const {
   State& state = *state_;
   Statistics result;
-  const std::optional<double> host_seconds = state.measured_host_seconds();
-  result.host_seconds = host_seconds.value_or(0);
-  result.predicted_seconds = state.predicted_plan(host_seconds).predicted_seconds;
   result.budget_bytes = state.pool.budget().limit_bytes();
   result.source_ram_bytes = state.sources.ram_bytes();
   state.loader->add_to(result);

@@ -245,6 +245,9 @@ class Engine {
   void note_pass_ended();
 
   Statistics statistics() const;
+  /// The same without host_seconds and predicted_seconds, which go through all groups: for what is
+  /// asked after each forward.
+  Statistics counters() const;
 
  private:
   class State;
