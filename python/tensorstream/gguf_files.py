@@ -23,6 +23,8 @@ def named_file(path: str, kwargs: dict[str, Any]) -> str | None:
     if name is None and not path.endswith(".gguf"):
         return None
     found = path if name is None else os.path.join(model_folder(path, kwargs), name)
+    for option in ("revision", "cache_dir", "subfolder"):  # they led to the file
+        kwargs.pop(option, None)
     try:
         with open(found, "rb") as file:
             magic = file.read(len(_MAGIC))

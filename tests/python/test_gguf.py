@@ -104,6 +104,19 @@ def test_on_the_cpu_its_weights_count(file: Path) -> None:
         assert_same(model(IDS).logits, expected(IDS).logits)
 
 
+def test_a_file_in_a_subfolder(file: Path) -> None:
+    expected = plain(file)
+    model = ts.from_pretrained(
+        file.parent.parent,
+        subfolder=file.parent.name,
+        gguf_file=file.name,
+        dtype=torch.bfloat16,
+        ram_budget="1GiB",
+    )
+    with torch.no_grad():
+        assert_same(model(IDS).logits, expected(IDS).logits)
+
+
 def test_a_misspelt_option(file: Path) -> None:
     with pytest.raises(ts.ConfigError, match="ram_budget"):
         ts.from_pretrained(file, ram_budgt="1GiB")
