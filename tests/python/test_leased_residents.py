@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 import tensorstream as ts
 from conftest import assert_same
-from fake_gpu import FakeTorchMemory, use_fake_gpu
+from fake_gpu import FakeTorchMemory, fake_torch_memory
 from model_shapes import make_stack, row_ids
 from tensorstream.lent import LentGroup
 from tensorstream.orchestrator import orchestrator_of
@@ -29,11 +30,9 @@ for name in (
 
 
 @pytest.fixture(autouse=True)
-def memory(monkeypatch: pytest.MonkeyPatch) -> FakeTorchMemory:
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorchMemory]:
     """Every test of this module runs on the fake GPU, with torch's allocator under the budget."""
-    made = FakeTorchMemory()
-    use_fake_gpu(monkeypatch, homes=True, memory=made, link_bytes_per_second=25e6)
-    return made
+    yield from fake_torch_memory(monkeypatch)
 
 
 def offload() -> Any:
