@@ -46,7 +46,7 @@ class ReadsInTurn {
   std::uint64_t begun_ = 0;
 };
 
-// The first round touches the memory, and finds where the file's bytes are: it is not timed.
+// The first reads find where the file's bytes are, and touch memory: they are not timed.
 double rate_of(Reader& reader) {
   const std::uint64_t wanted = std::min(reader.size_bytes() / 2, kMostBytes) / kReadBytes;
   const std::uint64_t begin = (reader.size_bytes() / kReadBytes - wanted) / 2 * kReadBytes;
