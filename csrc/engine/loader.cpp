@@ -14,8 +14,6 @@ namespace {
 // Loads that the copy stream holds at once: one that runs and one that follows it without a gap.
 // More would only delay a load that is asked for out of turn.
 constexpr std::uint32_t kLoadsInFlight = 2;
-// Likewise of loads that cross no link.
-constexpr std::uint32_t kDecodesInFlight = 2;
 // How far ahead the order is asked.
 constexpr std::size_t kLookAhead = 64;
 // Bytes of the groups that come next which the disk reads ahead: enough to keep it busy while a
@@ -49,8 +47,7 @@ Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging, Dec
       order_({}),
       copy_stream_(device_.create_stream()),
       done_stream_(staging_ != nullptr ? device_.create_stream() : nullptr),
-      decode_stream_(ring_ != nullptr ? device_.create_stream() : nullptr),
-      decoded_stream_(ring_ != nullptr ? device_.create_stream() : nullptr) {
+      decode_stream_(ring_ != nullptr ? device_.create_stream() : nullptr) {
   for (LoadedGroup& group : groups) {
     auto slot = std::make_unique<Slot>();
     slot->loaded = device_.create_event();
@@ -74,7 +71,6 @@ Loader::~Loader() {
   wait_unless_lost(*copy_stream_);
   if (ring_ != nullptr) wait_unless_lost(ring_->stream());
   if (decode_stream_ != nullptr) wait_unless_lost(*decode_stream_);
-  if (decoded_stream_ != nullptr) wait_unless_lost(*decoded_stream_);
   if (done_stream_ != nullptr) wait_unless_lost(*done_stream_);
   for (const auto& slot : slots_) {
     wait_unless_lost(*slot->last_use);  // guard: wait-before-freeing
@@ -270,10 +266,8 @@ void Loader::run(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
     const std::uint64_t rung = work_.count();
     note_finished();
-    std::optional<GroupId> group;
-    if (!arranging_) group = next_demanded();
-    if (!arranging_ && !group) group = next_prefetch();
-    if (group) {
+    if (!arranging_) decode_at_hand();
+    if (const auto group = next(Way::kLink)) {
       load_apart(*group);
       changed_.ring();
       continue;
@@ -285,48 +279,61 @@ void Loader::run(const std::stop_token& stop) {
   }
 }
 
-std::optional<GroupId> Loader::next_demanded() {
+std::optional<GroupId> Loader::next(Way way) {
+  if (arranging_) return std::nullopt;
+  const std::optional<GroupId> demanded = next_demanded(way);
+  return demanded ? demanded : next_prefetch(way);
+}
+
+std::optional<GroupId> Loader::next_demanded(Way way) {
   std::erase_if(demanded_, [&](GroupId group) TS_REQUIRES(mutex_) {
     return slot_of(group).content != Content::kQueued;
   });
-  const auto next = std::ranges::find_if(
-      demanded_, [&](GroupId group) TS_REQUIRES(mutex_) { return may_issue(slot_of(group)); });
+  const auto next = std::ranges::find_if(demanded_, [&](GroupId group) TS_REQUIRES(mutex_) {
+    const Slot& slot = slot_of(group);
+    return way_of(slot) == way && may_issue(slot);
+  });
   if (next == demanded_.end()) return std::nullopt;
   const GroupId group = *next;
   demanded_.erase(next);
   return group;
 }
 
+Loader::Way Loader::way_of(const Slot& slot) { return slot.at_hand ? Way::kDecode : Way::kLink; }
+
 bool Loader::may_issue(const Slot& slot) const {
-  return slot.at_hand ? decodes_in_flight_ < kDecodesInFlight : in_flight_ < kLoadsInFlight;
+  if (way_of(slot) == Way::kLink) return in_flight_ < kLoadsInFlight;
+  if (is_being_filled(slot)) return false;  // guard: decode-beside-the-thread
+  return true;
 }
 
-// Whatever is asked for has to wait.
-bool Loader::is_busy() const {
-  return in_flight_ >= kLoadsInFlight &&
-         (kept_groups_ == 0 || decodes_in_flight_ >= kDecodesInFlight);
+// What the thread enqueues without the lock writes to these slots.
+bool Loader::is_being_filled(const Slot& slot) const {
+  return std::ranges::any_of(enqueuing_, [&](const Slot* other) { return overlap(slot, *other); });
 }
 
 // To look costs less than to wake a thread that finds nothing to do.
 void Loader::wake_if_needed() {
-  if (is_busy()) return;
-  const bool asked_for = std::ranges::any_of(
-      demanded_, [&](GroupId group) TS_REQUIRES(mutex_) { return may_issue(slot_of(group)); });
-  if (!asked_for && !next_prefetch()) return;
-  work_.ring();
+  if (arranging_) return;
+  decode_at_hand();
+  if (in_flight_ >= kLoadsInFlight) return;  // whatever is asked for has to wait
+  const bool asked_for = std::ranges::any_of(demanded_, [&](GroupId group) TS_REQUIRES(mutex_) {
+    return way_of(slot_of(group)) == Way::kLink;
+  });
+  if (asked_for || next_prefetch(Way::kLink)) work_.ring();
 }
 
-std::optional<GroupId> Loader::next_prefetch() const noexcept {
+std::optional<GroupId> Loader::next_prefetch(Way way) const noexcept {
   try {
-    return find_prefetch();
+    return find_prefetch(way);
   } catch (...) {  // no memory to look ahead: the group is loaded when it is asked for
     return std::nullopt;
   }
 }
 
-std::optional<GroupId> Loader::find_prefetch() const {
+std::optional<GroupId> Loader::find_prefetch(Way way) const {
   const bool loads_ahead = prefetch_ == Prefetch::kNext || prefetch_ == Prefetch::kAhead;
-  if (!loads_ahead || is_busy()) return std::nullopt;
+  if (!loads_ahead || (way == Way::kLink && in_flight_ >= kLoadsInFlight)) return std::nullopt;
   const std::size_t ahead =
       prefetch_ == Prefetch::kNext ? 1 : std::min(kLookAhead, streamed_.size());
   std::vector<const Slot*> sooner;
@@ -340,9 +347,9 @@ std::optional<GroupId> Loader::find_prefetch() const {
       bool place_free = true;
       if (leased_overlap(slot)) place_free = false;                 // guard: prefetch-over-lease
       if (std::ranges::any_of(sooner, needed)) place_free = false;  // guard: needed-sooner
-      if (place_free && may_issue(slot)) return group;
-      // The link is not to idle while what needs none waits for its place, nor the other way round.
-      if (!place_free && !slot.at_hand) return std::nullopt;
+      if (place_free && way_of(slot) == way && may_issue(slot)) return group;
+      // The link is not to idle while what needs none waits for its place.
+      if (!place_free && (way_of(slot) == Way::kLink || way == Way::kDecode)) return std::nullopt;
     }
     if (slot.content == Content::kFailed) return std::nullopt;  // tried again when it is asked for
     sooner.push_back(&slot);

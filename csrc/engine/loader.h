@@ -120,6 +120,14 @@ class Loader {
   // How long a caller waits for a load before it asks whether its device still works.
   static constexpr std::chrono::milliseconds kHealthCheck{500};
   enum class Content { kEmpty, kQueued, kIssued, kReady, kFailed };
+  /// What brings a group.
+  enum class Way {
+    /// The link or a reader: the loader's thread.
+    kLink,
+    /// A decoding of frames that stay on the device: whoever finds its place free. It is a few
+    /// calls of the driver, and to wake a thread for them costs more and makes the caller wait.
+    kDecode,
+  };
 
   /// A load that is ready to be enqueued, and what it has to wait for.
   struct Issue {
@@ -149,23 +157,24 @@ class Loader {
     Content content = Content::kEmpty;
     bool enqueued = false;        // all of what is issued: `loaded` tells its end
     bool at_hand = false;         // all of it is in `kept`: a load crosses no link
-    std::uint32_t in_flight = 0;  // loads into any of its places that are not done
+    std::uint32_t in_flight = 0;  // loads over the link into any of its places that are not done
     std::uint32_t leases = 0;
     std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
     std::shared_ptr<Load> load;  // the one that `content` speaks of; shared with callbacks
     std::exception_ptr error;
-    // Of who enqueues loads, one at a time where there is a ring.
+    // Of who enqueues into its place: with the lock, or where there is a ring with enqueuing_.
     Stream* filled_on = nullptr;  // the stream that the last load filled its place on
     bool told = true;             // `loaded` tells of the end of that
   };
 
   void run(const std::stop_token& stop);
-  std::optional<GroupId> next_demanded() TS_REQUIRES(mutex_);
-  std::optional<GroupId> next_prefetch() const noexcept TS_REQUIRES(mutex_);
-  std::optional<GroupId> find_prefetch() const TS_REQUIRES(mutex_);
+  std::optional<GroupId> next(Way way) TS_REQUIRES(mutex_);
+  std::optional<GroupId> next_demanded(Way way) TS_REQUIRES(mutex_);
+  std::optional<GroupId> next_prefetch(Way way) const noexcept TS_REQUIRES(mutex_);
+  std::optional<GroupId> find_prefetch(Way way) const TS_REQUIRES(mutex_);
+  static Way way_of(const Slot& slot);
   bool may_issue(const Slot& slot) const TS_REQUIRES(mutex_);
-  bool is_busy() const TS_REQUIRES(mutex_);
-  std::uint32_t& in_flight_of(const Load& load) TS_REQUIRES(mutex_);
+  bool is_being_filled(const Slot& slot) const TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
   void demand(Slot& slot) TS_REQUIRES(mutex_);
   void load_at_use(Slot& slot) TS_REQUIRES(mutex_);
@@ -176,6 +185,8 @@ class Loader {
   static GroupPlace place_of(const Slot& slot);
   // In loader_loads.cpp.
   void load_apart(GroupId group) TS_REQUIRES(mutex_);
+  void decode_at_hand() noexcept TS_REQUIRES(mutex_);
+  void enqueue_locked(Slot& slot, const Issue& issue) TS_REQUIRES(mutex_);
   Issue issue(Slot& slot) TS_REQUIRES(mutex_);
   void evict_overlapping(const Slot& slot, Issue& issue) TS_REQUIRES(mutex_);
   void note_issued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
@@ -259,9 +270,10 @@ class Loader {
   std::uint64_t uses_ TS_GUARDED_BY(mutex_) = 0;
   OrderTable order_ TS_GUARDED_BY(mutex_);
   std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
-  std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;          // loads that cross the link
-  std::uint32_t decodes_in_flight_ TS_GUARDED_BY(mutex_) = 0;  // those that do not
-  std::size_t kept_groups_ TS_GUARDED_BY(mutex_) = 0;          // whose frames stay on the device
+  std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;  // loads that cross the link
+  std::size_t kept_groups_ TS_GUARDED_BY(mutex_) = 0;  // whose frames stay on the device
+  // The slot that the thread enqueues into without the lock, and those that it overwrites.
+  std::vector<const Slot*> enqueuing_ TS_GUARDED_BY(mutex_);
   std::size_t windows_ TS_GUARDED_BY(mutex_) = 0;
   Statistics counted_ TS_GUARDED_BY(mutex_);
   Clock::time_point last_finish_ TS_GUARDED_BY(mutex_);
@@ -273,10 +285,8 @@ class Loader {
   FinishedLoads finished_;
   std::unique_ptr<Stream> copy_stream_;
   std::unique_ptr<Stream> done_stream_;  // of callbacks; null on a device that is the host
-  // Of loads that cross no link, and of their callbacks: they wait for none that does. Null where
-  // there is no ring.
+  // Of loads that cross no link, which wait for none that does. Null where there is no ring.
   std::unique_ptr<Stream> decode_stream_;
-  std::unique_ptr<Stream> decoded_stream_;
   std::unique_ptr<ReadAhead> read_ahead_ TS_GUARDED_BY(mutex_);  // for Prefetch::kReadAhead alone
   std::jthread thread_;                                          // last: it uses all of the above
 };

@@ -20,10 +20,10 @@ void Loader::note_finished() {
   while (const std::shared_ptr<Load> load = finished_.take()) {
     const std::exception_ptr error = load->error();
     --slot_of(load->group()).in_flight;
-    --in_flight_of(*load);
+    --in_flight_;
     ++counted_.loads;
     if (!error) counted_.kept_decoded_bytes += load->kept_decoded_bytes();
-    if (!load->only_decodes()) count_load(*load, error == nullptr);
+    count_load(*load, error == nullptr);
     settle(slot_of(load->group()), *load, error);
   }
 }

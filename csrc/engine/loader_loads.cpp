@@ -19,16 +19,37 @@ void Loader::load_apart(GroupId group) {
     const bool reads = staging_ != nullptr && ready.load->can_fail();
     if (reads) ready.next = next_disk_reads(group);
     if (reads || !ready.load->coded().empty()) {
+      enqueuing_ = ready.overwritten;
+      enqueuing_.push_back(&slot);
       enqueue_unlocked(stream_for(*ready.load), slot, ready);
     } else {
-      enqueue(stream_for(*ready.load), slot, ready);
-      note_issued(slot, ready.load);
-      note_enqueued(slot, ready.load);
+      enqueue_locked(slot, ready);
     }
   } catch (...) {  // whoever asks for the group gets it
     slot.content = Content::kFailed;
     slot.error = std::current_exception();
   }
+  enqueuing_.clear();
+}
+
+void Loader::decode_at_hand() noexcept {
+  if (kept_groups_ == 0) return;
+  while (const std::optional<GroupId> group = next(Way::kDecode)) {
+    Slot& slot = slot_of(*group);
+    try {
+      enqueue_locked(slot, issue(slot));
+    } catch (...) {  // whoever asks for the group gets it
+      slot.content = Content::kFailed;
+      slot.error = std::current_exception();
+    }
+    changed_.ring();
+  }
+}
+
+void Loader::enqueue_locked(Slot& slot, const Issue& issue) {
+  enqueue(stream_for(*issue.load), slot, issue);
+  note_issued(slot, issue.load);
+  note_enqueued(slot, issue.load);
 }
 
 // Until the event is recorded, waiting for it says nothing: acquire() waits for that.
@@ -48,8 +69,10 @@ void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
     note_enqueued(slot, issue.load);
     return;
   }
-  --slot.in_flight;
-  --in_flight_of(*issue.load);
+  if (!issue.load->only_decodes()) {
+    --slot.in_flight;
+    --in_flight_;
+  }
   settle(slot, *issue.load, error);
   changed_.ring();
 }
@@ -58,6 +81,10 @@ void Loader::note_enqueued(Slot& slot, const std::shared_ptr<Load>& load) {
   if (slot.load != load) return;  // its sources have changed meanwhile
   slot.enqueued = true;
   slot.at_hand = load->stays();
+  if (!load->only_decodes()) return;
+  load->end();  // no callback tells of it
+  ++counted_.loads;
+  counted_.kept_decoded_bytes += load->kept_decoded_bytes();
 }
 
 Loader::Issue Loader::issue(Slot& slot) {
@@ -90,12 +117,9 @@ void Loader::note_issued(Slot& slot, const std::shared_ptr<Load>& load) {
   slot.load = load;
   slot.content = Content::kIssued;
   slot.enqueued = false;
+  if (load->only_decodes()) return;
   ++slot.in_flight;
-  ++in_flight_of(*load);
-}
-
-std::uint32_t& Loader::in_flight_of(const Load& load) {
-  return load.only_decodes() ? decodes_in_flight_ : in_flight_;
+  ++in_flight_;
 }
 
 Stream& Loader::stream_for(const Load& load) const {
@@ -150,10 +174,10 @@ void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
   stream.record(*slot.loaded);
   slot.told = true;
+  if (load->only_decodes()) return;  // who leases it waits for the event
   // A callback holds its stream up: on a GPU the next copy goes on meanwhile.
-  Stream* const done = load->only_decodes() ? decoded_stream_.get() : done_stream_.get();
-  Stream& after = done != nullptr ? *done : stream;
-  if (done != nullptr) after.wait(*slot.loaded);
+  Stream& after = done_stream_ != nullptr ? *done_stream_ : stream;
+  if (done_stream_ != nullptr) after.wait(*slot.loaded);
   after.run([this, load] { finish(load); });
 }
 

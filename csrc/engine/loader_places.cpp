@@ -190,7 +190,7 @@ void Loader::quiesce() {
   for (;;) {
     const std::uint64_t rung = changed_.count();
     note_finished();
-    if (in_flight_ == 0 && decodes_in_flight_ == 0) break;
+    if (in_flight_ == 0) break;
     if (wait_for_change(rung)) continue;
     for (const auto& slot : slots_) check_health(*slot->loaded);
   }

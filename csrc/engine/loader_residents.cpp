@@ -16,7 +16,7 @@ Loader::Slot* Loader::next_to_give_way() {
   }
   std::ranges::stable_sort(candidates, std::ranges::greater{}, &Slot::last_used);
   const auto done = std::ranges::find_if(candidates, [](const Slot* slot) {
-    return slot->kept != nullptr || slot->last_use->complete();
+    return slot->kept != nullptr ? slot->loaded->complete() : slot->last_use->complete();
   });
   if (done != candidates.end()) return *done;
   return candidates.empty() ? nullptr : candidates.front();

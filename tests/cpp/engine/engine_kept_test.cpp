@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <random>
@@ -416,6 +417,42 @@ TEST_F(EngineKeptFakeCuda, WhatIsKeptWaitsForNoLoad) {
   gate.open();
   read.pass();
   EXPECT_EQ(read.wrong(), 0);
+}
+
+/// The loader's thread brings frames and decodes them to their place, while another thread asks for
+/// what is decoded to the same place and is at hand.
+TEST_F(EngineKeptFakeCuda, TheDecodingWaitsForTheThreadThatFillsItsPlace) {
+  const TestModel model = small_bf16_model(20);
+  const ModelSpec spec = model.in_memory();
+  const EngineOptions options = kept_options();
+  const auto device = create_cuda_device(on_fake(Checking::kOff));
+  const auto stream = device->create_stream();
+  const auto engine = open_engine(*device, spec, budget_of(spec, 72, options), options);
+  for (GroupId group = 0; group < 20; ++group) engine->bring_home(group);
+  ASSERT_EQ(placed(*engine, Placement::kResidentCoded).size(), 20U);
+  const Plan plan = engine->plan();
+  ASSERT_EQ(plan.groups[5].offset_bytes, plan.groups[19].offset_bytes);
+  ReadBack read(*engine, model, *stream);
+  for (int i = 0; i < 2; ++i) read.pass();
+  ASSERT_GT(engine->give_way(1), 0U);  // the frames of the last one used
+  ASSERT_GT(engine->take_back(0), 0U);
+  fake_.set("hold_copies", 1);
+  for (GroupId group = 0; group < 19; ++group) ASSERT_TRUE(read.use(group));
+  ASSERT_TRUE(eventually([&] { return fake_.get("held_calls") == 1; })) << "those of group 19";
+  const auto other = device->create_stream();
+  std::atomic<bool> leased = false;
+  std::jthread user([&] {
+    EXPECT_TRUE(engine->acquire(5, *other));
+    leased = true;
+  });
+  EXPECT_TRUE(stays_false([&] { return leased.load(); }));
+  const std::uint64_t before = engine->statistics().streamed_bytes;
+  fake_.set("hold_copies", 0);
+  user.join();
+  EXPECT_TRUE(eventually([&] { return engine->statistics().streamed_bytes > before; }));
+  EXPECT_TRUE(read.use(5));
+  EXPECT_EQ(read.wrong(), 0);
+  engine->release(5, *other);
 }
 
 TEST_F(EngineKeptFakeCuda, AllBatchesOfWhatIsKeptAreDecodedByOneLaunch) {

@@ -34,7 +34,7 @@ class FakeCuda {
   /// How much it holds now of "streams", "events", "allocations", "modules", "registrations",
   /// "contexts"; how much of those was "leaked", still there when its context went; the calling
   /// thread's "context_depth", and its "current_device" (-1 for none); and "held_calls", which wait
-  /// because of the setting "hold_calls".
+  /// because of the settings "hold_calls" and "hold_copies".
   long long get(const char* name) const {
     return find<long long(const char*)>("fake_cuda_get")(name);
   }

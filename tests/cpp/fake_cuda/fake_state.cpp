@@ -36,6 +36,7 @@ std::map<std::string, long long> default_settings() {
           {"serial_host_functions", 1},
           {"pageable_copies_wait", 1},
           {"hold_calls", 0},
+          {"hold_copies", 0},
           {"capturing", 0},
           {"lost", 0}};
 }
@@ -63,11 +64,14 @@ bool& in_host_function() {
 namespace {
 
 // As a driver's lock that another thread's call holds until its stream gets on.
-void wait_while_held(State& all) {
+void wait_while_held(State& all, const std::string& function) {
+  const bool copies = function == "cuMemcpyHtoDAsync_v2";
   for (bool counted = false;; counted = true) {
     {
       const std::lock_guard lock(all.mutex);
-      if (all.settings["hold_calls"] == 0) {
+      const bool held =
+          all.setting("hold_calls") != 0 || (copies && all.setting("hold_copies") != 0);
+      if (!held) {
         if (counted) --all.held_calls;
         return;
       }
@@ -81,7 +85,7 @@ void wait_while_held(State& all) {
 
 CudaResult enter(const char* function, Needs needs) {
   State& all = state();
-  if (!in_host_function()) wait_while_held(all);
+  if (!in_host_function()) wait_while_held(all, function);
   const std::lock_guard lock(all.mutex);
   ++all.calls[function];
   if (const auto found = all.failures.find(function); found != all.failures.end()) {

@@ -80,7 +80,7 @@ struct State {
   long long leaked = 0;
   unsigned long long ids_given = 0;
   bool initialised = false;
-  long long held_calls = 0;  // that wait because of "hold_calls"
+  long long held_calls = 0;  // that wait because of "hold_calls" or "hold_copies"
 
   long long setting(const std::string& name) const { return settings.at(name); }
 };
@@ -89,7 +89,8 @@ struct State {
 /// from now on; "pageable_copies_wait" has copies of memory that is not registered block until they
 /// are done, and "serial_host_functions" has one host function run at a time, both of which the
 /// real driver may do; "hold_calls" has every call wait while work goes on, as it does where
-/// another thread's call waits for that work.
+/// another thread's call waits for that work, and "hold_copies" those alone that copy to the
+/// device.
 std::map<std::string, long long> default_settings();
 
 State& state();
