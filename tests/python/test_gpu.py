@@ -355,7 +355,8 @@ def test_a_training_step_holds_by_the_drivers_count() -> None:
     for step in range(4):
         assert_same(train(model, x, seen), expected, f"step {step}")
         assert max(used) <= budget + DRIVERS_ROUNDING
-        assert grown == [48 * MIB] * (step + 1), "what backward takes is counted"
+        assert grown[0] == 48 * MIB, "what backward takes is counted"
+        assert set(grown) <= {0, 48 * MIB}, "and kept by torch, or taken again"
         held.clear()
     assert pool.statistics().refusals == 0
 
