@@ -207,6 +207,7 @@ void Loader::note_use(Slot& slot, Stream& stream) {
   const bool apart = slot.last_stream != nullptr && slot.last_stream != &stream;
   if (slot.settled && apart) stream.wait(*slot.last_use);  // guard: wait-between-settled-uses
   stream.record(*slot.last_use);
+  slot.after_use = nullptr;  // guard: used-again
   slot.last_stream = &stream;
   slot.last_used = ++uses_;
 }
@@ -342,14 +343,15 @@ std::optional<GroupId> Loader::find_prefetch(Way way) const {
   while (const std::optional<GroupId> group = upcoming.next()) {
     const Slot& slot = slot_of(*group);
     if (slot.where == Where::kNowhere) continue;
-    if (slot.content == Content::kEmpty) {
+    // The link is not to idle while what needs none waits for its place.
+    const bool passed_by = way == Way::kLink && way_of(slot) == Way::kDecode;
+    if (slot.content == Content::kEmpty && !passed_by) {
       const auto needed = [&](const Slot* other) { return overlap(slot, *other); };
       bool place_free = true;
       if (leased_overlap(slot)) place_free = false;                 // guard: prefetch-over-lease
       if (std::ranges::any_of(sooner, needed)) place_free = false;  // guard: needed-sooner
-      if (place_free && way_of(slot) == way && may_issue(slot)) return group;
-      // The link is not to idle while what needs none waits for its place.
-      if (!place_free && (way_of(slot) == Way::kLink || way == Way::kDecode)) return std::nullopt;
+      if (!place_free) return std::nullopt;
+      if (way_of(slot) == way && may_issue(slot)) return group;
     }
     if (slot.content == Content::kFailed) return std::nullopt;  // tried again when it is asked for
     sooner.push_back(&slot);

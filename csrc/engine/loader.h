@@ -132,9 +132,9 @@ class Loader {
   /// A load that is ready to be enqueued, and what it has to wait for.
   struct Issue {
     std::shared_ptr<Load> load;  // shared by the slot and the stream's callbacks
-    std::vector<const Slot*> overwritten;
-    std::vector<const Slot*> stale;  // of these, those that held bytes
-    std::vector<StagedRead> next;    // what comes after it, where it reads files
+    std::vector<Slot*> overwritten;
+    std::vector<Slot*> stale;      // of these, those that held bytes
+    std::vector<StagedRead> next;  // what comes after it, where it reads files
   };
 
   struct Slot {
@@ -163,8 +163,9 @@ class Loader {
     std::shared_ptr<Load> load;  // the one that `content` speaks of; shared with callbacks
     std::exception_ptr error;
     // Of who enqueues into its place: with the lock, or where there is a ring with enqueuing_.
-    Stream* filled_on = nullptr;  // the stream that the last load filled its place on
-    bool told = true;             // `loaded` tells of the end of that
+    Stream* filled_on = nullptr;        // the stream that the last load filled its place on
+    bool told = true;                   // `loaded` tells of the end of that
+    const Stream* after_use = nullptr;  // one that has waited for `last_use`; compared, never used
   };
 
   void run(const std::stop_token& stop);
@@ -194,6 +195,7 @@ class Loader {
   void take_turn(Stream& stream, Slot& slot, const Issue& issue);
   static void wait_for_fillings(Stream& stream, const Slot& slot, const Issue& issue);
   static void wait_for_filling(Stream& stream, const Slot& slot);
+  static void wait_for_use(Stream& stream, Slot& slot);
   void enqueue(Stream& stream, Slot& slot, const Issue& issue);
   void enqueue_reads(Stream& stream, const Issue& issue);
   void note_enqueued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);

@@ -19,7 +19,7 @@ void Loader::load_apart(GroupId group) {
     const bool reads = staging_ != nullptr && ready.load->can_fail();
     if (reads) ready.next = next_disk_reads(group);
     if (reads || !ready.load->coded().empty()) {
-      enqueuing_ = ready.overwritten;
+      enqueuing_.assign(ready.overwritten.begin(), ready.overwritten.end());
       enqueuing_.push_back(&slot);
       enqueue_unlocked(stream_for(*ready.load), slot, ready);
     } else {
@@ -146,17 +146,26 @@ void Loader::wait_for_filling(Stream& stream, const Slot& slot) {
   stream.wait(*slot.loaded);  // guard: loads-in-turn
 }
 
+// A place is that of many groups, each call of the driver costs a microsecond or more, and all of
+// them share its lock with the thread that computes. What a stream has waited for once, all of its
+// later work comes after, until the group is used again.
+void Loader::wait_for_use(Stream& stream, Slot& slot) {
+  if (slot.after_use == &stream) return;
+  stream.wait(*slot.last_use);
+  slot.after_use = &stream;
+}
+
 void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   const std::shared_ptr<Load>& load = issue.load;
   take_turn(stream, slot, issue);
-  for (const Slot* other : issue.overwritten) {
-    stream.wait(*other->last_use);  // guard: wait-for-last-reader
+  for (Slot* other : issue.overwritten) {
+    wait_for_use(stream, *other);  // guard: wait-for-last-reader
   }
   // With a ring, what of their places is not in this one may be filled on another stream by then.
   for (const Slot* other : issue.stale) {
     if (ring_ == nullptr) stream.poison(other->data, other->group.layout.size_bytes);
   }
-  stream.wait(*slot.last_use);  // guard: wait-for-own-reader
+  wait_for_use(stream, slot);  // guard: wait-for-own-reader
   make_room_for_windows(slot, stream);
   std::byte* const data = slot.data;
   stream.set_access(data, slot.group.layout.size_bytes, Access::kReadWrite);

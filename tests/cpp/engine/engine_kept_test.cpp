@@ -481,6 +481,29 @@ TEST_F(EngineKeptFakeCuda, AllBatchesOfWhatIsKeptAreDecodedByOneLaunch) {
   EXPECT_EQ(fake_.calls("cuLaunchKernel") - launches, static_cast<std::int64_t>(kept.size()));
 }
 
+/// However many groups share a place: each call of the driver is paid for by the thread that
+/// computes.
+TEST_F(EngineKeptFakeCuda, ALoadWaitsOnceForEachUse) {
+  const TestModel model = small_bf16_model(20);
+  const ModelSpec spec = model.in_memory();
+  const auto device = create_cuda_device(on_fake(Checking::kOff));
+  const auto stream = device->create_stream();
+  for (const std::uint64_t percent : {50U, 72U}) {
+    const auto engine =
+        open_engine(*device, spec, budget_of(spec, percent, kept_options()), kept_options());
+    for (GroupId group = 0; group < 20; ++group) engine->bring_home(group);
+    ReadBack read(*engine, model, *stream);
+    for (int i = 0; i < 2; ++i) read.pass();
+    EXPECT_EQ(read.wrong(), 0);
+    const auto waits = fake_.calls("cuStreamWaitEvent");
+    for (int i = 0; i < 3; ++i) read.pass();
+    EXPECT_EQ(read.wrong(), 0);
+    // For its last use, the filling of its place before on another stream, its copies' place in the
+    // ring and their end, and its own end: by who leases it and by who tells of it.
+    EXPECT_LE(fake_.calls("cuStreamWaitEvent") - waits, 3 * 20 * 6);
+  }
+}
+
 TEST_F(EngineKeptFakeCuda, WhereNothingIsPinnedNothingIsKept) {
   fake_.set("most_registered_bytes", 1);
   const TestModel model = equal_bf16_model(4);
