@@ -1,5 +1,6 @@
 #include "engine/decode_ring.h"
 
+#include <exception>
 #include <string>
 #include <utility>
 
@@ -28,10 +29,11 @@ DecodeRing::DecodeRing(Pool& pool, std::unique_ptr<DeviceDecoder> decoder,
       decoder_(std::move(decoder)),
       slots_(kSlots),
       stream_(pool.device().create_stream()),
+      begun_(pool.device().create_event()),
       kept_(pool.device().create_event()) {
   for (std::size_t i = 0; i < kSlots; ++i) {
     slots_[i].data = memory_.data() + i * slot_bytes_;
-    slots_[i].copied = pool.device().create_event();
+    slots_[i].stream = pool.device().create_stream();
     slots_[i].decoded = pool.device().create_event();
   }
   stream_->set_access(memory_.data(), memory_.size_bytes(), Access::kReadWrite);
@@ -40,7 +42,7 @@ DecodeRing::DecodeRing(Pool& pool, std::unique_ptr<DeviceDecoder> decoder,
 
 DecodeRing::~DecodeRing() {
   try {
-    stream_->synchronize();
+    synchronize();
   } catch (const Error& error) {
     log(LogLevel::kError, error.what());  // a context that is lost decodes nothing any more
   }
@@ -50,7 +52,34 @@ std::uint64_t DecodeRing::size_bytes_for(std::uint64_t batch_bytes) noexcept {
   return align_up(kSlots * slot_bytes_for(batch_bytes), kGroupAlignment);
 }
 
-void DecodeRing::decode(Stream& copies, const CodedCopy& copy) {
+void DecodeRing::decode(Stream& copies, std::span<const CodedCopy> batches) {
+  if (batches.empty()) return;
+  try {
+    stream_->record(*begun_);
+    ++loads_;
+    for (const CodedCopy& batch : batches) decode_batch(copies, batch);
+    join();
+  } catch (...) {
+    const std::exception_ptr error = std::current_exception();
+    drain();
+    std::rethrow_exception(error);
+  }
+}
+
+// Nobody else waits for what a load that failed left under way.
+void DecodeRing::drain() noexcept {
+  for (Slot& slot : slots_) {
+    if (slot.joined) continue;
+    try {
+      slot.stream->synchronize();
+    } catch (const Error& error) {
+      log(LogLevel::kError, error.what());  // a context that is lost decodes nothing any more
+    }
+    slot.joined = true;
+  }
+}
+
+void DecodeRing::decode_batch(Stream& copies, const CodedCopy& copy) {
   if (copy.kept != nullptr) {
     keep(copies, copy);
     decode_from(copy.kept->data, *stream_, copy);
@@ -62,17 +91,33 @@ void DecodeRing::decode(Stream& copies, const CodedCopy& copy) {
     throw LeaseError("a batch of " + std::to_string(copy.bytes.size()) +
                      " bytes does not fit a slot of " + std::to_string(slot_bytes_));
   }
-  if (slot.untold) stream_->record(*slot.decoded);
-  slot.untold = false;
-  copies.wait(*slot.decoded);  // guard: ring-slot-reuse
-  copies.copy_to_device(slot.data, copy.bytes.data(), copy.bytes.size());
-  copies.record(*slot.copied);
-  stream_->wait(*slot.copied);  // guard: decode-after-copy
-  slot.untold = true;
-  decode_from(slot.data, *stream_, copy);
-  stream_->poison(slot.data, slot_bytes_);
-  stream_->record(*slot.decoded);
-  slot.untold = false;
+  slot.joined = false;
+  slot.stream->copy_to_device(slot.data, copy.bytes.data(), copy.bytes.size());
+  if (slot.load != loads_) {  // guard: decode-after-beginning
+    slot.stream->wait(*begun_);
+    slot.load = loads_;
+  }
+  decode_from(slot.data, *slot.stream, copy);
+  slot.stream->poison(slot.data, slot_bytes_);
+}
+
+void DecodeRing::join() {
+  for (Slot& slot : slots_) {
+    if (slot.joined) continue;
+    slot.stream->record(*slot.decoded);
+    stream_->wait(*slot.decoded);  // guard: load-after-decoding
+    slot.joined = true;
+  }
+}
+
+void DecodeRing::wait(const Event& event) {
+  for (const Slot& slot : slots_) slot.stream->wait(event);
+  stream_->wait(event);
+}
+
+void DecodeRing::synchronize() const {
+  for (const Slot& slot : slots_) slot.stream->synchronize();
+  stream_->synchronize();
 }
 
 void DecodeRing::decode_kept(Stream& stream, std::span<const CodedCopy> copies) {

@@ -40,8 +40,9 @@ struct CodedCopy {
 };
 
 /// A few slots of device memory, used in turn: the bytes of one batch are copied while those of the
-/// batch before it are decoded, on a stream of the ring's. One thread at a time. The pool outlives
-/// it; it drains its stream before its memory goes.
+/// batch before it are decoded. Each slot has a stream, whose order is that of the copies to it and
+/// the decodings from it: a batch is two calls of the driver. One thread at a time. The pool
+/// outlives it; it drains its streams before its memory goes.
 class DecodeRing {
  public:
   /// Slots for batches of at most `batch_bytes`. Raises BudgetError where the budget or the device
@@ -55,25 +56,34 @@ class DecodeRing {
   static std::uint64_t size_bytes_for(std::uint64_t batch_bytes) noexcept;
   std::uint64_t size_bytes() const noexcept { return memory_.size_bytes(); }
 
-  /// The stream that decodes: what it is given before decode() comes before the decoding.
+  /// The stream that decodings are in the order of: what it is given before decode() comes before
+  /// them, and what it is given after comes after them.
   Stream& stream() const noexcept { return *stream_; }
-  /// Enqueues the copy of a batch, in `copies`, and its decoding, in stream(). The copy waits for
-  /// nothing that stream() waits for but what its slot was used for before. A batch that stays is
-  /// copied once, and to where it stays. Raises CudaError; then either may be under way all the
-  /// same, and the next use of the slot waits for it.
-  void decode(Stream& copies, const CodedCopy& copy);
+  /// Enqueues the copies and the decodings of a load's batches. Copies wait for nothing that
+  /// stream() waits for but what their slot was used for before. A batch that stays is copied once,
+  /// in `copies`, and to where it stays. Raises CudaError, once what is under way
+  /// is done.
+  void decode(Stream& copies, std::span<const CodedCopy> batches);
   /// Enqueues the decoding of batches that are there, all for one place, in `stream`, which comes
   /// after what brought them.
   void decode_kept(Stream& stream, std::span<const CodedCopy> copies);
+  /// Has the copies that are enqueued from now on come after `event`.
+  void wait(const Event& event);
+  /// Blocks until nothing is under way.
+  void synchronize() const;
 
  private:
   struct Slot {
     std::byte* data = nullptr;
-    std::unique_ptr<Event> copied;   // the last copy to it
-    std::unique_ptr<Event> decoded;  // the last decoding from it
-    bool untold = false;             // `decoded` may not tell of the last one: a call failed
+    std::unique_ptr<Stream> stream;
+    std::unique_ptr<Event> decoded;  // what the stream held when a load ended
+    std::uint64_t load = 0;          // the last one whose beginning the stream waits for
+    bool joined = true;              // stream_ waits for all that the stream holds
   };
 
+  void decode_batch(Stream& copies, const CodedCopy& copy);
+  void join();
+  void drain() noexcept;
   void keep(Stream& copies, const CodedCopy& copy);
   static void add_runs(const CodedCopy& copy, const std::byte* batch, std::vector<FrameRun>& runs);
   void decode_from(const std::byte* batch, Stream& stream, const CodedCopy& copy);
@@ -84,8 +94,10 @@ class DecodeRing {
   const std::unique_ptr<DeviceDecoder> decoder_;
   std::vector<Slot> slots_;
   std::size_t next_ = 0;
+  std::uint64_t loads_ = 0;
   const std::unique_ptr<Stream> stream_;
-  const std::unique_ptr<Event> kept_;  // the last copy of a batch that stays
+  const std::unique_ptr<Event> begun_;  // what the stream held before the last load
+  const std::unique_ptr<Event> kept_;   // the last copy of a batch that stays
 };
 
 }  // namespace tensorstream

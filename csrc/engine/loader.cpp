@@ -69,7 +69,7 @@ Loader::~Loader() {
   // Callbacks of loads under way use this object, copies write into the places, and work that was
   // enqueued before a release still reads from them.
   wait_unless_lost(*copy_stream_);
-  if (ring_ != nullptr) wait_unless_lost(ring_->stream());
+  if (ring_ != nullptr) wait_unless_lost(*ring_);
   if (decode_stream_ != nullptr) wait_unless_lost(*decode_stream_);
   if (done_stream_ != nullptr) wait_unless_lost(*done_stream_);
   for (const auto& slot : slots_) {
@@ -258,7 +258,7 @@ void Loader::note_write(GroupId group, Stream& stream) {
     Slot& slot = slot_of(group);
     stream.record(*slot.written);
     copy_stream_->wait(*slot.written);  // guard: wait-for-written-source
-    if (ring_ != nullptr) ring_->stream().wait(*slot.written);
+    if (ring_ != nullptr) ring_->wait(*slot.written);
   });
 }
 

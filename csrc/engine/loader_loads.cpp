@@ -176,8 +176,8 @@ void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   }
   if (load->only_decodes()) {
     ring_->decode_kept(stream, load->coded());
-  } else {
-    for (const CodedCopy& coded : load->coded()) ring_->decode(*copy_stream_, coded);
+  } else if (ring_ != nullptr) {
+    ring_->decode(*copy_stream_, load->coded());
   }
   if (load->can_fail()) enqueue_reads(stream, issue);
   stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);

@@ -160,7 +160,7 @@ Block Loader::let_frames_go(Slot& slot) {
 // All that was enqueued to load groups.
 void Loader::drain_loads() const {
   copy_stream_->synchronize();
-  if (ring_ != nullptr) ring_->stream().synchronize();
+  if (ring_ != nullptr) ring_->synchronize();
   if (decode_stream_ != nullptr) decode_stream_->synchronize();
 }
 
