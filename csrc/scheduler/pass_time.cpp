@@ -52,12 +52,11 @@ class Timeline {
   double now() const { return std::max(compute_free_, link_free_); }
 
  private:
-  // Its decoding waits for the group before it to be given back, and the caller for that.
+  // Its decoding is enqueued once the group before it was given back.
   static bool is_late(const PassStep& step) { return step.kept && step.sharing_distance == 1; }
 
   void lease(const PassStep& step) {
     host_free_ += lease_seconds(step, rates_);
-    if (is_late(step)) host_free_ += kLateDecodeSeconds;
     if (step.streamed && load_ends_.size() >= kLoadsInFlight) {
       host_free_ = std::max(host_free_, load_ends_[load_ends_.size() - kLoadsInFlight]);
     }

@@ -12,9 +12,6 @@ namespace tensorstream {
 
 /// What a decoding costs beside its bytes: launches and events. To be measured.
 inline constexpr double kDecodeOverheadSeconds = 50e-6;
-/// What the caller waits for a decoding that can be enqueued only once the group before it was
-/// given back: a thread wakes up for it. To be measured.
-inline constexpr double kLateDecodeSeconds = 100e-6;
 
 /// One group of the cyclic order, as the model of time sees it.
 struct PassStep {

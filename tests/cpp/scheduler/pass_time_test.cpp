@@ -71,7 +71,7 @@ TEST(PassSeconds, WhatIsKeptTakesNoTimeOnTheLink) {
   EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 3 + overhead, 1e-9);
   // Enqueued late, it waits for the host where that is not ahead: at the first one.
   for (PassStep& step : steps) step.sharing_distance = 1;
-  const double late = Rates().lease_seconds + kLateDecodeSeconds;
+  const double late = Rates().lease_seconds;
   EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 3 + overhead + late, 1e-9);
   // One of them streamed, to a place of its own: half a second on the link, while others compute.
   for (PassStep& step : steps) step.sharing_distance = 2;
@@ -141,12 +141,13 @@ TEST(PassSeconds, LeasesTakeTimeOfTheHost) {
   EXPECT_NEAR(leases_seconds(steps, rates), 15, 1e-9);
 }
 
-TEST(PassSeconds, WhatIsDecodedLateHoldsTheHostUp) {
+TEST(PassSeconds, WhatIsDecodedLateDoesNotHoldTheHostUp) {
   Steps steps(10, PassStep{10, false, 1, 5, true});
   const double leases = 10 * Rates().lease_seconds;
-  EXPECT_NEAR(pass_seconds(steps, with_host(0, 30)), 30 + leases + 10 * kLateDecodeSeconds, 1e-9);
-  for (PassStep& step : steps) step.sharing_distance = 2;
-  EXPECT_NEAR(pass_seconds(steps, with_host(0, 30)), 30 + leases, 1e-9);
+  for (const std::uint32_t distance : {1U, 2U}) {
+    for (PassStep& step : steps) step.sharing_distance = distance;
+    EXPECT_NEAR(pass_seconds(steps, with_host(0, 30)), 30 + leases, 1e-9);
+  }
 }
 
 TEST(PassSeconds, TheHostIsAheadOfTheDeviceByTwoLoads) {
