@@ -11,14 +11,14 @@ namespace tensorstream {
 // On the copy stream, or where the device decodes on the ring's, which then does all that touches
 // the place: what crosses the link need not wait for it. What is read through staging is read by
 // this thread, which must not hold the lock then: others would wait for a disk, and callbacks of
-// the stream need it. Nor while it enqueues batches, whose many calls may fill a driver's queue.
+// the stream need it. Nor while it makes a driver's many calls, which may fill the driver's queue.
 void Loader::load_apart(GroupId group) {
   Slot& slot = slot_of(group);
   try {
     Issue ready = issue(slot);
-    const bool reads = staging_ != nullptr && ready.load->can_fail();
-    if (reads) ready.next = next_disk_reads(group);
-    if (reads || !ready.load->coded().empty()) {
+    const bool on_gpu = staging_ != nullptr;
+    if (on_gpu && ready.load->can_fail()) ready.next = next_disk_reads(group);
+    if (on_gpu || !ready.load->coded().empty()) {
       enqueuing_.assign(ready.overwritten.begin(), ready.overwritten.end());
       enqueuing_.push_back(&slot);
       enqueue_unlocked(stream_for(*ready.load), slot, ready);
