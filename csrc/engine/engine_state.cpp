@@ -432,22 +432,39 @@ void Engine::State::choose_level(std::uint64_t limit_bytes) {
   const std::optional<std::uint32_t>& wanted = options.compression;
   compression = {0, "not asked for"};
   if (wanted == 0 || !may_encode()) return;
-  const std::uint64_t batch_bytes =
-      largest_batch_bytes(groups, sources.tensors(), options.piece_bytes);
+  batch_piece_bytes = DecodeRing::piece_bytes_for(options.piece_bytes, limit_bytes);
+  if (!has_room_for_ring(limit_bytes)) batch_piece_bytes = options.piece_bytes;
+  const std::uint64_t batch_bytes = ring_batch_bytes();
   compression = {wanted.value_or(0), "asked for"};
   try {
     if (!wanted) compression = chosen_level(limit_bytes, batch_bytes);
     if (batch_bytes == 0) compression = {0, "no weights are of a type that is coded"};
     if (compression.level == 0) return;
     auto decoder = create_device_decoder(device);  // which may compile it
-    static_cast<void>(plan_beside(DecodeRing::size_bytes_for(batch_bytes),
-                                  footprints(groups, sources.tensors(), compute_place(device)),
-                                  limit_bytes, 0));
+    static_cast<void>(plan_with_ring(limit_bytes));
     ring = std::make_unique<DecodeRing>(pool, std::move(decoder), batch_bytes);
     encoding_bytes = batch_bytes;
   } catch (const Error& error) {
     if (wanted) throw;
     compression = {0, error.what()};
+  }
+}
+
+std::uint64_t Engine::State::ring_batch_bytes() const {
+  return largest_batch_bytes(groups, sources.tensors(), batch_piece_bytes);
+}
+
+Plan Engine::State::plan_with_ring(std::uint64_t limit_bytes) const {
+  return plan_beside(DecodeRing::size_bytes_for(ring_batch_bytes()),
+                     footprints(groups, sources.tensors(), compute_place(device)), limit_bytes, 0);
+}
+
+bool Engine::State::has_room_for_ring(std::uint64_t limit_bytes) const {
+  try {
+    static_cast<void>(plan_with_ring(limit_bytes));
+    return true;
+  } catch (const BudgetError&) {
+    return false;
   }
 }
 

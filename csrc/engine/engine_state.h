@@ -146,7 +146,8 @@ class Engine::State {
   std::vector<bool> in_files;              // by GroupId: without a home, loads read files
   const std::shared_ptr<Budget> ram;       // shared with homes, the ring for staging, other engines
   CompressionChoice compression;
-  std::uint64_t encoding_bytes = 0;  // of host memory, while a home is encoded
+  std::uint64_t encoding_bytes = 0;     // of host memory, while a home is encoded
+  std::uint64_t batch_piece_bytes = 0;  // of weights in a batch, at most
   mutable Mutex mutex;
   // Before the loader: no load is the last to go.
   HomeTable homes;
@@ -173,6 +174,11 @@ class Engine::State {
 
   /// Decides on frames, and makes the ring that they need.
   void choose_level(std::uint64_t limit_bytes);
+  /// What a slot of the ring has to hold.
+  std::uint64_t ring_batch_bytes() const;
+  /// The plan of what is not coded beside the ring. Raises BudgetError where it has no room.
+  Plan plan_with_ring(std::uint64_t limit_bytes) const;
+  bool has_room_for_ring(std::uint64_t limit_bytes) const;
   /// Raises ConfigError where a level is asked for that has no meaning here.
   bool may_encode();
   CompressionChoice chosen_level(std::uint64_t limit_bytes, std::uint64_t batch_bytes) const;

@@ -96,6 +96,7 @@ struct Target {
   std::uint64_t spared_bytes;
   Crossing crossing;
   std::vector<TensorId> in_ram;  // in their order
+  std::uint64_t budget_bytes;    // 0 for the least
 };
 
 /// A cut, its groups and the least that they need.
@@ -112,8 +113,9 @@ CutGroups cut_groups(const ModelTree& tree, const Grouping& grouping, const Cut&
   if (target.crossing == Crossing::kCoded) {
     made.groups = coded_footprints(grouping.groups, tree.tensors, target.place,
                                    EngineOptions().kept_page_bytes);
-    made.ring_bytes = DecodeRing::size_bytes_for(
-        largest_batch_bytes(grouping.groups, tree.tensors, EngineOptions().piece_bytes));
+    made.ring_bytes = DecodeRing::size_bytes_for(largest_batch_bytes(
+        grouping.groups, tree.tensors,
+        DecodeRing::piece_bytes_for(EngineOptions().piece_bytes, target.budget_bytes)));
   } else {
     made.groups = footprints(grouping.groups, tree.tensors, target.place);
   }
@@ -225,7 +227,9 @@ ModelPlan plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates
                   const Target& target) {
   const std::uint64_t free_bytes =
       budget_bytes > tree.fixed_bytes ? budget_bytes - tree.fixed_bytes : 0;
-  const CutGroups smallest = smallest_cut(tree, target);
+  Target least = target;
+  least.budget_bytes = 0;
+  const CutGroups smallest = smallest_cut(tree, least);
   if (budget_bytes < tree.fixed_bytes || free_bytes < smallest.smallest_bytes) {
     raise_too_small(tree, budget_bytes, smallest);
   }
@@ -234,8 +238,12 @@ ModelPlan plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates
   const std::uint64_t spared = std::min(target.spared_bytes, free_bytes - smallest.smallest_bytes);
   const auto consider = [&](const Cut& cut) {
     Grouping grouping = group_with(tree, cut);
-    const CutGroups made = cut_groups(tree, grouping, cut, target);
-    if (made.smallest_bytes > free_bytes || free_bytes - made.smallest_bytes < spared) return;
+    const auto fits = [&](const CutGroups& groups) {
+      return groups.smallest_bytes <= free_bytes && free_bytes - groups.smallest_bytes >= spared;
+    };
+    CutGroups made = cut_groups(tree, grouping, cut, target);
+    if (!fits(made)) made = cut_groups(tree, grouping, cut, least);
+    if (!fits(made)) return;
     Plan plan = make_plan(made.groups, free_bytes - made.ring_bytes - spared, rates);
     plan.ring_bytes = made.ring_bytes;
     const double leases = decoded_leases_seconds(made.groups, rates, plan);
@@ -315,8 +323,9 @@ ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Ra
   }
   std::vector<TensorId> in_ram = tree.in_ram;
   std::ranges::sort(in_ram);
-  const Target as_raw{options.place, options.spared_bytes, Crossing::kRaw, in_ram};
-  const Target as_coded{options.place, options.spared_bytes, Crossing::kCoded, std::move(in_ram)};
+  const Target as_raw{options.place, options.spared_bytes, Crossing::kRaw, in_ram, budget_bytes};
+  const Target as_coded{options.place, options.spared_bytes, Crossing::kCoded, std::move(in_ram),
+                        budget_bytes};
   if (compression && *compression != 0) return plan_as(tree, budget_bytes, rates, as_coded);
   ModelPlan plain = plan_as(tree, budget_bytes, rates, as_raw);
   if (compression || plain.plan.streamed_bytes == 0) return plain;
