@@ -56,7 +56,7 @@ std::uint64_t DecodeRing::size_bytes_for(std::uint64_t batch_bytes) noexcept {
 std::uint64_t DecodeRing::piece_bytes_for(std::uint64_t piece_bytes,
                                           std::uint64_t budget_bytes) noexcept {
   const std::uint64_t twice = 2 * piece_bytes;
-  return size_bytes_for(batch_limit(twice)) <= budget_bytes / 8 ? twice : piece_bytes;
+  return size_bytes_for(batch_limit(twice)) <= budget_bytes / 16 ? twice : piece_bytes;
 }
 
 void DecodeRing::decode(Stream& copies, std::span<const CodedCopy> batches) {
