@@ -1,10 +1,9 @@
 #include "platform/cuda_driver.h"
 
-#include <dlfcn.h>
-
 #include <string>
 
 #include "base/units.h"
+#include "platform/shared_library.h"
 
 namespace tensorstream {
 namespace {
@@ -16,27 +15,16 @@ std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-std::string last_loader_error() {
-  const char* const text = dlerror();
-  return text == nullptr ? "no reason given" : text;
-}
-
 /// Null where `text_of` (cuGetErrorName, cuGetErrorString) does not know the result.
 const char* known_text(CudaResult (*text_of)(CudaResult, const char**), CudaResult result) {
   const char* text = nullptr;
   return text_of(result, &text) == CudaResult::kSuccess ? text : nullptr;
 }
 
-template <typename Function>
-bool find(void* library, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(library, name));
-  return function != nullptr;
-}
-
 /// The name of the first entry that `library` lacks; null where it has all of them.
 const char* fill(CudaDriver& driver, void* library) {
 #define TS_FIND_ENTRY(name, parameters) \
-  if (!find(library, #name, driver.name)) return #name;
+  if (!find_function(library, #name, driver.name)) return #name;
   TS_CUDA_DRIVER_ENTRIES(TS_FIND_ENTRY)
 #undef TS_FIND_ENTRY
   return nullptr;
@@ -91,7 +79,7 @@ std::string advice(CudaResult result) {
 
 CudaDriverOutcome load_cuda_driver(const std::string& path) {
   // Never closed: the driver's threads and exit handlers outlive whoever opened it.
-  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* const library = open_library(path).handle;
   if (library == nullptr) {
     return CudaDriverAbsence{CudaDriverAbsence::Reason::kNoLibrary,
                              "no CUDA driver: " + last_loader_error() +
@@ -100,7 +88,7 @@ CudaDriverOutcome load_cuda_driver(const std::string& path) {
   CudaDriver driver;
   // Before the other entries: a driver too old for us lacks some of them, and its age is the
   // reason.
-  if (!find(library, "cuDriverGetVersion", driver.cuDriverGetVersion)) {
+  if (!find_function(library, "cuDriverGetVersion", driver.cuDriverGetVersion)) {
     return no_symbol(path, "cuDriverGetVersion");
   }
   const CudaResult asked = driver.cuDriverGetVersion(&driver.version);

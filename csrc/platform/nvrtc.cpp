@@ -5,48 +5,12 @@
 namespace tensorstream {
 namespace {
 
-constexpr const char* kToolkitFolder = "/usr/local/cuda/lib64";
 constexpr int kSuccess = 0;
-
-struct Opened {
-  void* library = nullptr;
-  std::string path;
-};
-
-/// Never closed: who else uses it is not known.
-Opened open_library(const std::string& path, int flags = 0) {
-  return {dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | flags), path};
-}
-
-Opened look_for_library(const NvrtcPlaces& places) {
-  if (!places.library.empty()) return open_library(places.library);
-  // What torch has loaded is of its version, and is paid for.
-  for (const char* const name : kNvrtcLibraries) {
-    if (auto opened = open_library(name, RTLD_NOLOAD); opened.library != nullptr) return opened;
-  }
-  std::vector<std::string> prefixes;
-  prefixes.reserve(places.folders.size() + 2);
-  for (const std::string& folder : places.folders) prefixes.push_back(folder + "/");
-  prefixes.emplace_back();  // the loader's own places
-  prefixes.push_back(std::string(kToolkitFolder) + "/");
-  for (const std::string& prefix : prefixes) {
-    for (const char* const name : kNvrtcLibraries) {
-      if (auto opened = open_library(prefix + name); opened.library != nullptr) return opened;
-    }
-  }
-  return {};
-}
-
-template <typename Function>
-bool find(void* library, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(library, name));
-  return function != nullptr;
-}
 
 /// The name of the first entry that `library` lacks; null where it has all of them.
 const char* fill(Nvrtc& nvrtc, void* library) {
 #define TS_FIND_ENTRY(name, parameters) \
-  if (!find(library, #name, nvrtc.name)) return #name;
+  if (!find_function(library, #name, nvrtc.name)) return #name;
   TS_NVRTC_ENTRIES(TS_FIND_ENTRY)
 #undef TS_FIND_ENTRY
   return nullptr;
@@ -136,11 +100,11 @@ class Program {
 }  // namespace
 
 NvrtcOutcome load_nvrtc(const NvrtcPlaces& places) {
-  const Opened opened = look_for_library(places);
-  if (opened.library == nullptr) return no_library(places);
+  const OpenedLibrary opened = find_library(places, kNvrtcLibraries);
+  if (opened.handle == nullptr) return no_library(places);
   Nvrtc nvrtc;
   nvrtc.path = opened.path;
-  if (const char* const missing = fill(nvrtc, opened.library)) {
+  if (const char* const missing = fill(nvrtc, opened.handle)) {
     return NvrtcAbsence{NvrtcAbsence::Reason::kNoSymbol, "the compiler of CUDA kernels " +
                                                              opened.path + " lacks " + missing +
                                                              ": install a newer nvidia-cuda-nvrtc"};

@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "platform/shared_library.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -42,12 +43,7 @@ struct Nvrtc {
 };
 
 /// Where to look for NVRTC.
-struct NvrtcPlaces {
-  /// The library itself; empty to look for it.
-  std::string library;
-  /// Folders to look in, as those of Python's packages, which no loader knows.
-  std::vector<std::string> folders;
-};
+using NvrtcPlaces = LibraryPlaces;
 
 /// Why there is no NVRTC to call.
 struct NvrtcAbsence {
@@ -62,8 +58,7 @@ using NvrtcOutcome = std::variant<Nvrtc, NvrtcAbsence>;
 /// The names that it is looked for by, the newest first.
 inline constexpr std::array<const char*, 2> kNvrtcLibraries = {"libnvrtc.so.13", "libnvrtc.so.12"};
 
-/// Opens the library that the process has loaded already, if any; else the first that is found in
-/// the folders, where the system's loader looks, and where the toolkit is usually installed.
+/// Looks for it as find_library() does.
 NvrtcOutcome load_nvrtc(const NvrtcPlaces& places);
 
 /// A source of kernels, without any header.
