@@ -84,6 +84,28 @@ class CudaError : public Error {
   int result_;
 };
 
+/// The read that cuFile did not make.
+struct CufileRead {
+  std::string path;
+  std::uint64_t offset_bytes = 0;
+  std::uint64_t size_bytes = 0;
+  /// A CUfileOpError.
+  int result = 0;
+};
+
+/// A read into device memory by cuFile failed, in a way that the system has no errno for.
+class CufileError : public Error {
+ public:
+  CufileError(const std::string& message, CufileRead read,
+              std::source_location where = std::source_location::current())
+      : Error(message, where), read_(std::move(read)) {}
+
+  const CufileRead& read() const noexcept { return read_; }
+
+ private:
+  CufileRead read_;
+};
+
 /// A budget cannot hold what has to be held. Python: also a MemoryError.
 class BudgetError : public Error {
  public:

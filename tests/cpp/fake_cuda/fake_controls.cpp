@@ -33,6 +33,7 @@ TS_FAKE_EXPORT long long fake_cuda_get(const char* name) {
   const std::lock_guard lock(state().mutex);
   if (wanted == "contexts") return static_cast<long long>(state().contexts.size());
   if (wanted == "registrations") return static_cast<long long>(state().registrations.size());
+  if (wanted == "files") return static_cast<long long>(state().files.size());
   if (wanted == "leaked") return state().leaked;
   if (wanted == "held_calls") return state().held_calls;
   if (wanted == "context_depth") return static_cast<long long>(context_stack().size());

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "platform/cuda_driver.h"
+#include "platform/cufile.h"
 #include "platform/nvrtc.h"
 
 namespace tensorstream {
@@ -25,6 +26,11 @@ class FakeCuda {
   /// A compiler whose kernels this driver runs.
   static NvrtcPlaces compiler() { return {TS_FAKE_NVRTC, {}}; }
 
+  /// A cuFile that reads into this driver's memory; it looks for nvidia-fs at `nvidia_fs`.
+  static CufilePlaces cufile(const std::string& nvidia_fs = "/nowhere") {
+    return {{TS_FAKE_CUDA, {}}, nvidia_fs};
+  }
+
   /// As at the start: default settings, no failures, nothing held or counted.
   void reset() const { find<void()>("fake_cuda_reset")(); }
   /// The settings, with their defaults, are in fake_state.h.
@@ -32,15 +38,20 @@ class FakeCuda {
     find<void(const char*, long long)>("fake_cuda_set")(setting, value);
   }
   /// How much it holds now of "streams", "events", "allocations", "modules", "registrations",
-  /// "contexts"; how much of those was "leaked", still there when its context went; the calling
-  /// thread's "context_depth", and its "current_device" (-1 for none); and "held_calls", which wait
-  /// because of the settings "hold_calls" and "hold_copies".
+  /// "contexts", and of "files" that are registered with cuFile; how much of those was "leaked",
+  /// still there when its context went; the calling thread's "context_depth", and its
+  /// "current_device" (-1 for none); and "held_calls", which wait because of the settings
+  /// "hold_calls" and "hold_copies".
   long long get(const char* name) const {
     return find<long long(const char*)>("fake_cuda_get")(name);
   }
-  /// The `nth` call from now of `function`, counted from 1, does nothing but return `result`.
+  /// The `nth` call from now of `function`, counted from 1, does nothing but return `result`; one
+  /// of cuFileRead fails with it, an errno or a result of cuFile's.
   void fail(const char* function, int nth, CudaResult result) const {
-    find<void(const char*, int, int)>("fake_cuda_fail")(function, nth, static_cast<int>(result));
+    fail(function, nth, static_cast<int>(result));
+  }
+  void fail(const char* function, int nth, int result) const {
+    find<void(const char*, int, int)>("fake_cuda_fail")(function, nth, result);
   }
   /// Calls of `function` since reset(), and of "host functions" those that are done.
   long long calls(const char* function) const {
@@ -48,7 +59,7 @@ class FakeCuda {
   }
   long long held() const {
     return get("streams") + get("events") + get("allocations") + get("modules") +
-           get("registrations") + get("contexts");
+           get("registrations") + get("contexts") + get("files");
   }
 
  private:

@@ -38,6 +38,10 @@ std::map<std::string, long long> default_settings() {
           {"hold_calls", 0},
           {"hold_copies", 0},
           {"capturing", 0},
+          {"cufile_nvidia_fs_version", 0},
+          {"cufile_control_flags", kCufileCompatibilityMode},
+          {"cufile_feature_flags", 0},
+          {"cufile_longest_read", 1LL << 40},
           {"lost", 0}};
 }
 

@@ -12,6 +12,7 @@
 
 #include "fake_cuda/fake_queue.h"
 #include "platform/cuda_driver.h"
+#include "platform/cufile.h"
 
 #define TS_FAKE_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -20,6 +21,10 @@ namespace tensorstream {
 // Every entry of the table: a definition with other parameters does not compile.
 #define TS_FAKE_ENTRY(name, parameters) TS_FAKE_EXPORT CudaResult name parameters;
 TS_CUDA_DRIVER_ENTRIES(TS_FAKE_ENTRY)
+#undef TS_FAKE_ENTRY
+
+#define TS_FAKE_ENTRY(result, name, parameters) TS_FAKE_EXPORT result name parameters;
+TS_CUFILE_ENTRIES(TS_FAKE_ENTRY)
 #undef TS_FAKE_ENTRY
 
 struct CudaStreamState {
@@ -76,6 +81,7 @@ struct State {
   std::map<std::string, long long> calls;
   std::map<CudaOrdinal, std::unique_ptr<CudaContextState>> contexts;
   std::map<std::uintptr_t, std::size_t> registrations;
+  std::set<void*> files;  // registered with cuFile
   std::size_t used_bytes = 0;
   long long leaked = 0;
   unsigned long long ids_given = 0;
@@ -90,7 +96,7 @@ struct State {
 /// are done, and "serial_host_functions" has one host function run at a time, both of which the
 /// real driver may do; "hold_calls" has every call wait while work goes on, as it does where
 /// another thread's call waits for that work, and "hold_copies" those alone that copy to the
-/// device.
+/// device. Of cuFile: "cufile_longest_read" is the most bytes that a read gives at once.
 std::map<std::string, long long> default_settings();
 
 State& state();
