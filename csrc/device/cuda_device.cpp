@@ -13,6 +13,7 @@
 #include "base/units.h"
 #include "device/cuda_context.h"
 #include "device/cuda_event.h"
+#include "device/cuda_files.h"
 #include "device/cuda_kernel.h"
 #include "device/cuda_memory.h"
 #include "device/cuda_stream.h"
@@ -69,6 +70,9 @@ class CudaDevice final : public Device {
   std::unique_ptr<HostRegistration> try_register_host(std::span<std::byte> bytes) override;
 
   CudaKernel kernel(const KernelSource& source, const char* function);
+  /// `owner` keeps this device alive.
+  std::shared_ptr<CudaFiles> open_files(const std::shared_ptr<Device>& owner) const;
+  const CufilePlaces& cufile() const noexcept { return options_.cufile; }
 
  private:
   std::unique_ptr<CudaModule> load(const KernelSource& source) const;
@@ -155,6 +159,16 @@ std::unique_ptr<CudaModule> CudaDevice::load(const KernelSource& source) const {
   return std::make_unique<CudaModule>(context_, cubin);
 }
 
+std::shared_ptr<CudaFiles> CudaDevice::open_files(const std::shared_ptr<Device>& owner) const {
+  const CudaContext::Current current(context_);
+  const CufileOutcome outcome = open_cufile(options_.cufile);
+  if (const auto* const absence = std::get_if<CufileAbsence>(&outcome)) {
+    throw UnsupportedError(context_.description() +
+                           " cannot read files into its memory: " + absence->message);
+  }
+  return std::make_shared<CudaFiles>(owner, context_, std::get<Cufile>(outcome));
+}
+
 /// Raises UnsupportedError where there is no driver to call.
 CudaDriver driver_for(const CudaDeviceOptions& options) {
   const CudaDriverOutcome outcome = options.driver_library == kCudaDriverLibrary
@@ -201,6 +215,21 @@ CudaKernel cuda_kernel(Device& device, const KernelSource& source, const char* f
     throw UnsupportedError("device " + device.name() + " runs no kernels: it is no GPU");
   }
   return cuda_device->kernel(source, function);
+}
+
+std::shared_ptr<CudaFiles> open_cuda_files(const std::shared_ptr<Device>& device) {
+  const auto* const cuda_device = dynamic_cast<CudaDevice*>(device.get());
+  if (cuda_device == nullptr) {
+    throw UnsupportedError("device " + device->name() +
+                           " has no memory that files could be read straight into: it is no GPU");
+  }
+  return cuda_device->open_files(device);
+}
+
+std::string why_no_peer_to_peer(const Device& device) {
+  const auto* const cuda_device = dynamic_cast<const CudaDevice*>(&device);
+  if (cuda_device == nullptr) return "device " + device.name() + " is no GPU";
+  return has_nvidia_fs(cuda_device->cufile()) ? "" : "nvidia-fs is not loaded";
 }
 
 }  // namespace tensorstream

@@ -10,6 +10,7 @@
 #include "device/cuda_kernel.h"
 #include "device/device.h"
 #include "platform/cuda_driver.h"
+#include "platform/cufile.h"
 #include "platform/nvrtc.h"
 
 namespace tensorstream {
@@ -26,6 +27,8 @@ struct CudaDeviceOptions {
   std::string driver_library = std::string(kCudaDriverLibrary);
   /// Where to look for the compiler of kernels.
   NvrtcPlaces compiler = {};
+  /// Where to look for what reads files into its memory.
+  CufilePlaces cufile = {};
 };
 
 /// Raises UnsupportedError where there is no driver, one that is too old, or no device; ConfigError

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "platform/cufile.h"
 #include "platform/process_memory.h"
 #include "tensorstream/error.h"
 
@@ -123,9 +124,14 @@ void DiskQueue::Slot::aim() noexcept {
 std::exception_ptr DiskQueue::Slot::error() const noexcept {
   ReadOutcome wanted = progress.outcome();
   wanted.read_bytes -= std::min(wanted.read_bytes, piece.skip_bytes);
+  const File& file = read->file->file();
+  const std::uint64_t offset = piece.offset_bytes + piece.skip_bytes;
   try {
-    throw read->file->file().read_error(piece.offset_bytes + piece.skip_bytes, piece.out.size(),
-                                        wanted);
+    if (is_cufile_result(wanted.error_number)) {
+      throw cufile_read_error(file, offset, piece.out.size(),
+                              static_cast<CufileResult>(wanted.error_number));
+    }
+    throw file.read_error(offset, piece.out.size(), wanted);
   } catch (...) {
     return std::current_exception();
   }

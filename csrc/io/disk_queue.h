@@ -24,7 +24,8 @@ namespace tensorstream {
 
 /// Keeps as many transfers under way as its TransferQueue takes, in the order in which reads were
 /// begun. Here, and nowhere else, a short, an interrupted and a failed transfer become a read that
-/// is whole or an IoError. Thread-safe. Shared by the readers and the reads that use it.
+/// is whole or an IoError (of cuFile a CufileError). Thread-safe. Shared by the readers and the
+/// reads that use it.
 class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
  public:
   /// What a disk of this kind is read in: docs/adr/0014-a-queue-of-direct-reads.md.

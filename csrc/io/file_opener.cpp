@@ -1,8 +1,11 @@
 #include "io/file_opener.h"
 
+#include <optional>
 #include <utility>
 
 #include "base/units.h"
+#include "device/cuda_files.h"
+#include "device/device.h"
 #include "io/disk_queue.h"
 #include "io/read_memory.h"
 #include "platform/disk_file.h"
@@ -17,37 +20,83 @@ std::string at_a_time(const DiskQueue& queue) {
          " at a time";
 }
 
-}  // namespace
-
-std::optional<std::string> refusal_of(FileBackend backend) {
-  return backend == FileBackend::kIoUring ? IoRing::refusal() : std::nullopt;
+/// Raises UnsupportedError where `device` is the host.
+void check_is_gpu(const Device* device, FileBackend backend) {
+  if (device != nullptr && !device->host_accessible()) return;
+  const std::string name = backend == FileBackend::kCuda ? "cuda" : "gpudirect";
+  throw UnsupportedError("backend=\"" + name + "\" reads files for a GPU, and the device is " +
+                         (device == nullptr ? "cpu" : device->name()) + "; use backend=\"direct\"");
 }
 
-FileOpener::FileOpener(FileBackend backend) : backend_(backend) {
-  if (backend == FileBackend::kMmap) {
-    about_ = "mappings of the page cache";
-    return;
+}  // namespace
+
+ProbeResult probe(FileBackend backend, const std::shared_ptr<Device>& device) {
+  try {
+    const FileOpener opener(backend, device);
+    return {true, opener.is_peer_to_peer(), opener.about()};
+  } catch (const UnsupportedError& error) {
+    return {false, false, error.what()};
   }
-  if (backend == FileBackend::kPread) {
-    about_ = "pread through the page cache";
-    return;
+}
+
+ProbeResult probe_peer_to_peer(const std::shared_ptr<Device>& device) {
+  const std::string why_not = why_no_peer_to_peer(*device);
+  return why_not.empty() ? probe(FileBackend::kGpudirect, device)
+                         : ProbeResult{false, false, why_not};
+}
+
+FileOpener::FileOpener(FileBackend backend, const std::shared_ptr<Device>& device)
+    : backend_(backend) {
+  switch (backend) {
+    case FileBackend::kMmap:
+      about_ = "mappings of the page cache";
+      return;
+    case FileBackend::kPread:
+      about_ = "pread through the page cache";
+      return;
+    case FileBackend::kCuda:
+    case FileBackend::kGpudirect:
+      check_is_gpu(device.get(), backend);
+      break;
+    case FileBackend::kDirect:
+    case FileBackend::kIoUring:
+    case FileBackend::kCached:
+      break;
   }
+  make_queue();
+  if (backend == FileBackend::kCached) about_ = "the page cache, and " + about_;
+  if (backend == FileBackend::kCuda) about_ += ", into pinned memory";
+  if (backend == FileBackend::kGpudirect) make_device_queue(device);
+}
+
+void FileOpener::make_queue() {
   memory_ = ReadMemory::create();
-  const std::string where = backend == FileBackend::kCached ? "the page cache, and " : "";
   const std::optional<std::string> refusal = IoRing::refusal();
   if (!refusal) {
     queue_ = DiskQueue::create(create_ring_transfers(DiskQueue::kDepth));
-    about_ = where + "O_DIRECT by io_uring, " + at_a_time(*queue_);
-  } else if (backend == FileBackend::kIoUring) {
+    about_ = "O_DIRECT by io_uring, " + at_a_time(*queue_);
+  } else if (backend_ == FileBackend::kIoUring) {
     throw UnsupportedError("files cannot be read by io_uring: " + *refusal +
                            "; backend=\"direct\" reads by threads where that is so");
   } else {
     queue_ = DiskQueue::create(create_thread_transfers(DiskQueue::kDepth));
-    about_ = where + "O_DIRECT by threads, " + at_a_time(*queue_) + ": " + *refusal;
+    about_ = "O_DIRECT by threads, " + at_a_time(*queue_) + ": " + *refusal;
   }
 }
 
+void FileOpener::make_device_queue(const std::shared_ptr<Device>& device) {
+  device_files_ = open_cuda_files(device);
+  device_queue_ = create_device_queue(device_files_);
+  const CufileMode mode = device_files_->mode();
+  is_peer_to_peer_ = mode.is_peer_to_peer;
+  about_ = "cuFile into device memory, " + at_a_time(*device_queue_) + ", " + mode.about +
+           "; into host memory " + about_;
+}
+
 std::unique_ptr<Reader> FileOpener::open(const std::string& path) const {
+  if (device_queue_ != nullptr) {
+    return create_gpudirect_reader(path, {device_files_, device_queue_, queue_});
+  }
   if (queue_ != nullptr) {
     DiskFile file = DiskFile::open_direct(path);
     return backend_ == FileBackend::kCached ? create_cached_reader(std::move(file), queue_)

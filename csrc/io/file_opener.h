@@ -2,13 +2,14 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "io/reader.h"
 
 namespace tensorstream {
 
+class CudaFiles;
+class Device;
 class DiskFile;
 class DiskQueue;
 class ReadMemory;
@@ -28,17 +29,36 @@ enum class FileBackend {
   /// What the page cache has, from there, and as kPread uses it; the rest past it, as kDirect, so
   /// that nothing comes there. Asked at each read.
   kCached,
+  /// As kDirect, into pinned memory that a GPU copies from.
+  kCuda,
+  /// By cuFile straight into the memory of a GPU, from peer to peer or, where that is not to be
+  /// had,
+  /// through host memory of cuFile's (compatibility mode). What goes to host memory, as kDirect.
+  kGpudirect,
 };
 
-/// Why files cannot be read so in this process, for people; nothing where they can. A file system
-/// may still refuse a file.
-std::optional<std::string> refusal_of(FileBackend backend);
+/// What can be had of a backend.
+struct ProbeResult {
+  bool is_usable = false;
+  /// Of kGpudirect: whether it is proven that the disk writes to device memory itself.
+  bool is_peer_to_peer = false;
+  /// How files are read, or why they cannot be, for people.
+  std::string reason;
+};
+
+/// Whether files can be read so for a model on `device` (null: the host). A file system may still
+/// refuse a file.
+ProbeResult probe(FileBackend backend, const std::shared_ptr<Device>& device);
+/// As probe() of kGpudirect, for a choice that takes it from peer to peer alone: cuFile is not
+/// opened where there is no nvidia-fs.
+ProbeResult probe_peer_to_peer(const std::shared_ptr<Device>& device);
 
 /// Opens readers of one model's files, which share what reads them. Thread-safe.
 class FileOpener {
  public:
-  /// Raises UnsupportedError with the reason where files cannot be read so in this process.
-  explicit FileOpener(FileBackend backend);
+  /// For a model on `device` (null: the host), which the readers keep. Raises UnsupportedError with
+  /// the reason where files cannot be read so in this process, or for that device.
+  explicit FileOpener(FileBackend backend, const std::shared_ptr<Device>& device = nullptr);
 
   /// A reader of the file at `path`. Raises IoError, and UnsupportedError where its file system
   /// refuses to be read so.
@@ -49,13 +69,21 @@ class FileOpener {
   /// For readers of other formats: what reads past the page cache, and memory for what is decoded;
   /// both null where files are read through it.
   FileBackend backend() const noexcept { return backend_; }
+  /// Whether it is proven that files are read from peer to peer.
+  bool is_peer_to_peer() const noexcept { return is_peer_to_peer_; }
   const std::shared_ptr<DiskQueue>& queue() const noexcept { return queue_; }
   const std::shared_ptr<ReadMemory>& memory() const noexcept { return memory_; }
 
  private:
+  void make_queue();
+  void make_device_queue(const std::shared_ptr<Device>& device);
+
   const FileBackend backend_;
-  std::shared_ptr<DiskQueue> queue_;    // shared with the readers
-  std::shared_ptr<ReadMemory> memory_;  // likewise
+  std::shared_ptr<DiskQueue> queue_;         // shared with the readers
+  std::shared_ptr<ReadMemory> memory_;       // likewise
+  std::shared_ptr<CudaFiles> device_files_;  // likewise
+  std::shared_ptr<DiskQueue> device_queue_;  // likewise, into device memory
+  bool is_peer_to_peer_ = false;
   std::string about_;
 };
 
@@ -70,5 +98,16 @@ std::unique_ptr<Reader> create_pread_reader(const std::string& path);
 std::unique_ptr<Reader> create_cached_reader(DiskFile file, std::shared_ptr<DiskQueue> queue);
 /// Of a file that `queue` reads.
 std::unique_ptr<Reader> create_disk_reader(DiskFile file, std::shared_ptr<DiskQueue> queue);
+
+/// What a gpudirect reader shares with those of other files.
+struct DeviceQueues {
+  std::shared_ptr<CudaFiles> files;
+  std::shared_ptr<DiskQueue> to_device;
+  std::shared_ptr<DiskQueue> to_host;
+};
+/// The queue that reads files of `files` into device memory.
+std::shared_ptr<DiskQueue> create_device_queue(const std::shared_ptr<CudaFiles>& files);
+/// Raises UnsupportedError, too, where cuFile refuses the file.
+std::unique_ptr<Reader> create_gpudirect_reader(const std::string& path, DeviceQueues queues);
 
 }  // namespace tensorstream

@@ -10,6 +10,8 @@ namespace {
 /// Less than this is copied sooner than its edges are read by transfers of their own.
 constexpr std::uint64_t kWorthEdgesBytes = 256_KiB;
 
+constexpr std::uint64_t kPageBytes = 4_KiB;
+
 constexpr std::uint64_t align_down(std::uint64_t value, std::uint64_t alignment) {
   return value & ~(alignment - 1);
 }
@@ -34,7 +36,11 @@ std::vector<ReadPiece> cut_read(const CutRules& rules, std::uint64_t offset_byte
     piece.skip_bytes = at - piece.offset_bytes;
     const std::uint64_t whole_end = align_down(end, block);
     const bool worth_edges = block == 1 || whole_end >= align_up(at, block) + kWorthEdgesBytes;
-    std::uint64_t stop = std::min(end, piece.offset_bytes + rules.request_bytes);
+    std::uint64_t stop = piece.offset_bytes + rules.request_bytes;
+    // Where any offset and address will do whole pages do best.
+    const bool anywhere = block == 1 && rules.memory_alignment_bytes == 1;
+    if (anywhere) stop = align_down(stop, kPageBytes);
+    stop = std::min(end, stop);
     if (lies_well && worth_edges) {
       piece.in_place = piece.skip_bytes == 0;
       stop = piece.in_place ? std::min(whole_end, stop) : piece.offset_bytes + block;

@@ -12,7 +12,7 @@ namespace tensorstream {
 struct CutRules {
   std::uint64_t block_bytes = 1;
   std::uint64_t memory_alignment_bytes = 1;
-  /// Most bytes of one transfer, a multiple of the block.
+  /// Most bytes of one transfer, a multiple of the block and of 4 KiB.
   std::uint64_t request_bytes = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "io/reader.h"
 
 #include "io/file_window.h"
+#include "tensorstream/error.h"
 
 namespace tensorstream {
 
@@ -14,6 +15,13 @@ std::uint64_t Reader::read_frame(std::uint64_t /*offset_bytes*/, std::uint64_t /
 PendingRead Reader::begin_read(std::uint64_t offset_bytes, std::span<std::byte> out) {
   read(offset_bytes, out);
   return {};
+}
+
+bool Reader::reads_to_device() const noexcept { return false; }
+
+PendingRead Reader::begin_device_read(std::uint64_t /*offset_bytes*/,
+                                      std::span<std::byte> /*target*/) {
+  throw UnsupportedError("'" + name() + "' cannot be read straight into a device's memory");
 }
 
 std::uint64_t Reader::best_read_bytes(std::uint64_t /*offset_bytes*/) const noexcept { return 0; }

@@ -71,6 +71,14 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// that was waited for. A read that is not waited for is given up.
   virtual PendingRead begin_read(std::uint64_t offset_bytes, std::span<std::byte> out);
 
+  /// Whether it reads into memory of a device that the host does not reach.
+  virtual bool reads_to_device() const noexcept;
+
+  /// As begin_read(), into memory of the device that the reader was opened for, of which nothing
+  /// that is enqueued uses it. Raises UnsupportedError where reads_to_device() is false; a failure
+  /// that has no errno is a CufileError.
+  virtual PendingRead begin_device_read(std::uint64_t offset_bytes, std::span<std::byte> target);
+
   /// How many bytes from `offset_bytes` on one of several reads had best take: what is decoded as
   /// one. 0 where that makes no difference.
   virtual std::uint64_t best_read_bytes(std::uint64_t offset_bytes) const noexcept;

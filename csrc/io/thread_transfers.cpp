@@ -16,7 +16,7 @@ namespace {
 
 class ThreadTransfers final : public TransferQueue {
  public:
-  explicit ThreadTransfers(std::size_t depth) : depth_(depth) {}
+  ThreadTransfers(std::size_t depth, MakeTransfer make) : depth_(depth), make_(std::move(make)) {}
   ThreadTransfers(const ThreadTransfers&) = delete;
   ThreadTransfers& operator=(const ThreadTransfers&) = delete;
   ~ThreadTransfers() override { stop(); }
@@ -57,9 +57,7 @@ class ThreadTransfers final : public TransferQueue {
  private:
   void work() {
     while (Transfer* const transfer = take()) {
-      const std::int64_t result =
-          read_once(transfer->descriptor, transfer->offset_bytes, transfer->target);
-      done_(*transfer, result);
+      done_(*transfer, make_(*transfer));
     }
   }
 
@@ -74,6 +72,7 @@ class ThreadTransfers final : public TransferQueue {
 
   // Constant after run().
   const std::size_t depth_;
+  const MakeTransfer make_;
   Done done_;
 
   // Guarded by mutex_.
@@ -88,7 +87,13 @@ class ThreadTransfers final : public TransferQueue {
 }  // namespace
 
 std::unique_ptr<TransferQueue> create_thread_transfers(std::size_t depth) {
-  return std::make_unique<ThreadTransfers>(depth);
+  return create_thread_transfers_by(depth, [](const Transfer& transfer) {
+    return read_once(transfer.descriptor, transfer.offset_bytes, transfer.target);
+  });
+}
+
+std::unique_ptr<TransferQueue> create_thread_transfers_by(std::size_t depth, MakeTransfer make) {
+  return std::make_unique<ThreadTransfers>(depth, std::move(make));
 }
 
 }  // namespace tensorstream

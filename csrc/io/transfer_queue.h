@@ -41,9 +41,13 @@ class TransferQueue {
   virtual void start(std::span<Transfer* const> transfers) noexcept = 0;
 };
 
-/// Threads that call pread, as many as may be under way. Raises UnsupportedError where there are
-/// none to be had.
+/// Makes one transfer: the bytes that it read, or -errno. Thread-safe.
+using MakeTransfer = std::function<std::int64_t(const Transfer& transfer)>;
+
+/// Threads that call pread, or `make`, as many as may be under way. Raise UnsupportedError where
+/// there are none to be had.
 std::unique_ptr<TransferQueue> create_thread_transfers(std::size_t depth);
+std::unique_ptr<TransferQueue> create_thread_transfers_by(std::size_t depth, MakeTransfer make);
 
 /// The kernel's io_uring, and one thread that hears of what is done. Raises UnsupportedError.
 std::unique_ptr<TransferQueue> create_ring_transfers(std::size_t depth);

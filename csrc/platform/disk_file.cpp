@@ -80,6 +80,10 @@ void DiskFile::check_same(const File& other) const {
   }
 }
 
+DiskFile DiskFile::open_for_device(const std::string& path) {
+  return {std::move(open_direct(path).file_), 1, 1};
+}
+
 DiskFile DiskFile::open_buffered(const std::string& path) {
   return {File::open_for_reading(path), 1, 1};
 }

@@ -16,6 +16,9 @@ class DiskFile {
   /// Opens `path` past the page cache. Raises IoError, and UnsupportedError where the file system
   /// refuses that.
   static DiskFile open_direct(const std::string& path);
+  /// Opens `path` past the page cache for who cuts reads into blocks himself: any offset and
+  /// address will do. Raises as open_direct() does.
+  static DiskFile open_for_device(const std::string& path);
   /// Opens `path` through the page cache, where any offset and address will do. Raises IoError.
   static DiskFile open_buffered(const std::string& path);
 

@@ -73,7 +73,7 @@ TEST(FileOpener, WhereIoUringIsForbiddenThreadsReadAndTheReasonIsTold) {
 TEST(FileOpener, WhereIoUringIsForbiddenAndAskedForByNameThatIsAnErrorWithTheReason) {
   EXPECT_EQ(in_child([&] {
               if (!forbid_io_uring()) return false;
-              if (!refusal_of(FileBackend::kIoUring)) return false;
+              if (probe(FileBackend::kIoUring, nullptr).is_usable) return false;
               try {
                 const FileOpener opener(FileBackend::kIoUring);
               } catch (const UnsupportedError& error) {
@@ -86,7 +86,7 @@ TEST(FileOpener, WhereIoUringIsForbiddenAndAskedForByNameThatIsAnErrorWithTheRea
 
 TEST(FileOpener, SaysHowItReads) {
   if (const auto refusal = IoRing::refusal()) GTEST_SKIP() << *refusal;
-  EXPECT_EQ(refusal_of(FileBackend::kIoUring), std::nullopt);
+  EXPECT_TRUE(probe(FileBackend::kIoUring, nullptr).is_usable);
   EXPECT_THAT(FileOpener(FileBackend::kIoUring).about(), HasSubstr("O_DIRECT by io_uring"));
   EXPECT_THAT(FileOpener(FileBackend::kDirect).about(), HasSubstr("O_DIRECT by io_uring"));
   EXPECT_THAT(FileOpener(FileBackend::kPread).about(), HasSubstr("pread"));

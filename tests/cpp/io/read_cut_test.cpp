@@ -69,6 +69,13 @@ TEST_F(ReadCut, WhereItDoesNotNothingDoes) {
   for (const ReadPiece& piece : pieces) EXPECT_FALSE(piece.in_place);
 }
 
+TEST_F(ReadCut, WhereAnyOffsetWillDoAllPiecesButTheFirstBeginAtAPage) {
+  const auto pieces = cut({1, 1, 1_MiB}, 1000, 4_MiB, 3);
+  ASSERT_EQ(pieces.size(), 5U);
+  for (const ReadPiece& piece : pieces) EXPECT_TRUE(piece.in_place);
+  for (std::size_t i = 1; i < pieces.size(); ++i) EXPECT_EQ(pieces[i].offset_bytes, i * 1_MiB);
+}
+
 TEST_F(ReadCut, SmallReadsAreOneTransferWithTheirEdges) {
   const auto pieces = cut({512, 512, 1_MiB}, 1000, 100'000, 1000);
   ASSERT_EQ(pieces.size(), 1U);

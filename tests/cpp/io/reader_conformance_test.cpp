@@ -1,5 +1,6 @@
 #include "io/reader_conformance.h"
 
+#include "io/device_reads.h"
 #include "io/disk_queue.h"
 #include "io/file_opener.h"
 #include "platform/disk_file.h"
@@ -33,6 +34,28 @@ ReaderKind disk_reader(const std::string& name, DiskFile (*open)(const std::stri
           }};
 }
 
+/// Of the fake driver's GPU: what goes to host memory, or to the device's and back.
+ReaderKind gpudirect_reader() {
+  return {"Gpudirect", Tier::kDisk,
+          [](const TemporaryFolder& folder, std::span<const std::byte> bytes) {
+            return FileOpener(FileBackend::kGpudirect, reading_gpu())
+                .open(folder.write("source.bin", bytes));
+          }};
+}
+ReaderKind device_reader(const std::string& name, long long longest_read) {
+  return {
+      name, Tier::kDisk,
+      [longest_read](const TemporaryFolder& folder, std::span<const std::byte> bytes) {
+        const FakeCuda fake;
+        fake.reset();
+        fake.set("cufile_longest_read", longest_read);
+        const auto device = reading_gpu();
+        return std::make_unique<ByWayOfDevice>(
+            device,
+            FileOpener(FileBackend::kGpudirect, device).open(folder.write("source.bin", bytes)));
+      }};
+}
+
 ReaderKind memory_reader() {
   return {"Memory", Tier::kRam, [](const TemporaryFolder&, std::span<const std::byte> bytes) {
             const auto owner = std::make_shared<std::vector<std::byte>>(bytes.begin(), bytes.end());
@@ -48,6 +71,8 @@ INSTANTIATE_TEST_SUITE_P(All, ReaderConformance,
                                            cold_file_reader(),
                                            disk_reader("Threads", DiskFile::open_direct),
                                            disk_reader("Buffered", DiskFile::open_buffered),
+                                           gpudirect_reader(), device_reader("ToDevice", 1LL << 40),
+                                           device_reader("ToDeviceInShortReads", 300'001),
                                            memory_reader()),
                          [](const auto& instance) { return instance.param.name; });
 
