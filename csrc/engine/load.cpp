@@ -46,6 +46,7 @@ void Load::keep(const BoundExtent& extent) {
 void Load::add_read(Reader& reader, std::uint64_t offset_bytes, std::span<std::byte> target) {
   reads_.push_back({&reader, nullptr, offset_bytes, target});
   read_bytes_ += target.size();
+  reads_to_device_ |= is_to_device(reader);
 }
 
 void Load::add_read(const BoundExtent& extent, std::byte* target) {
@@ -65,7 +66,8 @@ void Load::add(const BoundExtent& extent, std::byte* target, std::uint64_t piece
     if (size > 0) {
       copies_.push_back({extent.reader->address(offset), {target + done, size}});
     } else {
-      size = std::min(piece_bytes, extent.size_bytes - done);
+      const std::uint64_t left = extent.size_bytes - done;
+      size = is_to_device(*extent.reader) ? left : std::min(piece_bytes, left);
       if (how_ == Reads::kInPlace) size = std::min(size, shared_read_bytes(extent, done));
       add_read(*extent.reader, offset, {target + done, size});
     }
@@ -123,19 +125,25 @@ bool Load::stays() const noexcept {
 
 bool Load::is_large() const noexcept { return read_bytes_ > kSharedReadBytes; }
 
+PendingRead Load::Read::begin(Reads how) const {
+  if (window != nullptr) {
+    window->bring(offset_bytes, target.size());
+    return {};
+  }
+  return how == Reads::kStaged ? reader->begin_device_read(offset_bytes, target)
+                               : reader->begin_read(offset_bytes, target);
+}
+
 void Load::read() noexcept {
   std::array<PendingRead, kReadsAhead> begun;  // taken in turn
   std::size_t turn = 0;
   for (std::size_t index = next_++; index < reads_.size(); index = next_++) {
     const Read& piece = reads_[index];
+    if (how_ == Reads::kStaged && !is_to_device(*piece.reader)) continue;
     try {
-      if (piece.window != nullptr) {
-        piece.window->bring(piece.offset_bytes, piece.target.size());
-      } else {
-        PendingRead& place = begun[turn++ % begun.size()];
-        place.wait();
-        place = piece.reader->begin_read(piece.offset_bytes, piece.target);
-      }
+      PendingRead& place = begun[turn++ % begun.size()];
+      place.wait();
+      place = piece.begin(how_);
     } catch (...) {
       fail(std::current_exception());
     }
@@ -153,6 +161,7 @@ std::vector<StagedRead> Load::staged_reads(std::uint64_t piece_bytes) const {
   std::vector<StagedExtent> extents;
   extents.reserve(reads_.size());
   for (const Read& read : reads_) {
+    if (is_to_device(*read.reader)) continue;
     extents.push_back({read.reader->shared_from_this(), read.offset_bytes, read.target});
   }
   return cut_for_staging(std::move(extents), piece_bytes);

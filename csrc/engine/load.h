@@ -70,6 +70,8 @@ class Load {
   const std::vector<CodedCopy>& coded() const noexcept { return coded_; }
   /// True where some piece is read, which can fail, and not copied.
   bool can_fail() const noexcept { return !reads_.empty(); }
+  /// True where some of it is read straight to the device: of Reads::kStaged, what its reader can.
+  bool reads_to_device() const noexcept { return reads_to_device_; }
   /// True where nothing has to come to the device: all of it is decoded from there.
   bool only_decodes() const noexcept { return !coded_.empty() && !crosses_link_; }
   /// True where all of it stays on the device once this load is enqueued.
@@ -80,9 +82,10 @@ class Load {
   void start() { started_ = Clock::now(); }
   Clock::time_point started() const noexcept { return started_; }
   /// Reads pieces that nobody has taken yet, until none is left or one fails. Several threads may
-  /// share the work.
+  /// share the work. Of Reads::kStaged those that go straight to the device, whose memory is free
+  /// by then.
   void read() noexcept;
-  /// The same for Reads::kStaged: what goes through a ring of such pieces. They use the load's
+  /// The others of Reads::kStaged: what goes through a ring of such pieces. They use the load's
   /// readers.
   std::vector<StagedRead> staged_reads(std::uint64_t piece_bytes) const;
   /// Notes that reading failed, unless something else did before.
@@ -104,7 +107,13 @@ class Load {
     const FileWindow* window = nullptr;  // in place of it
     std::uint64_t offset_bytes = 0;      // in the one or the other
     std::span<std::byte> target;
+
+    PendingRead begin(Reads how) const;
   };
+  /// Whether the reader brings its bytes to the device itself.
+  bool is_to_device(const Reader& reader) const noexcept {
+    return how_ == Reads::kStaged && reader.reads_to_device();
+  }
 
   /// The longest copy that the device makes by itself from here; 0 where the bytes are to be read.
   std::uint64_t copied_bytes(const BoundExtent& extent, std::uint64_t offset_bytes) const;
@@ -124,6 +133,7 @@ class Load {
   std::uint64_t decoded_bytes_ = 0;
   std::uint64_t kept_decoded_bytes_ = 0;
   bool crosses_link_ = false;
+  bool reads_to_device_ = false;
   Clock::time_point started_;
   Clock::time_point ended_;
 

@@ -197,6 +197,7 @@ class Loader {
   static void wait_for_filling(Stream& stream, const Slot& slot);
   static void wait_for_use(Stream& stream, Slot& slot);
   void enqueue(Stream& stream, Slot& slot, const Issue& issue);
+  static void read_to_device(Stream& stream, Slot& slot, Load& load);
   void enqueue_reads(Stream& stream, const Issue& issue);
   void note_enqueued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
   void enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) TS_REQUIRES(mutex_);

@@ -179,6 +179,7 @@ void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   } else if (ring_ != nullptr) {
     ring_->decode(*copy_stream_, load->coded());
   }
+  if (load->reads_to_device()) read_to_device(stream, slot, *load);
   if (load->can_fail()) enqueue_reads(stream, issue);
   stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
   stream.record(*slot.loaded);
@@ -188,6 +189,13 @@ void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   Stream& after = done_stream_ != nullptr ? *done_stream_ : stream;
   if (done_stream_ != nullptr) after.wait(*slot.loaded);
   after.run([this, load] { finish(load); });
+}
+
+// In the order of no stream: first all that this one holds is over, with the last use of the place.
+void Loader::read_to_device(Stream& stream, Slot& slot, Load& load) {
+  stream.record(*slot.loaded);
+  slot.loaded->synchronize();  // guard: wait-for-reader-of-device-read
+  load.read();
 }
 
 void Loader::enqueue_reads(Stream& stream, const Issue& issue) {

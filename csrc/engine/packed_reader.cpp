@@ -12,6 +12,7 @@
 #include "platform/mapping.h"
 #include "platform/page_cache.h"
 #include "store/packed_file.h"
+#include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
@@ -163,6 +164,11 @@ std::unique_ptr<Reader> open_packed_reader(const std::string& path) {
 }
 
 std::unique_ptr<Reader> open_packed_reader(const std::string& path, const FileOpener& opener) {
+  if (opener.backend() == FileBackend::kGpudirect) {
+    throw UnsupportedError("'" + path +
+                           "' is packed, and what is read into device memory is not decoded there; "
+                           "use backend=\"direct\", or unpack the checkpoint");
+  }
   if (opener.queue() == nullptr) return open_packed_reader(path);
   return std::make_unique<PackedDiskReader>(path, opener);
 }

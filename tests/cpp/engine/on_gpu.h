@@ -29,7 +29,8 @@ inline CudaDeviceOptions on_fake(Checking checking, std::uint32_t longest_delay_
   return {.checking = checking,
           .longest_delay_us = longest_delay_us,
           .driver_library = FakeCuda::path(),
-          .compiler = FakeCuda::compiler()};
+          .compiler = FakeCuda::compiler(),
+          .cufile = FakeCuda::cufile()};
 }
 
 /// Reads the places of leased groups back, in the order of a stream, and compares them afterwards.
