@@ -117,6 +117,11 @@ void init_device(nb::module_& module) {
       .def(
           "synchronize", [](Device& self) { self.caller_stream().synchronize(); },
           nb::call_guard<nb::gil_scoped_release>(), "Waits for the work of the default stream.");
+  nb::class_<CufilePlaces>(module, "CufilePlaces")
+      .def(nb::init<>())
+      .def_rw("library", &CufilePlaces::library)
+      .def_rw("folders", &CufilePlaces::folders)
+      .def_rw("nvidia_fs", &CufilePlaces::nvidia_fs);
   nb::enum_<Checking>(module, "Checking").value("OFF", Checking::kOff).value("ON", Checking::kOn);
   module.def(
       "host_device",
@@ -127,18 +132,21 @@ void init_device(nb::module_& module) {
   module.def(
       "cuda_device",
       [](int index, Checking checking, std::uint64_t seed, const std::string& driver_library,
-         const std::string& compiler_library, const std::vector<std::string>& compiler_folders) {
+         const std::string& compiler_library, const std::vector<std::string>& compiler_folders,
+         const CufilePlaces& cufile) {
         CudaDeviceOptions options;
         options.index = index;
         options.checking = checking;
         options.seed = seed;
         options.driver_library = driver_library;
         options.compiler = {compiler_library, compiler_folders};
+        options.cufile = cufile;
         return std::shared_ptr<Device>(create_cuda_device(options));
       },
       "index"_a, "checking"_a, "seed"_a, "driver_library"_a = std::string(kCudaDriverLibrary),
       "compiler_library"_a = "", "compiler_folders"_a = std::vector<std::string>(),
-      "A GPU, by its driver's number; tests give another driver and compiler of kernels.");
+      "cufile"_a = CufilePlaces(),
+      "A GPU, by its driver's number; tests give another driver, compiler of kernels and cuFile.");
   nb::enum_<ArrayDevice>(module, "ArrayDevice")
       .value("HOST", ArrayDevice::kHost)
       .value("CUDA", ArrayDevice::kCuda);
@@ -150,13 +158,30 @@ void init_device(nb::module_& module) {
   module.def("create_budget", &Budget::create, "limit_bytes"_a, "A ceiling that engines share.");
 }
 
-void init_readers(nb::module_& module) {
+void init_backends(nb::module_& module) {
   nb::enum_<FileBackend>(module, "FileBackend")
       .value("MMAP", FileBackend::kMmap)
       .value("PREAD", FileBackend::kPread)
       .value("DIRECT", FileBackend::kDirect)
       .value("IO_URING", FileBackend::kIoUring)
-      .value("CACHED", FileBackend::kCached);
+      .value("CACHED", FileBackend::kCached)
+      .value("CUDA", FileBackend::kCuda)
+      .value("GPUDIRECT", FileBackend::kGpudirect);
+  nb::class_<ProbeResult>(module, "ProbeResult")
+      .def(nb::init<bool, bool, std::string>(), "is_usable"_a, "is_peer_to_peer"_a, "reason"_a)
+      .def_ro("is_usable", &ProbeResult::is_usable)
+      .def_ro("is_peer_to_peer", &ProbeResult::is_peer_to_peer)
+      .def_ro("reason", &ProbeResult::reason);
+  module.def("probe", &probe, "backend"_a, "device"_a.none(),
+             nb::call_guard<nb::gil_scoped_release>(),
+             "Whether files can be read so for a model on the device, and how or why not.");
+  module.def("probe_peer_to_peer", &probe_peer_to_peer, "device"_a,
+             nb::call_guard<nb::gil_scoped_release>(),
+             "The same of gpudirect, for a choice that takes it where the disk writes to device "
+             "memory itself.");
+}
+
+void init_readers(nb::module_& module) {
   nb::class_<Reader>(module, "Reader")
       .def_prop_ro("name", &Reader::name)
       .def_prop_ro("size_bytes", &Reader::size_bytes)
@@ -180,7 +205,8 @@ void init_readers(nb::module_& module) {
       [](const std::string& path) { return std::shared_ptr<Reader>(open_packed_reader(path)); },
       "path"_a, "A source that is a packed file; offsets are those of the file it was.");
   nb::class_<FileOpener>(module, "FileOpener")
-      .def(nb::init<FileBackend>(), "backend"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def(nb::init<FileBackend, std::shared_ptr<Device>>(), "backend"_a,
+           "device"_a.none() = nb::none(), nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("about", &FileOpener::about)
       .def(
           "open",
@@ -415,6 +441,7 @@ void init_ceiling(nb::module_& module, nb::class_<BoundEngine>& engine) {
 
 void init_engine(nb::module_& module) {
   init_device(module);
+  init_backends(module);
   init_readers(module);
   init_options(module);
   init_statistics(module);

@@ -42,6 +42,13 @@ void translate(const std::exception_ptr& raised, void* /*payload*/) {
     exception.attr("call") = error.call();
     exception.attr("result") = error.result();
     raise(exception);
+  } catch (const CufileError& error) {
+    nb::object exception = make_exception("CufileError", error);
+    exception.attr("filename") = error.read().path;
+    exception.attr("offset_bytes") = error.read().offset_bytes;
+    exception.attr("size_bytes") = error.read().size_bytes;
+    exception.attr("result") = error.read().result;
+    raise(exception);
   } catch (const ConfigError& error) {
     raise(make_exception("ConfigError", error));
   } catch (const UnsupportedError& error) {

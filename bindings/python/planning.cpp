@@ -156,7 +156,7 @@ void init_disk(nb::module_& module) {
   module.def("cached_files", &cached_files, "paths"_a, nb::call_guard<nb::gil_scoped_release>(),
              "What the page cache has of files.");
   module.def("choose_backend", &choose_backend, "plan"_a, "place"_a, "room"_a, "files"_a,
-             "How files are read where nobody says it.");
+             "gpudirect"_a, "How files are read where nobody says it.");
   module.def(
       "measure_disk", &measure_disk, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
       "Bytes a second that a file is read at past the page cache; None where that is not to be "

@@ -33,7 +33,7 @@ CachedFiles cached_files(const std::vector<std::string>& paths) {
 }
 
 BackendChoice choose_backend(const Plan& plan, ComputePlace place, const RamRoom& room,
-                             const CachedFiles& files) {
+                             const CachedFiles& files, const ProbeResult& gpudirect) {
   const bool on_host = place == ComputePlace::kHost;
   const std::uint64_t read = on_host ? plan.streamed_bytes : plan.disk_bytes;
   if (read == 0) return {FileBackend::kPread, "no pass reads files"};
@@ -50,7 +50,12 @@ BackendChoice choose_backend(const Plan& plan, ComputePlace place, const RamRoom
                            " charged to others";
   const bool settles = missing_bytes(read, others, files.file_bytes) <= left;
   if (others != 0 && settles) return {FileBackend::kCached, held};
-  return {FileBackend::kDirect, others == 0 ? facts : held};
+  const std::string& why = others == 0 ? facts : held;
+  if (on_host) return {FileBackend::kDirect, why};
+  // Through host memory of cuFile's it is no quicker, and nobody asked for it.
+  const bool proven = gpudirect.is_usable && gpudirect.is_peer_to_peer;
+  if (proven) return {FileBackend::kGpudirect, why};
+  return {FileBackend::kDirect, why + ", and not gpudirect: " + gpudirect.reason};
 }
 
 }  // namespace tensorstream

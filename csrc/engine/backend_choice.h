@@ -28,8 +28,9 @@ CachedFiles cached_files(const std::vector<std::string>& paths);
 /// Through the page cache where it has room for what each pass by `plan` reads from files; `room`
 /// is before the plan's own memory is taken. Where it has not, it would never have what is read
 /// next: past it then, but what it has already, charged to others, so that what is missing would
-/// find room, is used there (FileBackend::kCached).
+/// find room, is used there (FileBackend::kCached), and what is read past it goes straight to a GPU
+/// where `gpudirect` (probe_peer_to_peer()) proves that the disk does that itself.
 BackendChoice choose_backend(const Plan& plan, ComputePlace place, const RamRoom& room,
-                             const CachedFiles& files);
+                             const CachedFiles& files, const ProbeResult& gpudirect = {});
 
 }  // namespace tensorstream

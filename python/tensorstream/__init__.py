@@ -2,11 +2,13 @@
 
 from tensorstream import log as _log
 from tensorstream.api import analyze, estimate_memory, offload, plan, restore, set_budget, stats
+from tensorstream.backends import BackendProbe, probe_backends
 from tensorstream.config import Config
 from tensorstream.exceptions import (
     BudgetError,
     ConfigError,
     CudaError,
+    CufileError,
     FormatError,
     IoError,
     LeaseError,
@@ -25,11 +27,13 @@ from tensorstream.report import (
 )
 
 __all__ = [
+    "BackendProbe",
     "BudgetError",
     "CheckpointReport",
     "Config",
     "ConfigError",
     "CudaError",
+    "CufileError",
     "FormatError",
     "GroupInfo",
     "IoError",
@@ -46,6 +50,7 @@ __all__ = [
     "offload",
     "pack",
     "plan",
+    "probe_backends",
     "restore",
     "set_budget",
     "stats",

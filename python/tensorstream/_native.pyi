@@ -259,7 +259,7 @@ class CachedFiles:
 def cached_files(paths: Sequence[str]) -> CachedFiles:
     """What the page cache has of files."""
 
-def choose_backend(plan: Plan, place: ComputePlace, room: RamRoom, files: CachedFiles) -> BackendChoice:
+def choose_backend(plan: Plan, place: ComputePlace, room: RamRoom, files: CachedFiles, gpudirect: ProbeResult) -> BackendChoice:
     """How files are read where nobody says it."""
 
 def measure_disk(path: str) -> float | None:
@@ -329,6 +329,27 @@ class Device:
     def synchronize(self) -> None:
         """Waits for the work of the default stream."""
 
+class CufilePlaces:
+    def __init__(self) -> None: ...
+
+    @property
+    def library(self) -> str: ...
+
+    @library.setter
+    def library(self, arg: str, /) -> None: ...
+
+    @property
+    def folders(self) -> list[str]: ...
+
+    @folders.setter
+    def folders(self, arg: Sequence[str], /) -> None: ...
+
+    @property
+    def nvidia_fs(self) -> str: ...
+
+    @nvidia_fs.setter
+    def nvidia_fs(self, arg: str, /) -> None: ...
+
 class Checking(enum.Enum):
     OFF = 0
 
@@ -337,9 +358,9 @@ class Checking(enum.Enum):
 def host_device(checking: Checking, seed: int) -> Device:
     """The host as a device."""
 
-def cuda_device(index: int, checking: Checking, seed: int, driver_library: str = 'libcuda.so.1', compiler_library: str = '', compiler_folders: Sequence[str] = []) -> Device:
+def cuda_device(index: int, checking: Checking, seed: int, driver_library: str = 'libcuda.so.1', compiler_library: str = '', compiler_folders: Sequence[str] = [], cufile: CufilePlaces = ...) -> Device:
     """
-    A GPU, by its driver's number; tests give another driver and compiler of kernels.
+    A GPU, by its driver's number; tests give another driver, compiler of kernels and cuFile.
     """
 
 class ArrayDevice(enum.Enum):
@@ -371,6 +392,32 @@ class FileBackend(enum.Enum):
 
     CACHED = 4
 
+    CUDA = 5
+
+    GPUDIRECT = 6
+
+class ProbeResult:
+    def __init__(self, is_usable: bool, is_peer_to_peer: bool, reason: str) -> None: ...
+
+    @property
+    def is_usable(self) -> bool: ...
+
+    @property
+    def is_peer_to_peer(self) -> bool: ...
+
+    @property
+    def reason(self) -> str: ...
+
+def probe(backend: FileBackend, device: Device | None) -> ProbeResult:
+    """
+    Whether files can be read so for a model on the device, and how or why not.
+    """
+
+def probe_peer_to_peer(device: Device) -> ProbeResult:
+    """
+    The same of gpudirect, for a choice that takes it where the disk writes to device memory itself.
+    """
+
 class Reader:
     @property
     def name(self) -> str: ...
@@ -388,7 +435,7 @@ def open_packed_reader(path: str) -> Reader:
     """A source that is a packed file; offsets are those of the file it was."""
 
 class FileOpener:
-    def __init__(self, backend: FileBackend) -> None: ...
+    def __init__(self, backend: FileBackend, device: Device | None = None) -> None: ...
 
     @property
     def about(self) -> str: ...

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
-from tensorstream.kernel_compiler import compiler_folders
+from tensorstream.nvidia_packages import compiler_folders, cufile_folders
 from tensorstream.torch_pool import Memory, TorchMemory
 
 
@@ -174,5 +174,9 @@ def open_device(device: torch.device, self_check: bool) -> ComputeDevice:
     check_available(device)
     torch.cuda.init()
     index = torch.cuda.current_device() if device.index is None else device.index
-    native = _native.cuda_device(index, checking, 0, compiler_folders=compiler_folders())
+    cufile = _native.CufilePlaces()
+    cufile.folders = cufile_folders()
+    native = _native.cuda_device(
+        index, checking, 0, compiler_folders=compiler_folders(), cufile=cufile
+    )
     return ComputeDevice(native, torch.device("cuda", index), _native.ArrayDevice.CUDA)

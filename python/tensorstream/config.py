@@ -36,6 +36,8 @@ BACKENDS = {
     "direct": _native.FileBackend.DIRECT,
     "io_uring": _native.FileBackend.IO_URING,
     "cached": _native.FileBackend.CACHED,
+    "cuda": _native.FileBackend.CUDA,
+    "gpudirect": _native.FileBackend.GPUDIRECT,
 }
 
 
@@ -62,7 +64,12 @@ class Config:
             models that are larger than RAM, and where the page cache is others'. "io_uring" is the same
             without the threads. "cached" uses what the page cache has at each use, and reads the rest past
             it. All three take 32 MiB of RAM beside the budgets, up to 65 MiB more for packed files, and are
-            an UnsupportedError with the reason where a file system or the kernel refuses.
+            an UnsupportedError with the reason where a file system or the kernel refuses. "cuda" is
+            "direct" for a GPU alone: into pinned memory, from which the GPU copies. "gpudirect" has cuFile
+            read straight to the GPU's memory what has no home in host memory: from peer to peer, or
+            through host memory of cuFile's in its compatibility mode, which the statistics say; not for
+            packed files. "auto" is "gpudirect" in place of "direct" where it is proven that the disk
+            writes to the GPU's memory itself. `probe_backends` says what can be had.
         prefetch: "aggressive" loads as far ahead as the budget has room for, "next" one group, "none"
             nothing. "adaptive" is the same as "aggressive" on a GPU; on the CPU, whose cores a copy
             ahead would take from the model, groups are loaded when they are used, by the threads

@@ -69,6 +69,22 @@ class CudaError(TensorStreamError):
     result: int = 0
 
 
+class CufileError(TensorStreamError):
+    """A read into device memory by cuFile failed, in a way that the system has no error number for.
+
+    Attributes:
+        filename: The file.
+        offset_bytes: Where in the file.
+        size_bytes: What was to be read.
+        result: What cuFile gave, a CUfileOpError.
+    """
+
+    filename: str = ""
+    offset_bytes: int = 0
+    size_bytes: int = 0
+    result: int = 0
+
+
 class ConfigError(TensorStreamError, ValueError):
     """An option or argument cannot be used as given."""
 

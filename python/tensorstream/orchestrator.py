@@ -81,7 +81,8 @@ class Orchestrator:
         self.config = config
         self.device: ComputeDevice = open_device(config.torch_device, config.self_check)
         found = walk(module, config.keep_resident)
-        sources = sources_of(found, config.file_backend, checkpoint, stored or {})
+        opener = _native.FileOpener(config.file_backend, self.device.native)
+        sources = sources_of(found, opener, checkpoint, stored or {})
         if ram_counts and self.device.is_host:
             for tensor in sources.in_ram:
                 found.tree.keep_resident(found.weights[tensor].names[0])

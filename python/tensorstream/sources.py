@@ -40,14 +40,14 @@ class Sources:
         sizes = {path: os.path.getsize(path) for path in (*self.plain_files, *self.packed_files)}
         return max(sizes, key=sizes.__getitem__, default=None)
 
-    def open_anew(self, backend: _native.FileBackend) -> None:
-        """Has all files read in another way, or none.
+    def open_anew(self, backend: _native.FileBackend, device: _native.Device) -> None:
+        """Has all files read in another way, or none, for a model on `device`.
 
         Raises:
             UnsupportedError: Files cannot be read so, here or at all.
             IoError: A file cannot be opened.
         """
-        opener = _native.FileOpener(backend)
+        opener = _native.FileOpener(backend, device)
         opened = {source: opener.open(path) for path, source in self.plain_files.items()}
         for path, source in self.packed_files.items():
             opened[source] = opener.open_packed(path)
@@ -70,10 +70,10 @@ class Sources:
 class _Files:
     """Readers of files, one a path."""
 
-    def __init__(self, sources: Sources, backend: _native.FileBackend) -> None:
+    def __init__(self, sources: Sources, opener: _native.FileOpener) -> None:
         self._sources = sources
-        self._opener = _native.FileOpener(backend)
-        sources.about = self._opener.about
+        self._opener = opener
+        sources.about = opener.about
         self._ids: dict[str, int] = {}
 
     def source(self, path: str, *, packed: bool = False) -> int:
@@ -97,18 +97,18 @@ def _check_same_file(before: _native.Reader, now: _native.Reader) -> None:
 
 def sources_of(
     found: Walk,
-    backend: _native.FileBackend,
+    opener: _native.FileOpener,
     checkpoint: str | None,
     stored: Mapping[int, StoredPlace],
 ) -> Sources:
     """Binds every weight in the tree to its bytes: in `checkpoint`, or where they are now."""
     if checkpoint is not None:
-        return _sources_in_checkpoint(found, checkpoint, backend)
-    return _find_sources(found, backend, stored)
+        return _sources_in_checkpoint(found, checkpoint, opener)
+    return _find_sources(found, opener, stored)
 
 
 def _find_sources(
-    found: Walk, backend: _native.FileBackend, stored: Mapping[int, StoredPlace]
+    found: Walk, opener: _native.FileOpener, stored: Mapping[int, StoredPlace]
 ) -> Sources:
     """Finds the bytes of every weight where they are now and binds them in the tree.
 
@@ -117,7 +117,7 @@ def _find_sources(
     memory becomes the source itself, kept alive by the engine.
     """
     sources = Sources()
-    files = _Files(sources, backend)
+    files = _Files(sources, opener)
     for weight in found.weights:
         parameter = weight.parameter
         place = stored.get(id(parameter))
@@ -148,7 +148,7 @@ def _find_sources(
     return sources
 
 
-def _sources_in_checkpoint(found: Walk, path: str, backend: _native.FileBackend) -> Sources:
+def _sources_in_checkpoint(found: Walk, path: str, opener: _native.FileOpener) -> Sources:
     """Binds every weight to the tensor of the checkpoint at `path` that holds it.
 
     Of a pipeline `path` is the folder in which each part has a folder of its name.
@@ -158,7 +158,7 @@ def _sources_in_checkpoint(found: Walk, path: str, backend: _native.FileBackend)
         FormatError: A file breaks its format.
     """
     sources = Sources()
-    files = _Files(sources, backend)
+    files = _Files(sources, opener)
     bound: set[int] = set()
     for part in found.parts:
         prefix = f"{part}."

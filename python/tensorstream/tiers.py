@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice
@@ -11,6 +12,14 @@ from tensorstream.disk_rate import disk_bytes_per_second
 from tensorstream.exceptions import UnsupportedError
 from tensorstream.sources import Sources
 from tensorstream.walk import Walk
+
+# What "auto" may be.
+NAMES = {
+    _native.FileBackend.PREAD: "pread",
+    _native.FileBackend.DIRECT: "direct",
+    _native.FileBackend.CACHED: "cached",
+    _native.FileBackend.GPUDIRECT: "gpudirect",
+}
 
 
 @dataclasses.dataclass
@@ -47,25 +56,28 @@ def plan_tiers(
     if config.backend != "auto":
         about = f"{config.backend} (asked for): {sources.about}"
         return TierPlan(planned, config, rate, about)
-    choice = _native.choose_backend(
+    choose = functools.partial(
+        _native.choose_backend,
         planned.plan,
         device.compute_place,
         _native.ram_room(),
         _native.cached_files([*sources.plain_files, *sources.packed_files]),
     )
-    name = "pread"
-    reason = choice.reason
-    if choice.backend != _native.FileBackend.PREAD:
+    choice = choose(_native.probe_peer_to_peer(device.native))
+    try:
+        if choice.backend == _native.FileBackend.GPUDIRECT:
+            sources.open_anew(choice.backend, device.native)
+    except UnsupportedError as error:  # of a file: of the device it was proven
+        choice = choose(_native.ProbeResult(False, False, str(error)))
+    name, reason = NAMES[choice.backend], choice.reason
+    if name not in ("pread", "gpudirect"):
         try:
-            sources.open_anew(choice.backend)
+            sources.open_anew(choice.backend, device.native)
         except UnsupportedError as error:
-            reason = f"{choice.reason}, but {error}"
-        else:
-            name = "direct" if choice.backend == _native.FileBackend.DIRECT else "cached"
-            config = dataclasses.replace(config, backend=name)
-            planned = config.plan(
-                found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate
-            )
+            name, reason = "pread", f"{choice.reason}, but {error}"
+    if name != "pread":
+        config = dataclasses.replace(config, backend=name)
+        planned = config.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate)
     return TierPlan(planned, config, rate, f"{name} (auto: {reason}): {sources.about}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tensorstream import _native, orchestrator
+from tensorstream import _native, backends, orchestrator
 from tensorstream.compute_device import ComputeDevice
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -25,14 +25,37 @@ RING_BYTES = 64 << 20  # what is staged goes through
 class FakeGpu(ComputeDevice):
     """Torch computes on the CPU with the "device's" memory, once its default stream is drained."""
 
-    def __init__(self) -> None:
+    def __init__(self, nvidia_fs: Path | None = None) -> None:
+        """With nvidia-fs loaded where there is such a path."""
+        cufile = _native.CufilePlaces()
+        cufile.library, cufile.nvidia_fs = str(LIBRARY), str(nvidia_fs or "/nowhere")
+        compiler = str(LIBRARY.with_name("libfake_nvrtc.so"))
         native = _native.cuda_device(
-            0, _native.Checking.ON, 1, str(LIBRARY), str(LIBRARY.with_name("libfake_nvrtc.so"))
+            0, _native.Checking.ON, 1, str(LIBRARY), compiler, cufile=cufile
         )
         super().__init__(native, torch.device("cpu"), _native.ArrayDevice.HOST)
         self.is_host = False
         self.link_bytes_per_second = 25e9  # the same plan each time
         self.settle = self.native.synchronize
+
+
+class FakeDriver:
+    """Its controls, as fake_cuda.h has them for C++: one driver for all tests of the process."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(str(LIBRARY))
+        self._library.fake_cuda_calls.restype = ctypes.c_longlong
+        self._library.fake_cuda_set.argtypes = [ctypes.c_char_p, ctypes.c_longlong]
+
+    def set(self, setting: str, value: int) -> None:
+        self._library.fake_cuda_set(setting.encode(), value)
+
+    def fail(self, function: str, nth: int, result: int) -> None:
+        self._library.fake_cuda_fail(function.encode(), nth, result)
+
+    def calls(self, function: str) -> int:
+        calls: int = self._library.fake_cuda_calls(function.encode())
+        return calls
 
 
 class FakeTorchMemory:
@@ -122,6 +145,7 @@ def use_fake_gpu(
     homes: bool | int,
     memory: FakeTorchMemory | None = None,
     link_bytes_per_second: float | None = None,
+    nvidia_fs: Path | None = None,
 ) -> None:
     """Makes models run on it; without `homes`, none of their weights fits host memory, or so many bytes.
 
@@ -131,12 +155,13 @@ def use_fake_gpu(
     ram_bytes = RING_BYTES + int(homes)
 
     def opened(device: Any, self_check: bool) -> FakeGpu:
-        made = FakeGpu() if memory is None else FakeGpuWithTorch(memory)
+        made = FakeGpu(nvidia_fs) if memory is None else FakeGpuWithTorch(memory)
         if link_bytes_per_second is not None:
             made.link_bytes_per_second = link_bytes_per_second
         return made
 
     monkeypatch.setattr(orchestrator, "open_device", opened)
+    monkeypatch.setattr(backends, "open_device", opened)
     monkeypatch.setattr(
         orchestrator,
         "_ram_budget",

@@ -42,6 +42,23 @@ TEST(BackendChoice, BesideAGpuWhatHasNoHomeCounts) {
   EXPECT_EQ(choose(plan_of(20_GiB, 0, 20_GiB), 0), FileBackend::kPread);
 }
 
+TEST(BackendChoice, GpudirectIsTakenWhereItIsProvenAlone) {
+  const auto choose = [](const ProbeResult& gpudirect, ComputePlace place,
+                         std::uint64_t available) {
+    return choose_backend(plan_of(20_GiB, 4_GiB, 0), place, room_of(available), {}, gpudirect);
+  };
+  const ProbeResult proven{true, true, "from peer to peer"};
+  EXPECT_EQ(choose(proven, ComputePlace::kAccelerator, 2_GiB).backend, FileBackend::kGpudirect);
+  EXPECT_EQ(choose(proven, ComputePlace::kAccelerator, 90_GiB).backend, FileBackend::kPread);
+  EXPECT_EQ(choose(proven, ComputePlace::kHost, 2_GiB).backend, FileBackend::kDirect);
+  for (const ProbeResult& other : {ProbeResult{true, false, "compatibility mode"},
+                                   ProbeResult{false, true, "compatibility mode"}}) {
+    const BackendChoice choice = choose(other, ComputePlace::kAccelerator, 2_GiB);
+    EXPECT_EQ(choice.backend, FileBackend::kDirect);
+    EXPECT_THAT(choice.reason, HasSubstr("and not gpudirect: compatibility mode"));
+  }
+}
+
 TEST(BackendChoice, OnAHostAllThatIsStreamedCounts) {
   Plan plan = plan_of(4_GiB, 0, 0);
   plan.resident_bytes = 1_GiB;
