@@ -23,6 +23,8 @@ class CudaFiles {
   class Registration {
    public:
     Registration(Registration&& other) noexcept;
+    Registration(const Registration&) = delete;
+    Registration& operator=(const Registration&) = delete;
     Registration& operator=(Registration&& other) = delete;
     ~Registration();
 
@@ -36,8 +38,6 @@ class CudaFiles {
 
   /// `owner` keeps the context alive.
   CudaFiles(std::shared_ptr<const void> owner, const CudaContext& context, const Cufile& cufile);
-  CudaFiles(const CudaFiles&) = delete;
-  CudaFiles& operator=(const CudaFiles&) = delete;
 
   /// How reads get to the device.
   CufileMode mode() const { return mode_of(cufile_.properties); }

@@ -79,8 +79,8 @@ class HostRegistration {
 };
 
 /// One place where models compute. Thread-safe. Outlives every stream, event and memory that it
-/// made.
-class Device {
+/// made. Shared from its own control block, so that bindings add none of their own language's.
+class Device : public std::enable_shared_from_this<Device> {
  public:
   virtual ~Device() = default;
 

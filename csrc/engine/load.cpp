@@ -157,6 +157,11 @@ void Load::read() noexcept {
   }
 }
 
+void Load::end_device_reads() {
+  std::erase_if(extents_,
+                [this](const BoundExtent& extent) { return is_to_device(*extent.reader); });
+}
+
 std::vector<StagedRead> Load::staged_reads(std::uint64_t piece_bytes) const {
   std::vector<StagedExtent> extents;
   extents.reserve(reads_.size());

@@ -92,6 +92,9 @@ class Load {
   void fail(std::exception_ptr error) noexcept;
   /// What failed first; null where nothing did. Valid once every read() has returned.
   std::exception_ptr error() const;
+  /// What is read straight to the device is there, or failed, and all reads were begun: lets those
+  /// readers go, which may call the device then, as callbacks of streams must not.
+  void end_device_reads();
   /// What it was for is over: lets the readers go.
   void end() {
     extents_.clear();

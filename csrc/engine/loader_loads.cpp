@@ -202,6 +202,7 @@ void Loader::enqueue_reads(Stream& stream, const Issue& issue) {
   const std::shared_ptr<Load>& load = issue.load;
   if (staged_ != nullptr) {
     staged_->send(*load, stream, issue.next);
+    load->end_device_reads();  // guard: device-readers-end-outside-callbacks
     return;
   }
   const bool shared = &stream != copy_stream_.get() && load->is_large();

@@ -250,7 +250,7 @@ def test_auto_stays_with_the_page_cache_where_the_file_system_knows_nothing_else
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refusing:
-        def __init__(self, backend: object) -> None:
+        def __init__(self, backend: object, device: object) -> None:
             self._opener = real(_native.FileBackend.PREAD)
             self.about = self._opener.about
             self._refuses = backend == _native.FileBackend.DIRECT

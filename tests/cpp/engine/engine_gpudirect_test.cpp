@@ -199,6 +199,46 @@ TEST_P(EngineGpudirect, AReadThatFailsIsTheErrorOfTheGroupThatNeedsItAndTheNextF
   }
 }
 
+/// Readers may call the device when they go.
+TEST_P(EngineGpudirect, AReaderThatIsReplacedUnderALoadDoesNotGoInACallback) {
+  stream_.reset();  // of a device that delays by callbacks, which wait for one another here
+  device_ = create_cuda_device(on_fake(Checking::kOff));
+  stream_ = device_->create_stream();
+  TestModel model = equal_model(4, kTensorBytes);
+  ModelSpec spec = model.in_files(folder_);
+  for (TensorId id = 0; id < 4; ++id) {
+    spec.sources[id] = opener().open(folder_.path("tensor_" + std::to_string(id)));
+  }
+  const auto engine =
+      open_engine(*device_, std::move(spec), 2 * kGroupBytes, with_homes(0, Prefetch::kNext));
+  ReadBack read(*engine, model, *stream_);
+  read.pass();
+  read.pass();
+  const auto loads = [&] { return engine->statistics().loads; };
+  ASSERT_TRUE(
+      eventually([&] { return stays_false([&, then = loads()] { return loads() != then; }); }));
+  stream_->synchronize();
+  const long long before = reads();
+  const auto other = device_->create_stream();
+  Gate gate(*other);  // callbacks run one after another: none runs now
+  fake_.set("pageable_copies_wait", 0);
+  const GroupId first = engine->settled(0) ? 1 : 0;
+  ASSERT_TRUE(read.use(first));
+  ASSERT_TRUE(eventually([&] { return reads() > before; }));
+  int replaced = 0;
+  for (TensorId id = first + 1; id < 4; ++id) {
+    if (engine->settled(id)) continue;
+    ++replaced;
+    const auto bytes = model.change(id);
+    engine->replace_tensor(id, *bytes, bytes);
+  }
+  gate.open();
+  EXPECT_TRUE(eventually([&] { return fake_.get("files") == 4 - replaced; }));
+  EXPECT_EQ(fake_.calls("cuFile in a host function"), 0);
+  read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+}
+
 TEST_P(EngineGpudirect, PackedFilesAreRefusedWithTheReason) {
   const std::string path = folder_.write("packed.safetensors", patterned_bytes(1000));
   try {

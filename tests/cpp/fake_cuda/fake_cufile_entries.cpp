@@ -73,6 +73,7 @@ TS_FAKE_EXPORT CufileStatus cuFileHandleRegister(CufileHandle* handle,
 
 TS_FAKE_EXPORT void cuFileHandleDeregister(CufileHandle handle) {
   static_cast<void>(enter("cuFileHandleDeregister", Needs::kNothing));
+  if (in_host_function()) enter("cuFile in a host function", Needs::kNothing);
   const std::unique_ptr<FakeFile> ended(static_cast<FakeFile*>(handle));
   const std::lock_guard lock(state().mutex);
   state().files.erase(handle);
