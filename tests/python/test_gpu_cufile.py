@@ -61,6 +61,12 @@ def record_of(folder: Path) -> Path:
     return UDEV / f"b{os.major(device)}:{os.minor(device)}"
 
 
+@pytest.fixture(autouse=True)
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has cuFile write its log elsewhere than to the working folder."""
+    monkeypatch.setenv("CUFILE_LOGFILE_PATH", str(tmp_path / "cufile.log"))
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk that cuFile reads."""
