@@ -40,7 +40,11 @@ def use_fake_gpu(ram_bytes: int) -> None:
         def __init__(self) -> None:
             library = fake_gpu.LIBRARY
             compiler = str(library.with_name("libfake_nvrtc.so"))
-            native = _native.cuda_device(0, _native.Checking.OFF, 1, str(library), compiler)
+            cufile = _native.CufilePlaces()
+            cufile.library = str(library)
+            native = _native.cuda_device(
+                0, _native.Checking.OFF, 1, str(library), compiler, cufile=cufile
+            )
             ComputeDevice.__init__(self, native, torch.device("cpu"), _native.ArrayDevice.HOST)
             self.is_host = False
             self.link_bytes_per_second = 5e9
