@@ -17,6 +17,7 @@ BEGIN, END = "<!-- gpu table -->\n", "<!-- end -->\n"
 MODELS = "gpu_llama.json"
 DECODE = "cuda_decode.json"
 DFLOAT11 = "cuda_dfloat11.json"
+LOADING = "cuda_loading.json"
 
 
 # The step of the GPU check, and what its passes' names begin with.
@@ -105,6 +106,34 @@ def dfloat11_table(result: dict[str, Any]) -> Iterator[str]:
         yield f"| {row['tensor']} | {code} | {rate} | {row['ratio']:.3f} |\n"
 
 
+def loading_table(result: dict[str, Any]) -> Iterator[str]:
+    """Loads from the page cache to a ready model and to its first token, of each loader."""
+    machine = result["machine"]
+    size = sum(result["files_bytes"]) / 1e9
+    yield (
+        f"{machine['gpus'][0]['name']}, {machine['date'][:10]}, commit `{machine['commit']}`: {size:.1f} GB "
+        f"of safetensors in the page cache ({result['file_system']}) to a ready model, seconds, median of "
+        f"{result['rounds']} (least to most)\n\n"
+    )
+    yield "| loader | ready | first token | host memory at its peak, GB | bits as native |\n"
+    yield "|---|---|---|---|---|\n"
+    for name, way in result["ways"].items():
+        if "missing" in way:
+            yield f"| {name} | {way['missing']} | | | |\n"
+            continue
+        ready, first = (loading_cell(row) for row in way["rows"])
+        same = way["rows"][1].get("identical_to_native")
+        said = "" if same is None else "yes" if same else "NO"
+        title = f"{name} {result['loaders'].get(name, '')}".strip()
+        yield f"| {title} | {ready} | {first} | {way['peak_host_bytes'] / 1e9:.2f} | {said} |\n"
+
+
+def loading_cell(row: dict[str, Any]) -> str:
+    """Seconds, with the least and the most."""
+    median, low, high = (row[f"seconds_{what}"] for what in ("median", "min", "max"))
+    return f"{median:.2f} ({low:.2f} to {high:.2f})"
+
+
 def tables() -> str:
     """What README.md holds between its marks."""
     text = ""
@@ -113,6 +142,9 @@ def tables() -> str:
     beside = RESULTS / DFLOAT11
     if beside.exists():  # it needs a package that nothing else does
         text += "\n" + "".join(dfloat11_table(json.loads(beside.read_text())))
+    loads = RESULTS / LOADING
+    if loads.exists():  # likewise
+        text += "\n" + "".join(loading_table(json.loads(loads.read_text())))
     return text
 
 

@@ -71,6 +71,11 @@ def run_plan(program: Path, plan: Plan, deadline: Deadline) -> Ways:
     return measured
 
 
+def head_of(sheet: dict[str, Any]) -> dict[str, Any]:
+    """What is written at the head of a result: the question, the machine as it is now, the settings."""
+    return {"question": sheet["question"], "machine": machine_sheet(), **sheet}
+
+
 def drive(
     program: Path,
     options: argparse.Namespace,
@@ -79,8 +84,18 @@ def drive(
     sheet: dict[str, Any],
 ) -> int:
     """Measures, writes the JSON and prints the table. The status says whether all passed."""
-    head = {"question": sheet.pop("question"), "machine": machine_sheet(), **sheet}
+    head = head_of(sheet)
     measured = run_plan(program, chosen(plan, options.ways), Deadline(options.deadline_s))
+    return conclude(options, measured, make_targets, head)
+
+
+def conclude(
+    options: argparse.Namespace,
+    measured: Ways,
+    make_targets: Callable[..., Any],
+    head: dict[str, Any],
+) -> int:
+    """Judges what was measured, writes the JSON and prints the table; the status as of `drive`."""
     lowest_link = 0.0 if options.dry_run else options.lowest_link_gb_s * 1e9
     result = assemble(measured, make_targets, lowest_link, head)
     every_target = not (options.report_only or options.dry_run)

@@ -9,6 +9,7 @@ from typing import Any
 from cuda_runs.comparison import Ways, row_named, rows_of
 
 OURS = ("tensorstream-", "coded-")
+LOADING_PEERS = ("native", "safetensors-on-device", "fastsafetensors", "runai-model-streamer")
 AT_MOST, AT_LEAST, BELOW = "at most", "at least", "below"
 _MET: dict[str, Callable[[float, float], bool]] = {
     AT_MOST: lambda reached, target: reached <= target,
@@ -297,3 +298,15 @@ def lora_targets(ways: Ways, link: float) -> list[Target]:
                 Target(said, AT_LEAST, 0.9, ratio(less, native.get("weights_bytes")), "x weights")
             )
     return [*made, identical_target(ours)]
+
+
+def loading_targets(ways: Ways, link: float) -> list[Target]:
+    """A load to the first token against the fastest of the others, each of which has to be there."""
+    name = "first-token"
+    peers = [seconds_of(ways, peer, name) for peer in LOADING_PEERS]
+    known = [seconds for seconds in peers if seconds is not None]
+    fastest = min(known) if len(known) == len(peers) else None
+    ours = {way: ways[way] for way in ways if way.startswith(OURS)}
+    reached = ratio(seconds_of(ways, "tensorstream-load", name), fastest)
+    said = "tensorstream-load: first token, against the fastest of the others"
+    return [Target(said, AT_MOST, 1.0, reached, "x"), identical_target(ours)]

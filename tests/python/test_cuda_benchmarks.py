@@ -13,9 +13,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import cuda_llama
+import cuda_loading
 from cuda_runs import budgets, comparison, machine_sheet, processes, result, targets
 from cuda_runs.driver import chosen
 from cuda_runs.llama_model import TINY
+from cuda_runs.loaders import LOADERS
+from cuda_runs.loading_runs import lay_together
 
 LINK = 50e9
 
@@ -276,6 +279,86 @@ def test_a_tiny_step_of_lora_agrees_with_native(tmp_path: Path) -> None:
     assert row["streamed_bytes_a_pass"] > 0
     losses = found["ways"]["native"]["rows"][0]["tokens"]
     assert len(set(losses)) == len(losses), "nothing was trained"
+
+
+def loaded(capsys: pytest.CaptureFixture[str], command: str, folder: Path) -> dict[str, Any]:
+    lengths = ["--prompt", "4", "--new-tokens", "2", "--folder", str(folder)]
+    assert cuda_loading.main([command, "--device", "cpu", *TINY.arguments(), *lengths]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    return found | {"seconds": 1.0}
+
+
+def test_tiny_loads_agree_with_native_and_a_loader_that_is_not_there_is_said_to_be_missing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = loaded(capsys, "make", tmp_path)
+    assert len(made["files_bytes"]) > 1
+    assert sum(made["files_bytes"]) > made["weights_bytes"]
+    monkeypatch.setattr(LOADERS["fastsafetensors"], "package", "not-a-package")
+    ran = (
+        "native",
+        "safetensors-on-device",
+        "transformers",
+        "fastsafetensors",
+        "tensorstream-load",
+    )
+    ways = lay_together({f"{name}/0": loaded(capsys, name, tmp_path) for name in ran}, rounds=3)
+    comparison.compare_with_native(ways)
+    assert (
+        ways["fastsafetensors"]["missing"] == "not-a-package is not installed: it was not measured"
+    )
+    assert not comparison.failures_of(ways)
+    for name in ("safetensors-on-device", "transformers", "tensorstream-load"):
+        ready, first = comparison.rows_of(ways[name])
+        assert 0 < ready["seconds_median"] < first["seconds_median"]
+        assert (first["identical_to_native"], first["steps_compared"]) == (True, 4)
+        assert ways[name]["cache_read_bytes_per_second"][0] > 0
+
+
+def load(seconds: float, **more: Any) -> dict[str, Any]:
+    outputs = {"tokens": [[1]], "logits_sha256": ["a"], "peak_device_bytes": None}
+    times = {"ready_seconds": seconds / 2, "first_token_seconds": seconds, "seconds": 9.0}
+    return {
+        "how": "",
+        **outputs,
+        **times,
+        "peak_host_bytes": 1,
+        "cache_read_bytes_per_second": 1,
+    } | more
+
+
+def test_a_load_is_held_against_the_fastest_loader_and_all_have_to_be_there() -> None:
+    runs = {f"{name}/{n}": load(2.0 + n) for name in LOADERS for n in range(3)}
+    runs |= {f"tensorstream-load/{n}": load(2.9 + n) for n in range(3)}
+    for seconds, expected in ((2.9, True), (2.7, False)):
+        runs |= {f"fastsafetensors/{n}": load(seconds + n) for n in range(3)}
+        runs |= {
+            f"{peer}/{n}": load(4.0)
+            for peer in ("native", "safetensors-on-device")
+            for n in (0, 1, 2)
+        }
+        runs |= {f"runai-model-streamer/{n}": load(4.0) for n in range(3)}
+        ways = lay_together(runs, rounds=3)
+        comparison.compare_with_native(ways)
+        assert (
+            met(targets.loading_targets(ways, LINK), "tensorstream-load: first token") is expected
+        )
+    runs |= {f"runai-model-streamer/{n}": {"missing": "it", "seconds": 1.0} for n in range(3)}
+    made = targets.loading_targets(lay_together(runs, rounds=3), LINK)
+    assert met(made, "tensorstream-load: first token") is None
+
+
+def test_rounds_that_fail_or_differ_are_faults_beside_what_the_others_gave() -> None:
+    stopped = {"error": "stopped", "seconds": 1.0}
+    ways = lay_together(
+        {"native/0": load(2.0), "native/1": stopped, "native/2": load(3.0)}, rounds=3
+    )
+    assert comparison.failures_of(ways) == ["native: stopped"]
+    assert [row["seconds_median"] for row in comparison.rows_of(ways["native"])] == [1.25, 2.5]
+    ways = lay_together(
+        {"native/0": load(2.0), "native/1": load(2.0, logits_sha256=["b"])}, rounds=3
+    )
+    assert comparison.failures_of(ways) == ["native: its rounds gave different outputs"]
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
