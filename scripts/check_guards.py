@@ -2,9 +2,9 @@
 
 A guard is a statement without which the engine would be silently wrong. It is marked in its source:
 
-    stream.wait(copied);  // guard: wait-for-copy        the line is deleted
-    if (!leased(group)) {  // guard: lease-check         the condition becomes false
-    // guard: order-check                                the lines down to the end are deleted
+    stream.wait(copied);  // guard: wait-for-copy        the line is left out
+    if (!leased(group)) {  // guard: lease-check         the condition is false
+    // guard: order-check                                the lines down to the end are left out
     ...
     // end guard
 
@@ -12,6 +12,9 @@ In Python the marks are the same after '#'. Marks of one name in one file are on
 together; a name in two files is two guards. scripts/guards.json lists every guard with its file
 and the test that proves it: a pattern for ctest that begins with the layer and a dot, or a pytest
 node. A test that depends on timing may run several times until it fails, and how often is said.
+
+The copy is built once: in it each guard asks a variable of the environment whether it is the one that is
+out. So what is left out may be no declaration, which would end where its guard does.
 
 Usage: check_guards.py [NAME...]
 """
@@ -28,7 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from check_layers import listed_files
@@ -37,14 +41,34 @@ ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"(?://|#) guard: ([a-z][a-z-]*)\s*$")
 END_MARK = re.compile(r"^\s*(?://|#) end guard\s*$")
 CONDITION = {
-    ".cpp": re.compile(r"^(\s*(?:\} else )?(?:if|while) \().*(\) \{\s*)$"),
-    ".py": re.compile(r"^(\s*(?:if|elif|while) ).*(:\s*)$"),
+    ".cpp": re.compile(r"^(\s*(?:\} else )?(?:if|while) \()(.*)(\) \{\s*)$"),
+    ".py": re.compile(r"^(\s*(?:if|elif|while) )(.*)(:\s*)$"),
 }
-FALSE = {".cpp": "false", ".py": "False"}
+DECLARATION = re.compile(
+    r"^\s*(?!(?:return|throw|delete|else|goto|case|co_\w+)\b)(?:[\w:]+(?:<.*>)?[&*]* )+[&*]*\w+\s*[({=;]"
+)
+AND = {".cpp": "&&", ".py": "and"}
+OUT = "TENSORSTREAM_GUARD_OUT"
+ASKED = {
+    ".cpp": '::guard_is_in("{}")',
+    ".py": f'__import__("os").environ.get("{OUT}") != "{{}}"',
+}
+# Before the first line of a source in C++, whose lines keep their numbers.
+ASKING = f"""#include <cstdlib>
+#include <cstring>
+namespace {{
+bool guard_is_in(const char* guard) {{
+  static const char* const out = std::getenv("{OUT}");
+  return out == nullptr || std::strcmp(guard, out) != 0;
+}}
+}}  // namespace
+#line 1
+"""
 SEARCHED = ("csrc", "bindings", "python")
 SECONDS_FOR_A_TEST = 120
 # Streams are delayed at random: what is not seen at once is seen soon.
 MOST_RUNS = 5
+AT_ONCE = 2
 # pytest's own code for "tests ran and some failed"; a negative code is death by a signal.
 PYTEST_FAILED = 1
 # An editable install answers imports before PYTHONPATH does: this puts the copy first.
@@ -75,38 +99,62 @@ class Guard:
         return f"{layer.group(1)}_tests"
 
 
-def without_guard(text: str, name: str, suffix: str) -> str:
-    """The source with the guard's marks acted upon; lines keep their numbers."""
+def switched(text: str, file: str) -> str:
+    """The source in which each guard is out where the environment says so; lines keep their numbers."""
+    suffix = suffix_of(Path(file))
     kept: list[str] = []
-    deleting = False
+    block: tuple[str, str] | None = None  # a name, and what its lines begin with
     for line in text.splitlines():
         mark = MARK.search(line)
-        if deleting:
-            deleting = not END_MARK.match(line)
-            kept.append("")
-        elif mark is None or mark.group(1) != name:
+        if block is not None and END_MARK.match(line):
+            kept.append("" if suffix == ".py" else "}")
+            block = None
+        elif block is not None:
+            if line.startswith(block[1]) and not line[len(block[1]) :].startswith((" ", "}", ")")):
+                refuse_declaration(block[0], line, suffix)
+            kept.append(f"    {line}" if suffix == ".py" else line)
+        elif mark is None:
             kept.append(line)
+        elif code := line[: mark.start()].rstrip():
+            kept.append(switched_line(code, mark.group(1), file, suffix))
         else:
-            code = line[: mark.start()].rstrip()
-            condition = CONDITION[suffix].match(code)
-            deleting = not code
-            if condition:
-                kept.append(f"{condition.group(1)}{FALSE[suffix]}{condition.group(2)}")
-            else:
-                kept.append(" " * (len(line) - len(line.lstrip())) + replacement(suffix))
-    if deleting:
-        raise GuardError(f"guard '{name}' has no 'end guard'")
-    return "\n".join(kept) + "\n"
+            indent = line[: mark.start()]
+            block = (mark.group(1), indent)
+            asked = ASKED[suffix].format(key_of(mark.group(1), file))
+            kept.append(f"{indent}if {asked}:" if suffix == ".py" else f"{indent}if ({asked}) {{")
+    if block is not None:
+        raise GuardError(f"guard '{block[0]}' has no 'end guard'")
+    asking = ASKING if suffix == ".cpp" and kept != text.splitlines() else ""
+    return asking + "\n".join(kept) + "\n"
 
 
-def replacement(suffix: str) -> str:
-    """A statement that does nothing, so that what is left parses."""
-    return "pass" if suffix == ".py" else ";"
+def switched_line(code: str, name: str, file: str, suffix: str) -> str:
+    """A guard of one line: its condition asks first, or its statement runs where the guard is in."""
+    asked = ASKED[suffix].format(key_of(name, file))
+    if condition := CONDITION[suffix].match(code):
+        return (
+            f"{condition.group(1)}{asked} {AND[suffix]} ({condition.group(2)}){condition.group(3)}"
+        )
+    refuse_declaration(name, code, suffix)
+    indent, statement = code[: len(code) - len(code.lstrip())], code.lstrip()
+    if suffix == ".py":
+        return f"{indent}if {asked}: {statement}"
+    return f"{indent}{{ if ({asked}) {{ {statement} }} }}"
 
 
-def marks(root: Path) -> Iterator[tuple[str, str]]:
-    """Name and file of every mark in the sources."""
-    for path in listed_files(root):
+def refuse_declaration(name: str, code: str, suffix: str) -> None:
+    if suffix == ".cpp" and DECLARATION.match(code):
+        raise GuardError(f"guard '{name}': '{code.strip()}' is a declaration: mark what uses it")
+
+
+def key_of(name: str, file: str) -> str:
+    """What a guard is called in the environment."""
+    return f"{file}:{name}"
+
+
+def marks(root: Path, files: Iterable[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Name and file of every mark in the sources; `files` where git cannot list them."""
+    for path in listed_files(root) if files is None else files:
         if path.startswith(SEARCHED) and path.endswith((".cpp", ".h", ".py")):
             for line in (root / path).read_text(encoding="utf-8").splitlines():
                 if found := MARK.search(line):
@@ -128,24 +176,23 @@ def check_table(guards: list[Guard], root: Path) -> None:
 
 
 class Copy:
-    """A copy of the tree in which guards are taken out, built and tested."""
+    """A copy of the tree whose guards can be taken out, built once and tested."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.tree = folder / "tree"
-        self.build = folder / "build"
+        self.build = self.tree / "build/dev"
         self.site = folder / "site"
         for path in listed_files(root):
             target = self.tree / path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / path, target)
+        for path in {path for _, path in marks(self.tree, listed_files(root))}:
+            text = (self.tree / path).read_text(encoding="utf-8")
+            (self.tree / path).write_text(switched(text, path), encoding="utf-8")
 
-    def prepare_cxx(self, programs: set[str]) -> None:
-        definitions = ("CMAKE_BUILD_TYPE=Debug", "TENSORSTREAM_BUILD_TESTS=ON")
-        command = ["cmake", "-G", "Ninja", "-S", self.tree, "-B", self.build, "--log-level=WARNING"]
-        run([*command, *(f"-D{definition}" for definition in definitions)])
-        self.compile(programs)
-
-    def compile(self, programs: set[str]) -> None:
+    def build_cxx(self, programs: set[str]) -> None:
+        """As `make test-cpp` does: what a compiler cache has of it is not compiled again."""
+        run(["cmake", "--preset", "dev", "-S", self.tree, "--log-level=WARNING"], folder=self.tree)
         run(["cmake", "--build", self.build, "--target", *sorted(programs)])
 
     def prepare_python(self) -> None:
@@ -156,30 +203,35 @@ class Copy:
         shutil.copy2(extension.origin, self.tree / "python/tensorstream")
         self.site.mkdir()
         (self.site / "sitecustomize.py").write_text(SITE, encoding="utf-8")
-        found = run([sys.executable, "-c", "import tensorstream as t; print(t.__file__)"], self)
+        command = [sys.executable, "-c", "import tensorstream as t; print(t.__file__)"]
+        found = run(command, self.environment(None))
         if not Path(found.strip()).is_relative_to(self.tree):
             raise GuardError(f"the tests would import {found.strip()}, not the copy")
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, out: Guard | None) -> dict[str, str]:
+        """Of a test; `out` is taken out."""
         path = os.pathsep.join([str(self.site), str(self.tree / "python")])
-        return os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        said = {} if out is None else {OUT: key_of(out.name, out.file)}
+        return os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | said
 
-    def test_passes(self, guard: Guard) -> bool:
-        return self.pytest_passes(guard) if guard.ctest is None else self.ctest_passes(guard)
+    def test_passes(self, guard: Guard, out: Guard | None) -> bool:
+        """Whether the test of a guard passes, without the guard `out`."""
+        passes = self.pytest_passes if guard.ctest is None else self.ctest_passes
+        return passes(guard, self.environment(out))
 
-    def ctest_passes(self, guard: Guard) -> bool:
-        command = ["ctest", "--test-dir", self.build, "-R", f"^{guard.ctest}", "-j", "2"]
+    def ctest_passes(self, guard: Guard, environment: dict[str, str]) -> bool:
+        command = ["ctest", "--test-dir", self.build, "-R", f"^{guard.ctest}"]
         command += ["--no-tests=error", "--timeout", str(SECONDS_FOR_A_TEST), "--stop-on-failure"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if "No tests were found" in done.stdout + done.stderr:
             raise GuardError(f"guard '{guard.name}': '{guard.ctest}' names no test")
         return done.returncode == 0
 
-    def pytest_passes(self, guard: Guard) -> bool:
+    def pytest_passes(self, guard: Guard, environment: dict[str, str]) -> bool:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         command += [f"--timeout={SECONDS_FOR_A_TEST}", guard.pytest or ""]
         done = subprocess.run(
-            command, cwd=self.tree, env=self.environment(), capture_output=True, check=False
+            command, cwd=self.tree, env=environment, capture_output=True, check=False
         )
         if done.returncode > PYTEST_FAILED:
             output = done.stdout.decode()[-2000:]
@@ -188,40 +240,48 @@ class Copy:
 
     def runs_until_failure(self, guard: Guard) -> int | None:
         """How often the test ran without the guard until it failed; None where it did not."""
-        path = self.tree / guard.file
-        original = path.read_text(encoding="utf-8")
-        path.write_text(without_guard(original, guard.name, suffix_of(path)), encoding="utf-8")
-        try:
-            if guard.ctest is not None:
-                self.compile({guard.program})
-            runs = range(1, MOST_RUNS + 1)
-            return next((run for run in runs if not self.test_passes(guard)), None)
-        finally:
-            path.write_text(original, encoding="utf-8")
+        runs = range(1, MOST_RUNS + 1)
+        return next((run for run in runs if not self.test_passes(guard, out=guard)), None)
 
 
 def suffix_of(path: Path) -> str:
     return ".py" if path.suffix == ".py" else ".cpp"
 
 
-def run(command: list[str | Path], copy: Copy | None = None) -> str:
-    environment = copy.environment() if copy else None
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def run(
+    command: list[str | Path],
+    environment: dict[str, str] | None = None,
+    folder: Path | None = None,
+) -> str:
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         words = " ".join(str(word) for word in command)
         raise GuardError(f"{words} failed:\n{(done.stdout + done.stderr)[-3000:]}")
     return done.stdout
 
 
-def verdict(copy: Copy, guard: Guard) -> tuple[bool, str]:
-    """Whether the guard's test fails without it, and what is to be said."""
+def verdict(copy: Copy, guard: Guard) -> tuple[bool, float, str]:
+    """Whether the guard's test fails without it, after how many seconds, and what is to be said."""
+    started = time.monotonic()
     try:
         runs = copy.runs_until_failure(guard)
+        said = f"FAILED: its test passes without it, {MOST_RUNS} times"
+        if runs is not None:
+            said = "a test fails without it" + (f", in run {runs}" if runs > 1 else "")
     except GuardError as error:
-        return False, f"FAILED: {error}"
-    if runs is None:
-        return False, f"FAILED: its test passes without it, {MOST_RUNS} times"
-    return True, "a test fails without it" + (f", in run {runs}" if runs > 1 else "")
+        runs, said = None, f"FAILED: {error}"
+    return runs is not None, time.monotonic() - started, said
+
+
+def check_untouched(copy: Copy, guards: list[Guard]) -> None:
+    """The test of each guard passes with all guards in place. Guards may share a test: it runs once."""
+    chosen = list({(guard.ctest, guard.pytest): guard for guard in guards}.values())
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        passed = list(threads.map(lambda guard: copy.test_passes(guard, out=None), chosen))
+    for guard in (guard for guard, passes in zip(chosen, passed, strict=True) if not passes):
+        raise GuardError(f"guard '{guard.name}': its test fails with the guard in place")
 
 
 def check(root: Path, names: list[str]) -> int:
@@ -232,26 +292,22 @@ def check(root: Path, names: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="guards-") as folder:
         copy = Copy(root, Path(folder))
         if programs := {guard.program for guard in guards if guard.ctest is not None}:
-            print("==> building the untouched tree", flush=True)
-            copy.prepare_cxx(programs)
+            print("==> building the tree whose guards can be taken out", flush=True)
+            copy.build_cxx(programs)
         if any(guard.pytest is not None for guard in guards):
             copy.prepare_python()
-        print("==> running the tests of the untouched tree", flush=True)
-        # Guards may share a test: it runs once.
-        for guard in {(guard.ctest, guard.pytest): guard for guard in guards}.values():
-            if not copy.test_passes(guard):
-                raise GuardError(f"guard '{guard.name}': its test fails with the guard in place")
+        print("==> running the tests with all guards in place", flush=True)
+        check_untouched(copy, guards)
         return report(copy, guards)
 
 
 def report(copy: Copy, guards: list[Guard]) -> int:
     failed = 0
-    for guard in guards:
-        started = time.monotonic()
-        good, said = verdict(copy, guard)
-        failed += not good
-        seconds = time.monotonic() - started
-        print(f"{guard.name:24} {guard.file:36} {seconds:5.1f} s  {said}", flush=True)
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        verdicts = threads.map(lambda guard: verdict(copy, guard), guards)
+        for guard, (good, seconds, said) in zip(guards, verdicts, strict=True):
+            failed += not good
+            print(f"{guard.name:24} {guard.file:36} {seconds:5.1f} s  {said}", flush=True)
     print(f"{len(guards) - failed} passed, {failed} failed")
     return 1 if failed else 0
 

@@ -1,5 +1,6 @@
 """scripts/check_guards.py takes out what is marked, and refuses a table that lies."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,31 +10,100 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import check_guards
-from check_guards import Guard, GuardError, without_guard
+from check_guards import Guard, GuardError, switched
+
+SOURCES = {
+    ".cpp": """#include <cstdio>
+void say(const char* word) {{ std::puts(word); }}
+bool yes() {{ return true; }}
+int main() {{
+{0}
+  say("end");
+}}
+""",
+    ".py": """say = print
+def yes():
+    return True
+def main():
+{0}
+    say("end")
+main()
+""",
+}
+
+
+def said(tmp_path: Path, suffix: str, lines: str, out: str) -> list[str]:
+    """What a program says whose guards are switched, without the guard `out`."""
+    text = switched(SOURCES[suffix].format(lines.rstrip("\n")), f"a{suffix}")
+    source = tmp_path / f"a{suffix}"
+    source.write_text(text)
+    program = [sys.executable, source]
+    if suffix == ".cpp":
+        program = [tmp_path / "a"]
+        command = ["g++", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror", source]
+        subprocess.run([*command, "-o", *program], check=True)
+    environment = os.environ | {check_guards.OUT: out}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
 
 
 @pytest.mark.parametrize(
-    ("suffix", "before", "after"),
+    ("suffix", "lines"),
     [
-        (".cpp", "a();\n  wait();  // guard: x\nb();\n", "a();\n  ;\nb();\n"),
-        (".cpp", "if (late)\n  wait();  // guard: x\nb();\n", "if (late)\n  ;\nb();\n"),
-        (".cpp", "if (a(b)) {  // guard: x\n  c();\n}\n", "if (false) {\n  c();\n}\n"),
-        (".cpp", "} else if (a) {  // guard: x\n}\n", "} else if (false) {\n}\n"),
-        (".cpp", "while (!done) {  // guard: x\n}\n", "while (false) {\n}\n"),
-        (".cpp", "// guard: x\na();\nb();\n  // end guard\nc();\n", ";\n\n\n\nc();\n"),
-        (".cpp", "a();  // guard: y\n", "a();  // guard: y\n"),
-        (".py", "def f():\n    wait()  # guard: x\n", "def f():\n    pass\n"),
-        (".py", "if a:  # guard: x\n    b()\n", "if False:\n    b()\n"),
-        (".py", "    # guard: x\n    a()\n    # end guard\n", "    pass\n\n\n"),
+        (".cpp", '  say("x");  // guard: x\n'),
+        (".cpp", '  if (yes())\n    say("x");  // guard: x\n'),
+        (".cpp", '  if (yes()) say("x");  // guard: x\n'),
+        (".cpp", '  if (yes()) {  // guard: x\n    say("x");\n  }\n'),
+        (".cpp", '  if (!yes() || yes()) {  // guard: x\n    say("x");\n  }\n'),
+        (".cpp", '  if (!yes()) {\n  } else if (yes()) {  // guard: x\n    say("x");\n  }\n'),
+        (".cpp", '  while (yes()) {  // guard: x\n    say("x");\n    break;\n  }\n'),
+        (".cpp", '  // guard: x\n  if (yes()) {\n    say("x");\n  }\n  // end guard\n'),
+        (".py", '    say("x")  # guard: x\n'),
+        (".py", '    if yes():\n        say("x")  # guard: x\n'),
+        (".py", '    if yes():  # guard: x\n        say("x")\n'),
+        (".py", '    if not yes() or yes():  # guard: x\n        say("x")\n'),
+        (".py", '    if not yes():\n        pass\n    elif yes():  # guard: x\n        say("x")\n'),
+        (".py", '    # guard: x\n    if yes():\n        say("x")\n    # end guard\n'),
     ],
 )
-def test_a_guard_is_taken_out_and_lines_stay(suffix, before, after):
-    assert without_guard(before, "x", suffix) == after
+def test_a_guard_is_out_where_the_environment_says_so(tmp_path, suffix, lines):
+    assert said(tmp_path, suffix, lines, out=f"a{suffix}:x") == ["end"]
+    for other in (f"a{suffix}:y", f"b{suffix}:x"):
+        assert said(tmp_path, suffix, lines, out=other) == ["x", "end"]
+
+
+@pytest.mark.parametrize("suffix", SOURCES)
+def test_lines_keep_their_numbers(suffix):
+    mark = {".cpp": "//", ".py": "#"}[suffix]
+    text = f"a\n  {mark} guard: x\n  b\n  {mark} end guard\n  c {mark} guard: y\nd\n"
+    lines = switched(text, f"a{suffix}").split("#line 1\n")[-1].splitlines()
+    assert len(lines) == len(text.splitlines())
+    assert lines[2].strip() == "b"
+    assert lines[5] == "d"
+
+
+def test_a_source_without_guards_stays_as_it_is():
+    assert switched("a();\nb();\n", "a.cpp") == "a();\nb();\n"
 
 
 def test_a_block_without_an_end_is_refused():
     with pytest.raises(GuardError, match="no 'end guard'"):
-        without_guard("// guard: x\na();\n", "x", ".cpp")
+        switched("// guard: x\na();\n", "a.cpp")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "const MutexLock lock(mutex_);",
+        "std::lock_guard<std::mutex> lock{mutex};",
+        "auto& it = at(1);",
+        "Slot* slot;",
+    ],
+)
+def test_a_declaration_is_refused_which_would_end_where_its_guard_does(code):
+    for text in (f"  {code}  // guard: x\n", f"  // guard: x\n  {code}\n  // end guard\n"):
+        with pytest.raises(GuardError, match=r"guard 'x': .* is a declaration"):
+            switched(text, "a.cpp")
 
 
 @pytest.fixture
@@ -67,42 +137,48 @@ def test_a_pattern_without_a_layer_is_refused():
 
 
 class ScriptedCopy(check_guards.Copy):
-    """A copy whose tests are one shell command over the guarded file."""
+    """A copy whose tests are one shell command that runs the guarded file."""
 
-    def compile(self, programs):
-        pass
-
-    def ctest_passes(self, guard):
-        path = self.tree / guard.file
-        return subprocess.run(["grep", "-q", "f()", path], check=False).returncode == 0
+    def ctest_passes(self, guard, environment):
+        done = subprocess.run(
+            [sys.executable, self.tree / guard.file], env=environment, check=False
+        )
+        return done.returncode == 0
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("f();  // guard: one\n", "1 passed, 0 failed"),
-        ("f();\ng();  // guard: one\n", "0 passed, 1 failed"),
+        ("x = 1\nx = 0  # guard: one\nraise SystemExit(x)\n", "1 passed, 0 failed"),
+        ("x = 0\nx = 0  # guard: one\nraise SystemExit(x)\n", "0 passed, 1 failed"),
     ],
 )
 def test_only_a_test_that_fails_without_the_guard_counts(
     tree, tmp_path_factory, capsys, text, line
 ):
-    (tree / "csrc/io/a.cpp").write_text(text)
+    (tree / "csrc/io/a.py").write_text(text)
     copy = ScriptedCopy(tree, tmp_path_factory.mktemp("copy"))
-    guard = Guard("one", "csrc/io/a.cpp", ctest=r"io\.")
+    guard = Guard("one", "csrc/io/a.py", ctest=r"io\.")
+    check_guards.check_untouched(copy, [guard])
     failed = check_guards.report(copy, [guard])
     assert capsys.readouterr().out.splitlines()[-1] == line
     assert failed == (line != "1 passed, 0 failed")
-    assert (copy.tree / guard.file).read_text() == text
+    assert (tree / guard.file).read_text() == text
+
+
+def test_a_test_that_fails_with_the_guard_in_place_is_refused(tree, tmp_path_factory):
+    (tree / "csrc/io/a.py").write_text("raise SystemExit(1)\nf()  # guard: one\n")
+    copy = ScriptedCopy(tree, tmp_path_factory.mktemp("copy"))
+    with pytest.raises(GuardError, match="'one': its test fails with the guard in place"):
+        check_guards.check_untouched(copy, [Guard("one", "csrc/io/a.py", ctest=r"io\.")])
 
 
 @pytest.mark.parametrize("failing", [1, 3, check_guards.MOST_RUNS, check_guards.MOST_RUNS + 1])
 def test_a_test_that_fails_now_and_then_runs_until_it_fails(
     tree, tmp_path_factory, capsys, monkeypatch, failing
 ):
-    (tree / "csrc/io/a.cpp").write_text("f();  // guard: one\n")
     outcomes = iter([True] * (failing - 1) + [False])
-    monkeypatch.setattr(ScriptedCopy, "ctest_passes", lambda copy, guard: next(outcomes))
+    monkeypatch.setattr(ScriptedCopy, "ctest_passes", lambda *_: next(outcomes))
     copy = ScriptedCopy(tree, tmp_path_factory.mktemp("copy"))
     failed = check_guards.report(copy, [Guard("one", "csrc/io/a.cpp", ctest=r"io\.")])
     said = capsys.readouterr().out.splitlines()[0]
@@ -114,8 +190,8 @@ def test_a_test_that_fails_now_and_then_runs_until_it_fails(
     )
 
 
-def test_a_guard_whose_removal_does_not_build_is_a_failure(tree, tmp_path_factory, capsys):
+def test_a_test_that_cannot_run_is_a_failure(tree, tmp_path_factory, capsys):
     copy = check_guards.Copy(tree, tmp_path_factory.mktemp("copy"))
-    guard = Guard("one", "csrc/io/a.cpp", ctest=r"io\.")
-    assert check_guards.report(copy, [guard]) == 1
-    assert "cmake --build" in capsys.readouterr().out
+    copy.build.mkdir(parents=True)
+    assert check_guards.report(copy, [Guard("one", "csrc/io/a.cpp", ctest=r"io\.")]) == 1
+    assert "names no test" in capsys.readouterr().out
