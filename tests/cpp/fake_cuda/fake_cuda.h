@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "fake_cuda/fake_paths.h"
 #include "platform/cuda_driver.h"
 #include "platform/cufile.h"
 #include "platform/nvrtc.h"
@@ -15,16 +16,16 @@ namespace tensorstream {
 /// The fake driver of this process. It is one for all tests: each starts with reset().
 class FakeCuda {
  public:
-  FakeCuda() : library_(dlopen(TS_FAKE_CUDA, RTLD_NOW | RTLD_LOCAL)) {
+  FakeCuda() : library_(dlopen(kFakeCuda, RTLD_NOW | RTLD_LOCAL)) {
     if (library_ == nullptr) throw std::runtime_error(dlerror());
   }
 
-  static std::string path() { return TS_FAKE_CUDA; }
+  static std::string path() { return kFakeCuda; }
   /// A driver that lacks all but its version.
-  static std::string incomplete_path() { return TS_INCOMPLETE_CUDA; }
+  static std::string incomplete_path() { return kIncompleteCuda; }
 
   /// A compiler whose kernels this driver runs.
-  static NvrtcPlaces compiler() { return {TS_FAKE_NVRTC, {}}; }
+  static NvrtcPlaces compiler() { return {kFakeNvrtc, {}}; }
 
   /// A cuFile that reads into this driver's memory; it looks for nvidia-fs at `nvidia_fs`.
   static CufilePlaces cufile(const std::string& nvidia_fs = "/nowhere") {
