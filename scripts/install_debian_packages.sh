@@ -14,9 +14,10 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
       fi
       ;;
     tidy) wanted+=(clang-16 clang-tidy-16) ;;
+    cache) wanted+=(ccache) ;; # .ci/run
     disk) wanted+=(fio) ;; # benchmarks/disk_rate.cpp compares with it
     *)
-      echo "$0: unknown group '$group'; the groups are build, tidy, disk" >&2
+      echo "$0: unknown group '$group'; the groups are build, tidy, cache, disk" >&2
       exit 2
       ;;
   esac
