@@ -77,6 +77,9 @@ sys.meta_path[:] = [f for f in sys.meta_path if not type(f).__name__.startswith(
 """
 
 
+Done = subprocess.CompletedProcess[str]
+
+
 class GuardError(Exception):
     """The table, the marks or the untouched tree are wrong, so nothing can be shown."""
 
@@ -204,9 +207,9 @@ class Copy:
         self.site.mkdir()
         (self.site / "sitecustomize.py").write_text(SITE, encoding="utf-8")
         command = [sys.executable, "-c", "import tensorstream as t; print(t.__file__)"]
-        found = run(command, self.environment(None))
-        if not Path(found.strip()).is_relative_to(self.tree):
-            raise GuardError(f"the tests would import {found.strip()}, not the copy")
+        found = run(command, self.environment(None)).strip().splitlines()[-1]
+        if not Path(found).is_relative_to(self.tree):
+            raise GuardError(f"the tests would import {found}, not the copy")
 
     def environment(self, out: Guard | None) -> dict[str, str]:
         """Of a test; `out` is taken out."""
@@ -220,23 +223,37 @@ class Copy:
         return passes(guard, self.environment(out))
 
     def ctest_passes(self, guard: Guard, environment: dict[str, str]) -> bool:
-        command = ["ctest", "--test-dir", self.build, "-R", f"^{guard.ctest}"]
-        command += ["--no-tests=error", "--timeout", str(SECONDS_FOR_A_TEST), "--stop-on-failure"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if "No tests were found" in done.stdout + done.stderr:
+        done = self.ctest(f"^{guard.ctest}", environment, "--stop-on-failure")
+        if "No tests were found" in done.stdout:
             raise GuardError(f"guard '{guard.name}': '{guard.ctest}' names no test")
         return done.returncode == 0
 
     def pytest_passes(self, guard: Guard, environment: dict[str, str]) -> bool:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        command += [f"--timeout={SECONDS_FOR_A_TEST}", guard.pytest or ""]
-        done = subprocess.run(
-            command, cwd=self.tree, env=environment, capture_output=True, check=False
-        )
+        done = self.pytest([guard.pytest or ""], environment, "-x")
         if done.returncode > PYTEST_FAILED:
-            output = done.stdout.decode()[-2000:]
+            output = done.stdout[-2000:]
             raise GuardError(f"guard '{guard.name}': pytest could not run:\n{output}")
         return done.returncode == 0
+
+    def ctest(self, pattern: str, environment: dict[str, str], *more: str) -> Done:
+        command = ["ctest", "--test-dir", self.build, "-R", pattern, "--no-tests=error", *more]
+        return tried([*command, "--timeout", str(SECONDS_FOR_A_TEST)], environment, self.tree)
+
+    def pytest(self, nodes: list[str], environment: dict[str, str], *more: str) -> Done:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *more]
+        command += [f"--timeout={SECONDS_FOR_A_TEST}", *nodes]
+        return tried(command, environment, self.tree)
+
+    def check_untouched(self, guards: list[Guard]) -> None:
+        """All tests pass with all guards in place, each once."""
+        environment = self.environment(None)
+        runs = []
+        if patterns := sorted({f"^{guard.ctest}" for guard in guards if guard.ctest is not None}):
+            runs.append(self.ctest("|".join(patterns), environment, f"-j{AT_ONCE}"))
+        if nodes := sorted({guard.pytest for guard in guards if guard.pytest is not None}):
+            runs.append(self.pytest(nodes, environment, f"-n{AT_ONCE}"))
+        for done in (done for done in runs if done.returncode):
+            raise GuardError(f"tests fail with all guards in place:\n{done.stdout[-3000:]}")
 
     def runs_until_failure(self, guard: Guard) -> int | None:
         """How often the test ran without the guard until it failed; None where it did not."""
@@ -248,17 +265,28 @@ def suffix_of(path: Path) -> str:
     return ".py" if path.suffix == ".py" else ".cpp"
 
 
-def run(
-    command: list[str | Path],
-    environment: dict[str, str] | None = None,
-    folder: Path | None = None,
-) -> str:
-    done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, check=False
+def tried(
+    command: list[str | Path], environment: dict[str, str] | None = None, folder: Path | None = None
+) -> Done:
+    """What a command says, its errors among it, and its status."""
+    return subprocess.run(
+        command,
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
+
+
+def run(
+    command: list[str | Path], environment: dict[str, str] | None = None, folder: Path | None = None
+) -> str:
+    done = tried(command, environment, folder)
     if done.returncode:
         words = " ".join(str(word) for word in command)
-        raise GuardError(f"{words} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+        raise GuardError(f"{words} failed:\n{done.stdout[-3000:]}")
     return done.stdout
 
 
@@ -275,15 +303,6 @@ def verdict(copy: Copy, guard: Guard) -> tuple[bool, float, str]:
     return runs is not None, time.monotonic() - started, said
 
 
-def check_untouched(copy: Copy, guards: list[Guard]) -> None:
-    """The test of each guard passes with all guards in place. Guards may share a test: it runs once."""
-    chosen = list({(guard.ctest, guard.pytest): guard for guard in guards}.values())
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        passed = list(threads.map(lambda guard: copy.test_passes(guard, out=None), chosen))
-    for guard in (guard for guard, passes in zip(chosen, passed, strict=True) if not passes):
-        raise GuardError(f"guard '{guard.name}': its test fails with the guard in place")
-
-
 def check(root: Path, names: list[str]) -> int:
     rows = json.loads((root / "scripts/guards.json").read_text(encoding="utf-8"))
     guards = [Guard(**row) for row in rows]
@@ -297,7 +316,7 @@ def check(root: Path, names: list[str]) -> int:
         if any(guard.pytest is not None for guard in guards):
             copy.prepare_python()
         print("==> running the tests with all guards in place", flush=True)
-        check_untouched(copy, guards)
+        copy.check_untouched(guards)
         return report(copy, guards)
 
 
