@@ -36,6 +36,8 @@ class File;
   entry(kCudaContextMismatch, CU_FILE_CUDA_CONTEXT_MISMATCH, 5015,                                \
         "the memory is of another context")                                                       \
   entry(kInvalidFileType, CU_FILE_INVALID_FILE_TYPE, 5018, "a file of this type is not supported")\
+  entry(kInvalidOpenFlag, CU_FILE_INVALID_FILE_OPEN_FLAG, 5019,                                   \
+        "the file is open with a flag that is not supported")                                     \
   entry(kDirectIoNotSet, CU_FILE_DIO_NOT_SET, 5020, "the file is not open for direct reads")      \
   entry(kInvalidValue, CU_FILE_INVALID_VALUE, 5022, "an argument is invalid")                     \
   entry(kPermissionDenied, CU_FILE_PERMISSION_DENIED, 5025, "permission is denied")               \

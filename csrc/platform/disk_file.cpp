@@ -46,7 +46,9 @@ Alignment alignment_of(const File& file) {
 /// The errno with which the file refuses to be read past the page cache; 0 where it does not.
 int refusal_of(const File& file) {
   const int flags = ::fcntl(file.descriptor(), F_GETFL);
-  if (flags < 0 || ::fcntl(file.descriptor(), F_SETFL, flags | O_DIRECT) != 0) return errno;
+  // O_NONBLOCK was for opening: cuFile refuses descriptors that have it.
+  const int wanted = (flags & ~O_NONBLOCK) | O_DIRECT;
+  if (flags < 0 || ::fcntl(file.descriptor(), F_SETFL, wanted) != 0) return errno;
   if (file.size_bytes() == 0) return 0;
   // Some file systems take the flag and refuse the reads.
   const Mapping block = Mapping::anonymous(kLargestBlockBytes, HugePages::kNever);

@@ -62,7 +62,9 @@ TS_FAKE_EXPORT CufileStatus cuFileHandleRegister(CufileHandle* handle,
   if (descriptor->type != kCufileOpaqueDescriptor || descriptor->operations != nullptr) {
     return {CufileResult::kInvalidValue, 0};
   }
-  if ((::fcntl(descriptor->descriptor, F_GETFL) & O_DIRECT) == 0) {
+  const int flags = ::fcntl(descriptor->descriptor, F_GETFL);
+  if ((flags & O_NONBLOCK) != 0) return {CufileResult::kInvalidOpenFlag, 0};
+  if ((flags & O_DIRECT) == 0) {
     return {CufileResult::kDirectIoNotSet, 0};
   }
   *handle = std::make_unique<FakeFile>(descriptor->descriptor).release();
