@@ -29,7 +29,7 @@ class FakeCuda {
 
   /// A cuFile that reads into this driver's memory; it looks for nvidia-fs at `nvidia_fs`.
   static CufilePlaces cufile(const std::string& nvidia_fs = "/nowhere") {
-    return {{TS_FAKE_CUDA, {}}, nvidia_fs};
+    return {{kFakeCuda, {}}, nvidia_fs};
   }
 
   /// As at the start: default settings, no failures, nothing held or counted.
