@@ -20,9 +20,11 @@ std::string at_a_time(const DiskQueue& queue) {
          " at a time";
 }
 
+bool is_gpu(const Device* device) { return device != nullptr && !device->host_accessible(); }
+
 /// Raises UnsupportedError where `device` is the host.
 void check_is_gpu(const Device* device, FileBackend backend) {
-  if (device != nullptr && !device->host_accessible()) return;
+  if (is_gpu(device)) return;
   const std::string name = backend == FileBackend::kCuda ? "cuda" : "gpudirect";
   throw UnsupportedError("backend=\"" + name + "\" reads files for a GPU, and the device is " +
                          (device == nullptr ? "cpu" : device->name()) + "; use backend=\"direct\"");
@@ -53,6 +55,10 @@ FileOpener::FileOpener(FileBackend backend, const std::shared_ptr<Device>& devic
       return;
     case FileBackend::kPread:
       about_ = "pread through the page cache";
+      // On a host the threads that compute read for themselves.
+      if (!is_gpu(device.get())) return;
+      page_queue_ = DiskQueue::create(create_thread_transfers(DiskQueue::kDepth));
+      about_ += " by threads, " + at_a_time(*page_queue_);
       return;
     case FileBackend::kCuda:
     case FileBackend::kGpudirect:
@@ -102,7 +108,8 @@ std::unique_ptr<Reader> FileOpener::open(const std::string& path) const {
     return backend_ == FileBackend::kCached ? create_cached_reader(std::move(file), queue_)
                                             : create_disk_reader(std::move(file), queue_);
   }
-  return backend_ == FileBackend::kMmap ? create_mmap_reader(path) : create_pread_reader(path);
+  return backend_ == FileBackend::kMmap ? create_mmap_reader(path)
+                                        : create_pread_reader(path, page_queue_);
 }
 
 std::unique_ptr<Reader> open_file_reader(const std::string& path, FileBackend backend) {

@@ -80,6 +80,7 @@ class FileOpener {
 
   const FileBackend backend_;
   std::shared_ptr<DiskQueue> queue_;         // shared with the readers
+  std::shared_ptr<DiskQueue> page_queue_;    // likewise, through the page cache
   std::shared_ptr<ReadMemory> memory_;       // likewise
   std::shared_ptr<CudaFiles> device_files_;  // likewise
   std::shared_ptr<DiskQueue> device_queue_;  // likewise, into device memory
@@ -92,7 +93,10 @@ std::unique_ptr<Reader> open_file_reader(const std::string& path, FileBackend ba
 
 /// One way each to read a file. Raise IoError.
 std::unique_ptr<Reader> create_mmap_reader(const std::string& path);
-std::unique_ptr<Reader> create_pread_reader(const std::string& path);
+/// What is begun is read by `queue`, where there is one; raises IoError, too, where another file is
+/// there when it is opened a second time for that.
+std::unique_ptr<Reader> create_pread_reader(const std::string& path,
+                                            std::shared_ptr<DiskQueue> queue = nullptr);
 /// Opens the file a second time, to be read through the page cache. Raises IoError, too, where
 /// another is there by then.
 std::unique_ptr<Reader> create_cached_reader(DiskFile file, std::shared_ptr<DiskQueue> queue);

@@ -50,9 +50,16 @@ class FileReader : public Reader {
   mutable FileLease lease_{file_};
 };
 
+/// With a queue, reads that are begun go on by themselves, each by several threads: one copies a
+/// few GB/s out of the page cache.
 class PreadReader final : public FileReader {
  public:
-  using FileReader::FileReader;
+  PreadReader(const std::string& path, std::shared_ptr<DiskQueue> queue)
+      : FileReader(path), queue_(std::move(queue)) {
+    if (queue_ == nullptr) return;
+    in_pieces_ = std::make_shared<const DiskFile>(DiskFile::open_buffered(path));
+    in_pieces_->check_same(file());
+  }
 
   std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
                                      std::uint64_t size_bytes) const override {
@@ -65,6 +72,15 @@ class PreadReader final : public FileReader {
     // Afterwards: bytes of a file that was rewritten meanwhile are not handed out either.
     file().check_unchanged();  // guard: read-unchanged
   }
+
+  PendingRead begin_read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
+    if (queue_ == nullptr) return FileReader::begin_read(offset_bytes, out);
+    return queue_->begin(in_pieces_, offset_bytes, out);
+  }
+
+ private:
+  const std::shared_ptr<DiskQueue> queue_;     // shared with readers of other files
+  std::shared_ptr<const DiskFile> in_pieces_;  // shared with reads under way; null without a queue
 };
 
 /// Pages of the mapping count as this process's memory while they are mapped, so they are let go as
@@ -191,8 +207,9 @@ std::unique_ptr<Reader> create_mmap_reader(const std::string& path) {
   return std::make_unique<MmapReader>(path);
 }
 
-std::unique_ptr<Reader> create_pread_reader(const std::string& path) {
-  return std::make_unique<PreadReader>(path);
+std::unique_ptr<Reader> create_pread_reader(const std::string& path,
+                                            std::shared_ptr<DiskQueue> queue) {
+  return std::make_unique<PreadReader>(path, std::move(queue));
 }
 
 }  // namespace tensorstream

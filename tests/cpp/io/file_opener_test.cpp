@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "io/device_reads.h"
 #include "platform/io_ring.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"
@@ -26,6 +27,7 @@ namespace tensorstream {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 /// From now on io_uring_setup fails in this process as in a container that forbids it.
 bool forbid_io_uring() {
@@ -91,6 +93,12 @@ TEST(FileOpener, SaysHowItReads) {
   EXPECT_THAT(FileOpener(FileBackend::kDirect).about(), HasSubstr("O_DIRECT by io_uring"));
   EXPECT_THAT(FileOpener(FileBackend::kPread).about(), HasSubstr("pread"));
   EXPECT_THAT(FileOpener(FileBackend::kMmap).about(), HasSubstr("mapping"));
+}
+
+TEST(FileOpener, PagesAreReadByThreadsForAGpuAlone) {
+  EXPECT_THAT(FileOpener(FileBackend::kPread, reading_gpu()).about(),
+              HasSubstr("by threads, 8 requests of 4.00 MiB at a time"));
+  EXPECT_THAT(FileOpener(FileBackend::kPread).about(), Not(HasSubstr("threads")));
 }
 
 // sysfs has files of one page, and no O_DIRECT.

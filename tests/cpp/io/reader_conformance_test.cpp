@@ -34,6 +34,15 @@ ReaderKind disk_reader(const std::string& name, DiskFile (*open)(const std::stri
           }};
 }
 
+/// Of the fake driver's GPU: what is begun is read by threads.
+ReaderKind page_reader() {
+  return {"PreadForAGpu", Tier::kDisk,
+          [](const TemporaryFolder& folder, std::span<const std::byte> bytes) {
+            return FileOpener(FileBackend::kPread, reading_gpu())
+                .open(folder.write("source.bin", bytes));
+          }};
+}
+
 /// Of the fake driver's GPU: what goes to host memory, or to the device's and back.
 ReaderKind gpudirect_reader() {
   return {"Gpudirect", Tier::kDisk,
@@ -68,7 +77,7 @@ INSTANTIATE_TEST_SUITE_P(All, ReaderConformance,
                                            file_reader("Pread", FileBackend::kPread),
                                            file_reader("Direct", FileBackend::kDirect),
                                            file_reader("Cached", FileBackend::kCached),
-                                           cold_file_reader(),
+                                           page_reader(), cold_file_reader(),
                                            disk_reader("Threads", DiskFile::open_direct),
                                            disk_reader("Buffered", DiskFile::open_buffered),
                                            gpudirect_reader(), device_reader("ToDevice", 1LL << 40),
