@@ -32,8 +32,8 @@ enum class FileBackend {
   /// As kDirect, into pinned memory that a GPU copies from.
   kCuda,
   /// By cuFile straight into the memory of a GPU, from peer to peer or, where that is not to be
-  /// had,
-  /// through host memory of cuFile's (compatibility mode). What goes to host memory, as kDirect.
+  /// had, through host memory of cuFile's (compatibility mode). What goes to host memory, as
+  /// kDirect.
   kGpudirect,
 };
 
