@@ -14,8 +14,6 @@ namespace {
 // Loads that the copy stream holds at once: one that runs and one that follows it without a gap.
 // More would only delay a load that is asked for out of turn.
 constexpr std::uint32_t kLoadsInFlight = 2;
-// How far ahead the order is asked.
-constexpr std::size_t kLookAhead = 64;
 // Bytes of the groups that come next which the disk reads ahead: enough to keep it busy while a
 // group computes.
 constexpr std::uint64_t kReadAheadBytes = 64_MiB;
@@ -375,7 +373,6 @@ std::vector<StagedRead> Loader::next_disk_reads(std::optional<GroupId> issued) c
   if (staged_ == nullptr || (prefetch_ != Prefetch::kAhead && prefetch_ != Prefetch::kNext)) {
     return next;
   }
-  std::uint64_t ahead_bytes = 0;
   OrderTable::Ahead upcoming(order_, std::min(kLookAhead, streamed_.size()));
   while (const std::optional<GroupId> group = upcoming.next()) {
     const Slot& slot = slot_of(*group);
@@ -384,14 +381,20 @@ std::vector<StagedRead> Loader::next_disk_reads(std::optional<GroupId> issued) c
     if (!sources_.in_files(slot.group.tensors)) continue;
     Load load(*group, Load::Reads::kStaged);
     place_of(slot).add_to(load, slot.group, sources_, options_.piece_bytes);
-    for (StagedRead& read : load.staged_reads(staged_->piece_bytes())) {
-      if (read.reader->tier() != Tier::kDisk) continue;
-      ahead_bytes += read.size_bytes;
-      next.push_back(std::move(read));
-    }
-    if (ahead_bytes >= staged_->ring_bytes() || prefetch_ == Prefetch::kNext) break;
+    const bool has_room = add_disk_reads(load, next);
+    if (!has_room || prefetch_ == Prefetch::kNext) break;
   }
   return next;
+}
+
+bool Loader::add_disk_reads(const Load& load, std::vector<StagedRead>& next) const {
+  if (staged_ == nullptr) return false;
+  for (StagedRead& read : load.staged_reads(staged_->piece_bytes())) {
+    if (read.reader->tier() == Tier::kDisk) next.push_back(std::move(read));
+  }
+  std::uint64_t ahead_bytes = 0;
+  for (const StagedRead& read : next) ahead_bytes += read.size_bytes;
+  return ahead_bytes < staged_->ring_bytes();
 }
 
 // From the page cache to its place a group is copied by load_at_use().

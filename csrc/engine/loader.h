@@ -117,6 +117,8 @@ class Loader {
 
  private:
   struct Slot;
+  // How many loads ahead are looked at.
+  static constexpr std::size_t kLookAhead = 64;
   // How long a caller waits for a load before it asks whether its device still works.
   static constexpr std::chrono::milliseconds kHealthCheck{500};
   enum class Content { kEmpty, kQueued, kIssued, kReady, kFailed };
@@ -182,6 +184,8 @@ class Loader {
   void read_ahead() TS_REQUIRES(mutex_);
   bool stage_ahead() TS_REQUIRES(mutex_);
   std::vector<StagedRead> next_disk_reads(std::optional<GroupId> issued) const TS_REQUIRES(mutex_);
+  /// Adds to `next` what `load` reads of files; false where the ring holds no more.
+  bool add_disk_reads(const Load& load, std::vector<StagedRead>& next) const;
   static bool on_device(const Slot& slot);
   static GroupPlace place_of(const Slot& slot);
   // In loader_loads.cpp.
@@ -232,7 +236,8 @@ class Loader {
   Block let_frames_go(Slot& slot) TS_REQUIRES(mutex_);
   void drain_loads() const;
   void settle_residents() TS_REQUIRES(mutex_);
-  void load_settled(Slot& slot) TS_REQUIRES(mutex_);
+  void enqueue_settled(std::span<Issue> issues) TS_REQUIRES(mutex_);
+  void finish_settled(Slot& slot) TS_REQUIRES(mutex_);
   void make_spare_arena() TS_REQUIRES(mutex_);
   Slot* next_to_give_way() TS_REQUIRES(mutex_);
   bool may_give_way(const Slot& slot) const TS_REQUIRES(mutex_);

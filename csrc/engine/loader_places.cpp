@@ -326,36 +326,59 @@ bool Loader::lies_in_sources(const Slot& slot) const {
                              [&](TensorId tensor) { return sources_.address(tensor) != nullptr; });
 }
 
+// All of them are under way at once, so that the files of the next are read while one is copied.
 void Loader::settle_residents() {
   std::exception_ptr error;
+  const auto unsettle = [&error](Slot& slot) {
+    slot.settled = false;
+    if (!error) error = std::current_exception();
+  };
+  std::vector<Slot*> loading;
+  std::vector<Issue> issues;
   for (const auto& slot : slots_) {
     slot->settled =
         !is_leased(*slot) && (slot->where == Where::kPrivate || slot->where == Where::kSource);
-    if (!slot->settled || slot->where == Where::kSource) continue;
+    const bool empty = slot->group.layout.size_bytes == 0;
+    if (!slot->settled || slot->where == Where::kSource || empty) continue;
     try {
-      load_settled(*slot);
+      if (slot->content != Content::kReady) issues.push_back(issue(*slot));
+      loading.push_back(slot.get());
     } catch (...) {
-      slot->settled = false;
-      if (!error) error = std::current_exception();
+      unsettle(*slot);
+    }
+  }
+  enqueue_settled(issues);
+  for (Slot* const slot : loading) {
+    try {
+      finish_settled(*slot);
+    } catch (...) {
+      unsettle(*slot);
     }
   }
   if (error) std::rethrow_exception(error);
 }
 
-void Loader::load_settled(Slot& slot) {
-  if (slot.group.layout.size_bytes == 0) return;
-  if (slot.content != Content::kReady) {
-    const bool at_use = prefetch_ == Prefetch::kReadAhead;
-    const Issue ready = issue(slot);
-    enqueue_unlocked(at_use ? device_.caller_stream() : stream_for(*ready.load), slot, ready);
-    for (;;) {
-      const std::uint64_t rung = changed_.count();
-      note_finished();
-      if (slot.content != Content::kIssued) break;
-      if (!wait_for_change(rung)) check_health(*slot.loaded);
+void Loader::enqueue_settled(std::span<Issue> issues) {
+  const bool at_use = prefetch_ == Prefetch::kReadAhead;
+  for (std::size_t i = 0; i < issues.size(); ++i) {
+    const std::span<const Issue> later = issues.subspan(i + 1);
+    for (const Issue& next : later.first(std::min(later.size(), kLookAhead))) {
+      if (!add_disk_reads(*next.load, issues[i].next)) break;
     }
-    if (slot.content == Content::kFailed) std::rethrow_exception(slot.error);
+    Stream& stream = at_use ? device_.caller_stream() : stream_for(*issues[i].load);
+    enqueue_unlocked(stream, slot_of(issues[i].load->group()), issues[i]);
+    issues[i] = {};  // its readers go as soon as it is over
   }
+}
+
+void Loader::finish_settled(Slot& slot) {
+  for (;;) {
+    const std::uint64_t rung = changed_.count();
+    note_finished();
+    if (slot.content != Content::kIssued) break;
+    if (!wait_for_change(rung)) check_health(*slot.loaded);
+  }
+  if (slot.content == Content::kFailed) std::rethrow_exception(slot.error);
   device_.caller_stream().set_access(slot.data, slot.group.layout.size_bytes, Access::kReadWrite);
 }
 
