@@ -1,5 +1,6 @@
 #include "io/file_opener.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -10,6 +11,7 @@
 #include "io/read_memory.h"
 #include "platform/disk_file.h"
 #include "platform/io_ring.h"
+#include "platform/processors.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -18,6 +20,15 @@ namespace {
 std::string at_a_time(const DiskQueue& queue) {
   return std::to_string(queue.depth()) + " requests of " + format_size(queue.request_bytes()) +
          " at a time";
+}
+
+/// Reads from the page cache are copies: as many at a time as a GPU's link wants, and no fewer than
+/// a disk does; docs/adr/0006-weights-at-home.md.
+constexpr std::size_t kMostPageReads = 12;
+constexpr std::uint64_t kPageReadBytes = 2_MiB;
+
+std::size_t page_reads() {
+  return std::clamp<std::size_t>(usable_processors(), DiskQueue::kDepth, kMostPageReads);
 }
 
 bool is_gpu(const Device* device) { return device != nullptr && !device->host_accessible(); }
@@ -57,7 +68,7 @@ FileOpener::FileOpener(FileBackend backend, const std::shared_ptr<Device>& devic
       about_ = "pread through the page cache";
       // On a host the threads that compute read for themselves.
       if (!is_gpu(device.get())) return;
-      page_queue_ = DiskQueue::create(create_thread_transfers(DiskQueue::kDepth));
+      page_queue_ = DiskQueue::create(create_thread_transfers(page_reads()), kPageReadBytes);
       about_ += " by threads, " + at_a_time(*page_queue_);
       return;
     case FileBackend::kCuda:

@@ -27,6 +27,7 @@ namespace tensorstream {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::MatchesRegex;
 using ::testing::Not;
 
 /// From now on io_uring_setup fails in this process as in a container that forbids it.
@@ -97,7 +98,7 @@ TEST(FileOpener, SaysHowItReads) {
 
 TEST(FileOpener, PagesAreReadByThreadsForAGpuAlone) {
   EXPECT_THAT(FileOpener(FileBackend::kPread, reading_gpu()).about(),
-              HasSubstr("by threads, 8 requests of 4.00 MiB at a time"));
+              MatchesRegex(".* by threads, ([89]|1[0-2]) requests of 2.00 MiB at a time"));
   EXPECT_THAT(FileOpener(FileBackend::kPread).about(), Not(HasSubstr("threads")));
 }
 
