@@ -39,7 +39,7 @@ BUDGETS = {
     "hooks": ("x0.6", "x0.6"),
 }
 DRY_RUN = {"prompt": 8, "context": 16, "new_tokens": 2, "peer_new_tokens": 2, "repeats": 2}
-DRY_RUN_PROCESS = {"pairs": 2, "hook_side": 128, "hook_blocks": 6, "hook_calls": 20}
+DRY_RUN_PROCESS = {"pairs": 2, "hook_side": 128, "hook_blocks": 6, "hook_passes": 3}
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=int, default=15, help="pairs that count, of each prefill")
     parser.add_argument("--hook-side", type=int, default=1024, help="of a square parameter")
     parser.add_argument("--hook-blocks", type=int, default=32)
-    parser.add_argument("--hook-calls", type=int, default=2000)
+    parser.add_argument("--hook-passes", type=int, default=60)
     parser.add_argument("--folder", type=Path, default=ROOT / ".demo", help="of the checkpoint")
 
 
@@ -85,7 +85,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def process_arguments(options: argparse.Namespace) -> list[str]:
     """The options that the driver passes on to every process."""
-    names = "device sample_s prompt context pairs hook_side hook_blocks hook_calls folder".split()
+    names = "device sample_s prompt context pairs hook_side hook_blocks hook_passes folder".split()
     return [
         *options.shape.arguments(),
         *(text for n in names for text in (f"--{n.replace('_', '-')}", str(getattr(options, n)))),

@@ -15,11 +15,12 @@ from cuda_runs.budgets import budget_bytes, budget_options
 from cuda_runs.llama_model import weights_bytes
 
 PARAMETERS = 9
-_TIMINGS = 9
+# What a block takes for itself: more than to bring one, so that those which follow are there in time.
+BLOCK_SECONDS = 1e-3
 
 
-class Nothing(nn.Module):
-    """A block whose forward does nothing: what is left is the cost of its hooks."""
+class Busy(nn.Module):
+    """A block that only takes time, and knows when it began to and ended."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -27,33 +28,45 @@ class Nothing(nn.Module):
             nn.Parameter(torch.ones(side, side), requires_grad=False) for _ in range(PARAMETERS)
         ]
         self.weights = nn.ParameterList(made)
+        self.entered = self.left = 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.entered = self.left = time.perf_counter()
+        while self.left < self.entered + BLOCK_SECONDS:
+            self.left = time.perf_counter()
         return x
 
 
 class Blocks(nn.Sequential):
-    """Blocks of which one is called again and again within one forward, as in a model's."""
+    """Blocks one after the other; what each call took beside the block's own time, in seconds."""
 
-    def forward(self, x: torch.Tensor, chosen: int = 0, count: int = 1) -> torch.Tensor:
-        block = self[chosen]
-        for _ in range(count):
+    def __init__(self, *blocks: Busy) -> None:
+        super().__init__(*blocks)
+        self.around = [0.0] * len(blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for number, block in enumerate(self):
+            start = time.perf_counter()
             x = block(x)
+            end = time.perf_counter()
+            self.around[number] = (block.entered - start) + (end - block.left)
         return x
 
 
-def microseconds(
-    model: Blocks, chosen: int, x: torch.Tensor, count: int, accelerator: Accelerator
-) -> Any:
-    """Microseconds of one call of a block: the median of some forwards of `count`, and their ends."""
-    times = []
-    for _ in range(_TIMINGS):
-        model(x, chosen)
-        accelerator.synchronize()
-        start = time.perf_counter()
-        model(x, chosen, count)
-        times.append((time.perf_counter() - start) / count * 1e6)
-    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
+def microseconds(blocks: list[int], passes: list[list[float]]) -> dict[str, float]:
+    """Of one call of one of the blocks: the median of all passes, and the least and most of a pass."""
+    of_passes = [statistics.median(around[block] for block in blocks) * 1e6 for around in passes]
+    each = [around[block] * 1e6 for around in passes for block in blocks]
+    return {"median": statistics.median(each), "min": min(of_passes), "max": max(of_passes)}
+
+
+def run_passes(model: Blocks, x: torch.Tensor, count: int) -> list[list[float]]:
+    """What the calls took beside the blocks, by pass and block, once the model is warm."""
+    passes = []
+    for _ in range(3 + count):
+        model(x)
+        passes.append(list(model.around))
+    return passes[3:]
 
 
 def blocks_by_place(model: Blocks) -> dict[str, list[int]]:
@@ -66,30 +79,29 @@ def blocks_by_place(model: Blocks) -> dict[str, list[int]]:
         number = by_weight.get(id(lent.weights[0].parameter))
         if number is not None:
             found["resident" if lent.stays else "streamed"].append(number)
-    return {kind: sorted(numbers) for kind, numbers in found.items()}
+    return {kind: sorted(numbers) for kind, numbers in found.items() if numbers}
 
 
 def measure_hooks(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
-    """A call of a resident block and of a streamed one that is loaded, each less a plain call."""
+    """A call of a resident block and of a streamed one, as a pass makes them, each less a plain call."""
     import tensorstream as ts
 
-    model = Blocks(*(Nothing(options.hook_side) for _ in range(options.hook_blocks)))
+    model = Blocks(*(Busy(options.hook_side) for _ in range(options.hook_blocks)))
     x = torch.ones(1, device=accelerator.device)
     budget = budget_bytes(options.budget, weights_bytes(model))
     place = budget_options(str(accelerator.device), budget)
     with torch.no_grad():
-        plain = microseconds(model, 0, x, options.hook_calls, accelerator)
+        plain = microseconds(list(range(len(model))), run_passes(model, x, options.hook_passes))
         ts.offload(model, **place)
-        for block in range(len(model)):  # residents take the room that these leave
-            model(x, block)
-        named = blocks_by_place(model)
-        costs = {}
-        for kind, blocks in named.items():
-            if blocks:
-                chosen = blocks[len(blocks) // 2]
-                costs[kind] = microseconds(model, chosen, x, options.hook_calls, accelerator)
+        passes = run_passes(model, x, options.hook_passes)
+    named = blocks_by_place(model)
+    costs = {kind: microseconds(blocks, passes) for kind, blocks in named.items()}
+    stats = ts.stats(model)
     return {
-        "how": f"blocks of {PARAMETERS} parameters of {options.hook_side} squared, whose forward is empty",
+        "how": (
+            f"blocks of {PARAMETERS} parameters of {options.hook_side} squared, in their order, each of "
+            f"{BLOCK_SECONDS * 1e3:g} ms on the host"
+        ),
         "budget_bytes": budget,
         "weights_bytes": weights_bytes(model),
         "groups": {kind: len(blocks) for kind, blocks in named.items()},
@@ -98,4 +110,5 @@ def measure_hooks(options: argparse.Namespace, accelerator: Accelerator) -> dict
         "acquire_release_us": {
             kind: cost["median"] - plain["median"] for kind, cost in costs.items()
         },
+        "acquires": {"all": stats.acquires, "hits": stats.hits, "misses": stats.misses},
     }
