@@ -20,14 +20,11 @@ BLOCK_SECONDS = 1e-3
 
 
 class Busy(nn.Module):
-    """A block that only takes time, and knows when it began to and ended."""
+    """A block that only takes time, and knows when it began to and ended; without weights it gets no hook."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, weights: list[nn.Parameter]) -> None:
         super().__init__()
-        made = [
-            nn.Parameter(torch.ones(side, side), requires_grad=False) for _ in range(PARAMETERS)
-        ]
-        self.weights = nn.ParameterList(made)
+        self.weights = nn.ParameterList(weights)
         self.entered = self.left = 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -38,34 +35,47 @@ class Busy(nn.Module):
 
 
 class Blocks(nn.Sequential):
-    """Blocks one after the other; what each call took beside the block's own time, in seconds."""
+    """Blocks one after the other, each followed by one without weights; what calls took beside their blocks.
 
-    def __init__(self, *blocks: Busy) -> None:
-        super().__init__(*blocks)
-        self.around = [0.0] * len(blocks)
+    Attributes:
+        around: By block, in seconds: its own call, and that of the one that follows it.
+    """
+
+    def __init__(self, count: int, side: int) -> None:
+        def weight() -> nn.Parameter:
+            return nn.Parameter(torch.ones(side, side), requires_grad=False)
+
+        weights = [[weight() for _ in range(PARAMETERS)] for _ in range(count)]
+        super().__init__(*(Busy(some) for of_block in weights for some in (of_block, [])))
+        self.around = [(0.0, 0.0)] * count
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for number, block in enumerate(self):
+        around = []
+        for block in self:
             start = time.perf_counter()
             x = block(x)
             end = time.perf_counter()
-            self.around[number] = (block.entered - start) + (end - block.left)
+            around.append((block.entered - start) + (end - block.left))
+        self.around = list(zip(around[::2], around[1::2], strict=True))
         return x
 
 
 def microseconds(blocks: list[int], passes: list[list[float]]) -> dict[str, float]:
     """Of one call of one of the blocks: the median of all passes, and the least and most of a pass."""
     of_passes = [statistics.median(around[block] for block in blocks) * 1e6 for around in passes]
-    each = [around[block] * 1e6 for around in passes for block in blocks]
-    return {"median": statistics.median(each), "min": min(of_passes), "max": max(of_passes)}
+    return {
+        "median": statistics.median(of_passes),
+        "min": min(of_passes),
+        "max": max(of_passes),
+    }
 
 
-def run_passes(model: Blocks, x: torch.Tensor, count: int) -> list[list[float]]:
+def run_passes(model: Blocks, x: torch.Tensor, count: int) -> list[list[tuple[float, float]]]:
     """What the calls took beside the blocks, by pass and block, once the model is warm."""
     passes = []
     for _ in range(3 + count):
         model(x)
-        passes.append(list(model.around))
+        passes.append(model.around)
     return passes[3:]
 
 
@@ -73,7 +83,7 @@ def blocks_by_place(model: Blocks) -> dict[str, list[int]]:
     """The blocks whose weights are where they are for themselves, and those that share a place."""
     from tensorstream.orchestrator import orchestrator_of
 
-    by_weight = {id(block.weights[0]): number for number, block in enumerate(model)}
+    by_weight = {id(block.weights[0]): number for number, block in enumerate(list(model)[::2])}
     found: dict[str, list[int]] = {"resident": [], "streamed": []}
     for lent in orchestrator_of(model)._lent.values():
         number = by_weight.get(id(lent.weights[0].parameter))
@@ -83,32 +93,35 @@ def blocks_by_place(model: Blocks) -> dict[str, list[int]]:
 
 
 def measure_hooks(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
-    """A call of a resident block and of a streamed one, as a pass makes them, each less a plain call."""
+    """A call of a resident block and of a streamed one, as passes make them, less the plain call beside."""
     import tensorstream as ts
 
-    model = Blocks(*(Busy(options.hook_side) for _ in range(options.hook_blocks)))
+    model = Blocks(options.hook_blocks, options.hook_side)
     x = torch.ones(1, device=accelerator.device)
     budget = budget_bytes(options.budget, weights_bytes(model))
-    place = budget_options(str(accelerator.device), budget)
+    ts.offload(model, **budget_options(str(accelerator.device), budget))
     with torch.no_grad():
-        plain = microseconds(list(range(len(model))), run_passes(model, x, options.hook_passes))
-        ts.offload(model, **place)
         passes = run_passes(model, x, options.hook_passes)
     named = blocks_by_place(model)
-    costs = {kind: microseconds(blocks, passes) for kind, blocks in named.items()}
+    calls = [[own for own, _ in around] for around in passes]
+    beside = [[own - plain for own, plain in around] for around in passes]
+    costs = {kind: microseconds(blocks, beside) for kind, blocks in named.items()}
     stats = ts.stats(model)
     return {
         "how": (
             f"blocks of {PARAMETERS} parameters of {options.hook_side} squared, in their order, each of "
-            f"{BLOCK_SECONDS * 1e3:g} ms on the host"
+            f"{BLOCK_SECONDS * 1e3:g} ms on the host and followed by one of the same without parameters, "
+            "whose call is taken off"
         ),
         "budget_bytes": budget,
         "weights_bytes": weights_bytes(model),
         "groups": {kind: len(blocks) for kind, blocks in named.items()},
-        "plain_call_us": plain,
-        "call_us": costs,
-        "acquire_release_us": {
-            kind: cost["median"] - plain["median"] for kind, cost in costs.items()
-        },
+        "plain_call_us": microseconds(
+            list(range(options.hook_blocks)),
+            [[plain for _, plain in around] for around in passes],
+        ),
+        "call_us": {kind: microseconds(blocks, calls) for kind, blocks in named.items()},
+        "acquire_release_us": {kind: cost["median"] for kind, cost in costs.items()},
+        "acquire_release_spread_us": costs,
         "acquires": {"all": stats.acquires, "hits": stats.hits, "misses": stats.misses},
     }

@@ -11,26 +11,36 @@ namespace {
 
 using namespace nb::literals;
 
-/// A context manager of Python's for a scope.
-class EnteredContext {
+/// Reads nothing else than what it looks at: torch searches for no `__torch_function__`.
+class PlainScope {
  public:
-  explicit EnteredContext(nb::object context) : context_(std::move(context)) {
-    context_.attr("__enter__")();
-  }
-  ~EnteredContext() {
+  explicit PlainScope(const ParameterTypes& types) : types_(types) { types_.enter_plainly(); }
+  ~PlainScope() {
     const nb::error_scope error;  // one that is under way is to be seen
     try {
-      context_.attr("__exit__")(nb::none(), nb::none(), nb::none());
+      types_.exit_plainly();
     } catch (nb::python_error& failure) {
       failure.discard_as_unraisable("__exit__");
     }
   }
-  EnteredContext(const EnteredContext&) = delete;
-  EnteredContext& operator=(const EnteredContext&) = delete;
+  PlainScope(const PlainScope&) = delete;
+  PlainScope& operator=(const PlainScope&) = delete;
 
  private:
-  nb::object context_;
+  const ParameterTypes& types_;
 };
+
+std::int64_t as_number(PyObject* result) {
+  if (result == nullptr) throw nb::python_error();
+  const nb::object held = nb::steal<nb::object>(result);
+  const long long number = PyLong_AsLongLong(result);
+  if (number == -1 && PyErr_Occurred() != nullptr) throw nb::python_error();
+  return number;
+}
+
+PyObject* item(const nb::list& list, std::size_t position) {
+  return PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(position));
+}
 
 }  // namespace
 
@@ -43,7 +53,9 @@ ParameterTypes::ParameterTypes(nb::type_object lent, nb::type_object parked, nb:
       version(std::move(version)),
       mark(std::move(mark)),
       use_count(std::move(use_count)),
-      plainly(std::move(plainly)),
+      plainly(plainly()),
+      enter_plainly(this->plainly.attr("__enter__")),
+      exit_plainly(this->plainly.attr("__exit__")),
       class_name(nb::steal<nb::object>(PyUnicode_InternFromString("__class__"))) {}
 
 LentParameters::LentParameters(const ParameterTypes& types, GroupId group, nb::list parameters,
@@ -70,24 +82,25 @@ void LentParameters::set_place(std::uint32_t place_number, bool stays, nb::list 
 std::size_t LentParameters::lend() {
   const std::size_t count = parameters_.size();
   for (std::size_t i = 0; i < count; ++i) {
-    const nb::object parameter = parameters_[i];
-    if (!parameter.type().is(types_.parked)) return i;
+    PyObject* const parameter = item(parameters_, i);
+    if (!nb::handle(parameter).type().is(types_.parked)) return i;
     set_class(parameter, types_.lent);
-    if (!is_on_place_) set_data(parameter, views_[i]);
+    if (!is_on_place_) set_data(parameter, item(views_, i));
   }
-  // Each time: memory that was the parameter's own before shares its version with it, so that what
-  // is written between uses shows in it too.
-  versions_ = versions();
+  // To put them on a place raises their versions. Memory that was the parameter's own before shares
+  // its version with it: what is written to that between uses shows as written to the place, which
+  // keeps its bytes.
+  if (!is_on_place_ || versions_.empty()) read_versions(versions_);
   return count;
 }
 
 std::vector<std::size_t> LentParameters::changed() const {
   std::vector<std::size_t> result;
-  const std::vector<std::int64_t> now = versions();
+  std::vector<std::int64_t> now;
+  read_versions(now);
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    const nb::object parameter = parameters_[i];
-    const nb::object weight = nb::getattr(parameter, types_.mark, nb::none());
-    const bool same = weight.is(nb::object(weights_[i]));
+    const nb::object weight = nb::getattr(item(parameters_, i), types_.mark, nb::none());
+    const bool same = weight.ptr() == item(weights_, i);
     if (!same || now[i] != versions_.at(i)) result.push_back(i);
   }
   return result;
@@ -111,10 +124,8 @@ void LentParameters::leave_place() {
 std::vector<std::size_t> LentParameters::escaped() const {
   std::vector<std::size_t> result;
   for (std::size_t i = 0; i < users_.size(); ++i) {
-    PyObject* const now =
-        PyObject_CallOneArg(types_.use_count.ptr(), nb::object(handles_[i]).ptr());
-    if (now == nullptr) throw nb::python_error();
-    if (nb::cast<std::int64_t>(nb::steal<nb::object>(now)) > holders(i)) result.push_back(i);
+    PyObject* const users = PyObject_CallOneArg(types_.use_count.ptr(), item(handles_, i));
+    if (as_number(users) > holders(i)) result.push_back(i);
   }
   return result;
 }
@@ -122,10 +133,10 @@ std::vector<std::size_t> LentParameters::escaped() const {
 // On `places`, or, without any, where they are.
 void LentParameters::park_on(const nb::list* places) const {
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    const nb::object parameter = parameters_[i];
+    PyObject* const parameter = item(parameters_, i);
     if (places != nullptr) {
-      if (!parameter.type().is(types_.lent)) set_class(parameter, types_.lent);
-      set_data(parameter, (*places)[i]);
+      if (!nb::handle(parameter).type().is(types_.lent)) set_class(parameter, types_.lent);
+      set_data(parameter, item(*places, i));
     }
     set_class(parameter, types_.parked);
   }
@@ -145,20 +156,19 @@ void LentParameters::set_data(const nb::handle parameter, const nb::handle value
 }
 
 // Most of what reading one takes is the search for a `__torch_function__`, which there is not.
-std::vector<std::int64_t> LentParameters::versions() const {
-  const EnteredContext plainly(types_.plainly());
-  std::vector<std::int64_t> result;
-  result.reserve(parameters_.size());
-  for (const nb::handle parameter : parameters_) result.push_back(version(parameter));
-  return result;
+void LentParameters::read_versions(std::vector<std::int64_t>& into) const {
+  const PlainScope plainly(types_);
+  into.clear();
+  into.reserve(parameters_.size());
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    into.push_back(version(item(parameters_, i)));
+  }
 }
 
-std::int64_t LentParameters::version(const nb::handle parameter) const {
+std::int64_t LentParameters::version(PyObject* parameter) const {
   PyObject* const descriptor = types_.version.ptr();
-  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(parameter.ptr()));
-  PyObject* const result = Py_TYPE(descriptor)->tp_descr_get(descriptor, parameter.ptr(), type);
-  if (result == nullptr) throw nb::python_error();
-  return nb::cast<std::int64_t>(nb::steal<nb::object>(result));
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(parameter));
+  return as_number(Py_TYPE(descriptor)->tp_descr_get(descriptor, parameter, type));
 }
 
 void init_lent_parameters(nb::module_& module) {

@@ -25,7 +25,9 @@ struct ParameterTypes {
   nb::object version;
   nb::str mark;
   nb::object use_count;
-  nb::object plainly;
+  nb::object plainly;  // one such context, used again and again: nothing else runs in it
+  nb::object enter_plainly;
+  nb::object exit_plainly;
   nb::object class_name;
 };
 
@@ -83,8 +85,8 @@ class LentParameters {
 
   void set_class(nb::handle parameter, const nb::type_object& type) const;
   void set_data(nb::handle parameter, nb::handle value) const;
-  std::vector<std::int64_t> versions() const;
-  std::int64_t version(nb::handle parameter) const;
+  void read_versions(std::vector<std::int64_t>& into) const;
+  std::int64_t version(PyObject* parameter) const;
   void park_on(const nb::list* places) const;
 
   const ParameterTypes& types_;
@@ -96,7 +98,7 @@ class LentParameters {
   nb::list handles_;
   std::vector<std::int64_t> users_;
   nb::dict addresses_;
-  std::vector<std::int64_t> versions_;  // when they were last lent
+  std::vector<std::int64_t> versions_;  // when they were lent; empty where that is to be read anew
   std::uint32_t place_number_ = 0;      // of the place that the views are on; 0 for none
   bool stays_ = false;                  // on its place between uses
   bool is_on_place_ = false;

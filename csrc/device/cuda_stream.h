@@ -48,6 +48,8 @@ class CudaStream final : public Stream {
   void run(std::function<void()> callback) override;
   void synchronize() override;
   bool is_capturing() const override;
+  /// The default stream, whose handle is 0.
+  bool lasts() const noexcept override { return handle_ == nullptr; }
   /// The driver knows no rights within a process.
   void set_access(std::byte* /*data*/, std::uint64_t /*size_bytes*/, Access /*access*/) override {}
   void poison(std::byte* data, std::uint64_t size_bytes) override;

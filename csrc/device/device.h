@@ -52,6 +52,9 @@ class Stream {
   virtual void synchronize() = 0;
   /// True while work that is enqueued is not done, but recorded in a graph to be done later.
   virtual bool is_capturing() const { return false; }
+  /// True where the stream is there for as long as its device: what it holds now can be recorded at
+  /// any later time, too.
+  virtual bool lasts() const noexcept { return false; }
 
   /// In a checking device: gives or takes, in this stream's order, the right to touch [data, data +
   /// size_bytes) of the device's memory. A no-op elsewhere.

@@ -20,10 +20,10 @@ constexpr std::uint64_t kReadAheadBytes = 64_MiB;
 
 // A GPU that lost its context runs nothing any more, callbacks neither: nothing is left to wait
 // for.
-template <typename Work>
-void wait_unless_lost(Work& work) {
+template <typename Wait>
+void wait_unless_lost(const Wait& wait) {
   try {
-    work.synchronize();
+    wait();
   } catch (const CudaError& error) {
     if (!loses_context(static_cast<CudaResult>(error.result()))) throw;
     log(LogLevel::kError, std::string("ending an engine: ") + error.what());
@@ -66,12 +66,15 @@ Loader::~Loader() {
   if (staging_ != nullptr) staging_->drain();  // it may know copies of the stream that goes
   // Callbacks of loads under way use this object, copies write into the places, and work that was
   // enqueued before a release still reads from them.
-  wait_unless_lost(*copy_stream_);
-  if (ring_ != nullptr) wait_unless_lost(*ring_);
-  if (decode_stream_ != nullptr) wait_unless_lost(*decode_stream_);
-  if (done_stream_ != nullptr) wait_unless_lost(*done_stream_);
+  wait_unless_lost([&] { drain_loads(); });
+  wait_unless_lost([&] {
+    if (done_stream_ != nullptr) done_stream_->synchronize();
+  });
   for (const auto& slot : slots_) {
-    wait_unless_lost(*slot->last_use);  // guard: wait-before-freeing
+    wait_unless_lost([&] {
+      record_use(*slot);
+      slot->last_use->synchronize();  // guard: wait-before-freeing
+    });
   }
 }
 
@@ -88,13 +91,14 @@ bool Loader::acquire(GroupId group, Stream& stream) {
     return true;
   }
   if (slot.leases == 0 && leased_overlap(slot)) return false;  // guard: leased-overlap
-  count_acquire(slot);
+  const bool expected = observe(slot);
   ++slot.leases;  // from here on nothing evicts it
   ++slot.waiting;
   const Stream* const last_stream = slot.last_stream;
   const Clock::time_point start = Clock::now();
   try {
-    demand(slot);
+    if (last_stream != nullptr && last_stream != &stream) record_use(slot);
+    demand(slot, expected);
   } catch (...) {  // no memory to ask for it, or a file that has changed
     --slot.waiting;
     --slot.leases;
@@ -116,7 +120,8 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   return true;
 }
 
-void Loader::demand(Slot& slot) {
+// What is there as expected frees nothing that the thread waits for: its release does.
+void Loader::demand(Slot& slot, bool expected) {
   const bool missing = slot.content == Content::kEmpty || slot.content == Content::kFailed;
   if (prefetch_ == Prefetch::kReadAhead) {
     read_ahead();
@@ -127,7 +132,7 @@ void Loader::demand(Slot& slot) {
     demanded_.push_back(slot.group.id);
     slot.content = Content::kQueued;
   }
-  wake_if_needed();
+  if (missing || !expected) wake_if_needed();
 }
 
 // On the threads that compute: they would wait for the load, and on a host a thread of the loader's
@@ -160,9 +165,9 @@ bool Loader::usable(const Slot& slot) const {
   return true;
 }
 
-void Loader::count_acquire(const Slot& slot) {
+// False where another group was expected.
+bool Loader::observe(const Slot& slot) {
   ++counted_.acquires;
-  if (slot.leases == 0) order_.observe(slot.group.id);  // guard: order-check
   switch (slot.content) {
     case Content::kReady:
       ++counted_.hits;
@@ -176,6 +181,9 @@ void Loader::count_acquire(const Slot& slot) {
       ++counted_.misses;
       break;
   }
+  bool expected = true;
+  if (slot.leases == 0) expected = order_.observe(slot.group.id);  // guard: order-check
+  return expected;
 }
 
 void Loader::release(GroupId group, Stream& stream) {
@@ -204,10 +212,22 @@ void Loader::release(GroupId group, Stream& stream) {
 void Loader::note_use(Slot& slot, Stream& stream) {
   const bool apart = slot.last_stream != nullptr && slot.last_stream != &stream;
   if (slot.settled && apart) stream.wait(*slot.last_use);  // guard: wait-between-settled-uses
-  stream.record(*slot.last_use);
+  // Nothing waits for memory of its own, but what lets it go.
+  slot.unrecorded = nullptr;
+  if (slot.where == Where::kPrivate && !slot.settled && stream.lasts()) {
+    slot.unrecorded = &stream;
+  } else {
+    stream.record(*slot.last_use);
+  }
   slot.after_use = nullptr;  // guard: used-again
   slot.last_stream = &stream;
   slot.last_used = ++uses_;
+}
+
+void Loader::record_use(Slot& slot) {
+  if (slot.unrecorded == nullptr) return;
+  slot.unrecorded->record(*slot.last_use);  // guard: recorded-later
+  slot.unrecorded = nullptr;
 }
 
 void Loader::release_all(Stream& stream) noexcept {
@@ -333,14 +353,17 @@ std::optional<GroupId> Loader::next_prefetch(Way way) const noexcept {
 std::optional<GroupId> Loader::find_prefetch(Way way) const {
   const bool loads_ahead = prefetch_ == Prefetch::kNext || prefetch_ == Prefetch::kAhead;
   if (!loads_ahead || (way == Way::kLink && in_flight_ >= kLoadsInFlight)) return std::nullopt;
-  const std::size_t ahead =
-      prefetch_ == Prefetch::kNext ? 1 : std::min(kLookAhead, streamed_.size());
+  const std::size_t ahead = prefetch_ == Prefetch::kNext ? 1 : kLookAhead;
   std::vector<const Slot*> sooner;
   if (const auto again = order_.expected_again()) sooner.push_back(&slot_of(*again));
-  OrderTable::Ahead upcoming(order_, ahead);
-  while (const std::optional<GroupId> group = upcoming.next()) {
+  OrderTable::Ahead upcoming(order_, streamed_.size());
+  std::size_t looked_at = 0;
+  while (const std::optional<GroupId> group = looked_at < ahead ? upcoming.next() : std::nullopt) {
     const Slot& slot = slot_of(*group);
     if (slot.where == Where::kNowhere) continue;
+    // Its use wakes nobody, and it is in nobody's way.
+    if (slot.where == Where::kPrivate && on_device(slot)) continue;
+    ++looked_at;
     // The link is not to idle while what needs none waits for its place.
     const bool passed_by = way == Way::kLink && way_of(slot) == Way::kDecode;
     if (slot.content == Content::kEmpty && !passed_by) {

@@ -156,6 +156,7 @@ class Loader {
     std::unique_ptr<Event> last_use;
     std::unique_ptr<Event> written;       // the last write by the device to the group's source
     const Stream* last_stream = nullptr;  // compared, never used
+    Stream* unrecorded = nullptr;         // one that lasts, whose last use `last_use` knows not yet
     Content content = Content::kEmpty;
     bool enqueued = false;        // all of what is issued: `loaded` tells its end
     bool at_hand = false;         // all of it is in `kept`: a load crosses no link
@@ -179,7 +180,7 @@ class Loader {
   bool may_issue(const Slot& slot) const TS_REQUIRES(mutex_);
   bool is_being_filled(const Slot& slot) const TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
-  void demand(Slot& slot) TS_REQUIRES(mutex_);
+  void demand(Slot& slot, bool expected) TS_REQUIRES(mutex_);
   void load_at_use(Slot& slot) TS_REQUIRES(mutex_);
   void read_ahead() TS_REQUIRES(mutex_);
   bool stage_ahead() TS_REQUIRES(mutex_);
@@ -250,8 +251,9 @@ class Loader {
   bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
   static std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream,
                                      bool arrived);
-  void count_acquire(const Slot& slot) TS_REQUIRES(mutex_);
+  bool observe(const Slot& slot) TS_REQUIRES(mutex_);
   void note_use(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
+  static void record_use(Slot& slot);
   static bool overlap(const Slot& a, const Slot& b);
   Slot& slot_of(GroupId group) const;
 

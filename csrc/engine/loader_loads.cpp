@@ -93,6 +93,7 @@ Loader::Issue Loader::issue(Slot& slot) {
     ++slot.place_number;
     ++place_moves_;
   }
+  record_use(slot);
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
   Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}, {}};
   place_of(slot).add_to(*result.load, slot.group, sources_, options_.piece_bytes);

@@ -194,6 +194,7 @@ void Loader::quiesce() {
     if (wait_for_change(rung)) continue;
     for (const auto& slot : slots_) check_health(*slot->loaded);
   }
+  for (const auto& slot : slots_) record_use(*slot);
   mutex_.unlock();
   std::exception_ptr error;
   try {

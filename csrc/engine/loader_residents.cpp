@@ -16,7 +16,8 @@ Loader::Slot* Loader::next_to_give_way() {
   }
   std::ranges::stable_sort(candidates, std::ranges::greater{}, &Slot::last_used);
   const auto done = std::ranges::find_if(candidates, [](const Slot* slot) {
-    return slot->kept != nullptr ? slot->loaded->complete() : slot->last_use->complete();
+    if (slot->kept != nullptr) return slot->loaded->complete();
+    return slot->unrecorded == nullptr && slot->last_use->complete();
   });
   if (done != candidates.end()) return *done;
   return candidates.empty() ? nullptr : candidates.front();
@@ -58,6 +59,7 @@ std::uint64_t Loader::give_way(std::uint64_t wanted_bytes) {
         return freed - std::min(freed, arena_bytes);
       }
       frames = next->kept != nullptr;
+      if (!frames) record_use(*next);
       told = next->told;
       leaving = frames ? let_frames_go(*next) : std::move(next->own);
       ++counted_.gave_way;

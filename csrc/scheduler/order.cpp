@@ -10,19 +10,6 @@ namespace {
 // A model whose order is random would else fill the tables with every pair of its groups.
 constexpr std::size_t kEntriesPerGroup = 64;
 
-constexpr std::size_t kMany = 8;
-
-// Of the last `count` groups. Two that are the same by chance cost a prediction.
-std::uint64_t key_of(const std::deque<GroupId>& recent, std::size_t count) {
-  std::uint64_t key = count;
-  for (auto group = recent.end() - static_cast<std::ptrdiff_t>(count); group != recent.end();
-       ++group) {
-    key = (key ^ *group) * 0x9E3779B97F4A7C15U;
-    key ^= key >> 32U;
-  }
-  return key;
-}
-
 template <typename Value>
 std::optional<Value> find(const std::unordered_map<std::uint64_t, Value>& table,
                           std::uint64_t key) {
@@ -37,12 +24,24 @@ void put(std::unordered_map<std::uint64_t, Value>& table, std::uint64_t key, con
   table[key] = value;
 }
 
-void append(std::deque<GroupId>& recent, GroupId group) {
-  recent.push_back(group);
-  if (recent.size() > kMany) recent.pop_front();
+}  // namespace
+
+void OrderTable::Recent::append(GroupId group) {
+  if (size_ == kMost) {
+    std::shift_left(groups_.begin(), groups_.end(), 1);
+    --size_;
+  }
+  groups_.at(size_++) = group;
 }
 
-}  // namespace
+std::uint64_t OrderTable::Recent::key_of_last(std::size_t count) const {
+  std::uint64_t key = count;
+  for (std::size_t i = size_ - count; i < size_; ++i) {
+    key = (key ^ groups_.at(i)) * 0x9E3779B97F4A7C15U;
+    key ^= key >> 32U;
+  }
+  return key;
+}
 
 OrderTable::OrderTable(std::vector<GroupId> cycle) : cycle_(std::move(cycle)) {
   for (std::size_t i = 0; i < cycle_.size(); ++i) {
@@ -62,7 +61,7 @@ bool OrderTable::observe(GroupId group) {
     expected = !next || *next == group;
     learn(group);  // guard: order-check
   }
-  append(recent_, group);
+  recent_.append(group);
   used_again_ = false;
   if (!expected) ++surprises_;
   return expected;
@@ -77,7 +76,7 @@ std::optional<GroupId> OrderTable::Ahead::next() {
     next = table_.cycle_.front();
   }
   if (!next) return std::nullopt;
-  append(recent_, *next);
+  recent_.append(*next);
   --left_;
   return next;
 }
@@ -92,8 +91,9 @@ std::vector<GroupId> OrderTable::upcoming(std::size_t count) const {
 std::optional<GroupId> OrderTable::expected_again() const {
   if (recent_.size() < 2) return std::nullopt;
   std::optional<bool> again;
-  if (recent_.size() == kMany) again = find(again_after_many_, key_of(recent_, kMany));
-  if (!again) again = find(again_after_two_, key_of(recent_, 2));
+  if (recent_.size() == Recent::kMost)
+    again = find(again_after_many_, recent_.key_of_last(Recent::kMost));
+  if (!again) again = find(again_after_two_, recent_.key_of_last(2));
   return again.value_or(false) ? std::optional(recent_.back()) : std::nullopt;
 }
 
@@ -103,11 +103,11 @@ void OrderTable::restart() {
 }
 
 std::optional<GroupId> OrderTable::successor(const Recent& recent) const {
-  if (recent.size() == kMany) {
-    if (const auto next = find(after_many_, key_of(recent, kMany))) return next;
+  if (recent.size() == Recent::kMost) {
+    if (const auto next = find(after_many_, recent.key_of_last(Recent::kMost))) return next;
   }
   if (recent.size() >= 2) {
-    if (const auto next = find(after_two_, key_of(recent, 2))) return next;
+    if (const auto next = find(after_two_, recent.key_of_last(2))) return next;
   }
   for (const auto* table : {&after_one_, &planned_}) {
     const auto next = table->find(recent.back());
@@ -118,17 +118,17 @@ std::optional<GroupId> OrderTable::successor(const Recent& recent) const {
 
 void OrderTable::learn_again() {
   if (recent_.size() < 2) return;
-  put(again_after_two_, key_of(recent_, 2), used_again_, most_entries());
-  if (recent_.size() < kMany) return;
-  put(again_after_many_, key_of(recent_, kMany), used_again_, most_entries());
+  put(again_after_two_, recent_.key_of_last(2), used_again_, most_entries());
+  if (recent_.size() < Recent::kMost) return;
+  put(again_after_many_, recent_.key_of_last(Recent::kMost), used_again_, most_entries());
 }
 
 void OrderTable::learn(GroupId group) {
   after_one_[recent_.back()] = group;
   if (recent_.size() < 2) return;
-  put(after_two_, key_of(recent_, 2), group, most_entries());
-  if (recent_.size() < kMany) return;
-  put(after_many_, key_of(recent_, kMany), group, most_entries());
+  put(after_two_, recent_.key_of_last(2), group, most_entries());
+  if (recent_.size() < Recent::kMost) return;
+  put(after_many_, recent_.key_of_last(Recent::kMost), group, most_entries());
 }
 
 std::size_t OrderTable::most_entries() const {

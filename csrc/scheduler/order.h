@@ -1,9 +1,9 @@
 // The order in which groups are used: learnt from the acquires, asked for the next ones.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
@@ -19,8 +19,24 @@ namespace tensorstream {
 /// thread-safe.
 class OrderTable {
  private:
-  /// The last groups used, the oldest first, none twice in a row.
-  using Recent = std::deque<GroupId>;
+  /// The last groups used, the oldest first, none twice in a row. Looked ahead with at each use.
+  class Recent {
+   public:
+    static constexpr std::size_t kMost = 8;
+
+    /// Forgets the oldest where it is full.
+    void append(GroupId group);
+    void clear() noexcept { size_ = 0; }
+    bool empty() const noexcept { return size_ == 0; }
+    std::size_t size() const noexcept { return size_; }
+    GroupId back() const { return groups_.at(size_ - 1); }
+    /// Of the last `count`. Two that are the same by chance cost a prediction.
+    std::uint64_t key_of_last(std::size_t count) const;
+
+   private:
+    std::array<GroupId, kMost> groups_{};
+    std::size_t size_ = 0;
+  };
 
  public:
   /// The groups expected after the last one observed (from the cycle's start before the first), one

@@ -62,7 +62,11 @@ class ComputeDevice:
             functions.prepare = None
         functions.settle = self.settle
         functions.loans = loans
-        functions.autocasts = functools.partial(torch.is_autocast_enabled, self.torch_device.type)
+        functions.autocasts = torch.is_autocast_enabled  # of CUDA, unless another type is named
+        if self.torch_device.type != "cuda":
+            functions.autocasts = functools.partial(
+                torch.is_autocast_enabled, self.torch_device.type
+            )
         functions.clear_casts = torch.clear_autocast_cache
         return functions
 
