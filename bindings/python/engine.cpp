@@ -258,6 +258,10 @@ void init_options(nb::module_& module) {
           [](const EngineOptions& self) { return self.rates.link_bytes_per_second; },
           [](EngineOptions& self, double rate) { self.rates.link_bytes_per_second = rate; })
       .def_prop_rw(
+          "host_call_seconds",
+          [](const EngineOptions& self) { return self.rates.host_call_seconds; },
+          [](EngineOptions& self, double seconds) { self.rates.host_call_seconds = seconds; })
+      .def_prop_rw(
           "disk_bytes_per_second",
           [](const EngineOptions& self) { return self.rates.disk_bytes_per_second; },
           [](EngineOptions& self, double rate) { self.rates.disk_bytes_per_second = rate; })

@@ -117,6 +117,7 @@ void init_plan(nb::module_& module) {
 struct KnownRates {
   std::optional<double> link_bytes_per_second;
   std::optional<double> disk_bytes_per_second;
+  std::optional<double> host_call_seconds;
 };
 
 ModelPlan plan_tree(const ModelTree& self, std::uint64_t budget_bytes, Prefetch prefetch,
@@ -127,6 +128,7 @@ ModelPlan plan_tree(const ModelTree& self, std::uint64_t budget_bytes, Prefetch 
   rates.loading = loading_of(resolve_prefetch(prefetch, place));
   rates.link_bytes_per_second = known.link_bytes_per_second.value_or(rates.link_bytes_per_second);
   rates.disk_bytes_per_second = known.disk_bytes_per_second.value_or(rates.disk_bytes_per_second);
+  rates.host_call_seconds = known.host_call_seconds.value_or(rates.host_call_seconds);
   PlanOptions options{.place = place};
   if (place == ComputePlace::kAccelerator) {
     options.spared_bytes = spared_bytes(budget_bytes) + outside_bytes(budget_bytes);
@@ -138,9 +140,10 @@ ModelPlan plan_tree(const ModelTree& self, std::uint64_t budget_bytes, Prefetch 
 
 void init_disk(nb::module_& module) {
   nb::class_<KnownRates>(module, "KnownRates")
-      .def(nb::init<std::optional<double>, std::optional<double>>(),
+      .def(nb::init<std::optional<double>, std::optional<double>, std::optional<double>>(),
            "link_bytes_per_second"_a.none() = nb::none(),
-           "disk_bytes_per_second"_a.none() = nb::none());
+           "disk_bytes_per_second"_a.none() = nb::none(),
+           "host_call_seconds"_a.none() = nb::none());
   nb::class_<BackendChoice>(module, "BackendChoice")
       .def_ro("backend", &BackendChoice::backend)
       .def_ro("reason", &BackendChoice::reason);

@@ -197,20 +197,24 @@ Rates Engine::State::rates_now() const {
   return rates;
 }
 
+Rates Engine::State::host_rates() const {
+  return rates_of_host(rates_now(), sources.tensors(), compute_place(device));
+}
+
 std::optional<double> Engine::State::measured_host_seconds() const {
   const std::vector<GroupFootprint> sizes = footprints_now();
+  const Rates rates = host_rates();
   const MutexLock lock(mutex);
   const std::optional<double> pass = host_time.seconds();
   if (!pass) return std::nullopt;
-  const double leases = leases_seconds(pass_steps(sizes, plan), options.rates);
+  const double leases = leases_seconds(pass_steps(sizes, plan), rates);
   return std::max(0.0, *pass - leases);
 }
 
 Plan Engine::State::predicted_plan(std::optional<double> host_seconds) const {
   Plan now = current_plan();
-  if (!host_seconds) return now;
-  Rates rates = rates_now();
-  rates.host_seconds = *host_seconds;
+  Rates rates = host_rates();
+  if (host_seconds) rates.host_seconds = *host_seconds;
   predict_pass(footprints_now(), rates, now);
   return now;
 }

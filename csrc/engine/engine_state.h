@@ -35,9 +35,11 @@ class Engine::State {
     return plan;
   }
 
+  /// What passes are predicted by.
+  Rates host_rates() const;
   /// What the host was measured to take for a pass beside leases; nothing where it is not known.
   std::optional<double> measured_host_seconds() const;
-  /// The current plan, its prediction by that.
+  /// The current plan, its prediction by that, or else by what a call takes of the host.
   Plan predicted_plan(std::optional<double> host_seconds) const;
 
   /// What the planner is to know of the groups: what crosses the link is known where they are at

@@ -23,6 +23,11 @@ namespace {
 // For each parameter, of which most are a module with a kernel or two: transformers' Llama of 7B
 // takes 23 ms for 291 beside an H100.
 constexpr double kHostSecondsATensor = 80e-6;
+// What its native steps take of calls as Rates::host_call_seconds has them: 3,100 to 3,900, beside
+// H100s whose calls took 6.4 to 8.3 us.
+constexpr double kHostCallsATensor = 12;
+// Beside which leases were measured.
+constexpr double kUsualHostCallSeconds = 7e-6;
 constexpr std::uint64_t kUnlimited = std::numeric_limits<std::uint64_t>::max();
 
 /// One way to cut a model into groups.
@@ -223,8 +228,14 @@ void add_fixed(Plan& plan, const ModelTree& tree, std::uint64_t budget_bytes,
                     needed, budget_bytes);
 }
 
-ModelPlan plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates,
-                  const Target& target) {
+/// A plan, and what its groups take.
+struct Planned {
+  ModelPlan made;
+  std::vector<GroupFootprint> groups;
+};
+
+Planned plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates,
+                const Target& target) {
   const std::uint64_t free_bytes =
       budget_bytes > tree.fixed_bytes ? budget_bytes - tree.fixed_bytes : 0;
   Target least = target;
@@ -233,7 +244,7 @@ ModelPlan plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates
   if (budget_bytes < tree.fixed_bytes || free_bytes < smallest.smallest_bytes) {
     raise_too_small(tree, budget_bytes, smallest);
   }
-  std::optional<ModelPlan> best;
+  std::optional<Planned> best;
   double best_leases = 0;
   const std::uint64_t spared = std::min(target.spared_bytes, free_bytes - smallest.smallest_bytes);
   const auto consider = [&](const Cut& cut) {
@@ -247,8 +258,8 @@ ModelPlan plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates
     Plan plan = make_plan(made.groups, free_bytes - made.ring_bytes - spared, rates);
     plan.ring_bytes = made.ring_bytes;
     const double leases = decoded_leases_seconds(made.groups, rates, plan);
-    if (!best || is_better(plan, best->plan, leases - best_leases, target.place)) {
-      best = ModelPlan{std::move(grouping), std::move(plan)};
+    if (!best || is_better(plan, best->made.plan, leases - best_leases, target.place)) {
+      best = Planned{{std::move(grouping), std::move(plan)}, std::move(made.groups)};
       best_leases = leases;
     }
   };
@@ -256,8 +267,8 @@ ModelPlan plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates
   consider(smallest.cut);
   const std::vector<GroupFootprint> blocks =
       footprints(group_with(tree, kBlocks).groups, tree.tensors, target.place);
-  best->plan.everything_fits_bytes = everything_fits_bytes(blocks);
-  add_fixed(best->plan, tree, budget_bytes, smallest.smallest_bytes);
+  best->made.plan.everything_fits_bytes = everything_fits_bytes(blocks);
+  add_fixed(best->made.plan, tree, budget_bytes, smallest.smallest_bytes);
   return std::move(*best);
 }
 
@@ -299,6 +310,14 @@ double usual_host_seconds(std::span<const TensorSpec> tensors, ComputePlace plac
   return kHostSecondsATensor * static_cast<double>(tensors.size());
 }
 
+Rates rates_of_host(Rates rates, std::span<const TensorSpec> tensors, ComputePlace place) {
+  const double call = rates.host_call_seconds;
+  if (call == 0 || place == ComputePlace::kHost) return rates;
+  rates.host_seconds = kHostCallsATensor * call * static_cast<double>(tensors.size());
+  rates.lease_seconds *= call / kUsualHostCallSeconds;
+  return rates;
+}
+
 Grouping group_model(const ModelTree& tree) { return group_with(tree, kBlocks); }
 
 std::uint64_t home_room(const ModelTree& tree, std::optional<std::uint64_t> ram_budget_bytes,
@@ -326,21 +345,30 @@ ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Ra
   const Target as_raw{options.place, options.spared_bytes, Crossing::kRaw, in_ram, budget_bytes};
   const Target as_coded{options.place, options.spared_bytes, Crossing::kCoded, std::move(in_ram),
                         budget_bytes};
-  if (compression && *compression != 0) return plan_as(tree, budget_bytes, rates, as_coded);
-  ModelPlan plain = plan_as(tree, budget_bytes, rates, as_raw);
-  if (compression || plain.plan.streamed_bytes == 0) return plain;
-  std::optional<ModelPlan> coded;
+  const auto plan = [&](const Target& target) {
+    return plan_as(tree, budget_bytes, rates, target);
+  };
+  const auto predicted = [&](Planned planned) {
+    const Rates known = rates_of_host(rates, tree.tensors, options.place);
+    predict_pass(planned.groups, known, planned.made.plan);
+    return std::move(planned.made);
+  };
+  if (compression && *compression != 0) return predicted(plan(as_coded));
+  Planned plain = plan(as_raw);
+  if (compression || plain.made.plan.streamed_bytes == 0) return predicted(std::move(plain));
+  std::optional<Planned> coded;
   std::optional<Plan> coded_plan;
   try {
-    coded = plan_as(tree, budget_bytes, rates, as_coded);
-    coded_plan = coded->plan;
+    coded = plan(as_coded);
+    coded_plan = coded->made.plan;
   } catch (const BudgetError&) {  // no room for a ring
-    return plain;
+    return predicted(std::move(plain));
   }
-  const CompressionChoice choice = choose_compression(
-      {plain.plan, coded_plan, encoded_bytes(plain.grouping.groups, plain.plan, tree.tensors),
-       usable_processors()});
-  return choice.level == 0 ? std::move(plain) : std::move(*coded);
+  const CompressionChoice choice =
+      choose_compression({plain.made.plan, coded_plan,
+                          encoded_bytes(plain.made.grouping.groups, plain.made.plan, tree.tensors),
+                          usable_processors()});
+  return predicted(choice.level == 0 ? std::move(plain) : std::move(*coded));
 }
 
 }  // namespace tensorstream

@@ -66,7 +66,8 @@ std::uint64_t home_room(const ModelTree& tree, std::optional<std::uint64_t> ram_
 
 /// Groups and plans `tree` for `budget_bytes`. Groups are whole blocks, or parts of them where
 /// that makes a pass noticeably shorter or the budget asks for it. The plan's bytes include
-/// fixed_bytes. Where the rates do not know what the host takes for a pass, it is what is usual.
+/// fixed_bytes. Where the rates do not know what the host takes for a pass, it is what is usual; the
+/// pass is predicted by rates_of_host().
 /// Where weights are coded, what is streamed is predicted by its coded bytes, and the
 /// ring to decode from takes its part of the budget.
 /// Raises BudgetError, naming the group that does not fit, its size, the budget and
@@ -77,6 +78,10 @@ ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Ra
 /// What the host is expected to take for a pass over `tensors`: Rates::host_seconds, before it is
 /// measured. 0 where the host computes.
 double usual_host_seconds(std::span<const TensorSpec> tensors, ComputePlace place);
+
+/// `rates` with what the host takes by Rates::host_call_seconds, to predict by; as they are where
+/// that is not known, or where the host computes.
+Rates rates_of_host(Rates rates, std::span<const TensorSpec> tensors, ComputePlace place);
 
 /// The structure alone: groups of whole blocks, whatever their size.
 Grouping group_model(const ModelTree& tree);

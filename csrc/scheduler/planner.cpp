@@ -108,6 +108,7 @@ void check_rates(const Rates& rates) {
                       "; give 0 where it is not known, or a time in seconds");
   }
   for (const auto& [name, seconds] : {std::pair{"host_seconds", rates.host_seconds},
+                                      std::pair{"host_call_seconds", rates.host_call_seconds},
                                       std::pair{"lease_seconds", rates.lease_seconds}}) {
     if (std::isfinite(seconds) && seconds >= 0) continue;
     throw ConfigError("Rates::" + std::string(name) + " is " + std::to_string(seconds) +

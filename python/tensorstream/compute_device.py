@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
+from tensorstream.host_rate import seconds_of_a_call
 from tensorstream.nvidia_packages import compiler_folders, cufile_folders
 from tensorstream.torch_pool import Memory, TorchMemory
 
@@ -51,6 +52,13 @@ class ComputeDevice:
         if self.is_host:
             return self.native.measure_link()
         return _measured_link(self.native, self.index)
+
+    @functools.cached_property
+    def host_call_seconds(self) -> float | None:
+        """What an operation of next to no work on a GPU takes of this thread: measured once."""
+        if self.torch_device.type != "cuda":
+            return None
+        return seconds_of_a_call(self.torch_device)
 
     def lease_functions(self, loans: object) -> _native.LeaseFunctions:
         """What a lease calls; `loans` is true where somebody may hold a weight's true value."""

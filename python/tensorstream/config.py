@@ -159,7 +159,8 @@ class Config:
         on_host = self.torch_device.type == "cpu" if device is None else device.is_host
         place = _native.ComputePlace.HOST if on_host else _native.ComputePlace.ACCELERATOR
         link_rate = None if device is None else device.link_bytes_per_second
-        known = _native.KnownRates(link_rate, disk_rate)
+        call = None if device is None else device.host_call_seconds
+        known = _native.KnownRates(link_rate, disk_rate, call)
         level = self.compression_level
         return tree.plan(budget_bytes, self._prefetch, place, known, level, ram_bytes)
 
@@ -179,6 +180,7 @@ class Config:
         options = _native.EngineOptions()
         options.prefetch = self._prefetch
         options.link_bytes_per_second = device.link_bytes_per_second
+        options.host_call_seconds = device.host_call_seconds or 0
         if disk_rate is not None:
             options.disk_bytes_per_second = disk_rate
         options.compression = self.compression_level

@@ -95,8 +95,8 @@ class Plan:
             are loaded at their use, as all of them are then.
         predicted_seconds: Time of one pass at batch 1, by the model of time: the link's rate as it was
             measured when the device was opened, the disk's where files are read, and of the host what
-            is usual for so many parameters. Stats has it by what the host was measured to take. What
-            the GPU computes for is not known, and left out.
+            is usual for so many parameters, by what an operation was measured to take of it then.
+            Stats has it by what forwards took. What the GPU computes for is not known, and left out.
         bound: What bounds it: "link", "disk", "decode", "compute", "host" (Python and its leases) or
             "nothing streamed".
     """

@@ -16,6 +16,7 @@ from fake_gpu import FakeGpu, use_fake_gpu
 from model_shapes import SHAPES, make_stack, row_ids
 from parked_pair import make_pair
 from tensorstream import _native
+from tensorstream.host_rate import seconds_of_a_call
 from tensorstream.orchestrator import orchestrator_of
 from test_parking_gradients import *  # noqa: F403 - the same tests, on the other device
 from test_parking_reads import *  # noqa: F403
@@ -115,6 +116,23 @@ def test_host_memory_that_is_too_small_is_a_warning(
     offload_tightly(make_stack(4))
     warned = any("holds only a part of the weights" in r.message for r in caplog.records)
     assert warned != homes
+
+
+def test_a_plan_goes_by_what_a_call_takes_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {}
+    for call in (None, 1e-3, 2e-3):
+        monkeypatch.setattr(FakeGpu, "host_call_seconds", call)
+        model = make_stack(4)
+        offload_tightly(model)
+        seconds[call] = ts.stats(model).predicted_seconds
+        assert seconds[call] == orchestrator_of(model).engine.plan.predicted_seconds
+        parameters = len(list(model.parameters()))
+        assert call is None or seconds[call] > 12 * call * parameters
+    assert seconds[None] < seconds[1e-3] < seconds[2e-3]
+
+
+def test_a_call_takes_time() -> None:
+    assert 0 < seconds_of_a_call(torch.device("cpu")) < 1e-3
 
 
 def test_forwards_say_what_the_host_takes_for_them() -> None:

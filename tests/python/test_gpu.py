@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import tensorstream as ts
 from conftest import assert_same, hooks_of, save
 from model_shapes import SHAPES, Shape, make_stack, row_ids
+from tensorstream.host_rate import seconds_of_a_call
 from tensorstream.orchestrator import orchestrator_of
 from tensorstream.proxy import ParkedParameter
 
@@ -191,6 +192,14 @@ def test_a_budget_that_holds_everything_leaves_no_hook() -> None:
     assert hooks_of(model) == []
     with torch.no_grad():
         assert_same(model(row_ids().to(DEVICE)), make_stack(3).to(DEVICE)(row_ids().to(DEVICE)))
+
+
+def test_a_plan_goes_by_what_a_call_takes_of_this_host() -> None:
+    model = make_stack(4)
+    parameters = len(list(model.parameters()))
+    planned = ts.plan(model, device="cuda", vram_budget="64MiB")
+    seconds = seconds_of_a_call(torch.device("cuda", 0))
+    assert planned.predicted_seconds > 0.99 * 12 * parameters * seconds
 
 
 def test_bad_states_are_typed_errors() -> None:

@@ -117,6 +117,27 @@ TEST_P(EngineCuda, WholePassesSayWhatTheHostTakes) {
   EXPECT_EQ(engine->statistics().host_seconds, 0) << "other groups are leased";
 }
 
+TEST_P(EngineCuda, BeforeThatACallOfTheHostSaysIt) {
+  const TestModel model = equal_model(4, 9000);
+  const ModelSpec spec = model.in_memory();
+  EngineOptions options;
+  options.rates.host_call_seconds = 0.01;
+  const auto engine = open_engine(*device_, spec, smallest_budget_of(spec), options);
+  const double calls = 12 * 4;
+  EXPECT_GT(engine->plan().predicted_seconds, calls * 0.01);
+  EXPECT_DOUBLE_EQ(engine->statistics().predicted_seconds, engine->plan().predicted_seconds);
+  for (int pass = 0; pass < 4; ++pass) {
+    engine->note_pass_begun();
+    for (GroupId group = 0; group < 4; ++group) {
+      ASSERT_TRUE(engine->acquire(group, *stream_));
+      engine->release(group, *stream_);
+    }
+    engine->note_pass_ended();
+  }
+  const double leases = 4 * Rates().lease_seconds * 0.01 / 7e-6;
+  EXPECT_LT(engine->plan().predicted_seconds, calls * 0.01 + leases) << "it was measured";
+}
+
 TEST_P(EngineCuda, BytesWrittenByTheHostShow) {
   TestModel model = equal_model(4, 9000);
   const ModelSpec spec = model.in_memory();

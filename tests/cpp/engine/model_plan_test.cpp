@@ -282,6 +282,31 @@ TEST(ModelPlan, WhatTheHostUsuallyTakesGoesByParameters) {
   EXPECT_NEAR(plan_7b(1.1, 0).plan.predicted_seconds, 0.023, 0.001);
 }
 
+/// Hosts change from one minute to the next: predictions follow, plans do not.
+TEST(ModelPlan, AMeasuredHostIsWhatItIsPredictedByAndNoOtherPlan) {
+  const double calls = 12 * static_cast<double>(llama_7b().tensors.size());
+  EXPECT_DOUBLE_EQ(plan_7b(1.1, 0, {.host_call_seconds = 10e-6}).plan.predicted_seconds,
+                   10e-6 * calls);
+  for (const std::uint32_t level : {0U, 4U}) {
+    for (const double share : {0.25, 0.5, 0.75, 0.9}) {
+      const ModelPlan usual = plan_7b(share, level);
+      const ModelPlan slow = plan_7b(share, level, {.host_call_seconds = 50e-6});
+      EXPECT_GT(slow.plan.predicted_seconds, 50e-6 * calls);
+      EXPECT_LT(slow.plan.predicted_seconds, usual.plan.predicted_seconds + 2 * 50e-6 * calls);
+      EXPECT_EQ(slow.plan.bound, "host");
+      ASSERT_EQ(slow.plan.groups.size(), usual.plan.groups.size());
+      EXPECT_EQ(slow.plan.arena_bytes, usual.plan.arena_bytes);
+      for (GroupId group = 0; group < slow.plan.groups.size(); ++group) {
+        EXPECT_EQ(slow.plan.groups[group].placement, usual.plan.groups[group].placement);
+      }
+    }
+  }
+  const Rates known{.host_call_seconds = 1};
+  const ModelTree tree = llama_7b();
+  EXPECT_EQ(rates_of_host(known, tree.tensors, ComputePlace::kHost).host_seconds, 0);
+  EXPECT_EQ(rates_of_host({}, tree.tensors, ComputePlace::kAccelerator).host_seconds, 0);
+}
+
 TEST(ModelPlan, DecodedGroupsAreAsCoarseAsTheirLeasesAskFor) {
   const ModelPlan most = plan_7b(0.75, 4);
   EXPECT_EQ(most.plan.bound, "host");
