@@ -39,7 +39,7 @@ BUDGETS = {
     "hooks": ("x0.6", "x0.6"),
 }
 DRY_RUN = {"prompt": 8, "context": 16, "new_tokens": 2, "peer_new_tokens": 2, "repeats": 2}
-DRY_RUN_PROCESS = {"pairs": 2, "hook_side": 128, "hook_blocks": 6, "hook_passes": 3}
+DRY_RUN_PROCESS = {"pairs": 2, "hook_side": 32, "hook_blocks": 6, "hook_passes": 3}
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=2048, help="tokens of a prefill")
     parser.add_argument("--repeats", type=int, default=5, help="prefills that count")
     parser.add_argument("--pairs", type=int, default=15, help="pairs that count, of each prefill")
-    parser.add_argument("--hook-side", type=int, default=1024, help="of a square parameter")
+    parser.add_argument("--hook-side", type=int, default=256, help="of a square parameter")
     parser.add_argument("--hook-blocks", type=int, default=32)
     parser.add_argument("--hook-passes", type=int, default=60)
     parser.add_argument("--folder", type=Path, default=ROOT / ".demo", help="of the checkpoint")

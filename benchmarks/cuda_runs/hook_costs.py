@@ -16,20 +16,23 @@ from cuda_runs.llama_model import weights_bytes
 
 PARAMETERS = 9
 # What a block takes for itself: more than to bring one, so that those which follow are there in time.
-BLOCK_SECONDS = 1e-3
+BLOCK_SECONDS = 2e-4
+# Sides and time as multiples in a second run: after long blocks a processor has forgotten more of the hooks.
+LONG_SIDE, LONG_TIME = 4, 5
 
 
 class Busy(nn.Module):
     """A block that only takes time, and knows when it began to and ended; without weights it gets no hook."""
 
-    def __init__(self, weights: list[nn.Parameter]) -> None:
+    def __init__(self, weights: list[nn.Parameter], seconds: float) -> None:
         super().__init__()
         self.weights = nn.ParameterList(weights)
+        self.seconds = seconds
         self.entered = self.left = 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.entered = self.left = time.perf_counter()
-        while self.left < self.entered + BLOCK_SECONDS:
+        while self.left < self.entered + self.seconds:
             self.left = time.perf_counter()
         return x
 
@@ -41,12 +44,12 @@ class Blocks(nn.Sequential):
         around: By block, in seconds: its own call, and that of the one that follows it.
     """
 
-    def __init__(self, count: int, side: int) -> None:
+    def __init__(self, count: int, side: int, seconds: float) -> None:
         def weight() -> nn.Parameter:
             return nn.Parameter(torch.ones(side, side), requires_grad=False)
 
         weights = [[weight() for _ in range(PARAMETERS)] for _ in range(count)]
-        super().__init__(*(Busy(some) for of_block in weights for some in (of_block, [])))
+        super().__init__(*(Busy(some, seconds) for of_block in weights for some in (of_block, [])))
         self.around = [(0.0, 0.0)] * count
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -93,10 +96,21 @@ def blocks_by_place(model: Blocks) -> dict[str, list[int]]:
 
 
 def measure_hooks(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
-    """A call of a resident block and of a streamed one, as passes make them, less the plain call beside."""
+    """A call of a resident block and of a streamed one, less a plain call: of short blocks, and long ones."""
+    short = measure_blocks(options, accelerator, options.hook_side, BLOCK_SECONDS)
+    long = measure_blocks(
+        options, accelerator, LONG_SIDE * options.hook_side, LONG_TIME * BLOCK_SECONDS
+    )
+    return {**short, "long_blocks": long}
+
+
+def measure_blocks(
+    options: argparse.Namespace, accelerator: Accelerator, side: int, seconds: float
+) -> dict[str, Any]:
+    """The same for blocks of parameters of `side` squared that take so many seconds each."""
     import tensorstream as ts
 
-    model = Blocks(options.hook_blocks, options.hook_side)
+    model = Blocks(options.hook_blocks, side, seconds)
     x = torch.ones(1, device=accelerator.device)
     budget = budget_bytes(options.budget, weights_bytes(model))
     ts.offload(model, **budget_options(str(accelerator.device), budget))
@@ -109,8 +123,8 @@ def measure_hooks(options: argparse.Namespace, accelerator: Accelerator) -> dict
     stats = ts.stats(model)
     return {
         "how": (
-            f"blocks of {PARAMETERS} parameters of {options.hook_side} squared, in their order, each of "
-            f"{BLOCK_SECONDS * 1e3:g} ms on the host and followed by one of the same without parameters, "
+            f"blocks of {PARAMETERS} parameters of {side} squared, in their order, each of "
+            f"{seconds * 1e3:g} ms on the host and followed by one of the same without parameters, "
             "whose call is taken off"
         ),
         "budget_bytes": budget,
