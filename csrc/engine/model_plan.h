@@ -66,12 +66,11 @@ std::uint64_t home_room(const ModelTree& tree, std::optional<std::uint64_t> ram_
 
 /// Groups and plans `tree` for `budget_bytes`. Groups are whole blocks, or parts of them where
 /// that makes a pass noticeably shorter or the budget asks for it. The plan's bytes include
-/// fixed_bytes. Where the rates do not know what the host takes for a pass, it is what is usual; the
-/// pass is predicted by rates_of_host().
-/// Where weights are coded, what is streamed is predicted by its coded bytes, and the
-/// ring to decode from takes its part of the budget.
-/// Raises BudgetError, naming the group that does not fit, its size, the budget and
-/// the smallest budget that works, and ConfigError for names in keep_resident that match nothing.
+/// fixed_bytes. Where the rates do not know what the host takes for a pass, it is what is usual;
+/// the pass is predicted by rates_of_host(). Where weights are coded, what is streamed is predicted
+/// by its coded bytes, and the ring to decode from takes its part of the budget. Raises
+/// BudgetError, naming the group that does not fit, its size, the budget and the smallest budget
+/// that works, and ConfigError for names in keep_resident that match nothing.
 ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& rates,
                      const PlanOptions& options = {});
 
