@@ -13,6 +13,8 @@ import torch
 
 from cuda_runs.accelerator import Accelerator
 
+_SHORT_STEPS = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
@@ -99,15 +101,15 @@ def _last_logits(model: Any, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
     return model(tokens, logits_to_keep=1, **options).logits[:, -1]
 
 
-def decode(model: Any, tokens: torch.Tensor, new_tokens: int) -> Timed:
+def decode(model: Any, tokens: torch.Tensor, new_tokens: int, room_for: int = 1) -> Timed:
     """Prefills `tokens`, then times greedy steps. A step ends with its logits in host RAM.
 
-    The cache has room for all steps from the start: one that grows leaves torch's allocator with
-    blocks that are too small for the next step.
+    The cache has room for all steps from the start, and for `room_for` at least: one that grows leaves
+    torch's allocator with blocks that are too small for the next step.
     """
     from transformers import StaticCache
 
-    cache = StaticCache(model.config, max_cache_len=tokens.shape[1] + max(1, new_tokens))
+    cache = StaticCache(model.config, max_cache_len=tokens.shape[1] + max(room_for, new_tokens))
     timed = Timed()
     with torch.inference_mode():
         logits = _last_logits(model, tokens, cache)
@@ -164,6 +166,15 @@ def run_pass(one: Pass, lengths: Lengths, model: Any, accelerator: Accelerator) 
     if one.kind == "decode":
         return decode(model, tokens, lengths.new_tokens)
     return repeated_prefill(model, tokens, lengths.repeats)
+
+
+def run_shortly(one: Pass, lengths: Lengths, model: Any, accelerator: Accelerator) -> None:
+    """The same memory for less time: a few of its steps."""
+    tokens = tokens_of(one, lengths, model, accelerator)
+    if one.kind == "decode":
+        decode(model, tokens, min(_SHORT_STEPS, lengths.new_tokens), room_for=lengths.new_tokens)
+    else:
+        prefill(model, tokens)
 
 
 def spread(seconds: list[float]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from cuda_runs.llama_passes import (
     decode,
     prefill,
     run_pass,
+    run_shortly,
     spread,
     tokens_of,
 )
@@ -78,15 +79,19 @@ def row_of(one: Pass, timed: Timed, watch: MemoryWatch) -> dict[str, Any]:
 def measured_row(
     one: Pass, options: argparse.Namespace, way: Offloader, model: Any, watch: MemoryWatch
 ) -> dict[str, Any]:
-    """Runs a pass; where it fails, the row says how, and the next pass is run all the same.
+    """Runs a pass, shortly for its memory and then for its time.
+
+    Where it fails, the row says how, and the next pass is run all the same.
 
     Where its memory does not suffice it begins anew, as its user would: the plan has changed then.
     """
     refusals = 0
     while True:
-        before = way.streamed_bytes(model)
         try:
-            timed = run_pass(one, lengths_of(options), model, way.accelerator)
+            run_shortly(one, lengths_of(options), model, way.accelerator)
+            before = way.streamed_bytes(model)
+            with watch.resting():
+                timed = run_pass(one, lengths_of(options), model, way.accelerator)
             break
         except (RuntimeError, MemoryError, OSError) as error:  # torch's and the library's own
             if isinstance(error, torch.OutOfMemoryError) and refusals < _MOST_REFUSALS:

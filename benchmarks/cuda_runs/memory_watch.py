@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from cuda_runs.accelerator import Accelerator
@@ -30,6 +32,8 @@ class MemoryWatch:
         self._accelerator = accelerator
         self._interval_s = interval_s
         self._stop = threading.Event()
+        self._awake = threading.Event()
+        self._awake.set()
         self._lock = threading.Lock()
         self._whole = Peak(None, 0)
         self._lap = Peak(None, 0)
@@ -46,7 +50,21 @@ class MemoryWatch:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self._awake.set()
         self._thread.join()
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Samples nothing while something is timed, but what is taken at its end.
+
+        To ask a driver for its free memory takes its lock from whoever computes.
+        """
+        self._awake.clear()
+        try:
+            yield
+        finally:
+            self._sample()
+            self._awake.set()
 
     def lap(self) -> Peak:
         """The peak since the last lap, or since the start."""
@@ -63,6 +81,7 @@ class MemoryWatch:
 
     def _sample_until_stopped(self) -> None:
         while not self._stop.wait(self._interval_s):
+            self._awake.wait()
             self._sample()
 
     def _sample(self) -> None:

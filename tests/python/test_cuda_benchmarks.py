@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cuda_runs.driver import chosen
 from cuda_runs.llama_model import TINY
 from cuda_runs.loaders import LOADERS
 from cuda_runs.loading_runs import lay_together
+from cuda_runs.memory_watch import MemoryWatch
 
 LINK = 50e9
 
@@ -367,3 +369,30 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="finds no CUDA device here"):
         cuda_llama.main(["link"])
+
+
+def test_a_watch_samples_nothing_while_something_is_timed() -> None:
+    class Counted:
+        asked = 0
+
+        def release_cached(self) -> None:
+            pass
+
+        def reserved_bytes(self) -> int:
+            return 0
+
+        def free_bytes(self) -> int:
+            self.asked += 1
+            return 1000 - self.asked
+
+    accelerator: Any = Counted()
+    with MemoryWatch(accelerator, 0.001) as watch:
+        while accelerator.asked < 3:
+            time.sleep(0.001)
+        with watch.resting():
+            time.sleep(0.02)  # one that is under way ends
+            asked = accelerator.asked
+            time.sleep(0.05)
+            assert accelerator.asked == asked
+        assert accelerator.asked == asked + 1, "what is held at its end counts"
+        assert watch.lap().device_bytes == accelerator.asked - 1
