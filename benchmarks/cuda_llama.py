@@ -75,6 +75,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         add_process_options(process)
         process.add_argument("--passes", default=f"{DECODES},{PREFILLS}")
         process.add_argument("--budget", default=None, help="1.25GiB, or x0.25 of the weights")
+        process.add_argument("--time-setup", action="store_true", help="and not watch its memory")
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["measure", *arguments]
     options = parser.parse_args(arguments)
@@ -107,14 +108,14 @@ def make_plan(options: argparse.Namespace) -> Plan:
     return {
         "link-before": ["link", *shared],
         "native": ["native", *shared, *steps],
-        "tensorstream-small": ours("tensorstream", "small", DECODES),
+        "tensorstream-small": [*ours("tensorstream", "small", DECODES), "--time-setup"],
         "tensorstream-smallest": ours("tensorstream", "smallest", "decode/1"),
         "tensorstream-prefill": ours("tensorstream", "prefill", PREFILLS),
         **{
             f"tensorstream-{share}-percent": ours("tensorstream", f"{share}-percent", "decode/1")
             for share in (25, 50, 75)
         },
-        "coded-small": ours("tensorstream-coded", "small", DECODES),
+        "coded-small": [*ours("tensorstream-coded", "small", DECODES), "--time-setup"],
         "coded-smallest": ours("tensorstream-coded", "smallest", "decode/1"),
         "coded-prefill": ours("tensorstream-coded", "prefill", PREFILLS),
         **{

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import statistics
 import tempfile
@@ -115,10 +116,11 @@ def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[s
     way = OFFLOADERS[options.way](accelerator, budget)
     with MemoryWatch(accelerator, options.sample_s) as watch:
         predicted = way.predict(model)
-        start = time.perf_counter()
-        model = way.prepare(model)
-        accelerator.synchronize()
-        setup_seconds = time.perf_counter() - start
+        with watch.resting() if options.time_setup else contextlib.nullcontext():
+            start = time.perf_counter()
+            model = way.prepare(model)
+            accelerator.synchronize()
+            setup_seconds = time.perf_counter() - start
         setup_peak = watch.lap()
         rows = [measured_row(one, options, way, model, watch) for one in passes]
         whole = watch.whole()
