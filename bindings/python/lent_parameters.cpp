@@ -87,9 +87,9 @@ std::size_t LentParameters::lend() {
     set_class(parameter, types_.lent);
     if (!is_on_place_) set_data(parameter, item(views_, i));
   }
-  // To put them on a place raises their versions. Memory that was the parameter's own before shares
-  // its version with it: what is written to that between uses shows as written to the place, which
-  // keeps its bytes.
+  // Memory that was the parameter's own before shares its version with it, so that what is written
+  // to that between uses shows in it, too. One that stays on its place counts as written then, and
+  // its place has its bytes.
   if (!is_on_place_ || versions_.empty()) read_versions(versions_);
   return count;
 }

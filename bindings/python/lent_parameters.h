@@ -48,8 +48,8 @@ class LentParameters {
   /// parked, and neither it nor what follows is changed.
   std::size_t lend();
   /// Positions of lent parameters that are of another version than when they were lent, or hold
-  /// another weight. Torch raises the version wherever it puts a tensor on other memory, but where
-  /// it exchanges two.
+  /// another weight, for which torch exchanged it. What a lent parameter is written through its
+  /// `data` shows in its version.
   std::vector<std::size_t> changed() const;
   /// Parks lent parameters; `changed` are the positions of those that were changed.
   void park(const std::vector<std::size_t>& changed);

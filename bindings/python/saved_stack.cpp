@@ -8,26 +8,17 @@ namespace tensorstream {
 
 using namespace nb::literals;
 
-namespace {
-
-bool is_true(const nb::object& function) { return function().is(nb::bool_(true)); }
-
-}  // namespace
-
-SavedStack::SavedStack(nb::object pack, nb::object unpack, nb::object records, nb::object takes,
-                       nb::object push, nb::object pop, nb::object top)
+SavedStack::SavedStack(nb::object pack, nb::object unpack, nb::object takes, nb::object push,
+                       nb::object pop, nb::object top)
     : pack_(std::move(pack)),
       unpack_(std::move(unpack)),
-      records_(std::move(records)),
       takes_(std::move(takes)),
       push_(std::move(push)),
       pop_(std::move(pop)),
       top_(std::move(top)) {}
 
-// A forward that records again while its caller does not may save a weight as it is: who gives the
-// group back finds that somebody holds it.
 bool SavedStack::push(const nb::object& lent) {
-  const bool takes = is_true(records_) && is_true(takes_);
+  const bool takes = takes_().is(nb::bool_(true));
   outer_.append(takes ? pair_below() : nb::none());
   lent_.append(lent);
   if (takes) push_(pack_, unpack_);
@@ -60,12 +51,10 @@ void SavedStack::pop(const nb::object& lent, bool pushed) {
 
 void init_saved_stack(nb::module_& module) {
   nb::class_<SavedStack>(module, "SavedStack", nb::type_slots(Collected<SavedStack>::slots.data()))
-      .def(nb::init<nb::object, nb::object, nb::object, nb::object, nb::object, nb::object,
-                    nb::object>(),
-           "pack"_a, "unpack"_a, "records"_a, "takes"_a, "push"_a, "pop"_a, "top"_a)
+      .def(nb::init<nb::object, nb::object, nb::object, nb::object, nb::object, nb::object>(),
+           "pack"_a, "unpack"_a, "takes"_a, "push"_a, "pop"_a, "top"_a)
       .def("push", &SavedStack::push, "lent"_a,
-           "Makes autograd of this thread use the hooks for `lent` too; False where it saves "
-           "nothing, or takes none.")
+           "Makes autograd of this thread use the hooks for `lent` too; False where it takes none.")
       .def("pop", &SavedStack::pop, "lent"_a, "pushed"_a, "Ends the last push() of `lent`.")
       .def_prop_ro("outer", &SavedStack::outer,
                    "The pair that autograd would use here without ours, or None.")

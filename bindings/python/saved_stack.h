@@ -9,13 +9,12 @@ namespace tensorstream {
 /// Every call holds the GIL.
 class SavedStack {
  public:
-  /// `pack` and `unpack` are the pair; the others are torch's functions: whether this thread
-  /// records graphs, whether it takes hooks, push, pop, and the pair on top.
-  SavedStack(nb::object pack, nb::object unpack, nb::object records, nb::object takes,
-             nb::object push, nb::object pop, nb::object top);
+  /// `pack` and `unpack` are the pair; the others are torch's functions: whether this thread takes
+  /// hooks, push, pop, and the pair on top.
+  SavedStack(nb::object pack, nb::object unpack, nb::object takes, nb::object push, nb::object pop,
+             nb::object top);
 
-  /// Makes autograd of this thread use the hooks for `lent` too; false where it saves nothing, or
-  /// takes none now.
+  /// Makes autograd of this thread use the hooks for `lent` too; false where it takes none now.
   bool push(const nb::object& lent);
   /// Ends the last push() of `lent`; `pushed` is what it returned.
   void pop(const nb::object& lent, bool pushed);
@@ -41,7 +40,6 @@ class SavedStack {
   nb::object pack_;
   nb::object unpack_;
   // Functions of modules: they hold nothing of a model.
-  nb::object records_;
   nb::object takes_;
   nb::object push_;
   nb::object pop_;

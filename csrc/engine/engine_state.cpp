@@ -197,13 +197,9 @@ Rates Engine::State::rates_now() const {
   return rates;
 }
 
-Rates Engine::State::host_rates() const {
-  return rates_of_host(rates_now(), sources.tensors(), compute_place(device));
-}
-
 std::optional<double> Engine::State::measured_host_seconds() const {
   const std::vector<GroupFootprint> sizes = footprints_now();
-  const Rates rates = host_rates();
+  const Rates rates = rates_now();
   const MutexLock lock(mutex);
   const std::optional<double> pass = host_time.seconds();
   if (!pass) return std::nullopt;
@@ -213,8 +209,12 @@ std::optional<double> Engine::State::measured_host_seconds() const {
 
 Plan Engine::State::predicted_plan(std::optional<double> host_seconds) const {
   Plan now = current_plan();
-  Rates rates = host_rates();
-  if (host_seconds) rates.host_seconds = *host_seconds;
+  Rates rates = rates_now();
+  if (host_seconds) {
+    rates.host_seconds = *host_seconds;
+  } else {
+    rates = rates_of_host(rates, sources.tensors(), compute_place(device));
+  }
   predict_pass(footprints_now(), rates, now);
   return now;
 }

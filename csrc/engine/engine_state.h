@@ -35,8 +35,6 @@ class Engine::State {
     return plan;
   }
 
-  /// What passes are predicted by.
-  Rates host_rates() const;
   /// What the host was measured to take for a pass beside leases; nothing where it is not known.
   std::optional<double> measured_host_seconds() const;
   /// The current plan, its prediction by that, or else by what a call takes of the host.

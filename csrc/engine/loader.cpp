@@ -120,7 +120,8 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   return true;
 }
 
-// What is there as expected frees nothing that the thread waits for: its release does.
+// What is there as expected frees no place, and what comes next was seen from the group before it,
+// but where no more than that is looked at.
 void Loader::demand(Slot& slot, bool expected) {
   const bool missing = slot.content == Content::kEmpty || slot.content == Content::kFailed;
   if (prefetch_ == Prefetch::kReadAhead) {
@@ -132,7 +133,7 @@ void Loader::demand(Slot& slot, bool expected) {
     demanded_.push_back(slot.group.id);
     slot.content = Content::kQueued;
   }
-  if (missing || !expected) wake_if_needed();
+  if (missing || !expected || prefetch_ == Prefetch::kNext) wake_if_needed();
 }
 
 // On the threads that compute: they would wait for the load, and on a host a thread of the loader's
@@ -356,7 +357,7 @@ std::optional<GroupId> Loader::find_prefetch(Way way) const {
   const std::size_t ahead = prefetch_ == Prefetch::kNext ? 1 : kLookAhead;
   std::vector<const Slot*> sooner;
   if (const auto again = order_.expected_again()) sooner.push_back(&slot_of(*again));
-  OrderTable::Ahead upcoming(order_, streamed_.size());
+  OrderTable::Ahead upcoming(order_, kMostUsesAhead);
   std::size_t looked_at = 0;
   while (const std::optional<GroupId> group = looked_at < ahead ? upcoming.next() : std::nullopt) {
     const Slot& slot = slot_of(*group);

@@ -119,6 +119,8 @@ class Loader {
   struct Slot;
   // How many loads ahead are looked at.
   static constexpr std::size_t kLookAhead = 64;
+  // How many uses are gone through for them, those of residents included.
+  static constexpr std::size_t kMostUsesAhead = 512;
   // How long a caller waits for a load before it asks whether its device still works.
   static constexpr std::chrono::milliseconds kHealthCheck{500};
   enum class Content { kEmpty, kQueued, kIssued, kReady, kFailed };

@@ -17,7 +17,8 @@ Loader::Slot* Loader::next_to_give_way() {
   std::ranges::stable_sort(candidates, std::ranges::greater{}, &Slot::last_used);
   const auto done = std::ranges::find_if(candidates, [](const Slot* slot) {
     if (slot->kept != nullptr) return slot->loaded->complete();
-    return slot->unrecorded == nullptr && slot->last_use->complete();
+    // Of one that is not recorded nobody knows; those after it are needed sooner.
+    return slot->unrecorded != nullptr || slot->last_use->complete();
   });
   if (done != candidates.end()) return *done;
   return candidates.empty() ? nullptr : candidates.front();

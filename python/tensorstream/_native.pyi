@@ -837,11 +837,11 @@ class Session:
         """Ends the forward of `frame`. False where it was given up before."""
 
 class SavedStack:
-    def __init__(self, pack: object, unpack: object, records: object, takes: object, push: object, pop: object, top: object) -> None: ...
+    def __init__(self, pack: object, unpack: object, takes: object, push: object, pop: object, top: object) -> None: ...
 
     def push(self, lent: object) -> bool:
         """
-        Makes autograd of this thread use the hooks for `lent` too; False where it saves nothing, or takes none.
+        Makes autograd of this thread use the hooks for `lent` too; False where it takes none.
         """
 
     def pop(self, lent: object, pushed: bool) -> None:

@@ -123,7 +123,6 @@ class SavedHooks:
         self.stack = _native.SavedStack(
             uncompiled(self.pack),
             uncompiled(self.unpack),
-            records=torch.is_grad_enabled,
             takes=_autograd._saved_tensors_hooks_is_enabled,
             push=_autograd._push_saved_tensors_default_hooks,
             pop=_autograd._pop_saved_tensors_default_hooks,

@@ -356,3 +356,46 @@ def test_a_view_kept_on_the_side_is_refused_also_while_a_graph_is_held() -> None
     with torch.no_grad(), pytest.raises(ts.UnsupportedError, match="keep_resident"):
         model(X)
     del held
+
+
+RECORDED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "saves the leaf": torch.matmul,
+    "saves a view": F.linear,
+}
+
+
+class Recorder(nn.Module):
+    """Records a graph of its own whoever calls it, and keeps it; its output is its caller's business."""
+
+    def __init__(self, operation: str, returns: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(256, 256) / 16)
+        self.operation, self.returns = operation, returns
+        self.graph: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | None:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            self.graph = x, RECORDED[self.operation](x, self.weight)
+        return self.graph[1].detach() if self.returns else None
+
+
+@pytest.mark.parametrize("operation", RECORDED)
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_forward_that_records_though_its_caller_does_not(operation: str, returns: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(*(Recorder(operation, returns) for _ in range(4)))
+    model = copy.deepcopy(plain)
+    offload_tightly(model)
+    for _ in range(2):
+        gradients = []
+        for each in (plain, model):
+            with torch.no_grad():
+                for block in each.children():
+                    block(X)
+            for block in each.children():
+                x, y = block.graph
+                gradients.append(torch.autograd.grad(y.square().sum(), (x, block.weight)))
+                block.graph = None
+        expected, got = gradients[:4], gradients[4:]
+        assert_same(got, expected, "gradients of graphs that outlive their forward")

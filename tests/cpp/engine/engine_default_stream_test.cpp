@@ -100,6 +100,27 @@ TEST_P(EngineDefaultStream, AResidentGoesWhenItsWorkIsDone) {
   EXPECT_EQ(read.wrong(*default_stream_), 0);
 }
 
+/// Of those whose use nobody has recorded, too.
+TEST_P(EngineDefaultStream, TheFurthestNextUseGoesFirst) {
+  const TestModel model = equal_model(6, 9000);
+  const ModelSpec spec = model.in_memory();
+  EngineOptions options = with_prefetch(Prefetch::kAdaptive);
+  options.residents = ResidentUse::kLeased;
+  const std::uint64_t room = 4 * smallest_budget_of(spec);  // for an arena
+  const auto engine = open_engine(*device_, spec, everything_of(spec) + room, options);
+  bring_all_home(*engine);
+  ReadBack read(*engine, model, *default_stream_);
+  read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+  static_cast<void>(engine->take_back(1_GiB));  // which records all uses
+  for (GroupId group = 0; group < 3; ++group) ASSERT_TRUE(read.use(group));
+  const std::uint32_t number = engine->place_number(2);
+  EXPECT_GT(engine->give_way(1), 0U);
+  EXPECT_NE(engine->place_number(2), number);
+  read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+}
+
 TEST_P(EngineDefaultStream, AnotherBudgetWaitsForItsWork) {
   const TestModel model = equal_model(4, 9000);
   const auto engine = open_resident(model);
