@@ -199,11 +199,10 @@ Rates Engine::State::rates_now() const {
 
 std::optional<double> Engine::State::measured_host_seconds() const {
   const std::vector<GroupFootprint> sizes = footprints_now();
-  const Rates rates = rates_now();
   const MutexLock lock(mutex);
   const std::optional<double> pass = host_time.seconds();
   if (!pass) return std::nullopt;
-  const double leases = leases_seconds(pass_steps(sizes, plan), rates);
+  const double leases = leases_seconds(pass_steps(sizes, plan), options.rates);
   return std::max(0.0, *pass - leases);
 }
 

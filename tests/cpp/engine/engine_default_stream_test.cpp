@@ -65,17 +65,37 @@ class EngineDefaultStream : public OnGpu {
     if (IsSkipped()) return;
     default_stream_ = &device_->stream_of(0);
   }
-  /// All of the model in memory of its own, and read once on the default stream.
-  std::unique_ptr<Engine> open_resident(const TestModel& model) {
+  /// All of the model in memory of its own, with `room_bytes` beside it, and read once on the
+  /// default stream.
+  std::unique_ptr<Engine> open_resident(const TestModel& model, std::uint64_t room_bytes = 0) {
     const ModelSpec spec = model.in_memory();
     EngineOptions options = with_prefetch(Prefetch::kAdaptive);
     options.residents = ResidentUse::kLeased;
-    auto engine = open_engine(*device_, spec, everything_of(spec), options);
+    auto engine = open_engine(*device_, spec, everything_of(spec) + room_bytes, options);
     bring_all_home(*engine);
-    ReadBack read(*engine, model, *default_stream_);
+    expect_right(*engine, model);
+    return engine;
+  }
+  void expect_right(Engine& engine, const TestModel& model) {
+    ReadBack read(engine, model, *default_stream_);
     read.pass();
     EXPECT_EQ(read.wrong(), 0);
-    return engine;
+  }
+  /// `work` ends once all that was enqueued to read the weights is done, which reads them right.
+  template <typename Work>
+  void expect_after_reads(Engine& engine, const TestModel& model, const Work& work) {
+    LateRead read(*device_, model);
+    Gate gate(*default_stream_);
+    read.pass(engine, *default_stream_);
+    std::atomic<bool> ended = false;
+    std::jthread other([&] {
+      work();
+      ended = true;
+    });
+    EXPECT_TRUE(stays_false([&] { return ended.load(); }));
+    gate.open();
+    other.join();
+    EXPECT_EQ(read.wrong(*default_stream_), 0);
   }
 
   Stream* default_stream_ = nullptr;  // the device's
@@ -84,60 +104,30 @@ class EngineDefaultStream : public OnGpu {
 TEST_P(EngineDefaultStream, AResidentGoesWhenItsWorkIsDone) {
   const TestModel model = equal_model(4, 9000);
   const auto engine = open_resident(model);
-  LateRead read(*device_, model);
-  Gate gate(*default_stream_);
-  read.pass(*engine, *default_stream_);
-  std::atomic<bool> gone = false;
-  std::jthread giving_way([&] {
-    EXPECT_GT(engine->give_way(1_GiB), 0U);
-    gone = true;
-  });
-  EXPECT_TRUE(stays_false([&] { return gone.load(); }));
-  gate.open();
-  giving_way.join();
-  EXPECT_EQ(read.wrong(*default_stream_), 0);
-  read.pass(*engine, *default_stream_);
-  EXPECT_EQ(read.wrong(*default_stream_), 0);
+  expect_after_reads(*engine, model, [&] { EXPECT_GT(engine->give_way(1_GiB), 0U); });
+  expect_right(*engine, model);
 }
 
 /// Of those whose use nobody has recorded, too.
 TEST_P(EngineDefaultStream, TheFurthestNextUseGoesFirst) {
   const TestModel model = equal_model(6, 9000);
-  const ModelSpec spec = model.in_memory();
-  EngineOptions options = with_prefetch(Prefetch::kAdaptive);
-  options.residents = ResidentUse::kLeased;
-  const std::uint64_t room = 4 * smallest_budget_of(spec);  // for an arena
-  const auto engine = open_engine(*device_, spec, everything_of(spec) + room, options);
-  bring_all_home(*engine);
-  ReadBack read(*engine, model, *default_stream_);
-  read.pass();
-  EXPECT_EQ(read.wrong(), 0);
+  const auto engine = open_resident(model, 4 * smallest_budget_of(model.in_memory()));  // an arena
   static_cast<void>(engine->take_back(1_GiB));  // which records all uses
+  ReadBack read(*engine, model, *default_stream_);
   for (GroupId group = 0; group < 3; ++group) ASSERT_TRUE(read.use(group));
   const std::uint32_t number = engine->place_number(2);
   EXPECT_GT(engine->give_way(1), 0U);
   EXPECT_NE(engine->place_number(2), number);
-  read.pass();
   EXPECT_EQ(read.wrong(), 0);
+  expect_right(*engine, model);
 }
 
 TEST_P(EngineDefaultStream, AnotherBudgetWaitsForItsWork) {
   const TestModel model = equal_model(4, 9000);
   const auto engine = open_resident(model);
-  LateRead read(*device_, model);
-  Gate gate(*default_stream_);
-  read.pass(*engine, *default_stream_);
-  std::atomic<bool> moved = false;
-  std::jthread moving([&] {
-    engine->set_budget(smallest_budget_of(model.in_memory()));
-    moved = true;
-  });
-  EXPECT_TRUE(stays_false([&] { return moved.load(); }));
-  gate.open();
-  moving.join();
-  EXPECT_EQ(read.wrong(*default_stream_), 0);
-  read.pass(*engine, *default_stream_);
-  EXPECT_EQ(read.wrong(*default_stream_), 0);
+  const std::uint64_t smallest = smallest_budget_of(model.in_memory());
+  expect_after_reads(*engine, model, [&] { engine->set_budget(smallest); });
+  expect_right(*engine, model);
 }
 
 TEST_P(EngineDefaultStream, AnotherStreamsUseComesAfterIt) {
@@ -176,18 +166,7 @@ TEST_P(EngineDefaultStream, NewBytesComeAfterIt) {
 TEST_P(EngineDefaultStream, TheEngineEndsAfterIt) {
   const TestModel model = equal_model(4, 9000);
   auto engine = open_resident(model);
-  LateRead read(*device_, model);
-  Gate gate(*default_stream_);
-  read.pass(*engine, *default_stream_);
-  std::atomic<bool> ended = false;
-  std::jthread ending([&] {
-    engine.reset();
-    ended = true;
-  });
-  EXPECT_TRUE(stays_false([&] { return ended.load(); }));
-  gate.open();
-  ending.join();
-  EXPECT_EQ(read.wrong(*default_stream_), 0);
+  expect_after_reads(*engine, model, [&] { engine.reset(); });
 }
 
 TS_ON_EACH_GPU(EngineDefaultStream);

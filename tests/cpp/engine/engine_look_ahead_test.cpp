@@ -5,6 +5,7 @@
 #include <chrono>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "engine/on_gpu.h"
@@ -45,14 +46,17 @@ TEST_F(EngineLookAhead, TheNextIsLoadedWhileOneThatWasThereIsUsed) {
     for (GroupId group = 0; group < 4; ++group) use(*engine, group);
   }
   use(*engine, 0);
-  const auto hits = [&] { return engine->statistics().hits; };
+  std::uint64_t arrived = 0;  // until nothing is under way any more
+  ASSERT_TRUE(eventually([&] {
+    const std::uint64_t before = std::exchange(arrived, engine->statistics().loads);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    return before == arrived && arrived != 0;
+  }));
   for (GroupId group = 1; group < 4; ++group) {
-    const std::uint64_t hits_before = hits();
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // what is under way arrives
-    const std::uint64_t loads = engine->statistics().loads;
+    const Statistics before = engine->statistics();
     ASSERT_TRUE(engine->acquire(group, device_->stream_of(0)));
-    EXPECT_EQ(hits(), hits_before + 1);
-    EXPECT_TRUE(eventually([&] { return engine->statistics().loads > loads; })) << group;
+    EXPECT_EQ(engine->statistics().hits, before.hits + 1);
+    ASSERT_TRUE(eventually([&] { return engine->statistics().loads > before.loads; })) << group;
     engine->release(group, device_->stream_of(0));
   }
 }
