@@ -18,6 +18,10 @@ constexpr std::uint64_t kSharedReadBytes = 2_MiB;
 // Reads that one thread has begun and not waited for, where the reader goes on by itself.
 constexpr std::size_t kReadsAhead = 8;
 
+// Between two tensors that follow one another in a place there is less (GroupLayout), and between
+// two that do not there is more.
+constexpr std::uint64_t kGapBytes = kTensorAlignment + kCacheLineBytes - 1;
+
 /// The next piece of an extent, from `done` on: what the reader decodes as one, and elsewhere all
 /// but the first begin at a page of the file, so that a disk reads no block twice.
 std::uint64_t shared_read_bytes(const BoundExtent& extent, std::uint64_t done) {
@@ -58,12 +62,36 @@ void Load::add_read(const BoundExtent& extent, std::byte* target) {
   }
 }
 
+bool Load::bridge_gap(const BoundExtent& extent, const std::byte* target,
+                      std::uint64_t piece_bytes) {
+  if (how_ != Reads::kStaged || copies_.empty() || extent.size_bytes == 0) return false;
+  const BoundExtent& before = extents_.back();
+  const std::uint64_t end = before.offset_bytes + before.size_bytes;
+  if (before.reader != extent.reader || extent.offset_bytes < end) return false;
+  if (extent.offset_bytes - end >= kGapBytes) return false;
+  Copy& copy = copies_.back();
+  const std::uint64_t begin =
+      end - copy.target.size();  // of the copy, if it ends where `before` does
+  const std::uint64_t reached = extent.offset_bytes - begin;
+  if (reached >= piece_bytes || copy.target.data() + reached != target) return false;
+  const Reader& reader = *extent.reader;
+  if (copy.source + reached != reader.address(extent.offset_bytes)) return false;
+  if (reader.pinned_end(begin) <= extent.offset_bytes) return false;  // guard: one-registration
+  copy.target = {copy.target.data(), reached};
+  return true;
+}
+
 void Load::add(const BoundExtent& extent, std::byte* target, std::uint64_t piece_bytes) {
+  bool joins = bridge_gap(extent, target, piece_bytes);
   keep(extent);
   for (std::uint64_t done = 0; done < extent.size_bytes;) {
     const std::uint64_t offset = extent.offset_bytes + done;
-    std::uint64_t size = std::min(copied_bytes(extent, offset), piece_bytes);
-    if (size > 0) {
+    const std::uint64_t taken = joins ? copies_.back().target.size() : 0;
+    std::uint64_t size = std::min(copied_bytes(extent, offset), piece_bytes - taken);
+    if (joins) {
+      copies_.back().target = {copies_.back().target.data(), taken + size};
+      joins = false;
+    } else if (size > 0) {
       copies_.push_back({extent.reader->address(offset), {target + done, size}});
     } else {
       const std::uint64_t left = extent.size_bytes - done;

@@ -45,6 +45,8 @@ class Load {
   Load(GroupId group, Reads reads) : group_(group), how_(reads) {}
 
   /// Adds the bytes of an extent, in pieces of at most `piece_bytes`, and keeps its reader alive.
+  /// What lies behind the extent before it in the source as it does in the place is copied with
+  /// that, and with the bytes between them, which are of no tensor.
   void add(const BoundExtent& extent, std::byte* target, std::uint64_t piece_bytes);
 
   /// As add(), but all of it is read, from RAM too.
@@ -120,6 +122,8 @@ class Load {
 
   /// The longest copy that the device makes by itself from here; 0 where the bytes are to be read.
   std::uint64_t copied_bytes(const BoundExtent& extent, std::uint64_t offset_bytes) const;
+  /// Makes the last copy reach up to `extent`, where copies of both can be one; false elsewhere.
+  bool bridge_gap(const BoundExtent& extent, const std::byte* target, std::uint64_t piece_bytes);
   void keep(const BoundExtent& extent);
   void add_read(Reader& reader, std::uint64_t offset_bytes, std::span<std::byte> target);
 
