@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from cuda_runs.accelerator import Accelerator, link_rate, open_accelerator
 from cuda_runs.budgets import budget_bytes
 from cuda_runs.comparison import Ways, row_named
@@ -67,12 +68,12 @@ def resolved_budget(options: argparse.Namespace, model: Any) -> int | None:
 
 
 def row_of(
-    options: argparse.Namespace, model: Any, batch: int, accelerator: Accelerator
+    options: argparse.Namespace, model: Any, batch: int, device: torch.device, watch: MemoryWatch
 ) -> dict[str, Any]:
-    """The steps of one batch size."""
-    inputs = inputs_of(options.shape, batch, accelerator.device)
+    """The steps of one batch size: the memory of an image that is not timed, the time of others."""
+    inputs = inputs_of(options.shape, batch, device)
     try:
-        timed = repeated_denoise(model, inputs, options.steps, options.repeats)
+        timed = repeated_denoise(model, inputs, options.steps, options.repeats, watch.resting)
     except (RuntimeError, MemoryError, OSError) as error:  # torch's and the library's own
         return {"pass": f"step/{batch}", "error": f"{type(error).__name__}: {error}"}
     return {
@@ -99,7 +100,7 @@ def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[s
         watch.lap()
         rows = []
         for batch in options.batches:
-            row = row_of(options, model, batch, accelerator)
+            row = row_of(options, model, batch, accelerator.device, watch)
             rows.append({**row, "peak_device_bytes": watch.lap().device_bytes})
         peak = watch.whole()
     return {

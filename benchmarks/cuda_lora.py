@@ -18,6 +18,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +60,16 @@ def add_adapters(model: Any, rank: int) -> Any:
     return made.train()
 
 
-def train(options: argparse.Namespace, model: Any, accelerator: Accelerator) -> dict[str, Any]:
-    """Steps of an optimizer: seconds of each but the first, losses, and hashes of all gradients."""
+def train(
+    options: argparse.Namespace,
+    model: Any,
+    accelerator: Accelerator,
+    timing: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> dict[str, Any]:
+    """Steps of an optimizer: losses, hashes of all gradients, and seconds of each but the first.
+
+    Those that are timed run within `timing()`, each.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     shape = (options.batch, options.context, options.shape.vocabulary)
@@ -67,12 +77,13 @@ def train(options: argparse.Namespace, model: Any, accelerator: Accelerator) -> 
     for step in range(options.steps + 1):
         tokens = prompt_tokens(*shape, seed=step, device=accelerator.device)
         accelerator.synchronize()
-        start = time.perf_counter()
-        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
-        accelerator.synchronize()
-        seconds.append(time.perf_counter() - start)
+        with timing() if step > 0 else nullcontext():
+            start = time.perf_counter()
+            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+            loss.backward()
+            optimizer.step()
+            accelerator.synchronize()
+            seconds.append(time.perf_counter() - start)
         losses.append(loss.item())
         hashes.append(hash_of([loss.detach(), *(parameter.grad for parameter in trained)]))
         optimizer.zero_grad()
@@ -121,7 +132,7 @@ def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[s
         row: dict[str, Any] = {"pass": f"lora/{options.batch}"}
         before = way.streamed_bytes(base)
         try:
-            row |= train(options, model, accelerator)
+            row |= train(options, model, accelerator, watch.resting)
             moved = way.streamed_bytes(base) - before
             row["streamed_bytes_a_pass"] = moved // (options.steps + 1)
         except (RuntimeError, MemoryError, OSError) as error:  # torch's and the library's own

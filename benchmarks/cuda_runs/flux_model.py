@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -116,13 +118,21 @@ def denoise(model: Any, inputs: dict[str, torch.Tensor], steps: int, timed: Time
 
 
 def repeated_denoise(
-    model: Any, inputs: dict[str, torch.Tensor], steps: int, repeats: int
+    model: Any,
+    inputs: dict[str, torch.Tensor],
+    steps: int,
+    repeats: int,
+    timing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Timed:
-    """Denoises `repeats` times after once that is not timed; every step's latents are hashed."""
+    """Denoises `repeats` times, within `timing()`, after once that is not timed.
+
+    Every step's latents are hashed.
+    """
     warm = Timed()
     denoise(model, inputs, steps, warm)
     timed = Timed(logits_sha256=warm.logits_sha256)
-    for _ in range(repeats):
-        denoise(model, inputs, steps, timed)
+    with timing():
+        for _ in range(repeats):
+            denoise(model, inputs, steps, timed)
     timed.tokens = [[] for _ in timed.logits_sha256]
     return timed
