@@ -28,6 +28,8 @@ OUTPUT ?= build/gpu-check/result.json
 OPTIONS ?=
 # Of the models of `make models`: transformers, diffusers, timm or torchvision.
 SOURCE ?= transformers
+# Where: cpu, or cuda:0 on a machine that has one, where half of their bytes are streamed.
+DEVICE ?= cpu
 TSAN_PROGRAMS := device memory codec store io scheduler engine
 
 .PHONY: help
@@ -81,7 +83,7 @@ models: build  ## Run every model type of SOURCE plain and offloaded, and write 
 	@case "$(SOURCE)" in timm|torchvision) \
 	  export PYTHONPATH="$(CURDIR)/build/model_types/packages"; \
 	  python -m pip install --quiet --no-deps --upgrade --target "$$PYTHONPATH" -r requirements/models.txt;; esac; \
-	cd tests/python && python -m model_matrix $(SOURCE) --rows "$(CURDIR)/build/model_types/$(SOURCE).json" --docs "$(CURDIR)/docs"
+	cd tests/python && python -m model_matrix $(SOURCE) --device $(DEVICE) --rows "$(CURDIR)/build/model_types/$(SOURCE)-$(subst :,-,$(DEVICE)).json" --docs "$(CURDIR)/docs"
 
 .PHONY: demo
 demo: build  ## Run the examples: an encoder and a Llama within budgets smaller than their weights

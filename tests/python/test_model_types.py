@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from model_matrix import comparing, image_models, sources, table, trial, workers
+from model_matrix import comparing, image_models, places, sources, table, trial, workers
 from model_matrix.trial import Row
 
 TRANSFORMERS = sources.source_named("transformers")
@@ -28,6 +28,17 @@ def test_a_type_is_bit_identical_offloaded(model_type: str) -> None:
     row = trial.try_type(TRANSFORMERS, model_type)
     assert (row.state, row.reason) == ("identical", "")
     assert row.streamed > 0
+
+
+@pytest.mark.needs_gpu
+@pytest.mark.parametrize("model_type", ["llama", "t5", "vit"])
+def test_a_type_is_bit_identical_offloaded_to_a_gpu(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "prepare", lambda device: None)  # it is for a process of its own
+    row = trial.try_type(TRANSFORMERS, model_type, "cuda:0")
+    assert (row.state, row.reason) == ("identical", "")
+    assert row.streamed >= 0.5
 
 
 @pytest.mark.parametrize("model_class", OF_DIFFUSERS)
@@ -57,8 +68,8 @@ def test_one_other_bit_is_a_difference() -> None:
 def test_a_model_that_differs_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     run = trial.run
 
-    def altered(model: torch.nn.Module, inputs: trial.Arguments) -> object:
-        output = run(model, inputs)
+    def altered(model: torch.nn.Module, inputs: trial.Arguments, device: str = "cpu") -> object:
+        output = run(model, inputs, device)
         if model._forward_hooks:  # only an offloaded one has some
             next(comparing.tensors_of(output)).mul_(2)
         return output
@@ -69,9 +80,21 @@ def test_a_model_that_differs_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPa
     assert "differs: first forward" in table.markdown(TRANSFORMERS, [row])
 
 
+def test_arguments_move_with_all_that_is_in_them() -> None:
+    inner = torch.ones(2)
+    moved = places.moved({"a": [inner, (inner, None)], "b": 5}, "meta")
+    assert moved["a"][0].device.type == moved["a"][1][0].device.type == "meta"
+    assert (moved["a"][1][1], moved["b"], inner.device.type) == (None, 5, "cpu")
+
+
+def test_another_device_is_a_difference() -> None:
+    found = comparing.difference(torch.ones(2, device="meta"), torch.ones(2))
+    assert found == "tensor 0 of 1 has another shape, type or device"
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_crash_and_a_hang_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def act(source: sources.Source, model_type: str) -> Row:
+    def act(source: sources.Source, model_type: str, device: str) -> Row:
         if model_type == "crash":
             os._exit(7)
         if model_type == "hang":

@@ -52,16 +52,20 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, help="the folder that the table goes to")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=300, help="of wall time, for one type")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, or cuda:0: with half of the bytes streamed"
+    )
     options = parser.parse_args()
     source = sources.source_named(options.source)
     torch.set_num_threads(1)
     rows = Rows(options.rows)
     wanted = options.types or [name for name in source.types() if name not in rows]
-    for row in workers.rows(source, wanted, options.jobs, options.seconds):
+    for row in workers.rows(source, wanted, options.jobs, options.seconds, options.device):
         rows.add(row)
     if options.docs is not None:
-        text = table.markdown(source, rows.sorted())
-        (options.docs / source.document).write_text(text, encoding="utf-8")
+        text = table.markdown(source, rows.sorted(), options.device)
+        name = table.document(source, options.device)
+        (options.docs / name).write_text(text, encoding="utf-8")
     return int(any(row.state in ("differs", "crashed") for row in rows.sorted()))
 
 

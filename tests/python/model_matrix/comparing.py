@@ -42,8 +42,8 @@ def difference(actual: Any, expected: Any) -> str | None:
     if len(left) != len(right):
         return f"{len(left)} tensors instead of {len(right)}"
     for position, (one, other) in enumerate(zip(left, right, strict=True)):
-        if one.shape != other.shape or one.dtype != other.dtype:
-            return f"tensor {position} of {len(left)} has another shape or type"
+        if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
+            return f"tensor {position} of {len(left)} has another shape, type or device"
         if not torch.equal(raw(one), raw(other)):
             return f"tensor {position} of {len(left)} has other bytes"
     return None

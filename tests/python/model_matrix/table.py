@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from model_matrix import places
 from model_matrix.sources import Source
 from model_matrix.trial import Row
 
@@ -17,13 +18,13 @@ RAN = ("identical", "all resident", "refused", "differs", "crashed", "late")
 _TEXT = """# Model types of {package}
 
 {subject},
-run plain and offloaded on the CPU: in its smallest budget, in checking mode, two forwards, all outputs
-compared as bytes. Written on {date} by `make models SOURCE={package}` with torch {torch} and
+run plain and offloaded {where}, two forwards, all outputs
+compared as bytes. Written on {date} by `{command}` with torch {torch} and
 TensorStream {tensorstream}.
 
 Of {tried} types {built} are built and {ran} run plain. Of these {identical} are bit-identical offloaded
-({share:.1f} %), and {wrong} give another number. "Streamed" is the share of the weights' bytes that each
-pass loads; the rest is resident, or read by rows.
+({share:.1f} %), and {wrong} give another number. "Streamed" is the share of the weights' bytes that the
+second pass loaded; the rest is resident, or read by rows.
 
 ## Types that run plain
 | type | class | parameters | streamed | offloaded |
@@ -40,13 +41,21 @@ for them, a package is missing, or {package} has no model for the type.
 """
 
 
-def markdown(source: Source, rows: Sequence[Row]) -> str:
+def document(source: Source, device: str) -> str:
+    """The name of the document in docs/."""
+    return source.document if device == "cpu" else source.document.replace(".md", "_gpu.md")
+
+
+def markdown(source: Source, rows: Sequence[Row], device: str = "cpu") -> str:
     """The document."""
     ran = [row for row in rows if row.state in RAN]
     identical = sum(row.state == "identical" for row in ran)
     others = [row for row in rows if row.state not in RAN]
     return _TEXT.format(
         package=source.package,
+        where=places.describe(device),
+        command=f"make models SOURCE={source.package}"
+        + ("" if device == "cpu" else " DEVICE=cuda:0"),
         subject=source.subject.format(version=importlib.metadata.version(source.package)),
         torch=torch.__version__.partition("+")[0],
         tensorstream=importlib.metadata.version("tensorstream"),

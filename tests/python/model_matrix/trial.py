@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tensorstream as ts
-from model_matrix import comparing
+from model_matrix import comparing, places
 from model_matrix.sources import Arguments, Inputs, Size, Source
 
 # A model beyond this is not small, and is not run.
@@ -66,11 +66,11 @@ def build(source: Source, model_type: str, class_name: str, level: Size) -> nn.M
     return model.eval()
 
 
-def run(model: nn.Module, inputs: Arguments) -> Any:
+def run(model: nn.Module, inputs: Arguments, device: str = "cpu") -> Any:
     """A forward on copies of `inputs`, from the same random state."""
     torch.manual_seed(99)
     with torch.no_grad():
-        return model(**copy.deepcopy(inputs))
+        return model(**places.moved(copy.deepcopy(inputs), device))
 
 
 def _first_inputs(model: nn.Module, maker: Inputs) -> tuple[Arguments, Any]:
@@ -97,24 +97,36 @@ def _first_inputs(model: nn.Module, maker: Inputs) -> tuple[Arguments, Any]:
     )
 
 
-def _compare(row: Row, model: Any, inputs: Arguments, expected: Any) -> None:
-    """Runs the model offloaded in its smallest budget."""
-    smallest = ts.estimate_memory(model).smallest_budget_bytes
-    plan = ts.plan(model, ram_budget=smallest)
-    row.streamed = plan.streamed_bytes / max(1, ts.estimate_memory(model).weights_bytes)
-    ts.offload(model, ram_budget=smallest, self_check=True)
+def _compare(row: Row, model: Any, inputs: Arguments, expected: Any, device: str) -> None:
+    """Runs the model offloaded."""
+    weights = ts.estimate_memory(model).weights_bytes
+    places.offload(model, device)
+    streamed = 0
     for count in ("first", "second"):
-        found = comparing.difference(run(model, inputs), expected)
+        before = ts.stats(model).streamed_bytes
+        found = comparing.difference(run(model, inputs, device), expected)
+        streamed = ts.stats(model).streamed_bytes - before
         if found is not None:
             row.state, row.reason = "differs", f"{count} forward: {found}"
             return
+    row.streamed = streamed / max(1, weights)
     if ts.stats(model).streamed_bytes == 0:
         row.state, row.reason = "all resident", "nothing of it was streamed"
         return
     row.state = "identical"
 
 
-def _try_class(source: Source, model_type: str, class_name: str, level: Size) -> Row:
+def _run_plain(model: nn.Module, inputs: Arguments, device: str) -> Any:
+    """What a model on a device gives that is not the CPU; it is back on the CPU then."""
+    try:
+        return run(model.to(device), inputs, device)
+    except Exception as error:
+        raise _Failed(_text(error)) from error
+    finally:
+        model.to("cpu")
+
+
+def _try_class(source: Source, model_type: str, class_name: str, level: Size, device: str) -> Row:
     row = Row(model_type, "not built", class_name)
     try:
         model = build(source, model_type, class_name, level)
@@ -123,16 +135,21 @@ def _try_class(source: Source, model_type: str, class_name: str, level: Size) ->
         return row
     row.parameters = sum(parameter.numel() for parameter in model.parameters())
     try:
+        # On the CPU first: there what a model does not take is an exception and no lost context.
         inputs, expected = _first_inputs(model, source.inputs(model_type, model))
+        if device == "cpu":
+            again = run(model, inputs)
+        else:
+            expected, again = (_run_plain(model, inputs, device) for _ in range(2))
     except _Failed as error:
         row.state, row.reason = "not run", str(error)
         return row
-    unsteady = comparing.difference(run(model, inputs), expected)
+    unsteady = comparing.difference(again, expected)
     if unsteady is not None:
         row.state, row.reason = "unsteady", f"two plain runs: {unsteady}"
         return row
     try:
-        _compare(row, model, inputs, expected)
+        _compare(row, model, inputs, expected, device)
     except Exception as error:  # noqa: BLE001
         row.state, row.reason = "refused", _text(error)
     return row
@@ -141,9 +158,9 @@ def _try_class(source: Source, model_type: str, class_name: str, level: Size) ->
 _FAILURES = ("not built", "not run", "unsteady")
 
 
-def try_type(source: Source, model_type: str) -> Row:
+def try_type(source: Source, model_type: str, device: str = "cpu") -> Row:
     """The row of a type: of the first of its classes, at the first level, that runs plain."""
-    torch.set_num_threads(1)
+    places.prepare(device)
     best = Row(model_type, "not built", reason=f"{source.package} has no model for it")
     try:
         names = source.classes(model_type)
@@ -151,7 +168,7 @@ def try_type(source: Source, model_type: str) -> Row:
         return dataclasses.replace(best, reason=_text(error))
     for level in source.levels:
         for name in names:
-            row = _try_class(source, model_type, name, level)
+            row = _try_class(source, model_type, name, level, device)
             best.tried.append(f"{name}, {level.name}: {row.reason}")
             if row.state not in _FAILURES:
                 return row

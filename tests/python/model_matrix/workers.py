@@ -18,11 +18,11 @@ _fork = multiprocessing.get_context("fork")
 class _Worker:
     """One type under way."""
 
-    def __init__(self, source: Source, model_type: str, seconds: float) -> None:
+    def __init__(self, source: Source, model_type: str, seconds: float, device: str) -> None:
         self.model_type = model_type
         self.deadline = time.monotonic() + seconds
         self.result, sender = _fork.Pipe(duplex=False)
-        work = (source, model_type, sender)
+        work = (source, model_type, device, sender)
         self._process = _fork.Process(target=_work, args=work, daemon=True)
         self._process.start()
         sender.close()
@@ -45,21 +45,23 @@ class _Worker:
         self.result.close()
 
 
-def _work(source: Source, model_type: str, sender: Any) -> None:
+def _work(source: Source, model_type: str, device: str, sender: Any) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
-    sender.send(try_type(source, model_type))
+    sender.send(try_type(source, model_type, device))
     sender.close()
 
 
-def rows(source: Source, model_types: Sequence[str], jobs: int, seconds: float) -> Iterator[Row]:
+def rows(
+    source: Source, model_types: Sequence[str], jobs: int, seconds: float, device: str = "cpu"
+) -> Iterator[Row]:
     """The rows of these types of a source, as they come; each has `seconds` of wall time."""
     waiting = list(reversed(model_types))
     running: list[_Worker] = []
     while waiting or running:
         while waiting and len(running) < jobs:
-            running.append(_Worker(source, waiting.pop(), seconds))
+            running.append(_Worker(source, waiting.pop(), seconds, device))
         patience = max(0.0, min(worker.deadline for worker in running) - time.monotonic())
         multiprocessing.connection.wait([worker.result for worker in running], patience)
         now = time.monotonic()
