@@ -21,8 +21,8 @@ def describe(device: str) -> str:
         return "on the CPU: in its smallest budget, in checking mode"
     name = torch.cuda.get_device_name(torch.device(device))
     return (
-        f"on one {name}: in a budget that has half of the weights' bytes streamed, or all where torch "
-        "needs the room, in checking mode"
+        f"on one {name}, on which kernels were told to be deterministic:\nin a budget that has half of the "
+        "weights' bytes streamed, or all where torch needs the room, in checking mode"
     )
 
 
