@@ -191,6 +191,7 @@ void Loader::release(GroupId group, Stream& stream) {
   Slot& slot = slot_of(group);
   if (!slot.group.windows.empty()) finish_work(stream);  // guard: wait-for-window-reader
   const MutexLock lock(mutex_);
+  join_uses(slot, stream);
   if (slot.leases == 0) {  // guard: lease-check
     throw LeaseError("group '" + std::to_string(group) + "' is released but not leased");
   }
@@ -209,10 +210,26 @@ void Loader::release(GroupId group, Stream& stream) {
   if (const std::exception_ptr changed = close_windows(slot)) std::rethrow_exception(changed);
 }
 
-// The last use's end is that of those before it, too: leases of what is not settled wait for them.
+// The last use's end is that of all before it: leases may overlap on several streams, and those of
+// what is settled wait for nothing. A host's wait blocks, and what it waits for may need the lock.
+void Loader::join_uses(Slot& slot, Stream& stream) {
+  while (slot.last_stream != nullptr && slot.last_stream != &stream) {
+    record_use(slot);
+    const std::uint64_t joined = slot.last_used;
+    mutex_.unlock();
+    std::exception_ptr error;
+    try {
+      stream.wait(*slot.last_use);  // guard: wait-between-uses
+    } catch (...) {
+      error = std::current_exception();
+    }
+    mutex_.lock();
+    if (error) std::rethrow_exception(error);
+    if (slot.last_used == joined) return;
+  }
+}
+
 void Loader::note_use(Slot& slot, Stream& stream) {
-  const bool apart = slot.last_stream != nullptr && slot.last_stream != &stream;
-  if (slot.settled && apart) stream.wait(*slot.last_use);  // guard: wait-between-settled-uses
   // Nothing waits for memory of its own, but what lets it go.
   slot.unrecorded = nullptr;
   if (slot.where == Where::kPrivate && !slot.settled && stream.lasts()) {
@@ -238,7 +255,9 @@ void Loader::release_all(Stream& stream) noexcept {
     for (const auto& owned : slots_) {
       Slot& slot = *owned;
       if (slot.leases == slot.waiting) continue;
-      if (!slot.settled && slot.waiting == 0) {  // guard: access-rights
+      join_uses(slot, stream);
+      if (slot.leases == slot.waiting) continue;  // another thread gave them back meanwhile
+      if (!slot.settled && slot.waiting == 0) {   // guard: access-rights
         stream.set_access(slot.data, slot.group.layout.size_bytes, Access::kNone);
       }
       note_use(slot, stream);

@@ -254,6 +254,7 @@ class Loader {
   static std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream,
                                      bool arrived);
   bool observe(const Slot& slot) TS_REQUIRES(mutex_);
+  void join_uses(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
   void note_use(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
   static void record_use(Slot& slot);
   static bool overlap(const Slot& a, const Slot& b);

@@ -96,6 +96,37 @@ TEST_F(EngineWait, AStreamWaitsForTheUseOnAnother) {
   EXPECT_EQ(engine_->statistics().misses, 1U);
 }
 
+TEST_F(EngineWait, TheCopyWaitsForAllReadersWhoseLeasesOverlap) {
+  const std::unique_ptr<Stream> third = device_->create_stream();
+  ASSERT_TRUE(engine_->acquire(0, *other_));
+  ASSERT_TRUE(engine_->acquire(0, *stream_));
+  Gate gate(*other_);
+  computation_.compute(0, *other_);
+  engine_->release(0, *other_);
+  computation_.compute(0, *stream_);
+  engine_->release(0, *stream_);
+  ASSERT_TRUE(computation_.use(1, *third));
+  EXPECT_TRUE(stays_false([&] { return loads() == 2; }));
+  gate.open();
+  third->synchronize();
+  EXPECT_EQ(computation_.right(), 3U);
+}
+
+TEST_F(EngineWait, WhoGivesBackWhatAnotherStreamUsesHoldsNobodyUp) {
+  ASSERT_TRUE(engine_->acquire(0, *other_));
+  ASSERT_TRUE(engine_->acquire(0, device_->caller_stream()));
+  Gate gate(*other_);
+  computation_.compute(0, *other_);
+  engine_->release(0, *other_);
+  std::jthread opener([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    EXPECT_EQ(loads(), 1U);  // the engine answers
+    gate.open();
+  });
+  engine_->release(0, device_->caller_stream());
+  EXPECT_EQ(computed(), 1U);
+}
+
 TEST_F(EngineWait, StreamsThatTakeTurnsComputeRightly) {
   for (int round = 0; round < 60; ++round) {
     Stream& stream = round % 3 == 0   ? *stream_
