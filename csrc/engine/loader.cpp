@@ -225,8 +225,18 @@ void Loader::join_uses(Slot& slot, Stream& stream) {
     }
     mutex_.lock();
     if (error) std::rethrow_exception(error);
-    if (slot.last_used == joined) return;
+    if (slot.last_used == joined) slot.last_stream = &stream;
   }
+}
+
+/// One that is leased, and of which another stream's use is not joined yet; null where there is
+/// none.
+Loader::Slot* Loader::leased_apart(const Stream& stream) const {
+  for (const auto& slot : slots_) {
+    const bool apart = slot->last_stream != nullptr && slot->last_stream != &stream;
+    if (apart && slot->leases != slot->waiting) return slot.get();
+  }
+  return nullptr;
 }
 
 void Loader::note_use(Slot& slot, Stream& stream) {
@@ -252,12 +262,11 @@ void Loader::release_all(Stream& stream) noexcept {
   try {
     if (prefetch_ == Prefetch::kReadAhead) finish_work(stream);
     const MutexLock lock(mutex_);
-    for (const auto& owned : slots_) {
+    while (Slot* const apart = leased_apart(stream)) join_uses(*apart, stream);
+    for (const auto& owned : slots_) {  // in one hold of the lock: what was leased at one moment
       Slot& slot = *owned;
       if (slot.leases == slot.waiting) continue;
-      join_uses(slot, stream);
-      if (slot.leases == slot.waiting) continue;  // another thread gave them back meanwhile
-      if (!slot.settled && slot.waiting == 0) {   // guard: access-rights
+      if (!slot.settled && slot.waiting == 0) {  // guard: access-rights
         stream.set_access(slot.data, slot.group.layout.size_bytes, Access::kNone);
       }
       note_use(slot, stream);

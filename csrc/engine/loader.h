@@ -157,7 +157,7 @@ class Loader {
     std::unique_ptr<Event> loaded;
     std::unique_ptr<Event> last_use;
     std::unique_ptr<Event> written;       // the last write by the device to the group's source
-    const Stream* last_stream = nullptr;  // compared, never used
+    const Stream* last_stream = nullptr;  // that `last_use` tells of, or that waited; only compared
     Stream* unrecorded = nullptr;         // one that lasts, whose last use `last_use` knows not yet
     Content content = Content::kEmpty;
     bool enqueued = false;        // all of what is issued: `loaded` tells its end
@@ -255,6 +255,7 @@ class Loader {
                                      bool arrived);
   bool observe(const Slot& slot) TS_REQUIRES(mutex_);
   void join_uses(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
+  Slot* leased_apart(const Stream& stream) const TS_REQUIRES(mutex_);
   void note_use(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
   static void record_use(Slot& slot);
   static bool overlap(const Slot& a, const Slot& b);
