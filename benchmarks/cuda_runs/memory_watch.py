@@ -32,8 +32,7 @@ class MemoryWatch:
         self._accelerator = accelerator
         self._interval_s = interval_s
         self._stop = threading.Event()
-        self._awake = threading.Event()
-        self._awake.set()
+        self._sampling = threading.Lock()  # of the thread, and of who wants it to rest
         self._lock = threading.Lock()
         self._whole = Peak(None, 0)
         self._lap = Peak(None, 0)
@@ -50,7 +49,6 @@ class MemoryWatch:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._awake.set()
         self._thread.join()
 
     @contextlib.contextmanager
@@ -59,12 +57,11 @@ class MemoryWatch:
 
         To ask a driver for its free memory takes its lock from whoever computes.
         """
-        self._awake.clear()
-        try:
-            yield
-        finally:
-            self._sample()
-            self._awake.set()
+        with self._sampling:
+            try:
+                yield
+            finally:
+                self._sample()
 
     def lap(self) -> Peak:
         """The peak since the last lap, or since the start."""
@@ -81,8 +78,8 @@ class MemoryWatch:
 
     def _sample_until_stopped(self) -> None:
         while not self._stop.wait(self._interval_s):
-            self._awake.wait()
-            self._sample()
+            with self._sampling:
+                self._sample()
 
     def _sample(self) -> None:
         free_bytes = self._accelerator.free_bytes()

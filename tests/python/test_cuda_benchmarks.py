@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_a_watch_samples_nothing_while_something_is_timed() -> None:
     class Counted:
         asked = 0
+        asked_here = 0
 
         def release_cached(self) -> None:
             pass
@@ -384,16 +386,17 @@ def test_a_watch_samples_nothing_while_something_is_timed() -> None:
 
         def free_bytes(self) -> int:
             self.asked += 1
+            self.asked_here += threading.current_thread() is threading.main_thread()
             return 1000 - self.asked
 
     accelerator: Any = Counted()
     with MemoryWatch(accelerator, 0.001) as watch:
+        here = accelerator.asked_here
         while accelerator.asked < 3:
             time.sleep(0.001)
         with watch.resting():
-            time.sleep(0.02)  # one that is under way ends
             asked = accelerator.asked
             time.sleep(0.05)
             assert accelerator.asked == asked
-        assert accelerator.asked == asked + 1, "what is held at its end counts"
-        assert watch.lap().device_bytes == accelerator.asked - 1
+        assert accelerator.asked_here == here + 1, "what is held at its end counts"
+        assert watch.lap().device_bytes >= asked
