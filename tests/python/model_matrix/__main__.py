@@ -42,7 +42,7 @@ class Rows:
 
 
 def main() -> int:
-    """Runs the types that have no row yet; 1 where a type differs offloaded, or its process crashed."""
+    """Runs the types that have no row yet; 1 where one differs or fails offloaded, or its process crashed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", choices=sources.NAMES, help="the library of models")
     parser.add_argument(
@@ -66,7 +66,7 @@ def main() -> int:
         text = table.markdown(source, rows.sorted(), options.device)
         name = table.document(source, options.device)
         (options.docs / name).write_text(text, encoding="utf-8")
-    return int(any(row.state in ("differs", "crashed") for row in rows.sorted()))
+    return int(any(row.state in ("differs", "failed", "crashed") for row in rows.sorted()))
 
 
 if __name__ == "__main__":

@@ -13,18 +13,18 @@ from model_matrix.sources import Source
 from model_matrix.trial import Row
 
 # The states of types that run plain. A process that ended or hung is one: who is to blame is not known.
-RAN = ("identical", "all resident", "refused", "differs", "crashed", "late")
+RAN = ("identical", "all resident", "refused", "failed", "differs", "crashed", "late")
 
 _TEXT = """# Model types of {package}
 
 {subject},
-run plain and offloaded {where}, two forwards, all outputs
+run plain and offloaded {where}, three forwards, all outputs
 compared as bytes. Written on {date} by `{command}` with torch {torch} and
 TensorStream {tensorstream}.
 
 Of {tried} types {built} are built and {ran} run plain. Of these {identical} are bit-identical offloaded
-({share:.1f} %), and {wrong} give another number. "Streamed" is the share of the weights' bytes that the
-second pass loaded; the rest is resident, or read by rows.
+({share:.1f} %), and {wrong} give another number. "Streamed" is the share of the weights' bytes that each
+pass after the first loaded; the rest is resident, read by rows, or of modules that this forward does not use.
 
 ## Types that run plain
 | type | class | parameters | streamed | offloaded |
@@ -32,8 +32,8 @@ second pass loaded; the rest is resident, or read by rows.
 {rows}
 
 ## Types that do not
-TensorStream has no part in these: `tests/python/model_matrix` knows no small configuration or no inputs
-for them, a package is missing, or {package} has no model for the type.
+Plain, without TensorStream: `tests/python/model_matrix` knows no small configuration or no inputs for
+them, a package is missing, {package} has no model for the type, or its model does not run there.
 
 | type | class | what stands in the way |
 |---|---|---|

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,11 +25,12 @@ class Row:
 
     Attributes:
         state: "identical", or what stood in the way: "not built", "not run", "unsteady" (two plain runs
-            differ), "all resident", "refused", "differs", and of a worker "crashed" or "late".
+            differ), "all resident", "refused", "failed" (an error that is none of ours), "differs", and of a
+            worker "crashed" or "late".
         model_class: The class that was run.
         reason: Why it is not "identical".
         parameters: How many the model has.
-        streamed: The share of its weights' bytes that was streamed.
+        streamed: The share of its weights' bytes that a pass streamed, after the first.
         tried: What stood in the way of each class at each level.
     """
 
@@ -56,7 +59,8 @@ def build(source: Source, model_type: str, class_name: str, level: Size) -> nn.M
     count = sum(parameter.numel() for parameter in model.parameters())
     if count > MOST_PARAMETERS:
         raise _Failed(f"it has {count / 1e6:.0f} million parameters")
-    torch.manual_seed(1234)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(1234)
     model = source.make(model_type, class_name, level)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -97,50 +101,69 @@ def _first_inputs(model: nn.Module, maker: Inputs) -> tuple[Arguments, Any]:
     )
 
 
-def _compare(row: Row, model: Any, inputs: Arguments, expected: Any, device: str) -> None:
-    """Runs the model offloaded."""
-    weights = ts.estimate_memory(model).weights_bytes
-    places.offload(model, device)
-    streamed = 0
-    for count in ("first", "second"):
-        before = ts.stats(model).streamed_bytes
+_PASSES = ("first", "second", "third")
+
+
+def _compare(row: Row, model: Any, inputs: Arguments, expected: Any, device: str) -> float:
+    """Runs the model, which is offloaded; returns the bytes that a pass after the first streamed."""
+    before = 0
+    for count in _PASSES:
         found = comparing.difference(run(model, inputs, device), expected)
-        streamed = ts.stats(model).streamed_bytes - before
         if found is not None:
             row.state, row.reason = "differs", f"{count} forward: {found}"
-            return
-    row.streamed = streamed / max(1, weights)
-    if ts.stats(model).streamed_bytes == 0:
-        row.state, row.reason = "all resident", "nothing of it was streamed"
-        return
+            return 0
+        if count == _PASSES[0]:
+            before = ts.stats(model).streamed_bytes
+    streamed = ts.stats(model).streamed_bytes - before
     row.state = "identical"
+    if streamed == 0:
+        row.state, row.reason = "all resident", "nothing of it was streamed"
+    return streamed / (len(_PASSES) - 1)
 
 
-def _run_plain(model: nn.Module, inputs: Arguments, device: str) -> Any:
-    """What a model on a device gives that is not the CPU; it is back on the CPU then."""
+def _offload_and_compare(
+    row: Row, model: Any, inputs: Arguments, expected: Any, device: str
+) -> None:
     try:
-        return run(model.to(device), inputs, device)
+        weights = ts.estimate_memory(model).weights_bytes
+        places.offload(model, device)
+    except Exception as error:  # noqa: BLE001  every type gets its row
+        row.state, row.reason = "refused", _text(error)
+        return
+    try:
+        row.streamed = _compare(row, model, inputs, expected, device) / max(1, weights)
+    except ts.TensorStreamError as error:
+        row.state, row.reason = "refused", _text(error)
+    except Exception as error:  # noqa: BLE001  wrong weights may end so, too
+        row.state, row.reason = "failed", _text(error)
+
+
+def _run_plain(model: nn.Module, inputs: Arguments, device: str) -> tuple[Any, Any]:
+    """What a model gives on a device, twice."""
+    try:
+        model.to(device)
+        return run(model, inputs, device), run(model, inputs, device)
     except Exception as error:
         raise _Failed(_text(error)) from error
-    finally:
-        model.to("cpu")
 
 
 def _try_class(source: Source, model_type: str, class_name: str, level: Size, device: str) -> Row:
+    """Each use has a model built for it: what one keeps of a run, beside its weights, helps no other."""
     row = Row(model_type, "not built", class_name)
+
+    def made() -> nn.Module:
+        return build(source, model_type, class_name, level)
+
     try:
-        model = build(source, model_type, class_name, level)
+        model = made()
     except Exception as error:  # noqa: BLE001  every type gets its row
         row.reason = _text(error)
         return row
     row.parameters = sum(parameter.numel() for parameter in model.parameters())
     try:
         # On the CPU first: there what a model does not take is an exception and no lost context.
-        inputs, expected = _first_inputs(model, source.inputs(model_type, model))
-        if device == "cpu":
-            again = run(model, inputs)
-        else:
-            expected, again = (_run_plain(model, inputs, device) for _ in range(2))
+        inputs, _ = _first_inputs(model, source.inputs(model_type, model))
+        expected, again = _run_plain(made(), inputs, device)
     except _Failed as error:
         row.state, row.reason = "not run", str(error)
         return row
@@ -148,10 +171,7 @@ def _try_class(source: Source, model_type: str, class_name: str, level: Size, de
     if unsteady is not None:
         row.state, row.reason = "unsteady", f"two plain runs: {unsteady}"
         return row
-    try:
-        _compare(row, model, inputs, expected, device)
-    except Exception as error:  # noqa: BLE001
-        row.state, row.reason = "refused", _text(error)
+    _offload_and_compare(row, made(), inputs, expected, device)
     return row
 
 
