@@ -43,6 +43,7 @@ from cuda_runs.offloaders import OFFLOADERS, silence_libraries
 from cuda_runs.targets import lora_targets
 
 WAYS = ("native", "tensorstream", "tensorstream-coded")
+_UNTIMED = 2  # steps, whose memory is sampled
 WHY_NOT = "peft is not installed: the LoRA step is skipped (pip install peft)"
 
 
@@ -66,18 +67,19 @@ def train(
     accelerator: Accelerator,
     timing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Any]:
-    """Steps of an optimizer: losses, hashes of all gradients, and seconds of each but the first.
+    """Steps of an optimizer: losses, hashes of all gradients, and seconds.
 
-    Those that are timed run within `timing()`, each.
+    The first two are not timed: the second has the optimizer's state, too, as all later ones have. Those
+    that are timed run within `timing()`, each.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     shape = (options.batch, options.context, options.shape.vocabulary)
     seconds, losses, hashes = [], [], []
-    for step in range(options.steps + 1):
+    for step in range(_UNTIMED + options.steps):
         tokens = prompt_tokens(*shape, seed=step, device=accelerator.device)
         accelerator.synchronize()
-        with timing() if step > 0 else nullcontext():
+        with timing() if step >= _UNTIMED else nullcontext():
             start = time.perf_counter()
             loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
             loss.backward()
@@ -87,7 +89,7 @@ def train(
         losses.append(loss.item())
         hashes.append(hash_of([loss.detach(), *(parameter.grad for parameter in trained)]))
         optimizer.zero_grad()
-    return {**spread(seconds[1:]), "tokens": losses, "logits_sha256": hashes}
+    return {**spread(seconds[_UNTIMED:]), "tokens": losses, "logits_sha256": hashes}
 
 
 def hash_of(tensors: list[Any]) -> str:
@@ -134,7 +136,7 @@ def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[s
         try:
             row |= train(options, model, accelerator, watch.resting)
             moved = way.streamed_bytes(base) - before
-            row["streamed_bytes_a_pass"] = moved // (options.steps + 1)
+            row["streamed_bytes_a_pass"] = moved // (_UNTIMED + options.steps)
         except (RuntimeError, MemoryError, OSError) as error:  # torch's and the library's own
             row["error"] = f"{type(error).__name__}: {error}"
         row["peak_device_bytes"] = watch.lap().device_bytes
@@ -154,7 +156,7 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--context", type=int, default=2048, help="tokens of each of the batch")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
-    parser.add_argument("--steps", type=int, default=5, help="that are timed, after one more")
+    parser.add_argument("--steps", type=int, default=5, help="that are timed, after two more")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

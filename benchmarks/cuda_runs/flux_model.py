@@ -124,15 +124,17 @@ def repeated_denoise(
     repeats: int,
     timing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Timed:
-    """Denoises `repeats` times, within `timing()`, after once that is not timed.
+    """Denoises `repeats` times, within `timing()`, and once before and after that, not timed.
 
     Every step's latents are hashed.
     """
-    warm = Timed()
-    denoise(model, inputs, steps, warm)
-    timed = Timed(logits_sha256=warm.logits_sha256)
+    others = Timed()
+    denoise(model, inputs, steps, others)
+    timed = Timed()
     with timing():
         for _ in range(repeats):
             denoise(model, inputs, steps, timed)
+    denoise(model, inputs, steps, others)
+    timed.logits_sha256 += others.logits_sha256
     timed.tokens = [[] for _ in timed.logits_sha256]
     return timed
