@@ -11,7 +11,7 @@ from torch import nn
 
 from model_matrix.diffusers_models.inputs import Maker
 from model_matrix.diffusers_models.shrinking import small_arguments
-from model_matrix.diffusers_models.special_types import FIXED, INPUTS
+from model_matrix.diffusers_models.special_types import COMPLETED, FIXED, INPUTS
 from model_matrix.sources import Inputs
 
 
@@ -46,6 +46,8 @@ class Diffusers:
         chosen: Any = getattr(diffusers, class_name)
         fixed = FIXED.get(class_name, {})
         made: nn.Module = chosen(**(small_arguments(chosen, fixed) if level.cut else fixed))
+        if class_name in COMPLETED:
+            COMPLETED[class_name](made)
         return made
 
     def inputs(self, model_type: str, model: nn.Module) -> Inputs:
