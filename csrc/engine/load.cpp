@@ -70,8 +70,8 @@ bool Load::bridge_gap(const BoundExtent& extent, const std::byte* target,
   if (before.reader != extent.reader || extent.offset_bytes < end) return false;
   if (extent.offset_bytes - end >= kGapBytes) return false;
   Copy& copy = copies_.back();
-  const std::uint64_t begin =
-      end - copy.target.size();  // of the copy, if it ends where `before` does
+  // Of the copy, if it ends where `before` does: its source tells.
+  const std::uint64_t begin = end - copy.target.size();
   const std::uint64_t reached = extent.offset_bytes - begin;
   if (reached >= piece_bytes || copy.target.data() + reached != target) return false;
   const Reader& reader = *extent.reader;

@@ -229,14 +229,16 @@ void Loader::join_uses(Slot& slot, Stream& stream) {
   }
 }
 
-/// One that is leased, and of which another stream's use is not joined yet; null where there is
-/// none.
-Loader::Slot* Loader::leased_apart(const Stream& stream) const {
-  for (const auto& slot : slots_) {
+// One may be given back, or leased, while another is joined: until none is left.
+void Loader::join_leased(Stream& stream) {
+  const auto is_apart = [&](const std::unique_ptr<Slot>& slot) {
     const bool apart = slot->last_stream != nullptr && slot->last_stream != &stream;
-    if (apart && slot->leases != slot->waiting) return slot.get();
+    return apart && slot->leases != slot->waiting;
+  };
+  for (auto slot = std::ranges::find_if(slots_, is_apart); slot != slots_.end();
+       slot = std::ranges::find_if(slots_, is_apart)) {
+    join_uses(**slot, stream);
   }
-  return nullptr;
 }
 
 void Loader::note_use(Slot& slot, Stream& stream) {
@@ -262,7 +264,7 @@ void Loader::release_all(Stream& stream) noexcept {
   try {
     if (prefetch_ == Prefetch::kReadAhead) finish_work(stream);
     const MutexLock lock(mutex_);
-    while (Slot* const apart = leased_apart(stream)) join_uses(*apart, stream);
+    join_leased(stream);                // guard: join-before-all-go
     for (const auto& owned : slots_) {  // in one hold of the lock: what was leased at one moment
       Slot& slot = *owned;
       if (slot.leases == slot.waiting) continue;

@@ -255,7 +255,7 @@ class Loader {
                                      bool arrived);
   bool observe(const Slot& slot) TS_REQUIRES(mutex_);
   void join_uses(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
-  Slot* leased_apart(const Stream& stream) const TS_REQUIRES(mutex_);
+  void join_leased(Stream& stream) TS_REQUIRES(mutex_);
   void note_use(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
   static void record_use(Slot& slot);
   static bool overlap(const Slot& a, const Slot& b);

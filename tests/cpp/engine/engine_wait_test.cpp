@@ -112,6 +112,20 @@ TEST_F(EngineWait, TheCopyWaitsForAllReadersWhoseLeasesOverlap) {
   EXPECT_EQ(computation_.right(), 3U);
 }
 
+TEST_F(EngineWait, TheCopyWaitsForAnotherReaderWhereAllIsGivenBack) {
+  ASSERT_TRUE(engine_->acquire(0, *other_));
+  ASSERT_TRUE(engine_->acquire(0, *stream_));
+  Gate gate(*other_);
+  computation_.compute(0, *other_);
+  engine_->release(0, *other_);
+  engine_->release_all(*stream_);
+  ASSERT_TRUE(computation_.use(1, *stream_));
+  EXPECT_TRUE(stays_false([&] { return loads() == 2; }));
+  gate.open();
+  stream_->synchronize();
+  EXPECT_EQ(computation_.right(), 2U);
+}
+
 TEST_F(EngineWait, WhoGivesBackWhatAnotherStreamUsesHoldsNobodyUp) {
   ASSERT_TRUE(engine_->acquire(0, *other_));
   ASSERT_TRUE(engine_->acquire(0, device_->caller_stream()));
