@@ -55,7 +55,7 @@ def markdown(source: Source, rows: Sequence[Row], device: str = "cpu") -> str:
         package=source.package,
         where=places.describe(device),
         command=f"make models SOURCE={source.package}"
-        + ("" if device == "cpu" else " DEVICE=cuda:0"),
+        + ("" if device == "cpu" else f" DEVICE={device}"),
         subject=source.subject.format(version=importlib.metadata.version(source.package)),
         torch=torch.__version__.partition("+")[0],
         tensorstream=importlib.metadata.version("tensorstream"),

@@ -44,6 +44,26 @@ def _share_transformer(model: ZImageControlNetModel) -> None:
     ZImageControlNetModel.from_transformer(model, ZImageTransformer2DModel(**arguments))
 
 
+# What several classes share.
+_HUNYUAN_DIT = {
+    **_CONV, "hidden_size": 64, "cross_attention_dim": 64, "cross_attention_dim_t5": 64,
+    "pooled_projection_dim": 16, "text_len": 8, "text_len_t5": 8, "sample_size": 8, "patch_size": 2,
+}  # fmt: skip
+_LTX2 = {
+    "cross_attention_dim": 256, "audio_num_attention_heads": 2, "audio_cross_attention_dim": 128,
+}  # fmt: skip
+_HUNYUAN_DIT_INPUTS: dict[str, Any] = {
+    "encoder_hidden_states_t5": lambda: _many(1, 8, 64),
+    "text_embedding_mask": lambda: torch.ones(1, 8),
+    "text_embedding_mask_t5": lambda: torch.ones(1, 8),
+    "image_meta_size": lambda: torch.ones(1, 6), "style": lambda: torch.zeros(1, dtype=torch.long),
+}  # fmt: skip
+_Z_IMAGE_INPUTS: dict[str, Any] = {
+    "x": lambda: [_many(16, 1, 8, 8)], "cap_feats": lambda: [_many(8, 64)],
+    "t": lambda: torch.tensor([0.5]),
+}  # fmt: skip
+
+
 # Arguments of constructors, by class.
 FIXED: dict[str, dict[str, Any]] = {
     "AnyFlowFARTransformer3DModel": {"full_chunk_limit": 1},
@@ -106,15 +126,8 @@ FIXED: dict[str, dict[str, Any]] = {
     "EasyAnimateTransformer3DModel": {
         "in_channels": 16, "out_channels": 16, "patch_size": 2, "num_attention_heads": 2, "mmdit_layers": 1,
     },
-    "HunyuanDiT2DControlNetModel": {
-        **_CONV, "hidden_size": 64, "cross_attention_dim": 64, "cross_attention_dim_t5": 64,
-        "pooled_projection_dim": 16, "text_len": 8, "text_len_t5": 8, "sample_size": 8, "patch_size": 2,
-        "transformer_num_layers": 6,
-    },
-    "HunyuanDiT2DModel": {
-        **_CONV, "hidden_size": 64, "cross_attention_dim": 64, "cross_attention_dim_t5": 64,
-        "pooled_projection_dim": 16, "text_len": 8, "text_len_t5": 8, "sample_size": 8, "patch_size": 2,
-    },
+    "HunyuanDiT2DControlNetModel": {**_HUNYUAN_DIT, "transformer_num_layers": 6},
+    "HunyuanDiT2DModel": _HUNYUAN_DIT,
     "HunyuanVideoFramepackTransformer3DModel": {"has_image_proj": True, "has_clean_x_embedder": True},
     "I2VGenXLUNet": {"attention_head_dim": 8},
     "Kandinsky3UNet": {
@@ -133,9 +146,7 @@ FIXED: dict[str, dict[str, Any]] = {
         "attention_bias": True, "video_length": 2, "out_channels": 8, "norm_elementwise_affine": False,
     },
     "Krea2Transformer2DModel": {"text_num_key_value_heads": 2},
-    "LTX2VideoTransformer3DModel": {
-        "cross_attention_dim": 256, "audio_num_attention_heads": 2, "audio_cross_attention_dim": 128,
-    },
+    "LTX2VideoTransformer3DModel": _LTX2,
     "LTX2VideoDiffusionDecoderModel": {
         "decoder_stage_channels": (512, 256, 128, 128, 64), "decoder_stage_depths": (1,) * 5,
         "decoder_stage_kernels": ((3, 3, 3),) * 4, "decoder_stage5_kernel": (3, 3, 3),
@@ -160,9 +171,7 @@ FIXED: dict[str, dict[str, Any]] = {
         "nheads": 2, "dim_cond": 64,
     },
     "RFD4ProteinaTransformer": {"nlayers": 2, "nheads": 2, "dim_cond": 64, "tri_mult_c": 64},
-    "SanaWMLTX2RefinerTransformer3DModel": {
-        "cross_attention_dim": 256, "audio_num_attention_heads": 2, "audio_cross_attention_dim": 128,
-    },
+    "SanaWMLTX2RefinerTransformer3DModel": _LTX2,
     "SanaWMTransformer3DModel": {"hidden_size": 224, "num_attention_heads": 2},
     "StableCascadeUNet": {
         "block_out_channels": (64, 64), "num_attention_heads": (2, 2), "clip_text_in_channels": 64,
@@ -224,12 +233,7 @@ INPUTS: dict[str, dict[str, Any]] = {
         "prior_token_id": lambda: torch.zeros(1, 16, dtype=torch.long),
         "prior_token_drop": lambda: torch.zeros(1, 16, dtype=torch.bool),
     },
-    "HunyuanDiT2DModel": {
-        "encoder_hidden_states_t5": lambda: _many(1, 8, 64),
-        "text_embedding_mask": lambda: torch.ones(1, 8),
-        "text_embedding_mask_t5": lambda: torch.ones(1, 8),
-        "image_meta_size": lambda: torch.ones(1, 6), "style": lambda: torch.zeros(1, dtype=torch.long),
-    },
+    "HunyuanDiT2DModel": _HUNYUAN_DIT_INPUTS,
     "I2VGenXLUNet": {
         "sample": lambda: _many(1, 4, 2, 8, 8), "image_latents": lambda: _many(1, 4, 2, 8, 8),
         "image_embeddings": lambda: _many(1, 64), "fps": lambda: torch.tensor([8]),
@@ -288,11 +292,8 @@ INPUTS: dict[str, dict[str, Any]] = {
     "CosmosTransformer3DModel": {"hidden_states": lambda: _many(1, 16, 2, 8, 8)},
     "EasyAnimateTransformer3DModel": {"hidden_states": lambda: _many(1, 16, 2, 8, 8)},
     "HunyuanDiT2DControlNetModel": {
-        "encoder_hidden_states_t5": lambda: _many(1, 8, 64),
-        "text_embedding_mask": lambda: torch.ones(1, 8),
-        "text_embedding_mask_t5": lambda: torch.ones(1, 8),
-        "image_meta_size": lambda: torch.ones(1, 6), "style": lambda: torch.zeros(1, dtype=torch.long),
-        "hidden_states": lambda: _many(1, 4, 8, 8), "controlnet_cond": lambda: _many(1, 4, 8, 8),
+        **_HUNYUAN_DIT_INPUTS, "hidden_states": lambda: _many(1, 4, 8, 8),
+        "controlnet_cond": lambda: _many(1, 4, 8, 8),
     },
     "JoyImageEditPlusTransformer3DModel": {
         "hidden_states": lambda: _many(1, 32, 16, 1, 2, 2),
@@ -477,13 +478,9 @@ INPUTS: dict[str, dict[str, Any]] = {
         "control_hidden_states": lambda: _many(1, 96, 2, 8, 8),
     },
     "ZImageControlNetModel": {
-        "x": lambda: [_many(16, 1, 8, 8)], "cap_feats": lambda: [_many(8, 64)],
-        "t": lambda: torch.tensor([0.5]), "control_context": lambda: [_many(16, 1, 8, 8)],
+        **_Z_IMAGE_INPUTS, "control_context": lambda: [_many(16, 1, 8, 8)],
     },
-    "ZImageTransformer2DModel": {
-        "x": lambda: [_many(16, 1, 8, 8)], "cap_feats": lambda: [_many(8, 64)],
-        "t": lambda: torch.tensor([0.5]),
-    },
+    "ZImageTransformer2DModel": _Z_IMAGE_INPUTS,
 }  # fmt: skip
 # What is done to a model once it is made, by class.
 COMPLETED: dict[str, Callable[[Any], object]] = {
