@@ -128,11 +128,7 @@ std::byte* Ceiling::allocate(std::uint64_t size_bytes) noexcept {
     }
     if (!warning.empty()) log(LogLevel::kWarning, warning);  // which may wait for the interpreter
     if (segment == nullptr) return nullptr;
-    {
-      const MutexLock lock(counts_mutex_);
-      counts_.torch_bytes += segment->room.size_bytes();
-      counts_.peak_torch_bytes = std::max(counts_.peak_torch_bytes, counts_.torch_bytes);
-    }
+    note_given(segment->room.size_bytes());
     return SegmentTable::of_process().add(std::move(segment));
   } catch (const std::exception& error) {  // torch raises that it is out of memory
     log(LogLevel::kError, std::string("memory for torch could not be had: ") + error.what());
@@ -250,8 +246,9 @@ bool Ceiling::forward_ended() {
     const bool made = engine_->make_room(wanted + spared_bytes(budget_->limit_bytes()));
     if (!made) static_cast<void>(engine_->make_room(wanted));
   }
+  const std::uint64_t headroom_bytes = take_headroom();
   const bool moved = engine.gave_way != gave_way_ && refusals == refusals_;
-  if (moved) engine_->adapt();
+  if (moved) engine_->adapt(headroom_bytes);
   needed_by_torch_bytes_ = 0;
   gave_way_ = engine.gave_way;
   refusals_ = refusals;
@@ -259,10 +256,10 @@ bool Ceiling::forward_ended() {
     // Those that a plan gave a place come back to less than it spared: what torch keeps is never
     // just what it was.
     const std::uint64_t spared = spared_bytes(budget_->limit_bytes());
-    const std::uint64_t taken =
-        engine_->take_back(engine.made_room_bytes != 0 ? spared : spared / 2);
+    const std::uint64_t taken = engine_->take_back(
+        headroom_bytes + (engine.made_room_bytes != 0 ? spared : spared / 2));
     if (taken == 0) policy_.nothing_returned();
-    if (taken != 0) engine_->adapt();
+    if (taken != 0) engine_->adapt(headroom_bytes);
   }
   return step == ReturnPolicy::Step::kTrim;
 }
@@ -275,6 +272,19 @@ CeilingStatistics Ceiling::statistics() const {
 void Ceiling::detach() {
   const MutexLock lock(mutex_);
   engine_ = nullptr;
+}
+
+void Ceiling::note_given(std::uint64_t size_bytes) {
+  const MutexLock lock(counts_mutex_);
+  counts_.torch_bytes += size_bytes;
+  counts_.peak_torch_bytes = std::max(counts_.peak_torch_bytes, counts_.torch_bytes);
+  highest_bytes_ = std::max(highest_bytes_, counts_.torch_bytes);  // guard: room-for-the-peak
+}
+
+std::uint64_t Ceiling::take_headroom() {
+  const MutexLock lock(counts_mutex_);
+  const std::uint64_t highest_bytes = std::exchange(highest_bytes_, 0);
+  return highest_bytes - std::min(highest_bytes, counts_.torch_bytes);
 }
 
 void Ceiling::note_released(std::uint64_t size_bytes) noexcept {

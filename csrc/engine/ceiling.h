@@ -96,7 +96,10 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   std::uint64_t give_way(std::uint64_t wanted_bytes) TS_REQUIRES(mutex_);
   void refuse(std::uint64_t size_bytes, const std::string& why) TS_REQUIRES(mutex_);
   void withdraw_refusal_of(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
+  void note_given(std::uint64_t size_bytes);
   void note_released(std::uint64_t size_bytes) noexcept;
+  /// What torch held at its most in a forward that is over, beyond what it holds now.
+  std::uint64_t take_headroom();
 
   // Constant after construction.
   const std::shared_ptr<Device> device_;  // shared with the engine and with what was given out
@@ -119,6 +122,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   mutable Mutex counts_mutex_;
   CeilingStatistics counts_ TS_GUARDED_BY(counts_mutex_);
   std::uint64_t releases_ TS_GUARDED_BY(counts_mutex_) = 0;
+  std::uint64_t highest_bytes_ TS_GUARDED_BY(counts_mutex_) = 0;  // since a forward last ended
   std::vector<std::shared_ptr<Entry>> entries_ TS_GUARDED_BY(counts_mutex_);  // with their threads
 };
 

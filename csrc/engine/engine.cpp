@@ -90,12 +90,12 @@ std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
   return after > before ? after - before : 0;
 }
 
-void Engine::adapt() {
+void Engine::adapt(std::uint64_t headroom_bytes) {
   State& state = *state_;
   const Plan now = state.plan_as_it_is();
   if (now.arena_bytes == 0) return;
   try {
-    if (state.plan_for_pressure(now)) return;
+    if (state.plan_for_pressure(now, headroom_bytes)) return;
   } catch (const BudgetError&) {  // none fits beside what others hold
   } catch (const LeaseError&) {   // after another forward, then
     return;

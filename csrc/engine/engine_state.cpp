@@ -296,12 +296,12 @@ Plan Engine::State::plan_as_it_is() const {
   return now;
 }
 
-bool Engine::State::plan_for_pressure(const Plan& now) {
+bool Engine::State::plan_for_pressure(const Plan& now, std::uint64_t headroom_bytes) {
   const std::uint64_t limit_bytes = pool.budget().limit_bytes();
   const std::vector<GroupFootprint> sizes = footprints_now();
   const Rates rates = rates_now();
   // What is allocated in the next forward is never just what it was.
-  const std::uint64_t room_bytes = spared_bytes(limit_bytes) / 8;
+  const std::uint64_t room_bytes = headroom_bytes + spared_bytes(limit_bytes) / 8;
   const Plan better = plan_for(limit_bytes, room_bytes);
   if (plan_cost(sizes, rates, better) > kWorthPlanning * plan_cost(sizes, rates, now)) return false;
   return try_follow(better, room_bytes, Why::kPressure);

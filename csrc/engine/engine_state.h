@@ -62,9 +62,10 @@ class Engine::State {
   /// The plan that the groups' places now are.
   Plan plan_as_it_is() const;
 
-  /// Follows a plan for what others leave of the budget now, where it is noticeably better than
-  /// what is; whether it was. Raises BudgetError and LeaseError, and changes nothing then.
-  bool plan_for_pressure(const Plan& now);
+  /// Follows a plan for what others leave of the budget now, less `headroom_bytes` that they will
+  /// need, where it is noticeably better than what is; whether it was. Raises BudgetError and
+  /// LeaseError, and changes nothing then.
+  bool plan_for_pressure(const Plan& now, std::uint64_t headroom_bytes);
 
   /// As better_offsets() of the planner, for these groups.
   std::optional<std::vector<std::uint64_t>> better_offsets_for(const Plan& now) const;

@@ -181,8 +181,9 @@ class Engine {
   std::uint64_t take_back(std::uint64_t spared_bytes);
 
   /// Arranges groups for what gave way or came back, if a pass gets noticeably shorter by that: by
-  /// a new plan, until take_back(), or in the arena alone. Between uses; blocks as take_back().
-  void adapt();
+  /// a new plan, until take_back(), or in the arena alone. `headroom_bytes` is what others will need
+  /// of the budget beside what they hold now. Between uses; blocks as take_back().
+  void adapt(std::uint64_t headroom_bytes);
 
   /// Takes a lease of a streamed or resident group: work that `stream` is given after this call
   /// sees the group's bytes. Blocks the caller until the load is enqueued (done, where it can

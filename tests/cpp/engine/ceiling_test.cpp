@@ -315,6 +315,25 @@ TEST_F(CeilingTest, ARefusalIsNoneWhereTorchGivesBackWhatItHasFreeAndAsksAgain) 
   free(data);
 }
 
+/// Torch gives back in a forward what it needs again in the next one.
+TEST_F(CeilingTest, ResidentsAreNotGivenWhatTorchNeededForAWhile) {
+  open(smallest_ + 5 * kGroupBytes, Pressure::kAdaptive);
+  const std::uint64_t free_bytes = budget_->free_bytes();
+  std::uint64_t gave_way = 0;
+  for (int forward = 0; forward < 30; ++forward) {
+    void* const data = alloc(free_bytes + 3 * kGroupBytes);
+    ASSERT_NE(data, nullptr);
+    pass();
+    free(data);
+    void* const kept = alloc(free_bytes / 2);
+    free(kept);
+    static_cast<void>(ceiling_->forward_ended());
+    if (forward == 0) gave_way = engine_->statistics().gave_way;
+  }
+  EXPECT_GT(gave_way, 0U);
+  EXPECT_EQ(engine_->statistics().gave_way, gave_way) << "they came back, and had to go again";
+}
+
 TEST_F(CeilingTest, ResidentsComeBackWhenThePressureIsOver) {
   open(smallest_ + 4 * kGroupBytes, Pressure::kAdaptive);
   void* const data = alloc(budget_->free_bytes() + 2 * kGroupBytes);

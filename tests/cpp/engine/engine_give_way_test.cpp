@@ -110,16 +110,16 @@ TEST_P(EngineGiveWay, AfterItGroupsAreArrangedAnewUntilTheyComeBack) {
     shared = std::max(shared, neighbours_that_share(*engine));
     const std::uint64_t moves = engine->place_moves();
     ASSERT_TRUE(engine->acquire(2, stream));
-    engine->adapt();  // not while somebody uses it
+    engine->adapt(0);  // not while somebody uses it
     EXPECT_EQ(engine->place_moves(), moves);
     engine->release(2, stream);
-    engine->adapt();
+    engine->adapt(0);
     computation.pass(stream);
     EXPECT_EQ(computation.wrong(), 0U);
     if (GetParam() == Prefetch::kReadAhead) continue;  // all lie in one place
     EXPECT_LE(neighbours_that_share(*engine), 1) << "of an odd number one has to";
     const std::uint64_t moved = engine->place_moves();
-    engine->adapt();
+    engine->adapt(0);
     EXPECT_EQ(engine->place_moves(), moved);
   }
   EXPECT_GT(shared, 1);
