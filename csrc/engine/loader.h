@@ -221,6 +221,7 @@ class Loader {
   static std::exception_ptr close_windows(Slot& slot) noexcept;
   static void make_room_for_windows(const Slot& slot, Stream& stream);
   void find_windows() TS_REQUIRES(mutex_);
+  void find_streamed() TS_REQUIRES(mutex_);
   void start_threads() TS_REQUIRES(mutex_);
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
   void check_unleased_locked() const TS_REQUIRES(mutex_);

@@ -146,17 +146,24 @@ void Loader::arrange(const Plan& plan, ResidentUse residents) {
   }
   counted_ = counted;
   note_held();
-  counted_.surprises += order_.surprises();
-  streamed_.clear();
-  for (const auto& slot : slots_) {
-    // A resident that found no place may be given one in the arena later.
-    const bool may_be_there = slot->where != Where::kNowhere || slot->resident;
-    if (!slot->settled && may_be_there) streamed_.push_back(slot->group.id);
-  }
-  order_ = OrderTable(streamed_);
+  find_streamed();
   end_arranging();
   if (!streamed_.empty()) start_threads();
   if (error) std::rethrow_exception(error);
+}
+
+// What was learnt of their order stays right while they are the same.
+void Loader::find_streamed() {
+  std::vector<GroupId> streamed;
+  for (const auto& slot : slots_) {
+    // A resident that found no place may be given one in the arena later.
+    const bool may_be_there = slot->where != Where::kNowhere || slot->resident;
+    if (!slot->settled && may_be_there) streamed.push_back(slot->group.id);
+  }
+  if (streamed == streamed_) return;  // guard: order-kept
+  streamed_ = std::move(streamed);
+  counted_.surprises += order_.surprises();
+  order_ = OrderTable(streamed_);
 }
 
 // Where groups are loaded at their use, nothing is left for the loader's own thread.

@@ -133,6 +133,22 @@ TEST_P(EngineGiveWay, AfterItGroupsAreArrangedAnewUntilTheyComeBack) {
   EXPECT_LE(budget_->peak_bytes(), budget_->limit_bytes());
 }
 
+TEST_P(EngineGiveWay, TheOrderIsKnownStillWhereGroupsFindOtherPlaces) {
+  const TestModel model = equal_model(8, 6000);
+  const ModelSpec spec = model.in_memory();
+  const auto engine = open(spec, smallest_budget_of(spec) + 4 * kGroupBytes);
+  Computation computation(*engine, model);
+  Stream& stream = device_->caller_stream();
+  const std::vector<GroupId> backwards = {7, 6, 5, 4, 3, 2, 1, 0};
+  for (int pass = 0; pass < 3; ++pass) computation.pass(backwards, stream);
+  const std::uint64_t surprises = engine->statistics().surprises;
+  EXPECT_GT(surprises, 0U);
+  ASSERT_TRUE(engine->make_room(2 * kGroupBytes));
+  computation.pass(backwards, stream);
+  EXPECT_EQ(engine->statistics().surprises, surprises);
+  EXPECT_EQ(computation.wrong(), 0U);
+}
+
 TEST_P(EngineGiveWay, GivesAllThatMayGoAndNoMore) {
   TestModel model = equal_model(6, 6000);
   const GroupId kept = model.add_group({6000}, Residency::kRequired);
