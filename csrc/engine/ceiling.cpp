@@ -248,7 +248,12 @@ bool Ceiling::forward_ended() {
   }
   const std::uint64_t headroom_bytes = take_headroom();
   const bool moved = engine.gave_way != gave_way_ && refusals == refusals_;
-  if (moved) engine_->adapt(headroom_bytes);
+  const bool order_is_new = is_order_new(engine.surprises);
+  if (moved) {
+    engine_->adapt(headroom_bytes);
+  } else if (order_is_new) {
+    engine_->arrange_for_order();
+  }
   needed_by_torch_bytes_ = 0;
   gave_way_ = engine.gave_way;
   refusals_ = refusals;
@@ -256,8 +261,8 @@ bool Ceiling::forward_ended() {
     // Those that a plan gave a place come back to less than it spared: what torch keeps is never
     // just what it was.
     const std::uint64_t spared = spared_bytes(budget_->limit_bytes());
-    const std::uint64_t taken = engine_->take_back(
-        headroom_bytes + (engine.made_room_bytes != 0 ? spared : spared / 2));
+    const std::uint64_t taken =
+        engine_->take_back(headroom_bytes + (engine.made_room_bytes != 0 ? spared : spared / 2));
     if (taken == 0) policy_.nothing_returned();
     if (taken != 0) engine_->adapt(headroom_bytes);
   }
@@ -296,6 +301,15 @@ void Ceiling::note_released(std::uint64_t size_bytes) noexcept {
 bool Ceiling::release(std::byte* data) noexcept {
   const std::unique_ptr<Segment> segment = SegmentTable::of_process().remove(data);
   if (segment == nullptr) return false;
+// Of a model whose order is another each time, less and less often.
+bool Ceiling::is_order_new(std::uint64_t surprises) {
+  ++forwards_;
+  if (surprises == surprises_ || forwards_ < next_order_) return false;
+  surprises_ = surprises;
+  next_order_ = 2 * forwards_;
+  return true;
+}
+
   const std::uint64_t size_bytes = segment->room.size_bytes();
   segment->memory.reset();
   segment->room.release();

@@ -106,6 +106,8 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   const std::shared_ptr<Budget> budget_;  // likewise
   const Options options_;
 
+  /// Whether groups are to be arranged for an order that was learnt since they last were.
+  bool is_order_new(std::uint64_t surprises) TS_REQUIRES(mutex_);
   // Guarded by mutex_.
   Mutex mutex_;
   Engine* engine_ TS_GUARDED_BY(mutex_);  // null once it is gone
@@ -119,6 +121,9 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   std::string warning_ TS_GUARDED_BY(mutex_);  // to be said without the lock
 
   // Guarded by counts_mutex_, which is held for no call: releases come while mutex_ is held.
+  std::uint64_t forwards_ TS_GUARDED_BY(mutex_) = 0;
+  std::uint64_t surprises_ TS_GUARDED_BY(mutex_) = 0;   // when groups were last arranged for them
+  std::uint64_t next_order_ TS_GUARDED_BY(mutex_) = 0;  // the forward after which they may be again
   mutable Mutex counts_mutex_;
   CeilingStatistics counts_ TS_GUARDED_BY(counts_mutex_);
   std::uint64_t releases_ TS_GUARDED_BY(counts_mutex_) = 0;

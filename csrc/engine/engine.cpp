@@ -7,6 +7,8 @@
 
 #include "base/units.h"
 #include "engine/engine_state.h"
+#include "scheduler/planner.h"
+#include "scheduler/use_layout.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -95,16 +97,28 @@ void Engine::adapt(std::uint64_t headroom_bytes) {
   const Plan now = state.plan_as_it_is();
   if (now.arena_bytes == 0) return;
   try {
-    if (state.plan_for_pressure(now, headroom_bytes)) return;
+    state.plan_for_pressure(now, headroom_bytes);
   } catch (const BudgetError&) {  // none fits beside what others hold
   } catch (const LeaseError&) {   // after another forward, then
     return;
   }
+  arrange_for_order();
+}
+
+void Engine::arrange_for_order() {
+  State& state = *state_;
+  const Plan now = state.plan_as_it_is();
   // Groups that stay coded are decoded into a part of the arena of their own.
   if (std::ranges::count(now.groups, Placement::kResidentCoded, &GroupPlacement::placement) != 0) {
     return;
   }
-  if (const auto offsets = state.better_offsets_for(now)) state.loader->move_in_arena(*offsets);
+  const std::vector<GroupFootprint> sizes = state.footprints_now();
+  const Rates rates = state.rates_now();
+  const std::vector<GroupId> uses = state.loader->expected_uses();
+  const bool repeats = rates.loading == Loading::kAhead && uses_repeat(now, uses);
+  const auto offsets =
+      repeats ? offsets_for_uses(sizes, now, uses) : better_offsets(sizes, rates, now);
+  if (offsets) state.loader->move_in_arena(*offsets);
 }
 
 bool Engine::acquire(GroupId group, Stream& stream) {

@@ -296,19 +296,16 @@ Plan Engine::State::plan_as_it_is() const {
   return now;
 }
 
-bool Engine::State::plan_for_pressure(const Plan& now, std::uint64_t headroom_bytes) {
+void Engine::State::plan_for_pressure(const Plan& now, std::uint64_t headroom_bytes) {
   const std::uint64_t limit_bytes = pool.budget().limit_bytes();
   const std::vector<GroupFootprint> sizes = footprints_now();
   const Rates rates = rates_now();
   // What is allocated in the next forward is never just what it was.
   const std::uint64_t room_bytes = headroom_bytes + spared_bytes(limit_bytes) / 8;
   const Plan better = plan_for(limit_bytes, room_bytes);
-  if (plan_cost(sizes, rates, better) > kWorthPlanning * plan_cost(sizes, rates, now)) return false;
-  return try_follow(better, room_bytes, Why::kPressure);
-}
-
-std::optional<std::vector<std::uint64_t>> Engine::State::better_offsets_for(const Plan& now) const {
-  return better_offsets(footprints_now(), rates_now(), now);
+  const double cost_now = least_cost_of_residents(sizes, rates, now);
+  if (plan_cost(sizes, rates, better) > kWorthPlanning * cost_now) return;
+  static_cast<void>(try_follow(better, room_bytes, Why::kPressure));
 }
 
 void Engine::State::predict_anew() {

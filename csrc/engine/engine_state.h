@@ -63,12 +63,9 @@ class Engine::State {
   Plan plan_as_it_is() const;
 
   /// Follows a plan for what others leave of the budget now, less `headroom_bytes` that they will
-  /// need, where it is noticeably better than what is; whether it was. Raises BudgetError and
-  /// LeaseError, and changes nothing then.
-  bool plan_for_pressure(const Plan& now, std::uint64_t headroom_bytes);
-
-  /// As better_offsets() of the planner, for these groups.
-  std::optional<std::vector<std::uint64_t>> better_offsets_for(const Plan& now) const;
+  /// need, where it is noticeably better than what is. Raises BudgetError and LeaseError, and
+  /// changes nothing then.
+  void plan_for_pressure(const Plan& now, std::uint64_t headroom_bytes);
 
   /// What the model of time goes by now: homes take host memory. What the host takes is what is
   /// usual, so that the same budget gives the same plan.

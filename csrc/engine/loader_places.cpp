@@ -13,6 +13,9 @@ namespace {
 /// A process has 65,530 mappings by default, and a window is up to three.
 constexpr std::size_t kMostWindows = 8192;
 
+/// A pass takes each group once, backward with what it computes again up to three times.
+constexpr std::size_t kUsesToArrangeFor = 8;
+
 }  // namespace
 
 Where Loader::where(GroupId group) const {
@@ -388,6 +391,11 @@ void Loader::finish_settled(Slot& slot) {
   }
   if (slot.content == Content::kFailed) std::rethrow_exception(slot.error);
   device_.caller_stream().set_access(slot.data, slot.group.layout.size_bytes, Access::kReadWrite);
+}
+
+std::vector<GroupId> Loader::expected_uses() const {
+  const MutexLock lock(mutex_);
+  return order_.upcoming(kUsesToArrangeFor * streamed_.size());
 }
 
 void Loader::move_in_arena(std::span<const std::uint64_t> offsets) {

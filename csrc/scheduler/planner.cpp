@@ -284,6 +284,21 @@ void place_spares(std::span<const GroupFootprint> groups, std::uint64_t largest_
   }
 }
 
+// The best choice with the plan's residents and arena, none of which stays coded.
+StreamingChoice laid_out_best(std::span<const GroupFootprint> groups, const Rates& rates,
+                              const Plan& plan) {
+  std::uint64_t room_bytes = plan.arena_bytes;
+  std::vector<bool> resident;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].residency != Residency::kAny) continue;
+    resident.push_back(plan.groups[i].placement != Placement::kStreamed);
+    if (resident.back()) room_bytes += placed_bytes(groups[i]);
+  }
+  const std::vector<UsedGroup> used = used_groups(groups);
+  const ChoiceCost cost(used, rates);
+  return StreamingSearch(used, room_bytes, cost).with_residents(std::move(resident));
+}
+
 }  // namespace
 
 Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_bytes,
@@ -330,19 +345,16 @@ double plan_cost(std::span<const GroupFootprint> groups, const Rates& rates, con
   return ChoiceCost(used, rates).of(choice);
 }
 
+double least_cost_of_residents(std::span<const GroupFootprint> groups, const Rates& rates,
+                               const Plan& plan) {
+  const double cost = plan_cost(groups, rates, plan);
+  if (plan.kept_bytes != 0) return cost;
+  return std::min(cost, laid_out_best(groups, rates, plan).cost);
+}
+
 std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFootprint> groups,
                                                          const Rates& rates, const Plan& plan) {
-  std::uint64_t room_bytes = plan.arena_bytes;
-  std::vector<bool> resident;
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    if (groups[i].residency != Residency::kAny) continue;
-    resident.push_back(plan.groups[i].placement != Placement::kStreamed);
-    if (resident.back()) room_bytes += placed_bytes(groups[i]);
-  }
-  const std::vector<UsedGroup> used = used_groups(groups);
-  const ChoiceCost cost(used, rates);
-  const StreamingChoice best =
-      StreamingSearch(used, room_bytes, cost).with_residents(std::move(resident));
+  const StreamingChoice best = laid_out_best(groups, rates, plan);
   const ArenaLayout& layout = best.layout;
   if (best.cost > kWorthMoving * plan_cost(groups, rates, plan)) return std::nullopt;
   std::vector<std::uint64_t> result;

@@ -61,14 +61,15 @@ class CeilingTest : public ::testing::Test {
 
   /// As the model is used: its bytes are read back and are right.
   void pass() {
-    for (GroupId group = 0; group < model_.group_count(); ++group) {
-      ASSERT_TRUE(engine_->acquire(group, *stream_)) << "group " << group;
-      Bytes bytes(model_.size_bytes(group));
-      stream_->copy_to_host(bytes.data(), engine_->places(group)[0].data, bytes.size());
-      stream_->synchronize();
-      EXPECT_EQ(bytes, *model_.bytes(group)) << "group " << group;
-      engine_->release(group, *stream_);
-    }
+    for (GroupId group = 0; group < model_.group_count(); ++group) use(group);
+  }
+  void use(GroupId group) {
+    ASSERT_TRUE(engine_->acquire(group, *stream_)) << "group " << group;
+    Bytes bytes(model_.size_bytes(group));
+    stream_->copy_to_host(bytes.data(), engine_->places(group)[0].data, bytes.size());
+    stream_->synchronize();
+    EXPECT_EQ(bytes, *model_.bytes(group)) << "group " << group;
+    engine_->release(group, *stream_);
   }
 
   void leave() {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <utility>
@@ -195,6 +196,27 @@ class TestModel {
 };
 
 /// A model of `count` groups, each of one tensor of `size_bytes`.
+/// Blocks cut in four, a thousandth of Llama's 7B shape, and a head.
+inline TestModel llama_like_model() {
+  TestModel model;
+  for (int block = 0; block < 6; ++block) {
+    for (const std::uint64_t size : {128_KiB, 86_KiB, 86_KiB, 86_KiB}) model.add_group({size});
+  }
+  model.add_group({250_KiB});
+  return model;
+}
+
+/// The uses of its groups in a step of training: a forward, then each block computed again and its
+/// backward.
+inline std::vector<GroupId> llama_like_step() {
+  std::vector<GroupId> uses(25);
+  std::iota(uses.begin(), uses.end(), GroupId{0});
+  for (GroupId block = 6; block-- > 0;) {
+    for (const GroupId part : {0, 1, 2, 3, 2, 1, 0}) uses.push_back(4 * block + part);
+  }
+  return uses;
+}
+
 inline TestModel equal_model(std::size_t count, std::uint64_t size_bytes, std::uint64_t seed = 1) {
   TestModel model(seed);
   for (std::size_t i = 0; i < count; ++i) model.add_group({size_bytes});
