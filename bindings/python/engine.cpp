@@ -432,6 +432,8 @@ void init_ceiling(nb::module_& module, nb::class_<BoundEngine>& engine) {
       .def("enter", &Ceiling::enter, Release(),
            "From here on torch's requests of this thread are charged here.")
       .def("leave", &Ceiling::leave, Release())
+      .def("keep_for_small_segments", &Ceiling::keep_for_small_segments, Release(),
+           "Leaves room for what torch gives no large block back for: it splits none from here on.")
       .def("take_refusal", &Ceiling::take_refusal, Release(),
            "Why a request was refused since this was asked, or None.")
       .def("forward_ended", &Ceiling::forward_ended, Release(),

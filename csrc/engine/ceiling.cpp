@@ -11,6 +11,14 @@
 #include "tensorstream/error.h"
 
 namespace tensorstream {
+namespace {
+
+// What torch asks for where it makes room for small tensors, and what is left for such requests.
+constexpr std::uint64_t kSmallSegmentBytes = 2_MiB;
+constexpr std::uint64_t kForSmallBytes = 16_MiB;
+constexpr std::uint64_t kForSmallShare = 64;  // of the budget, at most
+
+}  // namespace
 
 /// Memory that torch holds.
 struct Ceiling::Segment {
@@ -122,8 +130,8 @@ std::byte* Ceiling::allocate(std::uint64_t size_bytes) noexcept {
     std::string warning;
     {
       const MutexLock lock(mutex_);
-      withdraw_refusal_of(size_bytes);
-      segment = take(size_bytes);
+      const bool again = withdraw_refusal_of(size_bytes);
+      segment = take(size_bytes, again || size_bytes <= kSmallSegmentBytes ? 0 : for_small_bytes_);
       warning.swap(warning_);
     }
     if (!warning.empty()) log(LogLevel::kWarning, warning);  // which may wait for the interpreter
@@ -136,12 +144,13 @@ std::byte* Ceiling::allocate(std::uint64_t size_bytes) noexcept {
   }
 }
 
-std::unique_ptr<Ceiling::Segment> Ceiling::take(std::uint64_t size_bytes) {
+std::unique_ptr<Ceiling::Segment> Ceiling::take(std::uint64_t size_bytes,
+                                                std::uint64_t left_bytes) {
   auto segment = std::make_unique<Segment>();
   segment->device = device_;
   segment->from = weak_from_this();
   for (;;) {
-    std::optional<Reservation> room = reserve(size_bytes);
+    std::optional<Reservation> room = reserve(size_bytes, left_bytes);
     if (!room) return nullptr;
     segment->room = *std::move(room);
     try {
@@ -151,19 +160,25 @@ std::unique_ptr<Ceiling::Segment> Ceiling::take(std::uint64_t size_bytes) {
       // Something else took what the budget counts on: residents make room on the device.
       segment->room.release();
       if (options_.pressure != Pressure::kStrict && give_way(size_bytes) > 0) continue;
-      refuse(size_bytes, error.what());
+      refuse(size_bytes, 0, error.what());
       return nullptr;
     }
   }
 }
 
-std::optional<Reservation> Ceiling::reserve(std::uint64_t size_bytes) {
-  std::optional<Reservation> room = budget_->try_reserve(size_bytes);
+// Leaves `left_bytes` of the budget free.
+std::optional<Reservation> Ceiling::reserve(std::uint64_t size_bytes, std::uint64_t left_bytes) {
+  const auto try_reserve = [&]() -> std::optional<Reservation> {
+    if (left_bytes != 0 && budget_->free_bytes() < size_bytes + left_bytes) return std::nullopt;
+    return budget_->try_reserve(size_bytes);
+  };
+  std::optional<Reservation> room = try_reserve();
   while (!room && options_.pressure != Pressure::kStrict) {
     const std::uint64_t free_bytes = budget_->free_bytes();
-    const std::uint64_t wanted = size_bytes > free_bytes ? size_bytes - free_bytes : 0;
+    const std::uint64_t needed_bytes = size_bytes + left_bytes;
+    const std::uint64_t wanted = needed_bytes > free_bytes ? needed_bytes - free_bytes : 0;
     if (wanted != 0 && give_way(wanted) == 0) break;
-    room = budget_->try_reserve(size_bytes);
+    room = try_reserve();
   }
   if (room) return room;
   if (options_.pressure == Pressure::kLenient && device_->free_bytes() >= size_bytes) {
@@ -176,7 +191,7 @@ std::optional<Reservation> Ceiling::reserve(std::uint64_t size_bytes) {
     counts_.beyond_bytes += size_bytes;
     return budget_->reserve_beyond(size_bytes);
   }
-  refuse(size_bytes, "");
+  refuse(size_bytes, left_bytes, "");
   return std::nullopt;
 }
 
@@ -184,7 +199,7 @@ std::uint64_t Ceiling::give_way(std::uint64_t wanted_bytes) {
   return engine_ == nullptr ? 0 : engine_->give_way(wanted_bytes);
 }
 
-void Ceiling::refuse(std::uint64_t size_bytes, const std::string& why) {
+void Ceiling::refuse(std::uint64_t size_bytes, std::uint64_t left_bytes, const std::string& why) {
   std::uint64_t torch_bytes = 0;
   last_refused_ = LastRefused{.size_bytes = size_bytes,
                               .needed_by_torch_bytes = needed_by_torch_bytes_,
@@ -198,7 +213,7 @@ void Ceiling::refuse(std::uint64_t size_bytes, const std::string& why) {
   needed_by_torch_bytes_ = std::max(needed_by_torch_bytes_, torch_bytes + size_bytes);
   if (refusal_) return;
   const std::uint64_t used = budget_->used_bytes();
-  const std::uint64_t needed = checked_add(used, size_bytes).value_or(used);
+  const std::uint64_t needed = checked_add(used, size_bytes + left_bytes).value_or(used);
   std::string text = "CUDA out of memory: torch asks for " + format_size(size_bytes) + " more on " +
                      device_->name() + "; of the budget of " + format_size(budget_->limit_bytes()) +
                      ", " + format_size(torch_bytes) + " are torch's and " +
@@ -210,17 +225,24 @@ void Ceiling::refuse(std::uint64_t size_bytes, const std::string& why) {
   refusal_ = Refusal{std::move(text), needed, budget_->limit_bytes()};
 }
 
-// Where torch gave back what it had free and asks again: only the last answer counts.
-void Ceiling::withdraw_refusal_of(std::uint64_t size_bytes) {
+// Where torch gave back what it had free and asks again, which it returns: only the last answer
+// counts.
+bool Ceiling::withdraw_refusal_of(std::uint64_t size_bytes) {
   const std::optional<LastRefused> last = std::exchange(last_refused_, std::nullopt);
-  if (!last || last->size_bytes != size_bytes) return;
+  if (!last || last->size_bytes != size_bytes) return false;
   {
     const MutexLock lock(counts_mutex_);
-    if (releases_ == last->releases) return;
+    if (releases_ == last->releases) return false;
     --counts_.refusals;
   }
   needed_by_torch_bytes_ = last->needed_by_torch_bytes;
   if (last->was_first) refusal_.reset();
+  return true;
+}
+
+void Ceiling::keep_for_small_segments() {
+  const MutexLock lock(mutex_);
+  for_small_bytes_ = std::min(kForSmallBytes, budget_->limit_bytes() / kForSmallShare);
 }
 
 std::optional<Refusal> Ceiling::take_refusal() {
@@ -279,6 +301,15 @@ void Ceiling::detach() {
   engine_ = nullptr;
 }
 
+// Of a model whose order is another each time, less and less often.
+bool Ceiling::is_order_new(std::uint64_t surprises) {
+  ++forwards_;
+  if (surprises == surprises_ || forwards_ < next_order_) return false;
+  surprises_ = surprises;
+  next_order_ = 2 * forwards_;
+  return true;
+}
+
 void Ceiling::note_given(std::uint64_t size_bytes) {
   const MutexLock lock(counts_mutex_);
   counts_.torch_bytes += size_bytes;
@@ -301,15 +332,6 @@ void Ceiling::note_released(std::uint64_t size_bytes) noexcept {
 bool Ceiling::release(std::byte* data) noexcept {
   const std::unique_ptr<Segment> segment = SegmentTable::of_process().remove(data);
   if (segment == nullptr) return false;
-// Of a model whose order is another each time, less and less often.
-bool Ceiling::is_order_new(std::uint64_t surprises) {
-  ++forwards_;
-  if (surprises == surprises_ || forwards_ < next_order_) return false;
-  surprises_ = surprises;
-  next_order_ = 2 * forwards_;
-  return true;
-}
-
   const std::uint64_t size_bytes = segment->room.size_bytes();
   segment->memory.reset();
   segment->room.release();

@@ -64,6 +64,9 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   /// Memory for torch, or null: the refusal is noted. Residents give way for it, so it may wait for
   /// work of the device. Never throws.
   std::byte* allocate(std::uint64_t size_bytes) noexcept;
+  /// From here on torch splits no large block: it gives free ones back for another of them, but not
+  /// for a small segment, for which so much is left free.
+  void keep_for_small_segments();
   /// Why the first request was refused since this was asked.
   std::optional<Refusal> take_refusal();
   /// To be called between forwards, after each: lets residents come back where it is time. True
@@ -91,23 +94,26 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   };
   friend class SegmentTable;
 
-  std::unique_ptr<Segment> take(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
-  std::optional<Reservation> reserve(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
+  std::unique_ptr<Segment> take(std::uint64_t size_bytes, std::uint64_t left_bytes)
+      TS_REQUIRES(mutex_);
+  std::optional<Reservation> reserve(std::uint64_t size_bytes, std::uint64_t left_bytes)
+      TS_REQUIRES(mutex_);
   std::uint64_t give_way(std::uint64_t wanted_bytes) TS_REQUIRES(mutex_);
-  void refuse(std::uint64_t size_bytes, const std::string& why) TS_REQUIRES(mutex_);
-  void withdraw_refusal_of(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
+  void refuse(std::uint64_t size_bytes, std::uint64_t left_bytes, const std::string& why)
+      TS_REQUIRES(mutex_);
+  bool withdraw_refusal_of(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
   void note_given(std::uint64_t size_bytes);
   void note_released(std::uint64_t size_bytes) noexcept;
   /// What torch held at its most in a forward that is over, beyond what it holds now.
   std::uint64_t take_headroom();
+  /// Whether groups are to be arranged for an order that was learnt since they last were.
+  bool is_order_new(std::uint64_t surprises) TS_REQUIRES(mutex_);
 
   // Constant after construction.
   const std::shared_ptr<Device> device_;  // shared with the engine and with what was given out
   const std::shared_ptr<Budget> budget_;  // likewise
   const Options options_;
 
-  /// Whether groups are to be arranged for an order that was learnt since they last were.
-  bool is_order_new(std::uint64_t surprises) TS_REQUIRES(mutex_);
   // Guarded by mutex_.
   Mutex mutex_;
   Engine* engine_ TS_GUARDED_BY(mutex_);  // null once it is gone
@@ -115,15 +121,16 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   ReturnPolicy policy_ TS_GUARDED_BY(mutex_);
   std::uint64_t gave_way_ TS_GUARDED_BY(mutex_) = 0;  // of the engine, when a forward last ended
   std::uint64_t refusals_ TS_GUARDED_BY(mutex_) = 0;  // likewise
+  std::uint64_t forwards_ TS_GUARDED_BY(mutex_) = 0;
+  std::uint64_t surprises_ TS_GUARDED_BY(mutex_) = 0;   // when groups were last arranged for them
+  std::uint64_t next_order_ TS_GUARDED_BY(mutex_) = 0;  // the forward after which they may be again
   std::uint64_t needed_by_torch_bytes_ TS_GUARDED_BY(mutex_) = 0;  // the largest since
   std::optional<LastRefused> last_refused_ TS_GUARDED_BY(mutex_);
+  std::uint64_t for_small_bytes_ TS_GUARDED_BY(mutex_) = 0;
   bool said_beyond_ TS_GUARDED_BY(mutex_) = false;
   std::string warning_ TS_GUARDED_BY(mutex_);  // to be said without the lock
 
   // Guarded by counts_mutex_, which is held for no call: releases come while mutex_ is held.
-  std::uint64_t forwards_ TS_GUARDED_BY(mutex_) = 0;
-  std::uint64_t surprises_ TS_GUARDED_BY(mutex_) = 0;   // when groups were last arranged for them
-  std::uint64_t next_order_ TS_GUARDED_BY(mutex_) = 0;  // the forward after which they may be again
   mutable Mutex counts_mutex_;
   CeilingStatistics counts_ TS_GUARDED_BY(counts_mutex_);
   std::uint64_t releases_ TS_GUARDED_BY(counts_mutex_) = 0;

@@ -767,6 +767,11 @@ class Ceiling:
 
     def leave(self) -> None: ...
 
+    def keep_for_small_segments(self) -> None:
+        """
+        Leaves room for what torch gives no large block back for: it splits none from here on.
+        """
+
     def take_refusal(self) -> Refusal | None:
         """Why a request was refused since this was asked, or None."""
 

@@ -310,6 +310,7 @@ class TorchPool:
         To be called between forwards. Training takes tensors of many sizes, the largest once a step.
         """
         self.keeps_whole = True
+        self._ceiling.keep_for_small_segments()
         try:
             _scopes.release_free(self._memory)  # what torch splits so is never given back
             _Splitting.changes += self._memory.keep_large_blocks_whole()

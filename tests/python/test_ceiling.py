@@ -6,6 +6,7 @@ import contextlib
 import gc
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -164,6 +165,16 @@ def test_torch_is_told_to_keep_blocks_whole_beside_what_it_was_told(
         assert told[1:] == [",".join(filter(None, (given, "max_split_size_mb:21")))]
     torch_pool.TorchMemory().keep_large_blocks_whole()
     assert len(told) <= 2
+
+
+def test_room_is_left_for_small_segments_where_blocks_stay_whole(memory: FakeTorchMemory) -> None:
+    asked = []
+    ceiling: Any = SimpleNamespace(keep_for_small_segments=lambda: asked.append(True))
+    pool = TorchPool(ceiling, 0, memory, (1, 1))
+    assert asked == []
+    pool.keep_whole()
+    assert asked == [True]
+    assert memory.keeps_whole
 
 
 def test_a_forward_that_catches_it_goes_on(memory: FakeTorchMemory) -> None:

@@ -335,6 +335,46 @@ TEST_F(CeilingTest, ResidentsAreNotGivenWhatTorchNeededForAWhile) {
   EXPECT_EQ(engine_->statistics().gave_way, gave_way) << "they came back, and had to go again";
 }
 
+/// Torch gives back no large block where it asks for a segment of small ones.
+TEST_F(CeilingTest, RoomIsLeftForSmallSegments) {
+  const std::uint64_t limit = everything_of(spec_) + 160_MiB;
+  open(limit, Pressure::kAdaptive);
+  ceiling_->keep_for_small_segments();
+  void* const data = alloc(20_MiB);
+  const std::uint64_t all = budget_->free_bytes();
+  EXPECT_EQ(alloc(all), nullptr);
+  free(data);
+  void* const again = alloc(all);
+  ASSERT_NE(again, nullptr) << "after what torch had free";
+  EXPECT_FALSE(ceiling_->take_refusal());
+  free(again);
+  EXPECT_EQ(alloc(budget_->free_bytes()), nullptr);
+  const auto refusal = ceiling_->take_refusal();
+  ASSERT_TRUE(refusal);
+  EXPECT_GT(refusal->needed_bytes, limit);
+  void* const most = alloc(budget_->free_bytes() - limit / 64);
+  ASSERT_NE(most, nullptr);
+  void* const small = alloc(2_MiB);
+  EXPECT_NE(small, nullptr);
+  free(small);
+  free(most);
+}
+
+TEST_F(CeilingTest, GroupsAreArrangedForAnOrderThatWasLearnt) {
+  model_ = llama_like_model();
+  spec_ = model_.in_memory();
+  open(400_KiB, Pressure::kAdaptive);
+  const std::uint64_t moves = engine_->place_moves();
+  EXPECT_FALSE(ceiling_->forward_ended());
+  EXPECT_EQ(engine_->place_moves(), moves) << "nothing was learnt";
+  for (int step = 0; step < 3; ++step) {  // what follows backward shows in the second
+    for (const GroupId group : llama_like_step()) use(group);
+    EXPECT_FALSE(ceiling_->forward_ended());
+  }
+  EXPECT_GT(engine_->place_moves(), moves);
+  for (const GroupId group : llama_like_step()) use(group);
+}
+
 TEST_F(CeilingTest, ResidentsComeBackWhenThePressureIsOver) {
   open(smallest_ + 4 * kGroupBytes, Pressure::kAdaptive);
   void* const data = alloc(budget_->free_bytes() + 2 * kGroupBytes);
