@@ -17,6 +17,8 @@ namespace {
 constexpr std::uint64_t kSmallSegmentBytes = 2_MiB;
 constexpr std::uint64_t kForSmallBytes = 16_MiB;
 constexpr std::uint64_t kForSmallShare = 64;  // of the budget, at most
+// As expected, after which an order that surprises is a new one.
+constexpr std::uint64_t kForwardsToForget = 16;
 
 }  // namespace
 
@@ -274,7 +276,7 @@ bool Ceiling::forward_ended() {
   if (moved) {
     engine_->adapt(headroom_bytes);
   } else if (order_is_new) {
-    engine_->arrange_for_order();
+    engine_->adapt_to_order(headroom_bytes);
   }
   needed_by_torch_bytes_ = 0;
   gave_way_ = engine.gave_way;
@@ -303,11 +305,12 @@ void Ceiling::detach() {
 
 // Of a model whose order is another each time, less and less often.
 bool Ceiling::is_order_new(std::uint64_t surprises) {
-  ++forwards_;
-  if (surprises == surprises_ || forwards_ < next_order_) return false;
-  surprises_ = surprises;
-  next_order_ = 2 * forwards_;
-  return true;
+  if (std::exchange(surprises_, surprises) == surprises) {
+    if (++as_expected_ == kForwardsToForget) surprising_ = 0;
+    return false;
+  }
+  as_expected_ = 0;
+  return is_power_of_two(++surprising_);
 }
 
 void Ceiling::note_given(std::uint64_t size_bytes) {

@@ -106,7 +106,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   void note_released(std::uint64_t size_bytes) noexcept;
   /// What torch held at its most in a forward that is over, beyond what it holds now.
   std::uint64_t take_headroom();
-  /// Whether groups are to be arranged for an order that was learnt since they last were.
+  /// Whether a forward that is over learnt an order for which groups are to be arranged now.
   bool is_order_new(std::uint64_t surprises) TS_REQUIRES(mutex_);
 
   // Constant after construction.
@@ -119,11 +119,11 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   Engine* engine_ TS_GUARDED_BY(mutex_);  // null once it is gone
   std::optional<Refusal> refusal_ TS_GUARDED_BY(mutex_);
   ReturnPolicy policy_ TS_GUARDED_BY(mutex_);
-  std::uint64_t gave_way_ TS_GUARDED_BY(mutex_) = 0;  // of the engine, when a forward last ended
-  std::uint64_t refusals_ TS_GUARDED_BY(mutex_) = 0;  // likewise
-  std::uint64_t forwards_ TS_GUARDED_BY(mutex_) = 0;
-  std::uint64_t surprises_ TS_GUARDED_BY(mutex_) = 0;   // when groups were last arranged for them
-  std::uint64_t next_order_ TS_GUARDED_BY(mutex_) = 0;  // the forward after which they may be again
+  std::uint64_t gave_way_ TS_GUARDED_BY(mutex_) = 0;     // of the engine, when a forward last ended
+  std::uint64_t refusals_ TS_GUARDED_BY(mutex_) = 0;     // likewise
+  std::uint64_t surprises_ TS_GUARDED_BY(mutex_) = 0;    // of the engine, likewise
+  std::uint64_t surprising_ TS_GUARDED_BY(mutex_) = 0;   // forwards with some
+  std::uint64_t as_expected_ TS_GUARDED_BY(mutex_) = 0;  // since then, in a row
   std::uint64_t needed_by_torch_bytes_ TS_GUARDED_BY(mutex_) = 0;  // the largest since
   std::optional<LastRefused> last_refused_ TS_GUARDED_BY(mutex_);
   std::uint64_t for_small_bytes_ TS_GUARDED_BY(mutex_) = 0;

@@ -8,7 +8,6 @@
 #include "base/units.h"
 #include "engine/engine_state.h"
 #include "scheduler/planner.h"
-#include "scheduler/use_layout.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -102,23 +101,17 @@ void Engine::adapt(std::uint64_t headroom_bytes) {
   } catch (const LeaseError&) {   // after another forward, then
     return;
   }
-  arrange_for_order();
-}
-
-void Engine::arrange_for_order() {
-  State& state = *state_;
-  const Plan now = state.plan_as_it_is();
+  const Plan then = state.plan_as_it_is();
   // Groups that stay coded are decoded into a part of the arena of their own.
-  if (std::ranges::count(now.groups, Placement::kResidentCoded, &GroupPlacement::placement) != 0) {
+  if (std::ranges::count(then.groups, Placement::kResidentCoded, &GroupPlacement::placement) != 0) {
     return;
   }
-  const std::vector<GroupFootprint> sizes = state.footprints_now();
-  const Rates rates = state.rates_now();
-  const std::vector<GroupId> uses = state.loader->expected_uses();
-  const bool repeats = rates.loading == Loading::kAhead && uses_repeat(now, uses);
-  const auto offsets =
-      repeats ? offsets_for_uses(sizes, now, uses) : better_offsets(sizes, rates, now);
+  const auto offsets = better_offsets(state.footprints_now(), state.rates_for_order(), then);
   if (offsets) state.loader->move_in_arena(*offsets);
+}
+
+void Engine::adapt_to_order(std::uint64_t headroom_bytes) {
+  if (!state_->rates_for_order().uses.empty()) adapt(headroom_bytes);
 }
 
 bool Engine::acquire(GroupId group, Stream& stream) {

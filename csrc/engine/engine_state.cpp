@@ -197,6 +197,12 @@ Rates Engine::State::rates_now() const {
   return rates;
 }
 
+Rates Engine::State::rates_for_order() const {
+  Rates rates = rates_now();
+  if (loader && rates.loading == Loading::kAhead) rates.uses = loader->uses_beside_cycle();
+  return rates;
+}
+
 std::optional<double> Engine::State::measured_host_seconds() const {
   const std::vector<GroupFootprint> sizes = footprints_now();
   const MutexLock lock(mutex);
@@ -278,7 +284,7 @@ Plan Engine::State::plan_beside(std::uint64_t ring_bytes_then,
       bytes_for_groups(limit_bytes, {fixed.size_bytes(), ring_bytes_then, others}, sizes);
   const std::uint64_t smallest = smallest_budget_bytes(sizes);
   const std::uint64_t spare = most > smallest ? most - smallest : 0;
-  Plan made = make_plan(sizes, most - std::min(room_bytes, spare), rates_now());
+  Plan made = make_plan(sizes, most - std::min(room_bytes, spare), rates_for_order());
   made.ring_bytes = ring_bytes_then;
   return made;
 }
@@ -299,12 +305,11 @@ Plan Engine::State::plan_as_it_is() const {
 void Engine::State::plan_for_pressure(const Plan& now, std::uint64_t headroom_bytes) {
   const std::uint64_t limit_bytes = pool.budget().limit_bytes();
   const std::vector<GroupFootprint> sizes = footprints_now();
-  const Rates rates = rates_now();
+  const Rates rates = rates_for_order();
   // What is allocated in the next forward is never just what it was.
   const std::uint64_t room_bytes = headroom_bytes + spared_bytes(limit_bytes) / 8;
   const Plan better = plan_for(limit_bytes, room_bytes);
-  const double cost_now = least_cost_of_residents(sizes, rates, now);
-  if (plan_cost(sizes, rates, better) > kWorthPlanning * cost_now) return;
+  if (plan_cost(sizes, rates, better) > kWorthPlanning * plan_cost(sizes, rates, now)) return;
   static_cast<void>(try_follow(better, room_bytes, Why::kPressure));
 }
 

@@ -70,6 +70,8 @@ class Engine::State {
   /// What the model of time goes by now: homes take host memory. What the host takes is what is
   /// usual, so that the same budget gives the same plan.
   Rates rates_now() const;
+  /// The same, and the order in which groups are used where that is no plain cycle.
+  Rates rates_for_order() const;
 
   /// Predicts a pass by what homes turned out to take.
   void predict_anew();

@@ -83,9 +83,9 @@ class Loader {
   void move_in_arena(std::span<const std::uint64_t> offsets);
   /// Raises LeaseError while a group is leased.
   void check_unleased() const;
-  /// The groups that are used next, one after the other, repeats included: by what was learnt, and
-  /// more of them than a pass and its backward use.
-  std::vector<GroupId> expected_uses() const;
+  /// The groups that are used next, one after the other, by what was learnt: more of them than a
+  /// pass and its backward use. None where they are a plain cycle, or leave some groups out.
+  std::vector<GroupId> uses_beside_cycle() const;
 
   /// As Engine::acquire.
   bool acquire(GroupId group, Stream& stream);

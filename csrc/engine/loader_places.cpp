@@ -1,6 +1,7 @@
 // Where the loader's groups are by a plan.
 #include <algorithm>
 #include <span>
+#include <unordered_set>
 #include <utility>
 
 #include "engine/loader.h"
@@ -15,6 +16,18 @@ constexpr std::size_t kMostWindows = 8192;
 
 /// A pass takes each group once, backward with what it computes again up to three times.
 constexpr std::size_t kUsesToArrangeFor = 8;
+/// Plans for an order take a time that grows with its length.
+constexpr std::size_t kMostGroupsToArrange = 512;
+
+bool leaves_out_none(std::span<const GroupId> uses, std::span<const GroupId> groups) {
+  const std::unordered_set<GroupId> used(uses.begin(), uses.end());
+  return std::ranges::all_of(groups, [&](GroupId group) { return used.contains(group); });
+}
+
+/// Whether `uses` begin again after each so many.
+bool is_cycle(std::span<const GroupId> uses, std::size_t groups) {
+  return std::equal(uses.begin() + static_cast<std::ptrdiff_t>(groups), uses.end(), uses.begin());
+}
 
 }  // namespace
 
@@ -393,9 +406,12 @@ void Loader::finish_settled(Slot& slot) {
   device_.caller_stream().set_access(slot.data, slot.group.layout.size_bytes, Access::kReadWrite);
 }
 
-std::vector<GroupId> Loader::expected_uses() const {
+std::vector<GroupId> Loader::uses_beside_cycle() const {
   const MutexLock lock(mutex_);
-  return order_.upcoming(kUsesToArrangeFor * streamed_.size());
+  if (streamed_.size() > kMostGroupsToArrange) return {};
+  std::vector<GroupId> uses = order_.upcoming(kUsesToArrangeFor * streamed_.size());
+  if (!leaves_out_none(uses, streamed_) || is_cycle(uses, streamed_.size())) uses.clear();
+  return uses;
 }
 
 void Loader::move_in_arena(std::span<const std::uint64_t> offsets) {

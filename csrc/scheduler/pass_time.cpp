@@ -43,7 +43,7 @@ class Timeline {
       host_free_ += bytes * host_per_byte_;
       compute_free_ = std::max(compute_free_, host_free_);
     }
-    if (step.streamed || step.kept) use_ends_.push_back(compute_free_);
+    if (step.streamed || step.kept || step.still_there) use_ends_.push_back(compute_free_);
   }
 
   /// Whoever runs passes looks at what one gave before the next.

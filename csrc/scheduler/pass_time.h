@@ -27,6 +27,8 @@ struct PassStep {
   bool from_disk = false;
   /// Resident in every plan: used without a lease.
   bool settled = false;
+  /// In the arena still since its last use: not loaded.
+  bool still_there = false;
 
   std::uint64_t link_bytes() const {
     return from_disk ? size_bytes : coded_bytes.value_or(size_bytes);

@@ -165,10 +165,26 @@ std::vector<UsedGroup> used_groups(std::span<const GroupFootprint> groups) {
   return used;
 }
 
+// The positions of `uses` among those of used_groups().
+std::vector<std::size_t> order_of(std::span<const GroupFootprint> groups,
+                                  std::span<const GroupId> uses) {
+  std::vector<std::size_t> positions;
+  std::size_t position = 0;
+  for (const GroupFootprint& group : groups) {
+    positions.push_back(position);
+    if (group.residency != Residency::kByRows) ++position;
+  }
+  std::vector<std::size_t> order;
+  for (const GroupId group : uses) {
+    if (groups[group].residency != Residency::kByRows) order.push_back(positions[group]);
+  }
+  return order;
+}
+
 StreamingChoice choose(std::span<const GroupFootprint> groups, std::uint64_t room_bytes,
                        const Rates& rates) {
   const std::vector<UsedGroup> used = used_groups(groups);
-  const ChoiceCost cost(used, rates);
+  const ChoiceCost cost(used, rates, order_of(groups, rates.uses));
   StreamingChoice best = StreamingSearch(used, room_bytes, cost).best();
   if (rates.loading == Loading::kAtUse) return best;
   auto keeping = KeptSearch(used, room_bytes, cost).best();
@@ -284,21 +300,6 @@ void place_spares(std::span<const GroupFootprint> groups, std::uint64_t largest_
   }
 }
 
-// The best choice with the plan's residents and arena, none of which stays coded.
-StreamingChoice laid_out_best(std::span<const GroupFootprint> groups, const Rates& rates,
-                              const Plan& plan) {
-  std::uint64_t room_bytes = plan.arena_bytes;
-  std::vector<bool> resident;
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    if (groups[i].residency != Residency::kAny) continue;
-    resident.push_back(plan.groups[i].placement != Placement::kStreamed);
-    if (resident.back()) room_bytes += placed_bytes(groups[i]);
-  }
-  const std::vector<UsedGroup> used = used_groups(groups);
-  const ChoiceCost cost(used, rates);
-  return StreamingSearch(used, room_bytes, cost).with_residents(std::move(resident));
-}
-
 }  // namespace
 
 Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_bytes,
@@ -342,19 +343,22 @@ double plan_cost(std::span<const GroupFootprint> groups, const Rates& rates, con
     if (!choice.resident.back()) choice.layout.offsets.push_back(placed.offset_bytes);
   }
   const std::vector<UsedGroup> used = used_groups(groups);
-  return ChoiceCost(used, rates).of(choice);
-}
-
-double least_cost_of_residents(std::span<const GroupFootprint> groups, const Rates& rates,
-                               const Plan& plan) {
-  const double cost = plan_cost(groups, rates, plan);
-  if (plan.kept_bytes != 0) return cost;
-  return std::min(cost, laid_out_best(groups, rates, plan).cost);
+  return ChoiceCost(used, rates, order_of(groups, rates.uses)).of(choice);
 }
 
 std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFootprint> groups,
                                                          const Rates& rates, const Plan& plan) {
-  const StreamingChoice best = laid_out_best(groups, rates, plan);
+  std::uint64_t room_bytes = plan.arena_bytes;
+  std::vector<bool> resident;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].residency != Residency::kAny) continue;
+    resident.push_back(plan.groups[i].placement != Placement::kStreamed);
+    if (resident.back()) room_bytes += placed_bytes(groups[i]);
+  }
+  const std::vector<UsedGroup> used = used_groups(groups);
+  const ChoiceCost cost(used, rates, order_of(groups, rates.uses));
+  const StreamingChoice best =
+      StreamingSearch(used, room_bytes, cost).with_residents(std::move(resident));
   const ArenaLayout& layout = best.layout;
   if (best.cost > kWorthMoving * plan_cost(groups, rates, plan)) return std::nullopt;
   std::vector<std::uint64_t> result;

@@ -44,11 +44,6 @@ Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_byte
 /// What `plan`, made for `groups`, costs: by what the planner chooses. To be compared alone.
 double plan_cost(std::span<const GroupFootprint> groups, const Rates& rates, const Plan& plan);
 
-/// What it would cost if its streamed groups lay best in its arena for a plain pass: they may lie
-/// as they do for another order.
-double least_cost_of_residents(std::span<const GroupFootprint> groups, const Rates& rates,
-                               const Plan& plan);
-
 /// Where the streamed groups of `plan`, made for `groups`, lie best in an arena of its size: what
 /// make_plan() chooses for the residents that it has. By GroupId, for others what `plan` says.
 /// Nothing where a pass would take hardly less time.

@@ -62,8 +62,9 @@ bool better(const StreamingChoice& a, const StreamingChoice& b);
 /// where what stays coded has none.
 class ChoiceCost {
  public:
-  /// Of choices for these groups, which outlive it.
-  ChoiceCost(std::span<const UsedGroup> groups, const Rates& rates);
+  /// Of choices for these groups, which outlive it. `order` are their positions, one after the
+  /// other as they are used; none for the cycle.
+  ChoiceCost(std::span<const UsedGroup> groups, const Rates& rates, std::vector<std::size_t> order);
 
   double of(const StreamingChoice& choice) const;
   /// The rates, with a compute time that is assumed where none is known.
@@ -71,8 +72,11 @@ class ChoiceCost {
 
  private:
   bool find_disk_reads(std::vector<PassStep>& steps) const;
+  std::vector<PassStep> in_order(std::span<const PassStep> steps,
+                                 std::span<const std::uint64_t> offsets) const;
 
   std::span<const UsedGroup> groups_;
+  std::vector<std::size_t> order_;
   Rates expected_;
   Rates balanced_;
 };

@@ -180,14 +180,13 @@ class Engine {
   /// enqueued work is done.
   std::uint64_t take_back(std::uint64_t spared_bytes);
 
-  /// Arranges groups for what gave way or came back, if a pass gets noticeably shorter by that: by
+  /// Arranges groups for what gave way or came back, if passes get noticeably shorter by that: by
   /// a new plan, until take_back(), or in the arena alone. `headroom_bytes` is what others will
   /// need of the budget beside what they hold now. Between uses; blocks as take_back().
   void adapt(std::uint64_t headroom_bytes);
-  /// Moves groups in the arena for the order in which they were used, if noticeably less waits or
-  /// is loaded by that: backward takes the groups of a block again. Between uses; blocks as
-  /// take_back().
-  void arrange_for_order();
+  /// The same, where the order in which groups were used is no plain cycle, which is what plans are
+  /// made for until then: backward takes the groups of a block again.
+  void adapt_to_order(std::uint64_t headroom_bytes);
 
   /// Takes a lease of a streamed or resident group: work that `stream` is given after this call
   /// sees the group's bytes. Blocks the caller until the load is enqueued (done, where it can

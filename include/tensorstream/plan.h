@@ -92,6 +92,10 @@ struct Rates {
   /// Measured beside an H100: 30 us for a matrix to 90 us for a block of a 7B model
   /// (benchmarks/results/gpu_llama.json, acquire_release_us).
   double lease_seconds = 60e-6;
+  /// The groups one after the other, as passes in a row use them, where that is no plain cycle:
+  /// backward takes those of a block again. Plans are chosen for it, and predicted for a plain
+  /// pass.
+  std::vector<GroupId> uses{};
 };
 
 struct GroupPlacement {

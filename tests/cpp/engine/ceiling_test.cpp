@@ -42,6 +42,7 @@ class CeilingTest : public ::testing::Test {
     }
     EngineOptions options;
     options.piece_bytes = 4096;
+    options.rates.link_bytes_per_second = link_bytes_per_second_;
     options.residents =
         pressure == Pressure::kStrict ? ResidentUse::kSettled : ResidentUse::kLeased;
     budget_ = Budget::create(limit_bytes);
@@ -93,6 +94,7 @@ class CeilingTest : public ::testing::Test {
 
   const FakeCuda fake_;
   std::uint64_t total_bytes_ = 1_GiB;
+  double link_bytes_per_second_ = 5e9;
   TestModel model_ = equal_model(8, 6000);
   ModelSpec spec_ = model_.in_memory();
   std::uint64_t smallest_ = smallest_budget_of(spec_);
@@ -362,6 +364,7 @@ TEST_F(CeilingTest, RoomIsLeftForSmallSegments) {
 
 TEST_F(CeilingTest, GroupsAreArrangedForAnOrderThatWasLearnt) {
   model_ = llama_like_model();
+  link_bytes_per_second_ = 54e6;  // leases would take longer than loads
   spec_ = model_.in_memory();
   open(400_KiB, Pressure::kAdaptive);
   const std::uint64_t moves = engine_->place_moves();

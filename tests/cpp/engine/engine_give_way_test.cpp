@@ -26,6 +26,7 @@ class EngineGiveWay : public ::testing::TestWithParam<Prefetch> {
   std::unique_ptr<Engine> open(const ModelSpec& spec, std::uint64_t limit_bytes) {
     EngineOptions options = with_prefetch(GetParam());
     options.residents = ResidentUse::kLeased;
+    options.rates.link_bytes_per_second = link_bytes_per_second_;
     budget_ = Budget::create(limit_bytes);
     return std::make_unique<Engine>(*device_, budget_, spec, options);
   }
@@ -52,6 +53,7 @@ class EngineGiveWay : public ::testing::TestWithParam<Prefetch> {
 
   const std::unique_ptr<Device> device_ = checking_device();
   std::shared_ptr<Budget> budget_;
+  double link_bytes_per_second_ = 5e9;
 };
 
 TEST_P(EngineGiveWay, LeasedResidentsAreRightAndLoadedOnce) {
@@ -160,6 +162,7 @@ TEST_P(EngineGiveWay, TheOrderIsKnownStillWhereGroupsFindOtherPlaces) {
 // Places in which what follows each other in a forward shares no bytes, and a block's parts do.
 TEST_P(EngineGiveWay, BackwardFindsABlockThatWasComputedAgain) {
   const TestModel model = llama_like_model();
+  link_bytes_per_second_ = 54e6;  // leases would take longer than loads
   const ModelSpec spec = model.in_memory();
   const auto engine = open(spec, 400_KiB);
   Computation computation(*engine, model);
@@ -173,7 +176,7 @@ TEST_P(EngineGiveWay, BackwardFindsABlockThatWasComputedAgain) {
   for (int i = 0; i < 3; ++i) loads_of_step();
   const std::uint64_t before = loads_of_step();
   const std::uint64_t moves = engine->place_moves();
-  engine->arrange_for_order();
+  engine->adapt_to_order(0);
   loads_of_step();
   const std::uint64_t after = loads_of_step();
   EXPECT_EQ(computation.wrong(), 0U);
