@@ -22,7 +22,8 @@ def describe(device: str) -> str:
     name = torch.cuda.get_device_name(torch.device(device))
     return (
         f"on one {name}, on which kernels were told to be deterministic:\nin a budget that has half of the "
-        "weights' bytes streamed, or all where torch needs the room, in checking mode"
+        "weights' bytes streamed, or all where torch needs the room or the forward uses none of that half,\n"
+        "in checking mode"
     )
 
 
@@ -48,13 +49,19 @@ def moved(value: Any, device: str) -> Any:
     return value
 
 
-def offload(model: nn.Module, device: str) -> None:
-    """Offloads a model that is on the CPU so that much of it is streamed, in checking mode."""
+def offload(model: nn.Module, device: str, smallest: bool = False) -> None:
+    """Offloads a model that is on the CPU so that much of it is streamed, in checking mode.
+
+    On a GPU in the smallest budget only where that is asked for.
+    """
     if device == "cpu":
-        smallest = ts.estimate_memory(model).smallest_budget_bytes
-        ts.offload(model, ram_budget=smallest, self_check=True)
+        budget = ts.estimate_memory(model).smallest_budget_bytes
+        ts.offload(model, ram_budget=budget, self_check=True)
         return
-    budget = budget_of_half(model, device)
+    if smallest:
+        budget = ts.plan(model, device=device, vram_budget="50%").smallest_budget_bytes
+    else:
+        budget = budget_of_half(model, device)
     ts.offload(model, device=device, vram_budget=budget, pressure=_GPU_PRESSURE, self_check=True)
 
 
