@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from cuda_runs.accelerator import Accelerator, link_rate, open_accelerator
+from cuda_runs.accelerator import Accelerator
 from cuda_runs.budgets import budget_bytes
 from cuda_runs.comparison import Ways, row_named
-from cuda_runs.driver import Plan, add_device_options, add_driver_options, drive
+from cuda_runs.driver import Plan, add_device_options, add_driver_options, drive, run_process
 from cuda_runs.flux_model import (
     TINY_FLUX,
     FluxShape,
@@ -33,7 +32,7 @@ from cuda_runs.flux_model import (
 from cuda_runs.llama_model import weights_bytes
 from cuda_runs.llama_passes import spread
 from cuda_runs.memory_watch import MemoryWatch
-from cuda_runs.offloaders import OFFLOADERS, has_diffusers, silence_libraries
+from cuda_runs.offloaders import OFFLOADERS, has_diffusers
 from cuda_runs.targets import diffusion_targets
 
 WAYS = ("native", "tensorstream", "diffusers-leaf")
@@ -186,18 +185,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
 def main(arguments: list[str]) -> int:
     """Runs a subcommand."""
     options = parse(arguments)
-    if options.command == "link":
-        print(json.dumps(link_rate(open_accelerator(options.device))))
-        return 0
-    if not has_diffusers():
-        print(WHY_NOT)
-        if getattr(options, "output", None):
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps({"skipped": WHY_NOT}) + "\n")
-        return 0
-    if options.command != "measure":
-        silence_libraries()
-        print(json.dumps(measure_way(options, open_accelerator(options.device)), default=str))
+    if run_process(options, measure_way, None if has_diffusers() else WHY_NOT):
         return 0
     sheet = {
         "question": "what streaming a Flux transformer from host RAM to one GPU costs",

@@ -14,7 +14,6 @@ import argparse
 import gc
 import hashlib
 import importlib.util
-import json
 import os
 import sys
 import time
@@ -24,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cuda_runs.accelerator import Accelerator, link_rate, open_accelerator
+from cuda_runs.accelerator import Accelerator
 from cuda_runs.budgets import budget_bytes
 from cuda_runs.comparison import Ways, row_named
-from cuda_runs.driver import Plan, add_device_options, add_driver_options, drive
+from cuda_runs.driver import Plan, add_device_options, add_driver_options, drive, run_process
 from cuda_runs.llama_model import (
     LLAMA_7B,
     TINY,
@@ -39,7 +38,7 @@ from cuda_runs.llama_model import (
 )
 from cuda_runs.llama_passes import prompt_tokens, spread
 from cuda_runs.memory_watch import MemoryWatch
-from cuda_runs.offloaders import OFFLOADERS, silence_libraries
+from cuda_runs.offloaders import OFFLOADERS
 from cuda_runs.targets import lora_targets
 
 WAYS = ("native", "tensorstream", "tensorstream-coded")
@@ -214,15 +213,9 @@ def make_plan(options: argparse.Namespace) -> Plan:
 def main(arguments: list[str]) -> int:
     """Runs a subcommand."""
     options = parse(arguments)
-    if options.command == "link":
-        print(json.dumps(link_rate(open_accelerator(options.device))))
-        return 0
-    if importlib.util.find_spec("peft") is None:
-        print(WHY_NOT)
-        return 0
-    if options.command != "measure":
-        silence_libraries()
-        print(json.dumps(measure_way(options, open_accelerator(options.device)), default=str))
+    if run_process(
+        options, measure_way, WHY_NOT if importlib.util.find_spec("peft") is None else None
+    ):
         return 0
     sheet = {
         "question": "what a step of LoRA costs whose frozen weights are streamed to one GPU",

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cuda_runs.accelerator import Accelerator, link_rate, open_accelerator
 from cuda_runs.comparison import Ways
 from cuda_runs.machine_sheet import machine_sheet
+from cuda_runs.offloaders import silence_libraries
 from cuda_runs.processes import Deadline, run_json
 from cuda_runs.result import LOWEST_LINK_BYTES_PER_SECOND, assemble, faults, table
 
@@ -42,6 +44,32 @@ def add_driver_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="tiny shapes: shows that the benchmark runs"
     )
+
+
+def run_process(
+    options: argparse.Namespace,
+    measure_way: Callable[[argparse.Namespace, Accelerator], dict[str, Any]],
+    why_not: str | None,
+) -> bool:
+    """Runs a subcommand that is a process; False where it is the driver's, which is left to do.
+
+    Where there is a reason why nothing can be measured, it is said and written instead.
+    """
+    if options.command == "link":
+        print(json.dumps(link_rate(open_accelerator(options.device))))
+        return True
+    if why_not is not None:
+        print(why_not)
+        output = getattr(options, "output", None)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps({"skipped": why_not}) + "\n")
+        return True
+    if options.command == "measure":
+        return False
+    silence_libraries()
+    print(json.dumps(measure_way(options, open_accelerator(options.device)), default=str))
+    return True
 
 
 def chosen(plan: Plan, wanted: str | None) -> Plan:
