@@ -19,6 +19,7 @@ constexpr std::uint64_t kForSmallBytes = 16_MiB;
 constexpr std::uint64_t kForSmallShare = 64;  // of the budget, at most
 // As expected, after which an order that surprises is a new one.
 constexpr std::uint64_t kForwardsToForget = 16;
+constexpr std::uint64_t kMostDoublings = 10;
 
 }  // namespace
 
@@ -133,7 +134,7 @@ std::byte* Ceiling::allocate(std::uint64_t size_bytes) noexcept {
     {
       const MutexLock lock(mutex_);
       const bool again = withdraw_refusal_of(size_bytes);
-      segment = take(size_bytes, again || size_bytes <= kSmallSegmentBytes ? 0 : for_small_bytes_);
+      segment = take(size_bytes, again ? 0 : left_for_small(size_bytes));
       warning.swap(warning_);
     }
     if (!warning.empty()) log(LogLevel::kWarning, warning);  // which may wait for the interpreter
@@ -183,6 +184,8 @@ std::optional<Reservation> Ceiling::reserve(std::uint64_t size_bytes, std::uint6
     room = try_reserve();
   }
   if (room) return room;
+  if (options_.pressure == Pressure::kLenient) room = budget_->try_reserve(size_bytes);
+  if (room) return room;
   if (options_.pressure == Pressure::kLenient && device_->free_bytes() >= size_bytes) {
     if (!std::exchange(said_beyond_, true)) {
       warning_ = "pressure='lenient': torch takes " + format_size(size_bytes) +
@@ -212,7 +215,7 @@ void Ceiling::refuse(std::uint64_t size_bytes, std::uint64_t left_bytes, const s
     last_refused_->releases = releases_;
     torch_bytes = counts_.torch_bytes;
   }
-  needed_by_torch_bytes_ = std::max(needed_by_torch_bytes_, torch_bytes + size_bytes);
+  needed_by_torch_bytes_ = std::max(needed_by_torch_bytes_, torch_bytes + size_bytes + left_bytes);
   if (refusal_) return;
   const std::uint64_t used = budget_->used_bytes();
   const std::uint64_t needed = checked_add(used, size_bytes + left_bytes).value_or(used);
@@ -244,7 +247,15 @@ bool Ceiling::withdraw_refusal_of(std::uint64_t size_bytes) {
 
 void Ceiling::keep_for_small_segments() {
   const MutexLock lock(mutex_);
-  for_small_bytes_ = std::min(kForSmallBytes, budget_->limit_bytes() / kForSmallShare);
+  keeps_for_small_ = true;
+}
+
+// Nothing where torch has no large blocks that it could give back for the request.
+std::uint64_t Ceiling::left_for_small(std::uint64_t size_bytes) const {
+  if (!keeps_for_small_ || size_bytes <= kSmallSegmentBytes) return 0;
+  const MutexLock lock(counts_mutex_);
+  if (large_bytes_ < size_bytes) return 0;
+  return std::min(kForSmallBytes, budget_->limit_bytes() / kForSmallShare);
 }
 
 std::optional<Refusal> Ceiling::take_refusal() {
@@ -259,28 +270,21 @@ bool Ceiling::forward_ended() {
   if (engine_ == nullptr) return false;
   const Statistics engine = engine_->counters();
   const std::uint64_t refusals = statistics().refusals;
+  const bool refused = std::exchange(refusals_, refusals) != refusals;
+  const bool gave_way = std::exchange(gave_way_, engine.gave_way) != engine.gave_way;
   const ReturnPolicy::Step step =
-      policy_.forward_ended({.pressed = engine.gave_way != gave_way_ || refusals != refusals_,
+      policy_.forward_ended({.pressed = gave_way || refused,
                              .away = engine.given_way_bytes != 0 || engine.made_room_bytes != 0});
-  if (refusals != refusals_ && options_.pressure != Pressure::kStrict) {
-    // The same forward fits next time, if a smaller arena can make it fit.
-    const std::uint64_t has_bytes = std::min(needed_by_torch_bytes_, statistics().torch_bytes);
-    const std::uint64_t wanted = needed_by_torch_bytes_ - has_bytes;
-    // A forward that ended early had more to ask for.
-    const bool made = engine_->make_room(wanted + spared_bytes(budget_->limit_bytes()));
-    if (!made) static_cast<void>(engine_->make_room(wanted));
-  }
   const std::uint64_t headroom_bytes = take_headroom();
-  const bool moved = engine.gave_way != gave_way_ && refusals == refusals_;
   const bool order_is_new = is_order_new(engine.surprises);
-  if (moved) {
+  if (refused) {
+    make_room_for_refused();
+  } else if (gave_way) {
     engine_->adapt(headroom_bytes);
   } else if (order_is_new) {
-    engine_->adapt_to_order(headroom_bytes);
+    engine_->adapt_to_order();
   }
   needed_by_torch_bytes_ = 0;
-  gave_way_ = engine.gave_way;
-  refusals_ = refusals;
   if (step == ReturnPolicy::Step::kReturn) {
     // Those that a plan gave a place come back to less than it spared: what torch keeps is never
     // just what it was.
@@ -293,6 +297,16 @@ bool Ceiling::forward_ended() {
   return step == ReturnPolicy::Step::kTrim;
 }
 
+// The same forward fits next time, if a smaller arena can make it fit.
+void Ceiling::make_room_for_refused() {
+  if (options_.pressure == Pressure::kStrict) return;
+  const std::uint64_t has_bytes = std::min(needed_by_torch_bytes_, statistics().torch_bytes);
+  const std::uint64_t wanted = needed_by_torch_bytes_ - has_bytes;
+  // A forward that ended early had more to ask for.
+  const bool made = engine_->make_room(wanted + spared_bytes(budget_->limit_bytes()));
+  if (!made) static_cast<void>(engine_->make_room(wanted));
+}
+
 CeilingStatistics Ceiling::statistics() const {
   const MutexLock lock(counts_mutex_);
   return counts_;
@@ -303,19 +317,25 @@ void Ceiling::detach() {
   engine_ = nullptr;
 }
 
-// Of a model whose order is another each time, less and less often.
+// The first two times at once: what follows a pass shows in the second. Of a model whose order is
+// another each time, less and less often.
 bool Ceiling::is_order_new(std::uint64_t surprises) {
-  if (std::exchange(surprises_, surprises) == surprises) {
-    if (++as_expected_ == kForwardsToForget) surprising_ = 0;
-    return false;
-  }
-  as_expected_ = 0;
-  return is_power_of_two(++surprising_);
+  const bool surprised = std::exchange(surprises_, surprises) != surprises;
+  as_expected_ = surprised ? 0 : as_expected_ + 1;
+  if (surprised) order_pending_ = true;
+  if (as_expected_ == kForwardsToForget) arrangements_ = 0;
+  const std::uint64_t wait = arrangements_ < 2 ? 1 : std::uint64_t{1} << (arrangements_ - 1);
+  if (!order_pending_ || ++since_arranged_ < wait) return false;
+  order_pending_ = surprised;  // it is being learnt still
+  since_arranged_ = 0;
+  arrangements_ = std::min(arrangements_ + 1, kMostDoublings);
+  return true;
 }
 
 void Ceiling::note_given(std::uint64_t size_bytes) {
   const MutexLock lock(counts_mutex_);
   counts_.torch_bytes += size_bytes;
+  if (size_bytes > kSmallSegmentBytes) large_bytes_ += size_bytes;
   counts_.peak_torch_bytes = std::max(counts_.peak_torch_bytes, counts_.torch_bytes);
   highest_bytes_ = std::max(highest_bytes_, counts_.torch_bytes);  // guard: room-for-the-peak
 }
@@ -329,6 +349,7 @@ std::uint64_t Ceiling::take_headroom() {
 void Ceiling::note_released(std::uint64_t size_bytes) noexcept {
   const MutexLock lock(counts_mutex_);
   counts_.torch_bytes -= size_bytes;
+  if (size_bytes > kSmallSegmentBytes) large_bytes_ -= size_bytes;
   ++releases_;
 }
 

@@ -65,7 +65,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   /// work of the device. Never throws.
   std::byte* allocate(std::uint64_t size_bytes) noexcept;
   /// From here on torch splits no large block: it gives free ones back for another of them, but not
-  /// for a small segment, for which so much is left free.
+  /// for a small segment, for which some is left free.
   void keep_for_small_segments();
   /// Why the first request was refused since this was asked.
   std::optional<Refusal> take_refusal();
@@ -102,9 +102,12 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   void refuse(std::uint64_t size_bytes, std::uint64_t left_bytes, const std::string& why)
       TS_REQUIRES(mutex_);
   bool withdraw_refusal_of(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
+  std::uint64_t left_for_small(std::uint64_t size_bytes) const TS_REQUIRES(mutex_);
+  void make_room_for_refused() TS_REQUIRES(mutex_);
   void note_given(std::uint64_t size_bytes);
   void note_released(std::uint64_t size_bytes) noexcept;
-  /// What torch held at its most in a forward that is over, beyond what it holds now.
+  /// What torch held at its most after a request in a forward that is over, beyond what it holds
+  /// now.
   std::uint64_t take_headroom();
   /// Whether a forward that is over learnt an order for which groups are to be arranged now.
   bool is_order_new(std::uint64_t surprises) TS_REQUIRES(mutex_);
@@ -122,11 +125,13 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   std::uint64_t gave_way_ TS_GUARDED_BY(mutex_) = 0;     // of the engine, when a forward last ended
   std::uint64_t refusals_ TS_GUARDED_BY(mutex_) = 0;     // likewise
   std::uint64_t surprises_ TS_GUARDED_BY(mutex_) = 0;    // of the engine, likewise
-  std::uint64_t surprising_ TS_GUARDED_BY(mutex_) = 0;   // forwards with some
-  std::uint64_t as_expected_ TS_GUARDED_BY(mutex_) = 0;  // since then, in a row
+  std::uint64_t as_expected_ TS_GUARDED_BY(mutex_) = 0;  // forwards without, in a row
+  bool order_pending_ TS_GUARDED_BY(mutex_) = false;     // groups are to be arranged for it
+  std::uint64_t arrangements_ TS_GUARDED_BY(mutex_) = 0;           // for orders that came in a row
+  std::uint64_t since_arranged_ TS_GUARDED_BY(mutex_) = 0;         // forwards
   std::uint64_t needed_by_torch_bytes_ TS_GUARDED_BY(mutex_) = 0;  // the largest since
   std::optional<LastRefused> last_refused_ TS_GUARDED_BY(mutex_);
-  std::uint64_t for_small_bytes_ TS_GUARDED_BY(mutex_) = 0;
+  bool keeps_for_small_ TS_GUARDED_BY(mutex_) = false;
   bool said_beyond_ TS_GUARDED_BY(mutex_) = false;
   std::string warning_ TS_GUARDED_BY(mutex_);  // to be said without the lock
 
@@ -134,6 +139,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   mutable Mutex counts_mutex_;
   CeilingStatistics counts_ TS_GUARDED_BY(counts_mutex_);
   std::uint64_t releases_ TS_GUARDED_BY(counts_mutex_) = 0;
+  std::uint64_t large_bytes_ TS_GUARDED_BY(counts_mutex_) = 0;    // of segments that are not small
   std::uint64_t highest_bytes_ TS_GUARDED_BY(counts_mutex_) = 0;  // since a forward last ended
   std::vector<std::shared_ptr<Entry>> entries_ TS_GUARDED_BY(counts_mutex_);  // with their threads
 };

@@ -93,25 +93,17 @@ std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
 
 void Engine::adapt(std::uint64_t headroom_bytes) {
   State& state = *state_;
-  const Plan now = state.plan_as_it_is();
-  if (now.arena_bytes == 0) return;
-  try {
-    state.plan_for_pressure(now, headroom_bytes);
-  } catch (const BudgetError&) {  // none fits beside what others hold
-  } catch (const LeaseError&) {   // after another forward, then
-    return;
-  }
-  const Plan then = state.plan_as_it_is();
-  // Groups that stay coded are decoded into a part of the arena of their own.
-  if (std::ranges::count(then.groups, Placement::kResidentCoded, &GroupPlacement::placement) != 0) {
-    return;
-  }
-  const auto offsets = better_offsets(state.footprints_now(), state.rates_for_order(), then);
-  if (offsets) state.loader->move_in_arena(*offsets);
+  const std::uint64_t limit_bytes = state.pool.budget().limit_bytes();
+  // What is allocated in the next forward is never just what it was.
+  const std::uint64_t room_bytes = headroom_bytes + spared_bytes(limit_bytes) / 8;
+  state.arrange_anew([&] { return state.plan_for(limit_bytes, room_bytes); }, room_bytes);
 }
 
-void Engine::adapt_to_order(std::uint64_t headroom_bytes) {
-  if (!state_->rates_for_order().uses.empty()) adapt(headroom_bytes);
+void Engine::adapt_to_order() {
+  State& state = *state_;
+  const bool was_planned_for_one = state.planned_for_order.exchange(false);
+  if (state.rates_for_arena().uses.empty() && !was_planned_for_one) return;
+  state.arrange_anew([&] { return state.plan_within_bytes(); }, state.room_bytes());
 }
 
 bool Engine::acquire(GroupId group, Stream& stream) {

@@ -85,9 +85,6 @@ std::vector<GroupLayout> lay_out_all(const Device& device, const std::vector<Gro
   return layouts;
 }
 
-// The share of its cost that a new plan leaves where the residents that it exchanges are worth
-// loading again.
-constexpr double kWorthPlanning = 0.95;
 // What else a forward may take of a budget where all weights fit, before they have to give way.
 constexpr std::uint64_t kRoomForActivations = 4_GiB;
 constexpr std::uint64_t kLargestReserve = 1_GiB;
@@ -188,18 +185,13 @@ std::uint64_t Engine::State::home_room() const {
 
 Rates Engine::State::rates_now() const {
   Rates rates = options.rates;
+  rates.uses.clear();
   rates.loading = loading_of(resolve_prefetch(options.prefetch, compute_place(device)));
   rates.disk_ahead_bytes = staging_bytes();
   rates.home_bytes = home_room();
   const ComputePlace place = compute_place(device);
   if (place == ComputePlace::kHost) rates.lease_seconds = 0;
   if (rates.host_seconds == 0) rates.host_seconds = usual_host_seconds(sources.tensors(), place);
-  return rates;
-}
-
-Rates Engine::State::rates_for_order() const {
-  Rates rates = rates_now();
-  if (loader && rates.loading == Loading::kAhead) rates.uses = loader->uses_beside_cycle();
   return rates;
 }
 
@@ -284,33 +276,9 @@ Plan Engine::State::plan_beside(std::uint64_t ring_bytes_then,
       bytes_for_groups(limit_bytes, {fixed.size_bytes(), ring_bytes_then, others}, sizes);
   const std::uint64_t smallest = smallest_budget_bytes(sizes);
   const std::uint64_t spare = most > smallest ? most - smallest : 0;
-  Plan made = make_plan(sizes, most - std::min(room_bytes, spare), rates_for_order());
+  Plan made = make_plan(sizes, most - std::min(room_bytes, spare), rates_for_plans());
   made.ring_bytes = ring_bytes_then;
   return made;
-}
-
-Plan Engine::State::plan_as_it_is() const {
-  Plan now = current_plan();
-  now.arena_bytes = loader->arena_bytes();
-  for (GroupId group = 0; group < groups.size(); ++group) {
-    const bool shares = loader->where(group) == Where::kArena;
-    const Placement coded =
-        loader->keeps_frames(group) ? Placement::kResidentCoded : Placement::kStreamed;
-    now.groups[group].placement = shares ? coded : Placement::kResident;
-    now.groups[group].offset_bytes = loader->arena_offset(group);
-  }
-  return now;
-}
-
-void Engine::State::plan_for_pressure(const Plan& now, std::uint64_t headroom_bytes) {
-  const std::uint64_t limit_bytes = pool.budget().limit_bytes();
-  const std::vector<GroupFootprint> sizes = footprints_now();
-  const Rates rates = rates_for_order();
-  // What is allocated in the next forward is never just what it was.
-  const std::uint64_t room_bytes = headroom_bytes + spared_bytes(limit_bytes) / 8;
-  const Plan better = plan_for(limit_bytes, room_bytes);
-  if (plan_cost(sizes, rates, better) > kWorthPlanning * plan_cost(sizes, rates, now)) return;
-  static_cast<void>(try_follow(better, room_bytes, Why::kPressure));
 }
 
 void Engine::State::predict_anew() {
@@ -334,29 +302,6 @@ std::vector<bool> Engine::State::settled_by(const Plan& wanted, std::uint64_t li
     result.push_back(!may_go && wanted.groups[group].placement == Placement::kResident);
   }
   return result;
-}
-
-void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes,
-                           Why why) {
-  {
-    const MutexLock lock(mutex);
-    plan = wanted;
-    host_time.forget();
-    made_room_bytes = room_bytes;
-    if (why == Why::kBudget) unpressed_resident_bytes = wanted.resident_bytes + wanted.kept_bytes;
-  }
-  loader->arrange(wanted, use_of_residents(wanted, limit_bytes));
-}
-
-bool Engine::State::try_follow(const Plan& wanted, std::uint64_t room_bytes, Why why) {
-  loader->check_unleased();
-  const std::uint64_t limit_bytes = pool.budget().limit_bytes();
-  const std::vector<bool> settles = settled_by(wanted, limit_bytes);
-  for (GroupId group = 0; group < groups.size(); ++group) {
-    if (settles[group] != loader->settled(group)) return false;
-  }
-  follow(wanted, limit_bytes, room_bytes, why);
-  return true;
 }
 
 void Engine::State::follow_limit(std::uint64_t limit_bytes) {

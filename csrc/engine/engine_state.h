@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -62,16 +64,21 @@ class Engine::State {
   /// The plan that the groups' places now are.
   Plan plan_as_it_is() const;
 
-  /// Follows a plan for what others leave of the budget now, less `headroom_bytes` that they will
-  /// need, where it is noticeably better than what is. Raises BudgetError and LeaseError, and
-  /// changes nothing then.
-  void plan_for_pressure(const Plan& now, std::uint64_t headroom_bytes);
+  /// A plan for the bytes that the last one was made for, or that groups hold where some gave way
+  /// since.
+  Plan plan_within_bytes() const;
+
+  /// Follows a plan where it is noticeably better than what is, and moves groups in the arena where
+  /// that is. Not while a group is leased.
+  void arrange_anew(const std::function<Plan()>& make, std::uint64_t room_bytes);
 
   /// What the model of time goes by now: homes take host memory. What the host takes is what is
   /// usual, so that the same budget gives the same plan.
   Rates rates_now() const;
-  /// The same, and the order in which groups are used where that is no plain cycle.
-  Rates rates_for_order() const;
+  /// The same, and the order in which groups are used where that is no plain cycle: of those that
+  /// may be moved now, and for plans where these are all that a plan may move.
+  Rates rates_for_arena() const;
+  Rates rates_for_plans() const;
 
   /// Predicts a pass by what homes turned out to take.
   void predict_anew();
@@ -146,8 +153,9 @@ class Engine::State {
   std::vector<bool> in_files;              // by GroupId: without a home, loads read files
   const std::shared_ptr<Budget> ram;       // shared with homes, the ring for staging, other engines
   CompressionChoice compression;
-  std::uint64_t encoding_bytes = 0;     // of host memory, while a home is encoded
-  std::uint64_t batch_piece_bytes = 0;  // of weights in a batch, at most
+  mutable std::atomic<bool> planned_for_order{false};  // some plan may have been
+  std::uint64_t encoding_bytes = 0;                    // of host memory, while a home is encoded
+  std::uint64_t batch_piece_bytes = 0;                 // of weights in a batch, at most
   mutable Mutex mutex;
   // Before the loader: no load is the last to go.
   HomeTable homes;

@@ -176,6 +176,10 @@ std::vector<std::size_t> order_of(std::span<const GroupFootprint> groups,
   }
   std::vector<std::size_t> order;
   for (const GroupId group : uses) {
+    if (group >= groups.size()) {
+      throw ConfigError("Rates::uses names group " + std::to_string(group) + " of " +
+                        std::to_string(groups.size()));
+    }
     if (groups[group].residency != Residency::kByRows) order.push_back(positions[group]);
   }
   return order;

@@ -146,8 +146,8 @@ class Orchestrator:
             return
         if self._awaits_backward:
             self._end_forward(pool)
-        if not pool.keeps_whole and torch.is_grad_enabled() and self._is_in_training():
-            pool.keep_whole()
+        if not pool.trains and torch.is_grad_enabled() and self._is_in_training():
+            pool.prepare_training()
         pool.enter()
 
     def ended(self, output: Any) -> None:

@@ -235,7 +235,7 @@ class TorchPool:
         self._enter_backward = uncompiled(functools.partial(_enter_backward, weakref.ref(self)))
         self._trimmed = False
         self._refused = False
-        self.keeps_whole = False
+        self.trains = False
         self._changes = 0  # of splitting, when the pool was made
         # The pool, or nothing where torch has none. The finalizer retires it, and holds no more.
         self._pools: list[Any] = []
@@ -304,13 +304,17 @@ class TorchPool:
             use.close()
             raise
 
+    def prepare_training(self) -> None:
+        """As keep_whole(); leaves room for what torch gives nothing back for. Between forwards."""
+        self.trains = True
+        self._ceiling.keep_for_small_segments()
+        self.keep_whole()
+
     def keep_whole(self) -> None:
         """Has torch split no large block, and give those back that are free where it needs others.
 
         To be called between forwards. Training takes tensors of many sizes, the largest once a step.
         """
-        self.keeps_whole = True
-        self._ceiling.keep_for_small_segments()
         try:
             _scopes.release_free(self._memory)  # what torch splits so is never given back
             _Splitting.changes += self._memory.keep_large_blocks_whole()

@@ -172,7 +172,9 @@ def test_room_is_left_for_small_segments_where_blocks_stay_whole(memory: FakeTor
     ceiling: Any = SimpleNamespace(keep_for_small_segments=lambda: asked.append(True))
     pool = TorchPool(ceiling, 0, memory, (1, 1))
     assert asked == []
-    pool.keep_whole()
+    pool.keep_whole()  # of a forward that was refused
+    assert asked == []
+    pool.prepare_training()
     assert asked == [True]
     assert memory.keeps_whole
 

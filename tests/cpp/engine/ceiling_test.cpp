@@ -43,6 +43,7 @@ class CeilingTest : public ::testing::Test {
     EngineOptions options;
     options.piece_bytes = 4096;
     options.rates.link_bytes_per_second = link_bytes_per_second_;
+    options.reserved_share = reserved_share_;
     options.residents =
         pressure == Pressure::kStrict ? ResidentUse::kSettled : ResidentUse::kLeased;
     budget_ = Budget::create(limit_bytes);
@@ -95,6 +96,7 @@ class CeilingTest : public ::testing::Test {
   const FakeCuda fake_;
   std::uint64_t total_bytes_ = 1_GiB;
   double link_bytes_per_second_ = 5e9;
+  double reserved_share_ = 0;
   TestModel model_ = equal_model(8, 6000);
   ModelSpec spec_ = model_.in_memory();
   std::uint64_t smallest_ = smallest_budget_of(spec_);
@@ -342,7 +344,11 @@ TEST_F(CeilingTest, RoomIsLeftForSmallSegments) {
   const std::uint64_t limit = everything_of(spec_) + 160_MiB;
   open(limit, Pressure::kAdaptive);
   ceiling_->keep_for_small_segments();
-  void* const data = alloc(20_MiB);
+  const std::uint64_t most_of_it = budget_->free_bytes();
+  void* data = alloc(most_of_it);
+  ASSERT_NE(data, nullptr) << "there is nothing that torch could give back";
+  free(data);
+  data = alloc(90_MiB);
   const std::uint64_t all = budget_->free_bytes();
   EXPECT_EQ(alloc(all), nullptr);
   free(data);
@@ -350,10 +356,12 @@ TEST_F(CeilingTest, RoomIsLeftForSmallSegments) {
   ASSERT_NE(again, nullptr) << "after what torch had free";
   EXPECT_FALSE(ceiling_->take_refusal());
   free(again);
+  data = alloc(90_MiB);
   EXPECT_EQ(alloc(budget_->free_bytes()), nullptr);
   const auto refusal = ceiling_->take_refusal();
   ASSERT_TRUE(refusal);
   EXPECT_GT(refusal->needed_bytes, limit);
+  free(data);
   void* const most = alloc(budget_->free_bytes() - limit / 64);
   ASSERT_NE(most, nullptr);
   void* const small = alloc(2_MiB);
@@ -376,6 +384,57 @@ TEST_F(CeilingTest, GroupsAreArrangedForAnOrderThatWasLearnt) {
   }
   EXPECT_GT(engine_->place_moves(), moves);
   for (const GroupId group : llama_like_step()) use(group);
+}
+
+TEST_F(CeilingTest, PlansForTrainingTakeNoMoreThanThePlanBefore) {
+  model_ = llama_like_model();
+  spec_ = model_.in_memory();
+  link_bytes_per_second_ = 54e6;
+  reserved_share_ = 0.125;
+  open(900_KiB, Pressure::kAdaptive);
+  const Plan before = engine_->plan();
+  EXPECT_LE(before.budget_bytes, 900_KiB / 8 * 7);
+  for (int step = 0; step < 6; ++step) {
+    for (const GroupId group : llama_like_step()) use(group);
+    EXPECT_FALSE(ceiling_->forward_ended());
+    EXPECT_LE(engine_->statistics().held_bytes, before.budget_bytes) << "what torch may have";
+  }
+  EXPECT_GT(engine_->plan().arena_bytes, before.arena_bytes);
+}
+
+TEST_F(CeilingTest, PlansForTrainingGoWithIt) {
+  model_ = llama_like_model();
+  spec_ = model_.in_memory();
+  link_bytes_per_second_ = 54e6;
+  open(900_KiB, Pressure::kAdaptive);
+  const Plan before = engine_->plan();
+  for (int step = 0; step < 6; ++step) {
+    for (const GroupId group : llama_like_step()) use(group);
+    EXPECT_FALSE(ceiling_->forward_ended());
+  }
+  EXPECT_GT(engine_->plan().streamed_bytes, before.streamed_bytes) << "an arena for a block";
+  for (int forward = 0; forward < 24; ++forward) {
+    pass();
+    EXPECT_FALSE(ceiling_->forward_ended());
+  }
+  EXPECT_EQ(engine_->plan().streamed_bytes, before.streamed_bytes);
+}
+
+TEST_F(CeilingTest, ARefusedRequestIsMadeRoomForWhateverTheOrder) {
+  model_ = llama_like_model();
+  spec_ = model_.in_memory();
+  link_bytes_per_second_ = 54e6;
+  open(900_KiB, Pressure::kAdaptive);
+  int refused = 0;
+  for (int step = 0; step < 8; ++step) {
+    for (const GroupId group : llama_like_step()) use(group);
+    void* const data = alloc(630_KiB);
+    if (data == nullptr) ++refused;
+    if (data != nullptr) free(data);
+    static_cast<void>(ceiling_->take_refusal());
+    static_cast<void>(ceiling_->forward_ended());
+  }
+  EXPECT_LE(refused, 1);
 }
 
 TEST_F(CeilingTest, ResidentsComeBackWhenThePressureIsOver) {

@@ -196,6 +196,12 @@ class TestModel {
 };
 
 /// A model of `count` groups, each of one tensor of `size_bytes`.
+inline TestModel equal_model(std::size_t count, std::uint64_t size_bytes, std::uint64_t seed = 1) {
+  TestModel model(seed);
+  for (std::size_t i = 0; i < count; ++i) model.add_group({size_bytes});
+  return model;
+}
+
 /// Blocks cut in four, a thousandth of Llama's 7B shape, and a head.
 inline TestModel llama_like_model() {
   TestModel model;
@@ -215,12 +221,6 @@ inline std::vector<GroupId> llama_like_step() {
     for (const GroupId part : {0, 1, 2, 3, 2, 1, 0}) uses.push_back(4 * block + part);
   }
   return uses;
-}
-
-inline TestModel equal_model(std::size_t count, std::uint64_t size_bytes, std::uint64_t seed = 1) {
-  TestModel model(seed);
-  for (std::size_t i = 0; i < count; ++i) model.add_group({size_bytes});
-  return model;
 }
 
 /// A model of `count` groups of one to four tensors of unlike odd sizes.

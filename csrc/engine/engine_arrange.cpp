@@ -1,0 +1,111 @@
+// How an engine's groups find other places between uses: the plans for it, and following them.
+#include <algorithm>
+#include <functional>
+#include <unordered_set>
+#include <vector>
+
+#include "engine/engine_state.h"
+#include "scheduler/planner.h"
+#include "tensorstream/error.h"
+
+namespace tensorstream {
+namespace {
+
+// The share of its cost that a new plan leaves where the residents that it exchanges are worth
+// loading again.
+constexpr double kWorthPlanning = 0.95;
+
+}  // namespace
+
+Rates Engine::State::rates_for_arena() const {
+  Rates rates = rates_now();
+  if (loader && rates.loading == Loading::kAhead) rates.uses = loader->uses_beside_cycle();
+  if (!rates.uses.empty()) planned_for_order = true;
+  return rates;
+}
+
+Rates Engine::State::rates_for_plans() const {
+  Rates rates = rates_for_arena();
+  const std::unordered_set<GroupId> used(rates.uses.begin(), rates.uses.end());
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    const bool may_move =
+        groups[group].residency == Residency::kAny && layouts[group].size_bytes != 0;
+    if (may_move && !used.contains(group)) rates.uses.clear();
+  }
+  return rates;
+}
+
+Plan Engine::State::plan_as_it_is() const {
+  Plan now = current_plan();
+  now.arena_bytes = loader->arena_bytes();
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    const bool shares = loader->where(group) == Where::kArena;
+    const Placement coded =
+        loader->keeps_frames(group) ? Placement::kResidentCoded : Placement::kStreamed;
+    now.groups[group].placement = shares ? coded : Placement::kResident;
+    now.groups[group].offset_bytes = loader->arena_offset(group);
+  }
+  return now;
+}
+
+Plan Engine::State::plan_within_bytes() const {
+  const Plan followed = current_plan();
+  const Plan now = plan_as_it_is();
+  const auto is_streamed = [](const GroupPlacement& group) {
+    return group.placement == Placement::kStreamed;
+  };
+  const bool gave_way = std::ranges::count_if(now.groups, is_streamed) >
+                        std::ranges::count_if(followed.groups, is_streamed);
+  std::uint64_t bytes = loader->held_bytes();
+  if (!gave_way) bytes = std::max(bytes, std::min(followed.budget_bytes, budget_for_groups()));
+  Plan made = make_plan(footprints_now(), bytes, rates_for_plans());
+  made.ring_bytes = ring_bytes();
+  return made;
+}
+
+void Engine::State::arrange_anew(const std::function<Plan()>& make, std::uint64_t room_bytes) {
+  if (loader->arena_bytes() == 0) return;
+  const std::vector<GroupFootprint> sizes = footprints_now();
+  const Rates rates = rates_for_plans();
+  try {
+    const Plan now = plan_as_it_is();
+    const Plan better = make();
+    const double worth = kWorthPlanning * plan_cost(sizes, rates, now);
+    if (plan_cost(sizes, rates, better) <= worth) try_follow(better, room_bytes, Why::kPressure);
+  } catch (const BudgetError&) {  // none fits beside what others hold
+  } catch (const LeaseError&) {   // after another forward, then
+    return;
+  }
+  const Plan now = plan_as_it_is();
+  // Groups that stay coded are decoded into a part of the arena of their own.
+  if (std::ranges::count(now.groups, Placement::kResidentCoded, &GroupPlacement::placement) != 0) {
+    return;
+  }
+  const auto offsets = better_offsets(sizes, rates_for_arena(), now);
+  if (offsets) loader->move_in_arena(*offsets);
+}
+
+void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes,
+                           Why why) {
+  {
+    const MutexLock lock(mutex);
+    plan = wanted;
+    host_time.forget();
+    made_room_bytes = room_bytes;
+    if (why == Why::kBudget) unpressed_resident_bytes = wanted.resident_bytes + wanted.kept_bytes;
+  }
+  loader->arrange(wanted, use_of_residents(wanted, limit_bytes));
+}
+
+bool Engine::State::try_follow(const Plan& wanted, std::uint64_t room_bytes, Why why) {
+  loader->check_unleased();
+  const std::uint64_t limit_bytes = pool.budget().limit_bytes();
+  const std::vector<bool> settles = settled_by(wanted, limit_bytes);
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    if (settles[group] != loader->settled(group)) return false;
+  }
+  follow(wanted, limit_bytes, room_bytes, why);
+  return true;
+}
+
+}  // namespace tensorstream
