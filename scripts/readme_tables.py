@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 BEGIN, END = "<!-- gpu table -->\n", "<!-- end -->\n"
 MODELS = "gpu_llama.json"
+LORA = "cuda_lora.json"
 DECODE = "cuda_decode.json"
 DFLOAT11 = "cuda_dfloat11.json"
 LOADING = "cuda_loading.json"
@@ -41,19 +42,24 @@ def model_tables(result: dict[str, Any]) -> Iterator[str]:
 def model_table(result: dict[str, Any], name: str, kind: str) -> Iterator[str]:
     """The rows of each run; times are compared within it alone."""
     for machine, found in steps_of(result, name):
-        card = machine["gpus"][0]
-        yield (
-            f"{card['name']}, driver {card['driver_version']}, torch {machine['packages']['torch']}, "
-            f"{machine['date'][:10]}, commit `{machine['commit']}`; link "
-            f"{found['link_bytes_per_second'] / 1e9:.1f} GB/s by the run's own probe:\n\n"
-        )
-        yield "| way | pass | seconds, median (least to most) | x native | peak, GB | bits as native |\n"
-        yield "|---|---|---|---|---|---|\n"
-        for way, measured in found["ways"].items():
-            for row in measured.get("rows", ()):
-                if "seconds_median" in row and row["pass"].startswith(kind):
-                    yield model_row(way, row)
-        yield "\n"
+        yield from run_table(machine, found, kind)
+
+
+def run_table(machine: dict[str, Any], found: dict[str, Any], kind: str) -> Iterator[str]:
+    """The rows of one run whose passes are of a kind."""
+    card = machine["gpus"][0]
+    yield (
+        f"{card['name']}, driver {card['driver_version']}, torch {machine['packages']['torch']}, "
+        f"{machine['date'][:10]}, commit `{machine['commit']}`; link "
+        f"{found['link_bytes_per_second'] / 1e9:.1f} GB/s by the run's own probe:\n\n"
+    )
+    yield "| way | pass | seconds, median (least to most) | x native | peak, GB | bits as native |\n"
+    yield "|---|---|---|---|---|---|\n"
+    for way, measured in found["ways"].items():
+        for row in measured.get("rows", ()):
+            if "seconds_median" in row and row["pass"].startswith(kind):
+                yield model_row(way, row)
+    yield "\n"
 
 
 def model_row(way: str, row: dict[str, Any]) -> str:
@@ -138,6 +144,10 @@ def tables() -> str:
     """What README.md holds between its marks."""
     text = ""
     text += "".join(model_tables(json.loads((RESULTS / MODELS).read_text())))
+    lora = RESULTS / LORA
+    if lora.exists():  # it needs a package that nothing else does
+        result = json.loads(lora.read_text())
+        text += "".join(run_table(result["machine"], result, "lora"))
     text += "".join(decode_table(json.loads((RESULTS / DECODE).read_text())))
     beside = RESULTS / DFLOAT11
     if beside.exists():  # it needs a package that nothing else does
