@@ -19,7 +19,8 @@ constexpr std::uint64_t kForSmallBytes = 16_MiB;
 constexpr std::uint64_t kForSmallShare = 64;  // of the budget, at most
 // As expected, after which an order that surprises is a new one.
 constexpr std::uint64_t kForwardsToForget = 16;
-constexpr std::uint64_t kMostDoublings = 10;
+// That are counted: then every 32nd such forward is looked at.
+constexpr std::uint64_t kMostArrangements = 6;
 
 }  // namespace
 
@@ -279,10 +280,11 @@ bool Ceiling::forward_ended() {
   const bool order_is_new = is_order_new(engine.surprises);
   if (refused) {
     make_room_for_refused();
+    if (order_is_new) order_pending_ = true;
   } else if (gave_way) {
     engine_->adapt(headroom_bytes);
   } else if (order_is_new) {
-    engine_->adapt_to_order();
+    if (!engine_->adapt_to_order(headroom_bytes)) order_pending_ = true;
   }
   needed_by_torch_bytes_ = 0;
   if (step == ReturnPolicy::Step::kReturn) {
@@ -325,10 +327,10 @@ bool Ceiling::is_order_new(std::uint64_t surprises) {
   if (surprised) order_pending_ = true;
   if (as_expected_ == kForwardsToForget) arrangements_ = 0;
   const std::uint64_t wait = arrangements_ < 2 ? 1 : std::uint64_t{1} << (arrangements_ - 1);
-  if (!order_pending_ || ++since_arranged_ < wait) return false;
+  if (!order_pending_ || ++waited_ < wait) return false;
   order_pending_ = surprised;  // it is being learnt still
-  since_arranged_ = 0;
-  arrangements_ = std::min(arrangements_ + 1, kMostDoublings);
+  waited_ = 0;
+  arrangements_ = std::min(arrangements_ + 1, kMostArrangements);
   return true;
 }
 

@@ -128,7 +128,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   std::uint64_t as_expected_ TS_GUARDED_BY(mutex_) = 0;  // forwards without, in a row
   bool order_pending_ TS_GUARDED_BY(mutex_) = false;     // groups are to be arranged for it
   std::uint64_t arrangements_ TS_GUARDED_BY(mutex_) = 0;           // for orders that came in a row
-  std::uint64_t since_arranged_ TS_GUARDED_BY(mutex_) = 0;         // forwards
+  std::uint64_t waited_ TS_GUARDED_BY(mutex_) = 0;                 // forwards, while it is pending
   std::uint64_t needed_by_torch_bytes_ TS_GUARDED_BY(mutex_) = 0;  // the largest since
   std::optional<LastRefused> last_refused_ TS_GUARDED_BY(mutex_);
   bool keeps_for_small_ TS_GUARDED_BY(mutex_) = false;

@@ -77,7 +77,7 @@ bool Engine::make_room(std::uint64_t wanted_bytes) {
 std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
   State& state = *state_;
   const std::uint64_t before = state.loader->held_bytes();
-  if (state.room_bytes() != 0) {
+  if (state.room_bytes() != 0 || state.planned_for_pressure()) {
     try {
       const Plan plan = state.plan_for(state.pool.budget().limit_bytes(), spared_bytes);
       static_cast<void>(state.try_follow(plan, 0, State::Why::kBudget));
@@ -99,11 +99,14 @@ void Engine::adapt(std::uint64_t headroom_bytes) {
   state.arrange_anew([&] { return state.plan_for(limit_bytes, room_bytes); }, room_bytes);
 }
 
-void Engine::adapt_to_order() {
+bool Engine::adapt_to_order(std::uint64_t headroom_bytes) {
   State& state = *state_;
   const bool was_planned_for_one = state.planned_for_order.exchange(false);
-  if (state.rates_for_arena().uses.empty() && !was_planned_for_one) return;
-  state.arrange_anew([&] { return state.plan_within_bytes(); }, state.room_bytes());
+  if (state.rates_for_arena().uses.empty() && !was_planned_for_one) return true;
+  const bool arranged = state.arrange_anew([&] { return state.plan_within_bytes(headroom_bytes); },
+                                           state.room_bytes());
+  if (!arranged) state.planned_for_order = true;
+  return arranged;
 }
 
 bool Engine::acquire(GroupId group, Stream& stream) {

@@ -48,7 +48,7 @@ Plan Engine::State::plan_as_it_is() const {
   return now;
 }
 
-Plan Engine::State::plan_within_bytes() const {
+Plan Engine::State::plan_within_bytes(std::uint64_t headroom_bytes) const {
   const Plan followed = current_plan();
   const Plan now = plan_as_it_is();
   const auto is_streamed = [](const GroupPlacement& group) {
@@ -56,15 +56,19 @@ Plan Engine::State::plan_within_bytes() const {
   };
   const bool gave_way = std::ranges::count_if(now.groups, is_streamed) >
                         std::ranges::count_if(followed.groups, is_streamed);
-  std::uint64_t bytes = loader->held_bytes();
-  if (!gave_way) bytes = std::max(bytes, std::min(followed.budget_bytes, budget_for_groups()));
+  const std::uint64_t held = loader->held_bytes();
+  const std::uint64_t most = budget_for_groups();  // less than that where others are beyond it
+  std::uint64_t bytes = gave_way ? held : std::max(held, followed.budget_bytes);
+  const std::uint64_t beside_torch = most - std::min(most, headroom_bytes);
+  bytes = std::min(bytes, std::max(held, beside_torch));  // guard: order-beside-torch
+  bytes = std::min(bytes, most);  // guard: order-within-the-budget
   Plan made = make_plan(footprints_now(), bytes, rates_for_plans());
   made.ring_bytes = ring_bytes();
   return made;
 }
 
-void Engine::State::arrange_anew(const std::function<Plan()>& make, std::uint64_t room_bytes) {
-  if (loader->arena_bytes() == 0) return;
+bool Engine::State::arrange_anew(const std::function<Plan()>& make, std::uint64_t room_bytes) {
+  if (loader->arena_bytes() == 0) return true;
   const std::vector<GroupFootprint> sizes = footprints_now();
   const Rates rates = rates_for_plans();
   try {
@@ -74,15 +78,16 @@ void Engine::State::arrange_anew(const std::function<Plan()>& make, std::uint64_
     if (plan_cost(sizes, rates, better) <= worth) try_follow(better, room_bytes, Why::kPressure);
   } catch (const BudgetError&) {  // none fits beside what others hold
   } catch (const LeaseError&) {   // after another forward, then
-    return;
+    return false;
   }
   const Plan now = plan_as_it_is();
   // Groups that stay coded are decoded into a part of the arena of their own.
   if (std::ranges::count(now.groups, Placement::kResidentCoded, &GroupPlacement::placement) != 0) {
-    return;
+    return true;
   }
   const auto offsets = better_offsets(sizes, rates_for_arena(), now);
   if (offsets) loader->move_in_arena(*offsets);
+  return true;
 }
 
 void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes,
@@ -92,6 +97,7 @@ void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::u
     plan = wanted;
     host_time.forget();
     made_room_bytes = room_bytes;
+    is_under_pressure = why == Why::kPressure;
     if (why == Why::kBudget) unpressed_resident_bytes = wanted.resident_bytes + wanted.kept_bytes;
   }
   loader->arrange(wanted, use_of_residents(wanted, limit_bytes));

@@ -65,12 +65,12 @@ class Engine::State {
   Plan plan_as_it_is() const;
 
   /// A plan for the bytes that the last one was made for, or that groups hold where some gave way
-  /// since.
-  Plan plan_within_bytes() const;
+  /// since, as far as others do not hold them, or need `headroom_bytes` of them again.
+  Plan plan_within_bytes(std::uint64_t headroom_bytes) const;
 
   /// Follows a plan where it is noticeably better than what is, and moves groups in the arena where
-  /// that is. Not while a group is leased.
-  void arrange_anew(const std::function<Plan()>& make, std::uint64_t room_bytes);
+  /// that is. False, and nothing is changed, while a group is leased.
+  bool arrange_anew(const std::function<Plan()>& make, std::uint64_t room_bytes);
 
   /// What the model of time goes by now: homes take host memory. What the host takes is what is
   /// usual, so that the same budget gives the same plan.
@@ -112,6 +112,11 @@ class Engine::State {
     const Budget& budget = pool.budget();
     const std::uint64_t others = budget.used_bytes() - loader->held_bytes();
     return budget.limit_bytes() - std::min(budget.limit_bytes(), others);
+  }
+  /// Whether the plan is for less than the budget alone would allow.
+  bool planned_for_pressure() const {
+    const MutexLock lock(mutex);
+    return is_under_pressure;
   }
   /// What the plan leaves free.
   std::uint64_t room_bytes() const {
@@ -171,6 +176,7 @@ class Engine::State {
   std::optional<Clock::time_point> first_use TS_GUARDED_BY(mutex);
   std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;
   std::uint64_t made_room_bytes TS_GUARDED_BY(mutex) = 0;
+  bool is_under_pressure TS_GUARDED_BY(mutex) = false;
   // Of the last plan for the budget alone.
   std::uint64_t unpressed_resident_bytes TS_GUARDED_BY(mutex) = 0;
 

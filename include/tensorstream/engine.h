@@ -184,10 +184,11 @@ class Engine {
   /// a new plan, until take_back(), or in the arena alone. `headroom_bytes` is what others will
   /// need of the budget beside what they hold now. Between uses; blocks as take_back().
   void adapt(std::uint64_t headroom_bytes);
-  /// Arranges groups in the bytes that they have now for the order in which they were used, where
-  /// that is no plain cycle (backward takes the groups of a block again), or is one again. Between
-  /// uses; blocks as take_back().
-  void adapt_to_order();
+  /// Arranges groups for the order in which they were used, where that is no plain cycle (backward
+  /// takes the groups of a block again), or is one again: in the bytes that the last plan was made
+  /// for, less what others need again of them, `headroom_bytes` beside what they hold now. False,
+  /// and nothing is changed, while a group is leased. Blocks as take_back().
+  bool adapt_to_order(std::uint64_t headroom_bytes);
 
   /// Takes a lease of a streamed or resident group: work that `stream` is given after this call
   /// sees the group's bytes. Blocks the caller until the load is enqueued (done, where it can

@@ -94,7 +94,7 @@ struct Rates {
   double lease_seconds = 60e-6;
   /// The groups one after the other, as passes in a row use them, where that is no plain cycle:
   /// backward takes those of a block again. Plans are chosen for it, and predicted for a plain
-  /// pass.
+  /// pass. An engine goes by the order that it learnt, whatever its options say.
   std::vector<GroupId> uses{};
 };
 

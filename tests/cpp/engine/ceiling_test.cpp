@@ -74,6 +74,14 @@ class CeilingTest : public ::testing::Test {
     engine_->release(group, *stream_);
   }
 
+  /// A step of training in which torch takes so much for a while.
+  void train(std::uint64_t taken_bytes) {
+    for (const GroupId group : llama_like_step()) use(group);
+    void* const data = taken_bytes == 0 ? nullptr : alloc(taken_bytes);
+    if (data != nullptr) free(data);
+    static_cast<void>(ceiling_->forward_ended());
+  }
+
   void leave() {
     if (ceiling_) ceiling_->leave();
     if (ceiling_) ceiling_->detach();
@@ -418,6 +426,57 @@ TEST_F(CeilingTest, PlansForTrainingGoWithIt) {
     EXPECT_FALSE(ceiling_->forward_ended());
   }
   EXPECT_EQ(engine_->plan().streamed_bytes, before.streamed_bytes);
+}
+
+TEST_F(CeilingTest, PlansForTrainingLeaveWhatTorchNeedsForAWhile) {
+  model_ = llama_like_model();
+  spec_ = model_.in_memory();
+  link_bytes_per_second_ = 54e6;
+  reserved_share_ = 0.125;
+  for (const std::uint64_t limit : {440_KiB, 520_KiB, 640_KiB, 900_KiB, 1100_KiB, 1300_KiB}) {
+    SCOPED_TRACE(limit);
+    open(limit, Pressure::kAdaptive);
+    const std::uint64_t needed = budget_->free_bytes();
+    for (int step = 0; step < 6; ++step) {
+      train(needed);
+      EXPECT_EQ(ceiling_->statistics().refusals, 0U);
+      EXPECT_EQ(engine_->statistics().gave_way, 0U);
+    }
+    leave();
+  }
+}
+
+/// Nothing is taken away that could not be given back.
+TEST_F(CeilingTest, TorchBeyondTheBudgetLeavesGroupsTheirPlaces) {
+  model_ = llama_like_model();
+  spec_ = model_.in_memory();
+  link_bytes_per_second_ = 54e6;
+  for (const std::uint64_t limit : {500_KiB, 1300_KiB}) {
+    SCOPED_TRACE(limit);
+    open(limit, Pressure::kLenient);
+    void* const data = alloc(limit + 200_KiB);
+    ASSERT_NE(data, nullptr);
+    for (int step = 0; step < 4; ++step) train(0);
+    free(data);
+    for (int step = 0; step < 4; ++step) train(0);
+    leave();
+  }
+}
+
+TEST_F(CeilingTest, ResidentsComeBackToTraining) {
+  model_ = llama_like_model();
+  spec_ = model_.in_memory();
+  link_bytes_per_second_ = 54e6;
+  open(1300_KiB, Pressure::kAdaptive);
+  for (int step = 0; step < 12; ++step) train(0);
+  void* const data = alloc(budget_->free_bytes() + 200_KiB);
+  ASSERT_NE(data, nullptr);
+  for (int step = 0; step < 4; ++step) train(0);
+  const std::uint64_t held = engine_->statistics().held_bytes;
+  free(data);
+  for (int step = 0; step < 40; ++step) train(0);
+  EXPECT_GT(engine_->statistics().held_bytes, held + 100_KiB);
+  EXPECT_EQ(engine_->statistics().given_way_bytes, 0U);
 }
 
 TEST_F(CeilingTest, ARefusedRequestIsMadeRoomForWhateverTheOrder) {

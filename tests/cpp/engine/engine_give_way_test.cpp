@@ -176,7 +176,7 @@ TEST_P(EngineGiveWay, BackwardFindsABlockThatWasComputedAgain) {
   for (int i = 0; i < 3; ++i) loads_of_step();
   const std::uint64_t before = loads_of_step();
   const std::uint64_t moves = engine->place_moves();
-  engine->adapt_to_order();
+  EXPECT_TRUE(engine->adapt_to_order(0));
   loads_of_step();
   const std::uint64_t after = loads_of_step();
   EXPECT_EQ(computation.wrong(), 0U);
