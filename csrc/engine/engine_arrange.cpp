@@ -61,7 +61,7 @@ Plan Engine::State::plan_within_bytes(std::uint64_t headroom_bytes) const {
   std::uint64_t bytes = gave_way ? held : std::max(held, followed.budget_bytes);
   const std::uint64_t beside_torch = most - std::min(most, headroom_bytes);
   bytes = std::min(bytes, std::max(held, beside_torch));  // guard: order-beside-torch
-  bytes = std::min(bytes, most);  // guard: order-within-the-budget
+  bytes = std::min(bytes, most);                          // guard: order-within-the-budget
   Plan made = make_plan(footprints_now(), bytes, rates_for_plans());
   made.ring_bytes = ring_bytes();
   return made;
