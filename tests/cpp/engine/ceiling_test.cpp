@@ -61,6 +61,14 @@ class CeilingTest : public ::testing::Test {
     ceiling_->enter();
   }
 
+  /// Of the shape of Llama, beside a link that is as much slower: leases would take longer than
+  /// loads.
+  void take_llama_like() {
+    model_ = llama_like_model();
+    spec_ = model_.in_memory();
+    link_bytes_per_second_ = 54e6;
+  }
+
   /// As the model is used: its bytes are read back and are right.
   void pass() {
     for (GroupId group = 0; group < model_.group_count(); ++group) use(group);
@@ -379,9 +387,7 @@ TEST_F(CeilingTest, RoomIsLeftForSmallSegments) {
 }
 
 TEST_F(CeilingTest, GroupsAreArrangedForAnOrderThatWasLearnt) {
-  model_ = llama_like_model();
-  link_bytes_per_second_ = 54e6;  // leases would take longer than loads
-  spec_ = model_.in_memory();
+  take_llama_like();
   open(400_KiB, Pressure::kAdaptive);
   const std::uint64_t moves = engine_->place_moves();
   EXPECT_FALSE(ceiling_->forward_ended());
@@ -395,9 +401,7 @@ TEST_F(CeilingTest, GroupsAreArrangedForAnOrderThatWasLearnt) {
 }
 
 TEST_F(CeilingTest, PlansForTrainingTakeNoMoreThanThePlanBefore) {
-  model_ = llama_like_model();
-  spec_ = model_.in_memory();
-  link_bytes_per_second_ = 54e6;
+  take_llama_like();
   reserved_share_ = 0.125;
   open(900_KiB, Pressure::kAdaptive);
   const Plan before = engine_->plan();
@@ -411,9 +415,7 @@ TEST_F(CeilingTest, PlansForTrainingTakeNoMoreThanThePlanBefore) {
 }
 
 TEST_F(CeilingTest, PlansForTrainingGoWithIt) {
-  model_ = llama_like_model();
-  spec_ = model_.in_memory();
-  link_bytes_per_second_ = 54e6;
+  take_llama_like();
   open(900_KiB, Pressure::kAdaptive);
   const Plan before = engine_->plan();
   for (int step = 0; step < 6; ++step) {
@@ -429,9 +431,7 @@ TEST_F(CeilingTest, PlansForTrainingGoWithIt) {
 }
 
 TEST_F(CeilingTest, PlansForTrainingLeaveWhatTorchNeedsForAWhile) {
-  model_ = llama_like_model();
-  spec_ = model_.in_memory();
-  link_bytes_per_second_ = 54e6;
+  take_llama_like();
   reserved_share_ = 0.125;
   for (const std::uint64_t limit : {440_KiB, 520_KiB, 640_KiB, 900_KiB, 1100_KiB, 1300_KiB}) {
     SCOPED_TRACE(limit);
@@ -448,9 +448,7 @@ TEST_F(CeilingTest, PlansForTrainingLeaveWhatTorchNeedsForAWhile) {
 
 /// Nothing is taken away that could not be given back.
 TEST_F(CeilingTest, TorchBeyondTheBudgetLeavesGroupsTheirPlaces) {
-  model_ = llama_like_model();
-  spec_ = model_.in_memory();
-  link_bytes_per_second_ = 54e6;
+  take_llama_like();
   for (const std::uint64_t limit : {500_KiB, 1300_KiB}) {
     SCOPED_TRACE(limit);
     open(limit, Pressure::kLenient);
@@ -464,9 +462,7 @@ TEST_F(CeilingTest, TorchBeyondTheBudgetLeavesGroupsTheirPlaces) {
 }
 
 TEST_F(CeilingTest, ResidentsComeBackToTraining) {
-  model_ = llama_like_model();
-  spec_ = model_.in_memory();
-  link_bytes_per_second_ = 54e6;
+  take_llama_like();
   open(1300_KiB, Pressure::kAdaptive);
   for (int step = 0; step < 12; ++step) train(0);
   void* const data = alloc(budget_->free_bytes() + 200_KiB);
@@ -480,9 +476,7 @@ TEST_F(CeilingTest, ResidentsComeBackToTraining) {
 }
 
 TEST_F(CeilingTest, ARefusedRequestIsMadeRoomForWhateverTheOrder) {
-  model_ = llama_like_model();
-  spec_ = model_.in_memory();
-  link_bytes_per_second_ = 54e6;
+  take_llama_like();
   open(900_KiB, Pressure::kAdaptive);
   int refused = 0;
   for (int step = 0; step < 8; ++step) {
