@@ -7,7 +7,6 @@
 
 #include "base/units.h"
 #include "engine/engine_state.h"
-#include "scheduler/planner.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {

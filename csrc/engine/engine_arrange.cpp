@@ -72,6 +72,7 @@ bool Engine::State::arrange_anew(const std::function<Plan()>& make, std::uint64_
   const std::vector<GroupFootprint> sizes = footprints_now();
   const Rates rates = rates_for_plans();
   try {
+    loader->check_unleased();  // the arena, too, stays as it is then
     const Plan now = plan_as_it_is();
     const Plan better = make();
     const double worth = kWorthPlanning * plan_cost(sizes, rates, now);
