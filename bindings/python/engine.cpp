@@ -208,6 +208,7 @@ void init_readers(nb::module_& module) {
       .def(nb::init<FileBackend, std::shared_ptr<Device>>(), "backend"_a,
            "device"_a.none() = nb::none(), nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("about", &FileOpener::about)
+      .def_prop_ro("device_memory_bytes", &FileOpener::device_memory_bytes)
       .def(
           "open",
           [](const FileOpener& self, const std::string& path) {

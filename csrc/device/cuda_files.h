@@ -41,6 +41,10 @@ class CudaFiles {
 
   /// How reads get to the device.
   CufileMode mode() const { return mode_of(cufile_.properties); }
+  /// The most that cuFile takes of the GPU's memory for itself.
+  std::uint64_t largest_cache_bytes() const {
+    return std::uint64_t{cufile_.properties.largest_cache_kib} << 10U;
+  }
   /// `file` is open for direct reads, and is registered once. Raises UnsupportedError with the
   /// reason where cuFile refuses it, and CudaError.
   Registration add(const File& file);

@@ -106,8 +106,12 @@ void FileOpener::make_device_queue(const std::shared_ptr<Device>& device) {
   device_queue_ = create_device_queue(device_files_);
   const CufileMode mode = device_files_->mode();
   is_peer_to_peer_ = mode.is_peer_to_peer;
+  device_memory_bytes_ = device_files_->largest_cache_bytes();
   about_ = "cuFile into device memory, " + at_a_time(*device_queue_) + ", " + mode.about +
            "; into host memory " + about_;
+  if (device_memory_bytes_ != 0) {
+    about_ += "; of the budget " + format_size(device_memory_bytes_) + " are cuFile's";
+  }
 }
 
 std::unique_ptr<Reader> FileOpener::open(const std::string& path) const {

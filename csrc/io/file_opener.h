@@ -1,6 +1,7 @@
 // FileOpener: readers of files, in the way that was asked for.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -71,6 +72,8 @@ class FileOpener {
   FileBackend backend() const noexcept { return backend_; }
   /// Whether it is proven that files are read from peer to peer.
   bool is_peer_to_peer() const noexcept { return is_peer_to_peer_; }
+  /// The most that is taken of the GPU's memory to read, beside the places that are read to.
+  std::uint64_t device_memory_bytes() const noexcept { return device_memory_bytes_; }
   const std::shared_ptr<DiskQueue>& queue() const noexcept { return queue_; }
   const std::shared_ptr<ReadMemory>& memory() const noexcept { return memory_; }
 
@@ -85,6 +88,7 @@ class FileOpener {
   std::shared_ptr<CudaFiles> device_files_;  // likewise
   std::shared_ptr<DiskQueue> device_queue_;  // likewise, into device memory
   bool is_peer_to_peer_ = false;
+  std::uint64_t device_memory_bytes_ = 0;
   std::string about_;
 };
 

@@ -84,8 +84,9 @@ struct CufileProperties {
     unsigned int status_flags = 0;   // bits by kind of storage
     unsigned int control_flags = 0;  // kCufile...Mode
   } nvidia_fs;
-  unsigned int feature_flags = 0;  // kCufilePeerToPeerFeature
-  std::array<unsigned int, 5> limits{};
+  unsigned int feature_flags = 0;      // kCufilePeerToPeerFeature
+  unsigned int largest_cache_kib = 0;  // that it takes of a GPU
+  std::array<unsigned int, 4> limits{};
   std::array<unsigned int, 32> room{};
 };
 
@@ -103,6 +104,7 @@ static_assert(offsetof(CufileDescriptor, operations) == 16);
 static_assert(offsetof(CufileProperties, nvidia_fs.status_flags) == 24);
 static_assert(offsetof(CufileProperties, nvidia_fs.control_flags) == 28);
 static_assert(offsetof(CufileProperties, feature_flags) == 32);
+static_assert(offsetof(CufileProperties, largest_cache_kib) == 36);
 
 /// The one list of its functions: entry(what it returns, name as exported, parameters).
 // clang-format off

@@ -440,6 +440,9 @@ class FileOpener:
     @property
     def about(self) -> str: ...
 
+    @property
+    def device_memory_bytes(self) -> int: ...
+
     def open(self, path: str) -> Reader:
         """A source that is a file."""
 

@@ -173,6 +173,9 @@ def plan(
     device = open_device(chosen.torch_device, self_check=False)
     if not device.is_host:
         note_weights_in_ram(found)
+    if chosen.backend == "gpudirect":
+        opener = _native.FileOpener(chosen.file_backend, device.native)
+        found.tree.add_fixed_bytes(opener.device_memory_bytes)
     budget_bytes = chosen.budget_bytes(device.native)
     ram_bytes = None if chosen.ram_budget is None else chosen.ram_budget_bytes()
     planned = chosen.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes)

@@ -68,8 +68,9 @@ class Config:
             "direct" for a GPU alone: into pinned memory, from which the GPU copies. "gpudirect" has cuFile
             read straight to the GPU's memory what has no home in host memory: from peer to peer, or
             through host memory of cuFile's in its compatibility mode, which the statistics say; not for
-            packed files. "auto" is "gpudirect" in place of "direct" where it is proven that the disk
-            writes to the GPU's memory itself. `probe_backends` says what can be had.
+            packed files. What cuFile may take of the GPU, 128 MiB where it is not told otherwise, is in
+            vram_budget. "auto" is "gpudirect" in place of "direct" where it is proven that the disk writes
+            to the GPU's memory itself. `probe_backends` says what can be had.
         prefetch: "aggressive" loads as far ahead as the budget has room for, "next" one group, "none"
             nothing. "adaptive" is the same as "aggressive" on a GPU; on the CPU, whose cores a copy
             ahead would take from the model, groups are loaded when they are used, by the threads

@@ -114,7 +114,7 @@ class Orchestrator:
         self._hooked: dict[int, HookedModule] = {}
         self._group_of = _groups_of_tensors(self.grouping)
         self._place_moves = 0
-        self.pool = self.saved.pool = self._make_pool(found.tree.fixed_bytes)
+        self.pool = self.saved.pool = self._make_pool(found.tree.fixed_bytes - sources.device_bytes)
         self._awaits_backward = False  # what follows a forward is done after its backward
         self._moved = Moved(self.device.torch_device)
         self._attach_or_undo(module, found, sources)

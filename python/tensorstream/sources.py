@@ -27,6 +27,7 @@ class Sources:
         about: How the files are read, for people.
         plain_files: Source ids by the paths of files that are read as they are.
         packed_files: Source ids by the paths of files that are packed.
+        device_bytes: What reading takes of the device's memory, beside the weights' places.
     """
 
     readers: list[_native.Reader] = dataclasses.field(default_factory=list)
@@ -34,6 +35,7 @@ class Sources:
     about: str = ""
     plain_files: dict[str, int] = dataclasses.field(default_factory=dict)
     packed_files: dict[str, int] = dataclasses.field(default_factory=dict)
+    device_bytes: int = 0
 
     def largest_file(self) -> str | None:
         """The path of the largest file that is read; None where there is none."""
@@ -55,7 +57,12 @@ class Sources:
             _check_same_file(self.readers[source], reader)
         for source, reader in opened.items():
             self.readers[source] = reader
+        self.note(opener)
+
+    def note(self, opener: _native.FileOpener) -> None:
+        """Has what is said of the files be what `opener` says, which reads them."""
         self.about = opener.about
+        self.device_bytes = opener.device_memory_bytes
 
     def warn_of_no_gain(self) -> None:
         """Says where streaming to the CPU, which shares RAM with what it streams, saves nothing."""
@@ -73,7 +80,7 @@ class _Files:
     def __init__(self, sources: Sources, opener: _native.FileOpener) -> None:
         self._sources = sources
         self._opener = opener
-        sources.about = opener.about
+        sources.note(opener)
         self._ids: dict[str, int] = {}
 
     def source(self, path: str, *, packed: bool = False) -> int:

@@ -9,7 +9,7 @@ from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice
 from tensorstream.config import Config
 from tensorstream.disk_rate import disk_bytes_per_second
-from tensorstream.exceptions import UnsupportedError
+from tensorstream.exceptions import BudgetError, UnsupportedError
 from tensorstream.sources import Sources
 from tensorstream.walk import Walk
 
@@ -48,6 +48,7 @@ def plan_tiers(
 ) -> TierPlan:
     """Plans for `budgets`, of the device and of host memory, and opens files anew where that is better."""
     budget_bytes, ram_bytes = budgets
+    found.tree.add_fixed_bytes(sources.device_bytes)  # guard: readers-memory
     planned = config.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes)
     rate = None
     if planned.plan.disk_bytes:
@@ -66,8 +67,12 @@ def plan_tiers(
     choice = choose(_native.probe_peer_to_peer(device.native))
     try:
         if choice.backend == _native.FileBackend.GPUDIRECT:
+            taken = _native.FileOpener(choice.backend, device.native).device_memory_bytes
+            config.plan(found.tree, max(0, budget_bytes - taken), device, ram_bytes=ram_bytes)
             sources.open_anew(choice.backend, device.native)
-    except UnsupportedError as error:  # of a file: of the device it was proven
+            found.tree.add_fixed_bytes(sources.device_bytes)
+    # Of a file, as it was proven of the device; or there is no room for what cuFile takes.
+    except (UnsupportedError, BudgetError) as error:
         choice = choose(_native.ProbeResult(False, False, str(error)))
     name, reason = NAMES[choice.backend], choice.reason
     if name not in ("pread", "gpudirect"):

@@ -15,7 +15,7 @@ import tensorstream as ts
 from conftest import assert_same, save
 from fake_gpu import FakeDriver, use_fake_gpu
 from model_shapes import SHAPES, make_stack, row_ids
-from tensorstream import _native, tiers
+from tensorstream import _native, api, orchestrator, tiers
 
 COMPATIBILITY = 2  # CU_FILE_ALLOW_COMPAT_MODE, as a bit
 
@@ -29,6 +29,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     made.set("cufile_nvidia_fs_version", 0)
     made.set("cufile_control_flags", COMPATIBILITY)
     made.set("cufile_longest_read", 1 << 40)
+    made.set("cufile_largest_cache_kib", 0)
 
 
 @pytest.fixture
@@ -84,6 +85,29 @@ def test_the_statistics_say_that_it_is_compatibility_mode(
     )
     assert "compatibility mode, as nvidia-fs is not loaded" in said
     assert "into host memory O_DIRECT" in said
+
+
+def test_what_cufile_takes_of_the_gpu_is_in_the_budget(
+    driver: FakeDriver, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "open_device", orchestrator.open_device)
+    model, plain = make_stack(5), make_stack(5)
+    smallest = ts.estimate_memory(model).smallest_budget_bytes
+    needed = smallest + (64 << 10)
+    driver.set("cufile_largest_cache_kib", 64)
+    options: dict[str, Any] = {"checkpoint": checkpoint, "backend": "gpudirect"}
+    with pytest.raises(ts.BudgetError) as raised:
+        ts.offload(model, ram_budget=needed - 1, **options)
+    assert raised.value.needed_bytes == needed
+    with pytest.raises(ts.BudgetError):
+        ts.plan(model, ram_budget=needed - 1, backend="gpudirect")
+    assert ts.plan(model, ram_budget=needed, backend="gpudirect").resident_bytes >= 64 << 10
+    ts.offload(model, ram_budget=needed, **options)
+    assert "; of the budget 64.0 KiB are cuFile's" in ts.stats(model).backend
+    assert_same(model(row_ids()), plain(row_ids()))
+    with pytest.raises(ts.BudgetError):
+        ts.set_budget(model, ram_budget=needed - 1)
+    assert_same(model(row_ids()), plain(row_ids()))
 
 
 def test_the_cuda_backend_reads_into_pinned_memory(driver: FakeDriver, checkpoint: Path) -> None:
@@ -176,6 +200,12 @@ def test_auto_takes_it_where_it_is_proven_alone(
     said = ts.stats(model).backend
     assert said.startswith("gpudirect (auto: each pass reads ")
     assert "from peer to peer by nvidia-fs 2.24" in said
+
+    driver.set("cufile_largest_cache_kib", 1)
+    model = stream(checkpoint)  # in the least budget
+    assert_same(model(row_ids()), plain(row_ids()))
+    assert "and not gpudirect: budget of " in ts.stats(model).backend
+    driver.set("cufile_largest_cache_kib", 0)
 
     driver.fail("cuFileHandleRegister", 1, 5008)
     model = stream(checkpoint)

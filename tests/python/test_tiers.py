@@ -253,6 +253,7 @@ def test_auto_stays_with_the_page_cache_where_the_file_system_knows_nothing_else
         def __init__(self, backend: object, device: object) -> None:
             self._opener = real(_native.FileBackend.PREAD)
             self.about = self._opener.about
+            self.device_memory_bytes = 0
             self._refuses = backend == _native.FileBackend.DIRECT
 
         def open(self, path: str) -> _native.Reader:

@@ -52,6 +52,7 @@ TS_FAKE_EXPORT CufileStatus cuFileDriverGetProperties(CufileProperties* properti
   properties->nvidia_fs.minor_version = properties->nvidia_fs.major_version == 0 ? 0 : 24;
   properties->nvidia_fs.control_flags = setting("cufile_control_flags");
   properties->feature_flags = setting("cufile_feature_flags");
+  properties->largest_cache_kib = setting("cufile_largest_cache_kib");
   return status(0);
 }
 

@@ -41,6 +41,7 @@ std::map<std::string, long long> default_settings() {
           {"cufile_nvidia_fs_version", 0},
           {"cufile_control_flags", kCufileCompatibilityMode},
           {"cufile_feature_flags", 0},
+          {"cufile_largest_cache_kib", 0},
           {"cufile_longest_read", 1LL << 40},
           {"lost", 0}};
 }

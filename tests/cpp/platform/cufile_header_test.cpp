@@ -26,6 +26,8 @@ static_assert(sizeof(CufileProperties) >= sizeof(CUfileDrvProps_t));
 static_assert(offsetof(CufileProperties, nvidia_fs.control_flags) ==
               offsetof(CUfileDrvProps_t, nvfs.dcontrolflags));
 static_assert(offsetof(CufileProperties, feature_flags) == offsetof(CUfileDrvProps_t, fflags));
+static_assert(offsetof(CufileProperties, largest_cache_kib) ==
+              offsetof(CUfileDrvProps_t, max_device_cache_size));
 static_assert(kCufileOpaqueDescriptor == CU_FILE_HANDLE_TYPE_OPAQUE_FD);
 static_assert(kCufilePollMode == 1U << unsigned{CU_FILE_USE_POLL_MODE});
 static_assert(kCufileCompatibilityMode == 1U << unsigned{CU_FILE_ALLOW_COMPAT_MODE});
