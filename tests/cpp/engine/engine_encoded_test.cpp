@@ -121,6 +121,7 @@ TEST_P(EngineEncoded, HoldsTwoThirdsInHostMemoryAndMovesAsMuch) {
   EXPECT_EQ(home.compression.decoded_bytes, weights);
   EXPECT_LT(home.compression.ratio(), 0.7);
   ReadBack read(*engine, model, *stream_);
+  read.pass();  // what was loaded ahead before it came home is not coded
   const Statistics before = engine->statistics();
   for (int i = 0; i < 2; ++i) read.pass();
   EXPECT_EQ(read.wrong(), 0);
