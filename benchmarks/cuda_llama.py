@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from cuda_runs.accelerator import link_rate, open_accelerator
+from cuda_runs.dfloat11_model import has_dfloat11
 from cuda_runs.driver import Plan, add_device_options, add_driver_options, drive
 from cuda_runs.hook_costs import measure_hooks
 from cuda_runs.llama_model import LLAMA_7B, TINY, Shape, add_shape_options
@@ -25,6 +26,7 @@ from cuda_runs.targets import llama_targets
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAF_WITHOUT_DIFFUSERS = "diffusers is not installed: diffusers-leaf is left out"
+NO_DFLOAT11 = "dfloat11 or cupy is not installed: dfloat11-cpu-offload is left out"
 DECODES = "decode/1,decode/16"
 PREFILLS = "prefill/1,prefill/4,prefill/8"
 # Budgets of a GPU, and those of a dry run, whose budget counts weights alone.
@@ -93,6 +95,11 @@ def process_arguments(options: argparse.Namespace) -> list[str]:
     ]
 
 
+def runs_dfloat11(options: argparse.Namespace) -> bool:
+    """Whether its kernel can be had: it is for GPUs alone."""
+    return has_dfloat11() and options.device != "cpu"
+
+
 def make_plan(options: argparse.Namespace) -> Plan:
     """The ways in the order in which they run."""
     shared = process_arguments(options)
@@ -104,6 +111,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         return [command, *shared, *steps, "--budget", budgets[budget], "--passes", passes]
 
     leaf = {"diffusers-leaf": ["diffusers-leaf", *shared, *steps]} if has_diffusers() else {}
+    coded = {"dfloat11-cpu-offload": ["dfloat11-cpu-offload", *shared, *steps]}
     mapped = ["--budget", budgets["small"]]
     return {
         "link-before": ["link", *shared],
@@ -128,6 +136,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         **leaf,
         "accelerate-device-map": ["accelerate-device-map", *shared, *slow, *mapped],
         "accelerate-cpu-offload": ["accelerate-cpu-offload", *shared, *slow],
+        **(coded if runs_dfloat11(options) else {}),
         "link-after": ["link", *shared],
     }
 
@@ -135,6 +144,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
 def measure(options: argparse.Namespace) -> int:
     """Runs the benchmark."""
     left_out = [] if has_diffusers() else [LEAF_WITHOUT_DIFFUSERS]
+    left_out += [] if runs_dfloat11(options) else [NO_DFLOAT11]
     for text in left_out:
         print(text, file=sys.stderr)
     lengths = (

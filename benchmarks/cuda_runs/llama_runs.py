@@ -114,6 +114,7 @@ def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[s
     total = weights_bytes(model)
     budget = budget_bytes(options.budget, total) if options.budget else None
     way = OFFLOADERS[options.way](accelerator, budget)
+    way.make_ready(model)
     with MemoryWatch(accelerator, options.sample_s) as watch:
         predicted = way.predict(model)
         with watch.resting() if options.time_setup else contextlib.nullcontext():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from cuda_runs.accelerator import Accelerator
 from cuda_runs.budgets import budget_options
+from cuda_runs.dfloat11_model import write_dfloat11
 from cuda_runs.llama_model import weights_bytes
 
 
@@ -22,6 +25,9 @@ class Offloader:
     def __init__(self, accelerator: Accelerator, budget_bytes: int | None = None) -> None:
         self.accelerator = accelerator
         self.budget_bytes = budget_bytes
+
+    def make_ready(self, model: nn.Module) -> None:
+        """What is done once for a model, before anything is measured."""
 
     def predict(self, model: nn.Module) -> dict[str, Any]:
         """What is said of the run before it starts."""
@@ -91,6 +97,28 @@ class DiffusersLeaf(Offloader):
         return model
 
 
+class DFloat11CpuOffload(Offloader):
+    """DFloat11's own model, coded in pinned host memory; its checkpoint is made before."""
+
+    how = "DFloat11Model.from_pretrained(bfloat16_model, cpu_offload, pin_memory)"
+
+    def make_ready(self, model: nn.Module) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        write_dfloat11(model, Path(self.folder.name), self.accelerator.device)
+        self.accelerator.release_cached()
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        from dfloat11.dfloat11 import DFloat11Model
+
+        return DFloat11Model.from_pretrained(
+            self.folder.name,
+            device=str(self.accelerator.device),
+            bfloat16_model=model,
+            cpu_offload=True,
+            pin_memory=True,
+        )
+
+
 class TensorStream(Offloader):
     """tensorstream.offload under a budget, the weights as they are."""
 
@@ -139,6 +167,7 @@ OFFLOADERS = {
     "accelerate-device-map": AccelerateDeviceMap,
     "accelerate-cpu-offload": AccelerateCpuOffload,
     "diffusers-leaf": DiffusersLeaf,
+    "dfloat11-cpu-offload": DFloat11CpuOffload,
     "tensorstream": TensorStream,
     "tensorstream-coded": TensorStreamCoded,
 }

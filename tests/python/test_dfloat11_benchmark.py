@@ -5,19 +5,23 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import cuda_dfloat11
-from cuda_runs import dfloat11_code
+from cuda_runs import dfloat11_code, dfloat11_model
+from cuda_runs.accelerator import open_accelerator
 from cuda_runs.dfloat11_code import BYTES_PER_THREAD, THREADS, Kernel, Packed, pack
+from cuda_runs.llama_model import TINY, make_llama
 
 import readme_tables
 
@@ -204,3 +208,54 @@ def test_the_table_shows_both() -> None:
     assert "| matrix | DFloat11 0.5.0 | 100 (99 to 101) | 0.680 |" in text
     assert "| matrix | TensorStream, level 4 | 100 (99 to 101) | 0.667 |" in text
     assert "copied" not in text
+
+
+class PackageOfOneTable:
+    """Stands for the package where its table is TABLE, whatever the weights."""
+
+    def codec(self, weights: torch.Tensor) -> tuple[None, dict[Any, tuple[int, int]], torch.Tensor]:
+        return None, TABLE, torch.full((2, 256), 7, dtype=torch.uint8)
+
+
+def test_a_checkpoint_holds_each_module_as_the_packages_loader_wants_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dfloat11_model, "Package", PackageOfOneTable)
+    model = make_llama(TINY, open_accelerator("cpu"))
+    for seed, parameter in enumerate(model.parameters()):
+        parameter.data = weights_of(parameter.numel(), seed).view(parameter.shape)
+    dfloat11_model.write_dfloat11(model, tmp_path, torch.device("cpu"))
+
+    config = json.loads((tmp_path / "config.json").read_text())["dfloat11_config"]
+    assert (config["threads_per_block"], config["bytes_per_thread"]) == ([THREADS], 8)
+    layers = [f"model.layers.{layer}" for layer in range(TINY.layers)]
+    names = ["lm_head", "model.embed_tokens", *layers]
+    assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == sorted(
+        name.replace(".", "_") for name in names
+    )
+    for name in names:
+        linears = next(
+            linears
+            for pattern, linears in config["pattern_dict"].items()
+            if re.fullmatch(pattern, name)
+        )
+        module = model.get_submodule(name)
+        owners = [module.get_submodule(linear) for linear in linears] or [module]
+        stored = load_file(tmp_path / f"{name.replace('.', '_')}.safetensors")
+        stored = {key.removeprefix(f"{name}."): value for key, value in stored.items()}
+        sizes = [owner.weight.numel() for owner in owners]
+        assert stored["split_positions"].tolist() == list(itertools.accumulate(sizes))[:-1]
+        assert stored["output_positions"].dtype == torch.uint8
+        packed = Packed(
+            stored["encoded_exponent"],
+            stored["sign_mantissa"],
+            stored["output_positions"].view(torch.int32),
+            stored["gaps"],
+        )
+        expected = torch.cat([owner.weight.flatten() for owner in owners])
+        assert torch.equal(
+            cuda_dfloat11.decoded_on_the_host(packed, TABLE), expected.view(torch.int16)
+        )
+    coded = sum(sum(w.numel() for w in ws) for _, ws in dfloat11_model.coded_modules(model))
+    norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
+    assert coded + norms == sum(p.numel() for p in model.parameters())
