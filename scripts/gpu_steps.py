@@ -301,9 +301,10 @@ _MODULES = {
     "scikit_build_core": "install",
     "pytest": "python",
     "pytest_timeout": "python",
+    "bitsandbytes": "python",
     "torch": "python, llama, diffusion",
     "transformers": "python, llama",
-    "accelerate": "llama",
+    "accelerate": "python, llama",
     "safetensors": "llama",
     "diffusers": "llama, diffusion",
 }

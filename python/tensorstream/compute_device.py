@@ -149,8 +149,9 @@ def move(tensor: Any, device: torch.device) -> None:
         torch.utils.swap_tensors(tensor, moved)
     elif tensor.device != device and moves_itself(tensor):  # guard: own-move
         raise UnsupportedError(
-            f"a {type(tensor).__name__} moves in a way of its own, with what it keeps beside its bytes; move "
-            f"the model to {device} before you offload it: such weights stay there"
+            f"a {type(tensor).__name__} moves in a way of its own, with what it keeps beside its bytes; have "
+            f"the modules with such weights on {device}, where they stay, and the others in RAM, before you "
+            "offload it"
         )
     else:
         tensor.data = tensor.data.to(device)

@@ -11,7 +11,7 @@ from torch import nn
 from tensorstream import _native, diffusion, gguf_files
 from tensorstream.api import PathLike
 from tensorstream.config import Config, make_config
-from tensorstream.exceptions import ConfigError
+from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import (
     check_complete,
     hub_options,
@@ -119,6 +119,7 @@ def model_without_weights(
 
     Raises:
         ConfigError: The path holds no model that either library knows.
+        UnsupportedError: Its weights are quantised.
     """
     folder = model_folder(path, {})
     if diffusion.is_pipeline(folder) or diffusion.is_model(folder):
@@ -129,6 +130,11 @@ def model_without_weights(
     loader = model_class or _class_for(folder, {})
     config_class = AutoConfig if model_class is None else model_class.config_class
     config = config_class.from_pretrained(folder)
+    if getattr(config, "quantization_config", None) is not None:  # the model would be the plain one
+        raise UnsupportedError(
+            f"the weights in '{path}' are quantised, and what they take is known once transformers has "
+            "loaded them: load the model, and give that"
+        )
     make = loader.from_config if hasattr(loader, "from_config") else loader._from_config
     with torch.device("meta"):
         model: nn.Module = make(config)  # under the config's type; buffers may choose another

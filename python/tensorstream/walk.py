@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import nn
 
 from tensorstream import _native
-from tensorstream.compute_device import is_made_of_parts
+from tensorstream.compute_device import is_made_of_parts, moves_itself
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.fused import WHOLE
 from tensorstream.parts import Parts, entry_modules, is_container, top_modules
@@ -67,7 +68,9 @@ def walk(model: nn.Module, keep_resident: Sequence[str] = ()) -> Walk:
     found = Walk(_native.ModelTree(), [], [], {})
     if isinstance(model, Parts):
         found.parts = list(model)
-    by_parameter = _add_weights(found, model, names)
+    self_moving = [(name, parameter) for name, parameter in listed if moves_itself(parameter)]
+    by_parameter = _add_weights(found, model, names, self_moving)
+    found.tree.add_fixed_bytes(_kept_bytes(model, self_moving))
     _add_modules(found, model, by_parameter)
     seen: set[int] = set()
     for buffer in model.buffers():
@@ -91,10 +94,16 @@ def _names_of_parameters(listed: list[tuple[str, nn.Parameter]]) -> dict[int, li
     return names
 
 
-def _add_weights(found: Walk, model: nn.Module, names: dict[int, list[str]]) -> dict[int, int]:
+def _add_weights(
+    found: Walk,
+    model: nn.Module,
+    names: dict[int, list[str]],
+    self_moving: list[tuple[str, nn.Parameter]],
+) -> dict[int, int]:
     """Adds the parameters of `model` to the tree; their tensor ids by the parameters' identity."""
     by_parameter: dict[int, int] = {}
     shared = _overlapping(model)
+    beside = {_module_of(name): type(parameter).__name__ for name, parameter in self_moving}
     for name, parameter in model.named_parameters():
         if isinstance(parameter, ParkedParameter):
             raise ConfigError(
@@ -103,6 +112,8 @@ def _add_weights(found: Walk, model: nn.Module, names: dict[int, list[str]]) -> 
         reason = _reason_to_leave(parameter, shared)
         if id(parameter) not in names:
             reason = "its module makes it anew at each look"
+        elif reason is None:
+            reason = _reason_of_neighbours(names[id(parameter)], beside)
         if reason is None:
             dtype = str(parameter.dtype).removeprefix("torch.")
             try:
@@ -122,6 +133,23 @@ def _add_weights(found: Walk, model: nn.Module, names: dict[int, list[str]]) -> 
             found.left[name] = reason
             found.tree.add_fixed_bytes(_size_bytes(parameter))
     return by_parameter
+
+
+def _module_of(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _reason_of_neighbours(names: list[str], beside: dict[str, str]) -> str | None:
+    """Why a parameter with these names cannot be streamed beside what its modules hold; None where it can.
+
+    A layer of bitsandbytes puts another type in the place of its bias as it computes. `beside` has the types
+    of weights that move themselves, by the names of their modules.
+    """
+    for name in names:
+        neighbour = beside.get(_module_of(name))
+        if neighbour is not None:
+            return f"it is beside a {neighbour}, whose module may cast it"
+    return None
 
 
 def _line_offset(parameter: nn.Parameter) -> int:
@@ -161,6 +189,43 @@ def _size_bytes(tensor: torch.Tensor) -> int:
     if tensor.layout is torch.sparse_coo:
         return tensor._indices().nbytes + tensor._values().nbytes
     return tensor.numel() * tensor.element_size()
+
+
+_DEPTH = 2  # a state in an attribute, and one within it
+
+
+def _kept_bytes(model: nn.Module, self_moving: list[tuple[str, nn.Parameter]]) -> int:
+    """Bytes of what weights that move themselves have beside their own: scales, tables of codes.
+
+    These tensors are attributes of the weight, of its module, which may take them over, or of a state there.
+    """
+    counted = {_address(parameter) for _, parameter in self_moving}
+    looked: set[int] = set()
+
+    def bytes_in(holder: object, depth: int) -> int:
+        if id(holder) in looked or isinstance(holder, type | ModuleType):
+            return 0
+        looked.add(id(holder))
+        total = 0
+        for value in list(getattr(holder, "__dict__", {}).values()):
+            if isinstance(value, nn.Module | nn.Parameter):
+                continue
+            if not isinstance(value, torch.Tensor):
+                total += bytes_in(value, depth - 1) if depth > 0 else 0
+            elif _address(value) not in counted:
+                counted.add(_address(value))
+                total += _size_bytes(value)
+        return total
+
+    modules = [model.get_submodule(_module_of(name)) for name, _ in self_moving]
+    holders = [*(parameter for _, parameter in self_moving), *modules]
+    return sum(bytes_in(holder, _DEPTH) for holder in holders)
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Where a tensor's bytes are; its identity, where that cannot be told."""
+    told = tensor.layout is torch.strided and not is_made_of_parts(tensor)
+    return (told and tensor.data_ptr()) or id(tensor)
 
 
 def _overlapping(model: nn.Module) -> set[int]:
