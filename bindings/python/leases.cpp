@@ -41,10 +41,12 @@ Leases::Leases(nb::object owner, nb::object engine, nb::object session, nb::obje
       saved_(std::move(saved)),
       functions_(functions) {}
 
-void Leases::enter(const nb::object& frame) {
-  if (!nb::cast<Session&>(session_).enter(frame)) return;
+bool Leases::enter(const nb::object& frame) {
+  const Session::Entry entry = nb::cast<Session&>(session_).enter(frame);
+  if (entry != Session::Entry::kOutermost) return entry != Session::Entry::kForOther;
   owner_.attr("begun")();
   note_pass(&BoundEngine::note_pass_begun);
+  return true;
 }
 
 void Leases::leave(const nb::object& frame, const nb::object& output) {
@@ -180,7 +182,10 @@ void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
   refuse_tracing_();
   auto& leases = nb::cast<Leases&>(leases_);
   const nb::object frame = frame_of_call();
-  leases.enter(frame);
+  if (!leases.enter(frame)) {
+    running_.emplace_back();
+    return;
+  }
   const nb::list wanted = groups;
   std::vector<nb::object> held;
   std::exception_ptr error;
@@ -200,6 +205,7 @@ nb::object Unit::after(const nb::object& /*module*/, const nb::object& /*args*/,
   const UncompiledScope scope(set_eval_frame_);
   Running running = std::move(running_.back());
   running_.pop_back();
+  if (!running.frame.is_valid()) return nb::none();
   auto& leases = nb::cast<Leases&>(leases_);
   nb::object result = nb::none();
   std::exception_ptr error;

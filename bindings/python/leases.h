@@ -34,8 +34,10 @@ class Leases {
   Leases(nb::object owner, nb::object engine, nb::object session, nb::object saved,
          const LeaseFunctions& functions);
 
-  /// A forward of a hooked module begins, in `frame`.
-  void enter(const nb::object& frame);
+  /// A forward of a hooked module begins, in `frame`. False where it is run for the forward of
+  /// another thread, which waits for it: nothing is leased then, weights stay lent, or parked and
+  /// read at each operation.
+  bool enter(const nb::object& frame);
   /// It ends; `output` is None where it may have failed.
   void leave(const nb::object& frame, const nb::object& output);
   /// Leases a group and lends its weights. False where it has no place now: they stay parked.
@@ -101,7 +103,7 @@ class Unit {
  private:
   /// A forward under way, and what it leased.
   struct Running {
-    nb::object frame;
+    nb::object frame;  // null where it runs for another thread's forward
     std::vector<nb::object> held;
   };
   template <typename Visit>

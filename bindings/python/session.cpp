@@ -29,8 +29,11 @@ nb::object caller_of(const nb::object& frame) {
 
 }  // namespace
 
-Session::Session(nb::object reclaim)
-    : reclaim_(std::move(reclaim)), changed_(std::make_unique<Bell>()), process_(process_id()) {}
+Session::Session(nb::object reclaim, nb::object waits_for_caller)
+    : reclaim_(std::move(reclaim)),
+      waits_for_caller_(std::move(waits_for_caller)),
+      changed_(std::make_unique<Bell>()),
+      process_(process_id()) {}
 
 Session::~Session() {
   // Threads that waited when the process was forked are not here to be waited for.
@@ -39,30 +42,31 @@ Session::~Session() {
 
 bool Session::is_mine() const { return !frames_.empty() && owner_ == PyThread_get_thread_ident(); }
 
-bool Session::enter(const nb::object& frame) {
-  wait(frame);
+Session::Entry Session::enter(const nb::object& frame) {
+  if (!wait(frame)) return Entry::kForOther;
   owner_ = PyThread_get_thread_ident();
   frames_.push_back(frame);
-  return frames_.size() == 1;
+  return frames_.size() == 1 ? Entry::kOutermost : Entry::kWithin;
 }
 
 bool Session::enter_alone(const nb::object& frame) {
-  wait(frame);
-  if (!frames_.empty()) return false;
+  if (!wait(frame) || !frames_.empty()) return false;
   owner_ = PyThread_get_thread_ident();
   frames_.push_back(frame);
   return true;
 }
 
-// Until nobody, or this thread, runs the model.
-void Session::wait(const nb::object& frame) {
+// Until nobody, or this thread, runs the model. False where who runs it waits for this thread.
+bool Session::wait(const nb::object& frame) {
   wait_for_reclaim();
   while (!frames_.empty() && !is_mine()) {
+    if (PyObject_IsTrue(waits_for_caller_().ptr()) == 1) return false;
     const std::uint64_t rung = changed_->count();
     if (!end_if_abandoned(frame_of_thread(owner_))) wait_for_change(rung);
     wait_for_reclaim();
   }
   if (is_mine()) static_cast<void>(end_if_abandoned(frame));
+  return true;
 }
 
 void Session::wait_for_change(std::uint64_t rung) {
@@ -128,14 +132,19 @@ void Session::end(bool reclaim) {
 
 void init_session(nb::module_& module) {
   nb::class_<Session>(module, "Session", nb::type_slots(Collected<Session>::slots.data()))
-      .def(nb::init<nb::object>(), "reclaim"_a)
-      .def("enter", &Session::enter, "frame"_a,
-           "Waits until no other thread runs the model, and takes it for the forward of `frame`; "
-           "whether that is in no other.")
+      .def(nb::init<nb::object, nb::object>(), "reclaim"_a, "waits_for_caller"_a)
+      .def(
+          "enter",
+          [](Session& self, const nb::object& frame) {
+            return self.enter(frame) == Session::Entry::kOutermost;
+          },
+          "frame"_a,
+          "Waits until no other thread runs the model, and takes it for the forward of `frame`; "
+          "whether that is in no other.")
       .def("enter_alone", &Session::enter_alone, "frame"_a,
            "The same, for what cannot be done in the midst of a forward: False, and nothing is "
            "done, "
-           "where this thread runs one.")
+           "where this thread runs one, or runs for one.")
       .def("is_outermost", &Session::is_outermost, "frame"_a,
            "Whether this thread runs the model, and the forward of `frame` is in no other.")
       .def("leave", &Session::leave, "frame"_a,

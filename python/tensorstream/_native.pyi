@@ -824,7 +824,7 @@ class Uncompiled:
     def __call__(self, *args: object, **kwargs: object) -> object: ...
 
 class Session:
-    def __init__(self, reclaim: object) -> None: ...
+    def __init__(self, reclaim: object, waits_for_caller: object) -> None: ...
 
     def enter(self, frame: object) -> bool:
         """
@@ -833,7 +833,7 @@ class Session:
 
     def enter_alone(self, frame: object) -> bool:
         """
-        The same, for what cannot be done in the midst of a forward: False, and nothing is done, where this thread runs one.
+        The same, for what cannot be done in the midst of a forward: False, and nothing is done, where this thread runs one, or runs for one.
         """
 
     def is_outermost(self, frame: object) -> bool:

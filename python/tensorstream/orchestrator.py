@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tensorstream import _native, registry, report
-from tensorstream.backward import in_backward
+from tensorstream.backward import OutermostForward, in_backward
 from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
 from tensorstream.config import PRESSURE, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError
@@ -91,9 +91,9 @@ class Orchestrator:
             check_equal(found, self.engine)  # guard: checkpoint-equal
         if checkpoint is not None or stored:
             materialize_forms(found, found.modules, self.device.torch_device)
-        self.loans = Loans()
-        self.saved = SavedHooks()
-        self.session = _native.Session(self._reclaim)
+        self.loans, self.saved = Loans(), SavedHooks()
+        self._forward = OutermostForward()
+        self.session = _native.Session(self._reclaim, self._forward.waits_for_caller)
         self._leases = _native.Leases(
             self,
             self.engine,
@@ -138,6 +138,7 @@ class Orchestrator:
 
     def begun(self) -> None:
         """A forward begins that is in no other."""
+        self._forward.begin()
         pool = self.pool
         if pool is None:
             return
@@ -152,6 +153,7 @@ class Orchestrator:
 
     def ended(self, output: Any) -> None:
         """It ends; `output` is None where it may have failed."""
+        self._forward.end()
         pool = self.pool
         if pool is None:
             return
@@ -423,6 +425,7 @@ class Orchestrator:
 
     def _reclaim(self) -> None:
         """Gives back what a forward held that will never run its post-hooks."""
+        self._forward.end()
         if self.pool is not None:
             self.pool.leave()
         self.device.follow(self._leases.last_stream)  # its work still reads what is given back here
@@ -438,7 +441,7 @@ class Orchestrator:
     def renew_locks(self) -> None:
         """In a forked child: threads of the parent may have held the locks, and are not here."""
         self.loans.lock = threading.RLock()
-        self.session = _native.Session(self._reclaim)
+        self.session = _native.Session(self._reclaim, self._forward.waits_for_caller)
         self._leases.renew(self.session)
 
     def restored_bytes(self) -> int:

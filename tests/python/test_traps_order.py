@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -138,6 +139,80 @@ def test_weights_that_are_used_without_their_modules_forward(
         model = copy.deepcopy(plain)
         _offload_on(monkeypatch, model, device, room)
         _check(model, plain, X)
+
+
+def _layers() -> nn.Sequential:
+    """A block that is a group of its own where there is room for it: no two parts are of one kind."""
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), Block())
+
+
+def _by_wrapper(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    class Wrapper(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return module(x)  # type: ignore[no-any-return]
+
+    return Wrapper()(x)  # type: ignore[no-any-return]
+
+
+def _each_of(layers: Any, x: torch.Tensor) -> torch.Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+# How a parent uses a block without a call of it.
+UNCALLED: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "iterated": _each_of,
+    "by index": lambda block, x: block[3](block[2](block[1](block[0](x)))),
+    "in slices": lambda block, x: block[2:](block[:2](x)),
+    "its children": lambda block, x: _each_of(block.children(), x),
+    "its parts' parts": lambda block, x: block[3].down(block[3].up(block[1](block[0](x)))),
+    "through wrappers": lambda block, x: _by_wrapper(block[3], _by_wrapper(block[:3], x)),
+    "its forward": lambda block, x: block.forward(x),
+}
+
+
+class Uncalled(nn.Module):
+    """Uses its blocks so, every third by a call."""
+
+    def __init__(self, use: Callable[[Any, torch.Tensor], torch.Tensor], kind: str) -> None:
+        super().__init__()
+        self.use = use
+        blocks = [_layers() for _ in range(4)]
+        self.blocks: Any = {
+            "list": nn.ModuleList(blocks),
+            "dict": nn.ModuleDict({str(i): block for i, block in enumerate(blocks)}),
+            "sequential": nn.Sequential(*blocks),
+        }[kind]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for position, block in enumerate(self.blocks.children()):
+            x = block(x) if position % 3 == 2 else self.use(block, x)
+        return x
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("kind", ["list", "dict", "sequential"])
+@pytest.mark.parametrize("use", UNCALLED)
+def test_blocks_whose_parts_are_called_and_they_are_not(
+    use: str, kind: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their hooks do not run: the weights are read at each operation, for gradients too."""
+    torch.manual_seed(5)
+    plain = Uncalled(UNCALLED[use], kind).eval()
+    for room in (1.0, 3.0):
+        model = copy.deepcopy(plain)
+        _offload_on(monkeypatch, model, device, room)
+        block = model.blocks.get_submodule("0")
+        assert hooks_of(model) and (room == 1.0 or block._forward_pre_hooks), "it is no group"
+        _check(model, plain, X)
+        steps: list[list[Any]] = []
+        for either in (model.train(), copy.deepcopy(plain).train()):
+            x = X.clone().requires_grad_()
+            either(x).square().sum().backward()
+            steps.append([x.grad, *(p.grad for p in either.parameters() if p.grad is not None)])
+            steps[-1] += either.buffers()  # what norms wrote
+        assert_same(steps[0], steps[1])
 
 
 def test_recurrent_modules_that_keep_lists_of_their_weights() -> None:
