@@ -53,15 +53,6 @@ def _ram_budget(config: Config) -> _native.Budget | None:
     return _native.create_budget(config.ram_budget_bytes())
 
 
-def _groups_of_tensors(grouping: _native.Grouping) -> dict[int, tuple[int, int]]:
-    """Of each tensor in a group: which, and at which place there."""
-    return {
-        tensor: (group, position)
-        for group, members in enumerate(grouping.groups)
-        for position, tensor in enumerate(members.tensors)
-    }
-
-
 class Orchestrator:
     """Runs one model, or the models of one pipeline, on the engine. Made by `offload`, ended by `restore`."""
 
@@ -103,16 +94,16 @@ class Orchestrator:
         )
         self.names = [weight.names for weight in found.weights]
         # By the ids of the tree. The model is not to be kept alive from here.
-        self._members = found.weights
+        self._members, self._entries = found.weights, found.entries
         self._modules = [weakref.ref(each) for each in found.modules]
-        self._entries = found.entries
         # Settled residents whose parameters are on the engine's memory, not on their own.
         self._resident: dict[int, FoundWeight] = {}
+        # Where parameters of settled groups were put: elsewhere they have what somebody gave them.
+        self._settled_at: dict[int, int] = {}
         self._weights: dict[int, Weight] = {}
         self._lent: dict[int, LentGroup] = {}
         # Of each module with hooks of ours, by its id.
         self._hooked: dict[int, HookedModule] = {}
-        self._group_of = _groups_of_tensors(self.grouping)
         self._place_moves = 0
         self.pool = self.saved.pool = self._make_pool(found.tree.fixed_bytes - sources.device_bytes)
         self._awaits_backward = False  # what follows a forward is done after its backward
@@ -197,6 +188,12 @@ class Orchestrator:
         tiers = plan_tiers(config, found, sources, device, (budget_bytes, ram_bytes))
         self.backend = tiers.about  # how files are read, and why
         self.grouping: _native.Grouping = tiers.planned.grouping
+        self._tensors_of = [list(members.tensors) for members in self.grouping.groups]
+        self._group_of = {  # of each tensor, and its place there
+            tensor: (group, position)
+            for group, members in enumerate(self._tensors_of)
+            for position, tensor in enumerate(members)
+        }
         self.budget = _native.create_budget(budget_bytes)
         options = tiers.config.engine_options(device, tiers.disk_bytes_per_second)
         if ram_budget is not None:
@@ -206,18 +203,19 @@ class Orchestrator:
         )
 
     def _attach_or_undo(self, model: nn.Module, found: Walk, sources: Sources) -> None:
-        # On the host nothing is allocated here, and aliases would count as holders of the weights.
+        # On the host aliases would count as holders of the weights, and there is room to read them anew.
         undone = [] if self.device.is_host else found.weights
         before = [(weight.parameter, weight.parameter.data) for weight in undone]
         try:
-            for group in range(len(self.grouping.groups)):
-                self._attach(group, sources.in_ram)
+            self._attach(sources.in_ram)
             if not self.device.is_host:
                 self._moved.bring(model)
             self._hook()
         except BaseException:
             for hooked in self._hooked.values():
                 hooked.detach()
+            if self.device.is_host:
+                self._free_all()  # guard: undone-on-the-host
             for parameter, data in before:
                 parameter.__class__ = nn.Parameter
                 parameter.data = data
@@ -225,17 +223,18 @@ class Orchestrator:
             self._moved.undo()
             raise
 
-    def _attach(self, group: int, in_ram: dict[int, torch.Tensor]) -> None:
-        """Puts the parameters of a group where the engine has it, or parks them."""
-        tensors = self.grouping.groups[group].tensors
-        if self.engine.settled(group):
-            self._settle(group)
-            return
-        weights = [self._weights.get(tensor) or self._park(tensor, in_ram) for tensor in tensors]
-        if self.engine.plan.placements[group] == _native.Placement.ON_DEMAND:
-            self._lent.pop(group, None)
-        elif group not in self._lent:
-            self._lent[group] = LentGroup(group, weights)
+    def _attach(self, in_ram: dict[int, torch.Tensor]) -> None:
+        """Puts parameters where the engine has their groups, or parks them."""
+        placements = self.engine.plan.placements
+        for group, tensors in enumerate(self._tensors_of):
+            if self.engine.settled(group):
+                self._settle(group)
+                continue
+            weights = [self._weights.get(each) or self._park(each, in_ram) for each in tensors]
+            if placements[group] == _native.Placement.ON_DEMAND:
+                self._lent.pop(group, None)
+            elif group not in self._lent:
+                self._lent[group] = LentGroup(group, weights)
 
     def _settle(self, group: int) -> None:
         """Puts parameters of a settled group on the engine's memory, unless that is where they are."""
@@ -243,7 +242,7 @@ class Orchestrator:
         if lent is not None:
             lent.leave_place()
         places = self.device.places(self.engine, group)
-        for tensor, place in zip(self.grouping.groups[group].tensors, places, strict=True):
+        for tensor, place in zip(self._tensors_of[group], places, strict=True):
             member = self._members[tensor]
             parameter = member.parameter
             view = place.view(parameter.dtype)
@@ -254,10 +253,14 @@ class Orchestrator:
                 parameter.__class__ = nn.Parameter
                 if owned is not None and owned.data_ptr() == view.data_ptr():
                     parameter.data = owned
+                    self._settled_at[tensor] = owned.data_ptr()
                     continue
+            elif self._settled_at.get(tensor, parameter.data_ptr()) != parameter.data_ptr():
+                continue  # guard: exchanged-memory
             if view.data_ptr() != parameter.data_ptr():
                 parameter.data = view.as_strided(member.form.shape, member.form.stride())
                 self._resident[tensor] = member
+            self._settled_at[tensor] = parameter.data_ptr()
 
     def _park(self, tensor: int, in_ram: dict[int, torch.Tensor]) -> Weight:
         weight = self._make_weight(self._members[tensor])
@@ -305,23 +308,24 @@ class Orchestrator:
         try:
             self.device.finish()  # the engine reads what work under way writes to settled weights
             will_settle = self.engine.settled_under(limit_bytes)
-            written = self._leave(will_settle)
+            written: dict[int, torch.Tensor] = {}
             try:
+                self._leave(will_settle, written)
                 self.engine.set_budget(limit_bytes)
             finally:
                 self._follow(written)
         finally:
             self.session.leave(frame)
 
-    def _leave(self, will_settle: list[bool]) -> dict[int, torch.Tensor]:
+    def _leave(self, will_settle: list[bool], replaced: dict[int, torch.Tensor]) -> None:
         """Parks the parameters of groups that will not be settled any more.
 
-        Returns the values, by tensor, that were put in the place of the engine's.
+        Adds to `replaced` the values, by tensor, that were put in the place of the engine's.
         """
         leaving: list[int] = []
         places: list[torch.Tensor] = []
         for group, stays in enumerate(will_settle):
-            tensors = self.grouping.groups[group].tensors
+            tensors = self._tensors_of[group]
             if self.engine.settled(group) and not stays:
                 leaving += tensors
                 places += self.device.places(self.engine, group)
@@ -336,7 +340,6 @@ class Orchestrator:
         on_engine = {tensor for tensor in leaving if in_place[tensor] and tensor in self._resident}
         for tensor in leaving:
             check_can_leave(self._members[tensor], tensor in on_engine)
-        replaced: dict[int, torch.Tensor] = {}
         for tensor in leaving:
             member = self._members[tensor]
             if tensor in on_engine:  # nobody has an alias of it
@@ -347,15 +350,16 @@ class Orchestrator:
             if not in_place[tensor]:
                 replaced[tensor] = value
             self._park(tensor, {tensor: value} if in_place[tensor] else {})
-        return replaced
 
     def _follow(self, replaced: dict[int, torch.Tensor]) -> None:
         """Puts parameters where the engine has their groups now."""
-        for group, members in enumerate(self.grouping.groups):
-            for tensor in members.tensors:
-                if tensor in replaced and not self.engine.settled(group):
-                    self._weights[tensor].adopt(replaced[tensor])
-            self._attach(group, {})
+        for tensor, value in replaced.items():
+            if not self.engine.settled(self._group_of[tensor][0]):
+                self._weights[tensor].adopt(value)
+        self._attach({})
+        for tensor, value in replaced.items():
+            if tensor not in self._weights:  # it did not leave after all
+                self._members[tensor].parameter.data = value
         self._leave_lost_places()
         self._hook()
         if not self.device.is_host:
@@ -388,7 +392,7 @@ class Orchestrator:
                 except (BudgetError, IoError) as error:
                     refused = error
                     continue
-                for tensor in self.grouping.groups[group].tensors:
+                for tensor in self._tensors_of[group]:
                     if not self._weights[tensor].is_home:
                         self._weights[tensor].come_home()
             self.engine.plan_anew()
@@ -457,6 +461,16 @@ class Orchestrator:
         self.session.enter(frame)
         self._reclaim()
         self.session.leave(frame)
+        self._free_all()
+        if not self.device.is_host:
+            self._moved.put_back(as_module(model))
+        for hooked in self._hooked.values():
+            hooked.detach()
+        registry.forget(self)
+        self._let_go()
+
+    def _free_all(self) -> None:
+        """Gives every parameter memory of its own, in RAM."""
         ram = torch.device("cpu")
         values: list[tuple[Weight, torch.Tensor]] = []
         for weight in self._weights.values():  # what can fail comes before anything is changed
@@ -471,12 +485,6 @@ class Orchestrator:
             on_host = self.device.is_host
             member.parameter.data = copy_at(value, member.line_offset) if on_host else value.cpu()
             move_gradient(member.parameter, ram)
-        if not self.device.is_host:
-            self._moved.put_back(as_module(model))
-        for hooked in self._hooked.values():
-            hooked.detach()
-        registry.forget(self)
-        self._let_go()
 
     def _let_go(self) -> None:
         """Ends the engine now: objects in cycles would keep its memory until they are collected."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tensorstream.exceptions import UnsupportedError
 from tensorstream.walk import FoundWeight
-from tensorstream.weight import SOLE_USER, Weight, storage_users
+from tensorstream.weight import SOLE_USER, Weight, lies_as, storage_users
 
 
 def check_can_leave(member: FoundWeight, on_engine: bool) -> None:
@@ -18,10 +18,12 @@ def check_can_leave(member: FoundWeight, on_engine: bool) -> None:
         UnsupportedError: It cannot be streamed, or somebody else holds its memory.
     """
     parameter, form, name = member.parameter, member.form, member.names[0]
-    if parameter.shape != form.shape or parameter.dtype != form.dtype:
+    alike = parameter.shape == form.shape and parameter.dtype == form.dtype
+    if not alike or not lies_as(parameter, form):  # guard: became-another
         raise UnsupportedError(
-            f"'{name}' became {tuple(parameter.shape)} {parameter.dtype} since the model was offloaded, "
-            "and cannot be streamed; call tensorstream.restore(model), and offload it again"
+            f"'{name}' became {tuple(parameter.shape)} {parameter.dtype} with strides {parameter.stride()} "
+            "since the model was offloaded, and cannot be streamed; call tensorstream.restore(model), and "
+            "offload it again"
         )
     held = on_engine and storage_users(parameter.untyped_storage()) > SOLE_USER
     if held:  # guard: held-view

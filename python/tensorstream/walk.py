@@ -103,6 +103,9 @@ def _add_weights(
     """Adds the parameters of `model` to the tree; their tensor ids by the parameters' identity."""
     by_parameter: dict[int, int] = {}
     shared = _overlapping(model)
+    scripted = [
+        name for name, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule)
+    ]
     beside = {_module_of(name): type(parameter).__name__ for name, parameter in self_moving}
     for name, parameter in model.named_parameters():
         if isinstance(parameter, ParkedParameter):
@@ -112,6 +115,8 @@ def _add_weights(
         reason = _reason_to_leave(parameter, shared)
         if id(parameter) not in names:
             reason = "its module makes it anew at each look"
+        elif _is_within(names[id(parameter)], scripted):  # guard: scripted
+            reason = "it is of a ScriptModule, whose code asks no hook"
         elif reason is None:
             reason = _reason_of_neighbours(names[id(parameter)], beside)
         if reason is None:
@@ -133,6 +138,10 @@ def _add_weights(
             found.left[name] = reason
             found.tree.add_fixed_bytes(_size_bytes(parameter))
     return by_parameter
+
+
+def _is_within(names: list[str], modules: list[str]) -> bool:
+    return any(not module or name.startswith(f"{module}.") for module in modules for name in names)
 
 
 def _module_of(name: str) -> str:

@@ -11,6 +11,7 @@ import threading
 
 import torch
 from torch import nn
+from torch.autograd.graph import increment_version
 
 from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice
@@ -108,6 +109,9 @@ class Weight:
 
         Whoever holds the parameter's memory keeps an alias of the weight.
         """
+        # A graph that has saved the parameter itself would find what stands in the place of its bytes.
+        if not self.parameter.is_inference():
+            increment_version(self.parameter)  # guard: saved-before-parking
         if not self._device.is_host:  # the memory that it had is no alias of what the device uses
             self.park()
             return
@@ -256,7 +260,8 @@ class Weight:
         if loan is None or type(self.parameter) is LentParameter:
             return  # in use: settled before the next one
         if self._is_written(loan):
-            self.adopt(loan)
+            # Past its version a graph does not see what is written to a plain weight either.
+            self.adopt(loan, counts=loan is not self._owned or loan._version != self._loan_version)
         self._was_pointed_at = self._pointed_at is not None
         self._loan_version = loan._version
         if storage_users(loan.untyped_storage()) == SOLE_USER:
@@ -290,8 +295,11 @@ class Weight:
         if self._loan is not None and storage_users(self._loan.untyped_storage()) == SOLE_USER:
             self.settle()
 
-    def adopt(self, value: torch.Tensor) -> None:
-        """Makes `value`, of the weight's type, shape and strides, its source from now on."""
+    def adopt(self, value: torch.Tensor, *, counts: bool = True) -> None:
+        """Makes `value`, of the weight's type, shape and strides, its source from now on.
+
+        `counts` says whether that is another value for the graphs of earlier forwards.
+        """
         if self._device.is_host:
             self.engine.replace_tensor(self.tensor, value.data_ptr(), self.size_bytes, value)
             self._owned = value
@@ -303,7 +311,7 @@ class Weight:
         else:
             host = value.detach().to("cpu", copy=True)
             self.engine.replace_tensor(self.tensor, host.data_ptr(), self.size_bytes, host)
-        self.generation += 1
+        self.generation += counts
 
     def assign(self, value: torch.Tensor) -> None:
         """`parameter.data = value`.
@@ -322,7 +330,7 @@ class Weight:
         form = self.form
         with torch.inference_mode(False), torch.no_grad():
             kept = value.detach()
-            if kept.stride() != form.stride() or kept.is_inference():
+            if kept.is_inference():
                 kept = torch.empty_strided(
                     form.shape, form.stride(), dtype=form.dtype, device=kept.device
                 ).copy_(kept)
@@ -349,6 +357,20 @@ class Weight:
                 f"become {tuple(value.shape)} {value.dtype} on {value.device}. Call "
                 "tensorstream.restore(model) first, or load the model that way"
             )
+        if not lies_as(value, form):  # guard: other-strides
+            raise UnsupportedError(
+                f"'{self.name}' is streamed with strides {form.stride()}; a value with strides "
+                f"{value.stride()} would be computed with otherwise, to the last bits. Give a copy that lies "
+                "as the weight does (.contiguous()), or call tensorstream.restore(model) first"
+            )
+
+
+def lies_as(value: torch.Tensor, form: torch.Tensor) -> bool:
+    """Whether a tensor of the form's shape has its elements in the same order in memory."""
+    return value.numel() == 0 or all(
+        one == other or size == 1
+        for one, other, size in zip(value.stride(), form.stride(), form.shape, strict=True)
+    )
 
 
 def _empty_at(form: torch.Tensor, line_offset: int) -> torch.Tensor:

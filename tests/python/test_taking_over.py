@@ -1,0 +1,217 @@
+"""What becomes of a model's plain weights where they are taken over, or the budget moves, and that fails."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import tensorstream as ts
+from conftest import assert_same, hooks_of, smallest_budget
+from fake_gpu import use_fake_gpu
+from model_shapes import make_stack, row_ids
+from tensorstream import orchestrator, weight
+
+X = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("before, after", [(20, 20), (3, 3), (3, 4), (4, 3), (20, 3), (3, 20)])
+def test_values_given_by_data_stay_when_the_budget_moves(
+    before: int, after: int, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if gpu:
+        use_fake_gpu(monkeypatch, homes=True)
+    model, plain = make_stack(5), make_stack(5)
+    smallest = smallest_budget(model)
+    more = (1 << 20) if gpu else 0
+    ts.offload(model, ram_budget=before * smallest + more, compression="none")
+    for each in (model, plain):
+        for parameter in each.parameters():
+            parameter.data = parameter.data * 2
+    assert_same(model(row_ids()), plain(row_ids()))
+    for budget in (after, before):
+        ts.set_budget(model, ram_budget=budget * smallest + more)
+        assert_same(model(row_ids()), plain(row_ids()))
+        assert_same(list(model.parameters()), list(plain.parameters()))
+    ts.restore(model)
+    assert_same(model(row_ids()), plain(row_ids()))
+
+
+@pytest.mark.parametrize("room", [1, 20])
+def test_a_value_that_lies_otherwise_is_refused(room: int) -> None:
+    """Products with a transposed weight are rounded otherwise, where a CPU computes them otherwise."""
+    model, plain = make_stack(3), make_stack(3)
+    smallest = smallest_budget(model)
+    ts.offload(model, ram_budget=room * smallest)
+    value = torch.randn(256, 256, generator=torch.Generator().manual_seed(2)).T
+    for each in (model, plain):
+        if room == 1 and each is model:
+            with pytest.raises(ts.UnsupportedError, match=r"strides \(256, 1\).*\(1, 256\)"):
+                each.blocks[0].up.weight.data = value
+        elif room != 1:
+            each.blocks[0].up.weight.data = value
+    assert_same(model(row_ids()), plain(row_ids()))
+    if room != 1:
+        with pytest.raises(ts.UnsupportedError, match=r"strides \(1, 256\) since the model was"):
+            ts.set_budget(model, ram_budget=3 * smallest)
+        assert_same(model(row_ids()), plain(row_ids()))
+    for each in (model, plain):
+        each.blocks[0].up.weight.data = value.contiguous()
+    assert_same(model(row_ids()), plain(row_ids()))
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which pytest takes for itself."""
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int) -> None:
+    real, calls = getattr(owner, name), 0
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise Interrupted
+        return real(*args, **options)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("owner, name", [(orchestrator, "HookedModule"), (weight, "_poison")])
+def test_a_model_is_plain_again_where_offloading_it_was_interrupted(
+    owner: Any, name: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, plain = make_stack(5), make_stack(5)
+    smallest = smallest_budget(model)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, owner, name, count)
+        with pytest.raises(Interrupted):
+            ts.offload(model, ram_budget=smallest)
+    assert not hooks_of(model)
+    assert {type(parameter) for parameter in model.parameters()} == {nn.Parameter}
+    assert_same(list(model.parameters()), list(plain.parameters()))
+    ts.offload(model, ram_budget=smallest)
+    assert_same(model(row_ids()), plain(row_ids()))
+
+
+def test_a_model_works_on_where_moving_its_budget_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, plain = make_stack(5), make_stack(5)
+    smallest = smallest_budget(model)
+    ts.offload(model, ram_budget=20 * smallest)
+    for each in (model, plain):
+        for parameter in list(each.parameters())[::2]:
+            parameter.data = parameter.data * 2
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, weight, "_poison", 3)
+        with pytest.raises(Interrupted):
+            ts.set_budget(model, ram_budget=3 * smallest)
+    assert_same(model(row_ids()), plain(row_ids()))
+    for budget in (3, 20):
+        ts.set_budget(model, ram_budget=budget * smallest)
+        assert_same(model(row_ids()), plain(row_ids()))
+        assert_same(list(model.parameters()), list(plain.parameters()))
+
+
+class Saving(nn.Module):
+    """Its gradients need weights that graphs save as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Conv1d(32, 32, 9, padding=4) for _ in range(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[:, :, None] * torch.ones(20)
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return x
+
+
+@pytest.mark.parametrize("how", ["offload", "set_budget", "restore and offload"])
+def test_a_graph_of_before_the_weights_were_parked_is_refused(how: str) -> None:
+    model = Saving()
+    smallest = smallest_budget(model)
+    if how != "offload":
+        ts.offload(model, ram_budget=3 * smallest)
+    loss = model(X).square().sum()
+    if how == "restore and offload":
+        ts.restore(model)
+    if how == "set_budget":
+        ts.set_budget(model, ram_budget=smallest)
+    else:
+        ts.offload(model, ram_budget=smallest)
+    assert hooks_of(model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    loss = model(X).square().sum()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+class UsedTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return F.linear(x, self.blocks[0].weight)  # type: ignore[arg-type]
+
+
+def test_whoever_holds_a_weight_that_is_used_twice_stops_no_backward() -> None:
+    model = UsedTwice()
+    plain = copy.deepcopy(model)
+    ts.offload(model, ram_budget=smallest_budget(model))
+    aliases = [parameter.detach() for parameter in model.parameters()]
+    earlier = model(X)
+    for _ in range(2):
+        model(X).square().sum().backward()
+        plain(X).square().sum().backward()
+    assert_same([p.grad for p in model.parameters()], [p.grad for p in plain.parameters()])
+    assert_same(aliases, list(plain.parameters()))
+    assert_same(earlier, plain(X))
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["script", "trace"])
+@pytest.mark.parametrize("room", [1.0, 1.5, 50])
+def test_scripted_modules_keep_their_weights(kind: str, room: float) -> None:
+    def make() -> nn.Sequential:
+        torch.manual_seed(3)
+        inner = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)).eval()
+        made = torch.jit.script(inner) if kind == "script" else torch.jit.trace(inner, X)  # type: ignore[no-untyped-call]
+        return nn.Sequential(made, nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32))
+
+    model, plain = make(), make()
+    ts.offload(model, ram_budget=int(room * smallest_budget(model)))
+    left = ts.analyze(plain).left
+    assert len(left) == 4 and all("ScriptModule" in reason for reason in left.values())
+    for _ in range(2):
+        assert_same(model(X), plain(X))
+    ts.restore(model)
+    assert_same(model(X), plain(X))
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+def test_a_scripted_model_stays_as_it_is() -> None:
+    plain = torch.jit.script(nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)))
+    model: Any = copy.deepcopy(plain)
+    ts.offload(model, ram_budget="1GiB")
+    assert_same(model(X), plain(X))
+
+
+def test_taking_over_thousands_of_modules_takes_seconds() -> None:
+    """Twice the modules take twice the time: it was quadratic."""
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(6000)))
+    begin = time.monotonic()
+    ts.offload(model, ram_budget=smallest_budget(model))
+    assert time.monotonic() - begin < 5
