@@ -1,6 +1,7 @@
 # Question: what does a Llama of 7B shape cost whose weights are streamed to a GPU from host RAM, in
 # seconds a token, seconds a prefill and bytes of GPU memory: natively, with accelerate, with
-# diffusers' group offload and with TensorStream at several budgets, in one run on one machine?
+# diffusers' group offload, with DFloat11 and with TensorStream at several budgets, in one run on one
+# machine?
 """Llama 7B shape, bfloat16, on one GPU: each way to run it in a process of its own.
 
 Without a subcommand, or with `measure`, runs all ways, compares and writes one JSON. The other
@@ -26,7 +27,7 @@ from cuda_runs.targets import llama_targets
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAF_WITHOUT_DIFFUSERS = "diffusers is not installed: diffusers-leaf is left out"
-NO_DFLOAT11 = "dfloat11 or cupy is not installed: dfloat11-cpu-offload is left out"
+NO_DFLOAT11 = "dfloat11-cpu-offload needs dfloat11, cupy and a GPU: it is left out"
 DECODES = "decode/1,decode/16"
 PREFILLS = "prefill/1,prefill/4,prefill/8"
 # Budgets of a GPU, and those of a dry run, whose budget counts weights alone.

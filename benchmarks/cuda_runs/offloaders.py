@@ -15,6 +15,7 @@ from cuda_runs.accelerator import Accelerator
 from cuda_runs.budgets import budget_options
 from cuda_runs.dfloat11_model import write_dfloat11
 from cuda_runs.llama_model import weights_bytes
+from cuda_runs.machine_sheet import version
 
 
 class Offloader:
@@ -103,6 +104,9 @@ class DFloat11CpuOffload(Offloader):
     how = "DFloat11Model.from_pretrained(bfloat16_model, cpu_offload, pin_memory)"
 
     def make_ready(self, model: nn.Module) -> None:
+        # Its kernel is loaded as it is imported; where that fails, nothing is encoded.
+        import dfloat11.dfloat11  # noqa: F401
+
         self.folder = tempfile.TemporaryDirectory()
         write_dfloat11(model, Path(self.folder.name), self.accelerator.device)
         self.accelerator.release_cached()
@@ -117,6 +121,9 @@ class DFloat11CpuOffload(Offloader):
             cpu_offload=True,
             pin_memory=True,
         )
+
+    def conclude(self, model: nn.Module) -> dict[str, Any]:
+        return {"packages": {"dfloat11": version("dfloat11")}}
 
 
 class TensorStream(Offloader):

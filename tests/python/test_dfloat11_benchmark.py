@@ -18,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import cuda_dfloat11
+import cuda_llama
 from cuda_runs import dfloat11_code, dfloat11_model
 from cuda_runs.accelerator import open_accelerator
 from cuda_runs.dfloat11_code import BYTES_PER_THREAD, THREADS, Kernel, Packed, pack
+from cuda_runs.driver import chosen
 from cuda_runs.llama_model import TINY, make_llama
 
 import readme_tables
@@ -259,3 +261,20 @@ def test_a_checkpoint_holds_each_module_as_the_packages_loader_wants_it(
     coded = sum(sum(w.numel() for w in ws) for _, ws in dfloat11_model.coded_modules(model))
     norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
     assert coded + norms == sum(p.numel() for p in model.parameters())
+
+
+def test_it_is_the_last_of_the_peers_where_there_is_a_gpu_and_the_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    way = "dfloat11-cpu-offload"
+    for device, installed in itertools.product(("cpu", "cuda:0"), (False, True)):
+        monkeypatch.setattr(cuda_llama, "has_dfloat11", lambda installed=installed: installed)
+        plan = cuda_llama.make_plan(cuda_llama.parse(["--device", device]))
+        assert (way in plan) == (device != "cpu" and installed)
+    assert list(plan)[-2:] == [way, "link-after"]
+    assert list(chosen(plan, "native,dfloat11")) == ["link-before", "native", way, "link-after"]
+    arguments = plan[way]
+    assert not callable(arguments)
+    options = cuda_llama.parse(list(arguments))
+    assert (options.command, options.device, options.new_tokens) == (way, "cuda:0", 32)
+    assert options.passes == f"{cuda_llama.DECODES},{cuda_llama.PREFILLS}"
