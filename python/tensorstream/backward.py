@@ -6,6 +6,7 @@ watched for the moment at which a backward reaches it.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -22,56 +23,47 @@ def in_backward() -> bool:
     return _running() != -1
 
 
-class _Mark:
-    """A forward of a thread. Torch's threads that compute gradients for it have it, too."""
-
-    def __init__(self) -> None:
-        self.thread = threading.get_ident()
-        self.is_over = False
+class _Asker:
+    """A thread; also to those of torch's that compute the gradients which it asked for, and waits for."""
 
 
-# What a thread stashes so is stashed on each thread that computes gradients which it asked for.
-_MARKS = "tensorstream"
+# What a thread stashes so is stashed on each thread that computes gradients for it, meanwhile.
+_ASKER = "tensorstream"
 
 
-def _marks() -> tuple[_Mark, ...]:
-    marks: tuple[_Mark, ...] = (
-        torch._C._get_obj_in_tls(_MARKS) if torch._C._is_key_in_tls(_MARKS) else ()
-    )
-    return marks
+def _asker() -> _Asker:
+    """That of the calling thread, which is another's where it computes gradients for that."""
+    if torch._C._is_key_in_tls(_ASKER):
+        found: _Asker = torch._C._get_obj_in_tls(_ASKER)
+        return found
+    made = _Asker()
+    # Torch up to 2.11 at least takes over a reference that it was not given: one a thread is never let go.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+    torch._C._stash_obj_in_tls(_ASKER, made)
+    return made
 
 
 class OutermostForward:
     """The outermost forward of one model, and who computes gradients for it while it waits for them."""
 
     def __init__(self) -> None:
-        self._mark: _Mark | None = None
+        self._asker: _Asker | None = None
+        self._thread = 0
 
     def begin(self) -> None:
         """The calling thread begins it."""
-        self.end()
-        self._mark = _Mark()
-        torch._C._stash_obj_in_tls(_MARKS, (*_those_under_way(), self._mark))
+        self._asker, self._thread = _asker(), threading.get_ident()
 
     def end(self) -> None:
         """It ended, or was abandoned: from any thread."""
-        mark, self._mark = self._mark, None
-        if mark is None:
-            return
-        mark.is_over = True
-        if mark.thread == threading.get_ident():
-            torch._C._stash_obj_in_tls(_MARKS, _those_under_way())
+        self._asker = None
 
     def waits_for_caller(self) -> bool:
         """Whether it waits for gradients that the calling thread, which is another one, computes."""
-        mark = self._mark
-        if mark is None or not in_backward() or mark.thread == threading.get_ident():
+        asker = self._asker
+        if asker is None or not in_backward() or self._thread == threading.get_ident():
             return False
-        return mark in _marks()  # guard: recomputed-elsewhere
-
-
-def _those_under_way() -> tuple[_Mark, ...]:
-    return tuple(mark for mark in _marks() if not mark.is_over)
+        return asker is _asker()  # guard: recomputed-elsewhere
 
 
 class _AtEnd:

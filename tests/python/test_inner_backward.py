@@ -6,6 +6,7 @@ On a GPU torch computes gradients on a thread of its own, for which the forward 
 from __future__ import annotations
 
 import copy
+import ctypes
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -31,10 +32,11 @@ RunBy = Callable[[Work], torch.Tensor]
 
 def by_another_thread(work: Work) -> torch.Tensor:
     """As torch's thread of a GPU, which has what the thread that asks for gradients had stashed."""
-    marks = backward._marks()
+    asker = backward._asker()
 
     def run() -> torch.Tensor:
-        torch._C._stash_obj_in_tls(backward._MARKS, marks)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(asker))
+        torch._C._stash_obj_in_tls(backward._ASKER, asker)
         return work()
 
     return waited_for(run)
@@ -208,7 +210,7 @@ def test_gradients_within_a_forward_on_another_thread(
             assert_same(model(X), plain(X), run_by.__name__)
         assert_same(trained(model), trained(plain), run_by.__name__)
     assert sum(lent.depth for lent in orchestrator_of(model)._lent.values()) == 0
-    assert backward._marks() == ()
+    assert orchestrator_of(model)._forward._asker is None
 
 
 @pytest.mark.parametrize("kind", [Energy, Descending])
