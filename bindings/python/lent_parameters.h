@@ -55,8 +55,11 @@ class LentParameters {
   void park(const std::vector<std::size_t>& changed);
   /// Takes the bytes away from parked parameters that stay on a place: it is another's now.
   void leave_place();
-  /// What parameters hold is not what set_place() gave.
-  void forget_place() noexcept { is_on_place_ = false; }
+  /// What parameters hold is not what set_place() gave, or is to be no more: it is called anew.
+  void forget_place() noexcept {
+    is_on_place_ = false;
+    place_number_ = 0;
+  }
   /// Positions of parked weights of whose bytes on the place somebody else holds a view.
   std::vector<std::size_t> escaped() const;
   /// How many holders the storage of a view has when nobody else has one.

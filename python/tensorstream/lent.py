@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Container, Iterable
 from typing import Any
 
@@ -36,6 +37,8 @@ class LentGroup(_native.LentParameters):
             poisons=[weight.poison for weight in weights],
         )
         self.weights = weights
+        for weight in weights:
+            weight.lent = weakref.ref(self)
         self.storages: list[torch.UntypedStorage] = []
 
     def move(self, place_number: int, places: Iterable[torch.Tensor], stays: bool) -> None:

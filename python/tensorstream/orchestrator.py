@@ -31,7 +31,7 @@ from tensorstream.sources import Sources, check_equal, materialize_forms, source
 from tensorstream.tiers import plan_tiers
 from tensorstream.torch_pool import TorchPool
 from tensorstream.walk import FoundWeight, Walk, walk
-from tensorstream.weight import Loans, Weight, copy_at
+from tensorstream.weight import Loans, Weight, copy_at, form_of
 
 __all__ = ["Orchestrator", "orchestrator_of"]
 
@@ -248,6 +248,7 @@ class Orchestrator:
             view = place.view(parameter.dtype)
             weight = self._weights.pop(tensor, None)
             if weight is not None:
+                member.form = weight.form
                 del parameter._tensorstream_weight  # type: ignore[attr-defined]
                 owned = weight.owned
                 parameter.__class__ = nn.Parameter
@@ -342,6 +343,7 @@ class Orchestrator:
             check_can_leave(self._members[tensor], tensor in on_engine)
         for tensor in leaving:
             member = self._members[tensor]
+            member.form = form_of(member.parameter)  # guard: became-another
             if tensor in on_engine:  # nobody has an alias of it
                 self._make_weight(member).park()
                 del self._resident[tensor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tensorstream.exceptions import UnsupportedError
 from tensorstream.walk import FoundWeight
-from tensorstream.weight import SOLE_USER, Weight, lies_as, storage_users
+from tensorstream.weight import SOLE_USER, Weight, is_dense, storage_users
 
 
 def check_can_leave(member: FoundWeight, on_engine: bool) -> None:
@@ -19,7 +19,7 @@ def check_can_leave(member: FoundWeight, on_engine: bool) -> None:
     """
     parameter, form, name = member.parameter, member.form, member.names[0]
     alike = parameter.shape == form.shape and parameter.dtype == form.dtype
-    if not alike or not lies_as(parameter, form):  # guard: became-another
+    if not alike or not is_dense(parameter):
         raise UnsupportedError(
             f"'{name}' became {tuple(parameter.shape)} {parameter.dtype} with strides {parameter.stride()} "
             "since the model was offloaded, and cannot be streamed; call tensorstream.restore(model), and "

@@ -8,6 +8,8 @@ was written to. A raw address is a loan until the weight is used next.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,6 +98,8 @@ class Weight:
         self._pointed_at: torch.Tensor | None = None
         self._was_pointed_at = False  # since the loan was compared
         self._owned: torch.Tensor | None = None
+        # The group that lends it, where one does.
+        self.lent: Callable[[], Any] = lambda: None
         # Counts the values that the weight had: raised with each write.
         self.generation = 0
 
@@ -296,10 +300,11 @@ class Weight:
             self.settle()
 
     def adopt(self, value: torch.Tensor, *, counts: bool = True) -> None:
-        """Makes `value`, of the weight's type, shape and strides, its source from now on.
+        """Makes `value`, of the weight's type and shape, its source from now on.
 
         `counts` says whether that is another value for the graphs of earlier forwards.
         """
+        self._take_form_of(value)
         if self._device.is_host:
             self.engine.replace_tensor(self.tensor, value.data_ptr(), self.size_bytes, value)
             self._owned = value
@@ -324,15 +329,15 @@ class Weight:
         if isinstance(value, ParkedParameter):
             value = value.data
         loan = self._loan
-        if loan is not None and value.data_ptr() == loan.data_ptr():
+        same = loan is not None and value.data_ptr() == loan.data_ptr()
+        if same and value.shape == self.form.shape and value.stride() == self.form.stride():
             return  # what was borrowed is put back: writes to it are seen by settle()
         self.check_form(value)
-        form = self.form
         with torch.inference_mode(False), torch.no_grad():
             kept = value.detach()
             if kept.is_inference():
                 kept = torch.empty_strided(
-                    form.shape, form.stride(), dtype=form.dtype, device=kept.device
+                    kept.shape, kept.stride(), dtype=kept.dtype, device=kept.device
                 ).copy_(kept)
         self._leave_home_if_held()
         self._loan = None
@@ -357,20 +362,36 @@ class Weight:
                 f"become {tuple(value.shape)} {value.dtype} on {value.device}. Call "
                 "tensorstream.restore(model) first, or load the model that way"
             )
-        if not lies_as(value, form):  # guard: other-strides
+        if not is_dense(value):
             raise UnsupportedError(
-                f"'{self.name}' is streamed with strides {form.stride()}; a value with strides "
-                f"{value.stride()} would be computed with otherwise, to the last bits. Give a copy that lies "
-                "as the weight does (.contiguous()), or call tensorstream.restore(model) first"
+                f"'{self.name}' is streamed, and a value with strides {value.stride()} has gaps or "
+                "overlaps in memory; give a copy (.contiguous()), or call tensorstream.restore(model) first"
             )
 
+    def _take_form_of(self, value: torch.Tensor) -> None:
+        """Lies in memory as `value` does from now on: products are rounded by that."""
+        if value.stride() == self.form.stride():
+            return
+        self.form = form_of(value)  # guard: other-strides
+        if self._home is not None:
+            with torch.inference_mode(False):
+                home = torch.empty(0, dtype=self.form.dtype, device=self._home.device)
+                home.set_(self._home.untyped_storage(), 0, value.shape, value.stride())
+            self._home = self._owned = home
+        lent = self.lent()
+        if lent is not None:
+            lent.leave_place()
+            lent.forget_place()  # its views have the form of before
 
-def lies_as(value: torch.Tensor, form: torch.Tensor) -> bool:
-    """Whether a tensor of the form's shape has its elements in the same order in memory."""
-    return value.numel() == 0 or all(
-        one == other or size == 1
-        for one, other, size in zip(value.stride(), form.stride(), form.shape, strict=True)
-    )
+
+def is_dense(value: torch.Tensor) -> bool:
+    """Whether the elements are one behind the other in memory, in whatever order."""
+    return bool(_native.is_dense(list(value.shape), list(value.stride())))
+
+
+def form_of(value: torch.Tensor) -> torch.Tensor:
+    """Its shape, strides and type, without memory."""
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def _empty_at(form: torch.Tensor, line_offset: int) -> torch.Tensor:

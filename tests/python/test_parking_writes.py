@@ -150,6 +150,7 @@ EDITS: dict[str, Callable[[Stack], Any]] = {
     "detach and write": lambda model: _first(model).detach().fill_(0.01),
     "data +=": lambda model: _first(model).data.__iadd__(0.5),
     "data = ": lambda model: setattr(_first(model), "data", _new(1, 256, 256)),
+    "data = transposed": lambda model: setattr(_first(model), "data", _new(2, 256, 256).T),
     "numpy": _write_numpy,
     "two writes": _write_twice,
     "one weight into another": _write_two_weights,

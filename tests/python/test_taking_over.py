@@ -43,26 +43,46 @@ def test_values_given_by_data_stay_when_the_budget_moves(
     assert_same(model(row_ids()), plain(row_ids()))
 
 
-@pytest.mark.parametrize("room", [1, 20])
-def test_a_value_that_lies_otherwise_is_refused(room: int) -> None:
+@pytest.mark.parametrize("gpu", [None, "homes", "coded", "from the source"])
+@pytest.mark.parametrize("room", [1, 3, 20])
+def test_a_value_that_lies_otherwise_is_computed_with_as_it_lies(
+    room: int, gpu: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Products with a transposed weight are rounded otherwise, where a CPU computes them otherwise."""
-    model, plain = make_stack(3), make_stack(3)
+    if gpu is not None:
+        use_fake_gpu(monkeypatch, homes=gpu != "from the source")
+    more = {None: 0, "coded": 4 << 20}.get(gpu, 1 << 20)
+    model: Any = make_stack(5)
+    plain: Any = make_stack(5)
     smallest = smallest_budget(model)
-    ts.offload(model, ram_budget=room * smallest)
-    value = torch.randn(256, 256, generator=torch.Generator().manual_seed(2)).T
-    for each in (model, plain):
-        if room == 1 and each is model:
-            with pytest.raises(ts.UnsupportedError, match=r"strides \(256, 1\).*\(1, 256\)"):
-                each.blocks[0].up.weight.data = value
-        elif room != 1:
-            each.blocks[0].up.weight.data = value
+    compression = "1" if gpu == "coded" else "none"
+    ts.offload(model, ram_budget=room * smallest + more, compression=compression)
     assert_same(model(row_ids()), plain(row_ids()))
-    if room != 1:
-        with pytest.raises(ts.UnsupportedError, match=r"strides \(1, 256\) since the model was"):
-            ts.set_budget(model, ram_budget=3 * smallest)
-        assert_same(model(row_ids()), plain(row_ids()))
+    for value in (torch.randn(256, 256).T, torch.randn(256, 256)):
+        for each in (model, plain):
+            for block in each.blocks[::2]:
+                block.up.weight.data = value.clone()
+        for budget in (room, 4, 20, 3, room):
+            ts.set_budget(model, ram_budget=max(budget, min(room, 3)) * smallest + more)
+            for _ in range(2):
+                assert_same(model(row_ids()), plain(row_ids()))
+            up = model.blocks[0].up.weight
+            assert up.stride() == value.stride()
+            assert_same(list(model.parameters()), list(plain.parameters()))
     for each in (model, plain):
-        each.blocks[0].up.weight.data = value.contiguous()
+        each.blocks[1].down.weight.data = each.blocks[1].down.weight.data.T
+    ts.set_budget(model, ram_budget=4 * smallest + more)
+    assert_same(model(row_ids()), plain(row_ids()))
+    ts.restore(model)
+    assert_same(model(row_ids()), plain(row_ids()))
+
+
+def test_a_value_with_gaps_is_refused() -> None:
+    model, plain = make_stack(3), make_stack(3)
+    ts.offload(model, ram_budget=smallest_budget(model))
+    block: Any = model.blocks[0]  # type: ignore[index]
+    with pytest.raises(ts.UnsupportedError, match=r"strides \(512, 1\) has gaps or overlaps"):
+        block.up.weight.data = torch.randn(256, 512)[:, :256]
     assert_same(model(row_ids()), plain(row_ids()))
 
 
