@@ -16,6 +16,7 @@ RESULTS = ROOT / "benchmarks/results"
 BEGIN, END = "<!-- gpu table -->\n", "<!-- end -->\n"
 MODELS = "gpu_llama.json"
 LORA = "cuda_lora.json"
+DFLOAT11_OFFLOAD = "cuda_llama_dfloat11.json"
 DECODE = "cuda_decode.json"
 DFLOAT11 = "cuda_dfloat11.json"
 LOADING = "cuda_loading.json"
@@ -148,6 +149,11 @@ def tables() -> str:
     if lora.exists():  # it needs a package that nothing else does
         result = json.loads(lora.read_text())
         text += "".join(run_table(result["machine"], result, "lora"))
+    offload = RESULTS / DFLOAT11_OFFLOAD
+    if offload.exists():  # likewise
+        result = json.loads(offload.read_text())
+        for kind in ("decode", "prefill"):
+            text += "".join(run_table(result["machine"], result, kind))
     text += "".join(decode_table(json.loads((RESULTS / DECODE).read_text())))
     beside = RESULTS / DFLOAT11
     if beside.exists():  # it needs a package that nothing else does
