@@ -16,6 +16,7 @@ from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.fused import WHOLE
 from tensorstream.parts import Parts, entry_modules, is_container, top_modules
 from tensorstream.proxy import ParkedParameter
+from tensorstream.weight import form_of, is_dense
 
 logger = logging.getLogger("tensorstream")
 
@@ -128,9 +129,7 @@ def _add_weights(
                 reason = str(error)
             else:
                 by_parameter[id(parameter)] = tensor
-                form = torch.empty_strided(
-                    parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta"
-                )
+                form = form_of(parameter)
                 found.weights.append(
                     FoundWeight(parameter, names[id(parameter)], tensor, form, line_offset)
                 )
@@ -181,7 +180,7 @@ def _reason_to_leave(parameter: nn.Parameter, shared: set[int]) -> str | None:
         return f"it is on {parameter.device}"
     if parameter.numel() == 0:
         return "it is empty"
-    if not _native.is_dense(list(parameter.shape), list(parameter.stride())):
+    if not is_dense(parameter):
         return "its elements are not dense"
     if id(parameter) in shared:
         return "it shares memory with another parameter"

@@ -128,11 +128,15 @@ class Weight:
         """Makes the bytes in its group's home, if they are pinned there, the weight's true value."""
         place = self._device.home(self.engine, self.tensor, self.size_bytes)
         if place is not None:
-            form = self.form
-            with torch.inference_mode(False):
-                home = torch.empty(0, dtype=form.dtype, device=place.device)
-                home.set_(place.untyped_storage(), 0, form.shape, form.stride())
-            self._home = self._owned = home
+            self._lie_in(place)
+
+    def _lie_in(self, home: torch.Tensor) -> None:
+        """Has the memory of `home`, seen with the weight's form, be its true value."""
+        form = self.form
+        with torch.inference_mode(False):
+            view = torch.empty(0, dtype=form.dtype, device=home.device)
+            view.set_(home.untyped_storage(), 0, form.shape, form.stride())
+        self._home = self._owned = view
 
     @property
     def is_home(self) -> bool:
@@ -374,10 +378,7 @@ class Weight:
             return
         self.form = form_of(value)  # guard: other-strides
         if self._home is not None:
-            with torch.inference_mode(False):
-                home = torch.empty(0, dtype=self.form.dtype, device=self._home.device)
-                home.set_(self._home.untyped_storage(), 0, value.shape, value.stride())
-            self._home = self._owned = home
+            self._lie_in(self._home)
         lent = self.lent()
         if lent is not None:
             lent.leave_place()

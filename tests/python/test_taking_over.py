@@ -158,6 +158,7 @@ class Saving(nn.Module):
 @pytest.mark.parametrize("how", ["offload", "set_budget", "restore and offload"])
 def test_a_graph_of_before_the_weights_were_parked_is_refused(how: str) -> None:
     model = Saving()
+    plain = copy.deepcopy(model)
     smallest = smallest_budget(model)
     if how != "offload":
         ts.offload(model, ram_budget=3 * smallest)
@@ -171,9 +172,10 @@ def test_a_graph_of_before_the_weights_were_parked_is_refused(how: str) -> None:
     assert hooks_of(model)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-    loss = model(X).square().sum()
-    loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    model.zero_grad()
+    for each in (model, plain):
+        each(X).square().sum().backward()
+    assert_same([p.grad for p in model.parameters()], [p.grad for p in plain.parameters()])
 
 
 class UsedTwice(nn.Module):
@@ -230,7 +232,7 @@ def test_a_scripted_model_stays_as_it_is() -> None:
 
 
 def test_taking_over_thousands_of_modules_takes_seconds() -> None:
-    """Twice the modules take twice the time: it was quadratic."""
+    """In proportion to them: half a second, where a look at all groups for each takes more than six."""
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(6000)))
     begin = time.monotonic()
     ts.offload(model, ram_budget=smallest_budget(model))
