@@ -186,6 +186,10 @@ void init_readers(nb::module_& module) {
       .def_prop_ro("name", &Reader::name)
       .def_prop_ro("size_bytes", &Reader::size_bytes)
       .def(
+          "frame_bytes", &Reader::frame_bytes, "offset_bytes"_a, "size_bytes"_a,
+          "About what frames take that the source has of a range; 0 where it has its bytes as they "
+          "are.")
+      .def(
           "is_of_file_of",
           [](const Reader& self, const Reader& other) {
             return self.identity() != nullptr && other.identity() != nullptr &&

@@ -213,6 +213,13 @@ void init_tree(nb::module_& module) {
       .def_ro("fixed_bytes", &ModelTree::fixed_bytes)
       .def("group", &group_model, "The model's groups by structure alone.")
       .def(
+          "note_frames",
+          [](ModelTree& self, TensorId tensor, std::uint64_t size_bytes) {
+            self.tensors.at(tensor).frame_bytes = size_bytes;
+          },
+          "tensor"_a, "size_bytes"_a,
+          "Says about what a tensor's frames take in its file; 0 where it lies there as it is.")
+      .def(
           "note_in_ram", [](ModelTree& self, TensorId tensor) { self.in_ram.push_back(tensor); },
           "tensor"_a, "Says that a tensor's bytes are in RAM, and in no file.")
       .def("plan", &plan_tree, "budget_bytes"_a, "prefetch"_a, "place"_a, "known"_a = KnownRates(),

@@ -9,7 +9,7 @@
 namespace tensorstream {
 namespace {
 
-// How much shorter a pass has to get.
+// How much shorter a pass has to get where weights are to be encoded.
 constexpr double kLeastGain = 0.05;
 // Of one core at level 1, with the memory that it takes:
 // docs/adr/0012-weights-at-home-are-coded.md.
@@ -28,7 +28,8 @@ std::string shown_seconds(double seconds) {
 
 CompressionChoice choose_compression(const CompressionFacts& facts) {
   if (facts.plain.streamed_bytes == 0) return {0, "nothing is streamed"};
-  if (facts.encoded_bytes == 0) return {0, "no streamed weights are of a type that is coded"};
+  if (facts.encoded_bytes == 0 && !facts.has_frames)
+    return {0, "no streamed weights are of a type that is coded"};
   if (!facts.coded) return {0, "the budget has no room for the ring that is decoded from"};
   const double encoding_seconds =
       static_cast<double>(facts.encoded_bytes) / (kEncodedBytesPerSecond * facts.processors);
@@ -40,7 +41,8 @@ CompressionChoice choose_compression(const CompressionFacts& facts) {
   const double coded_seconds = facts.coded->predicted_seconds;
   const std::string times = "a pass is predicted to take " + shown_seconds(coded_seconds) +
                             " coded and " + shown_seconds(facts.plain.predicted_seconds) + " raw";
-  if (coded_seconds > (1 - kLeastGain) * facts.plain.predicted_seconds) return {0, times};
+  const double least_gain = facts.encoded_bytes == 0 ? 0 : kLeastGain;
+  if (coded_seconds > (1 - least_gain) * facts.plain.predicted_seconds) return {0, times};
   return {kDefaultCompressionLevel, times};
 }
 

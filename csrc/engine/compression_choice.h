@@ -27,6 +27,8 @@ struct CompressionFacts {
   const std::optional<Plan>& coded;
   /// Bytes of the weights that would be encoded, and threads that would do it.
   std::uint64_t encoded_bytes = 0;
+  /// Whether frames of streamed weights are there, in files.
+  bool has_frames = false;
   unsigned processors = 1;
 };
 

@@ -62,8 +62,7 @@ std::uint64_t DecodeRing::piece_bytes_for(std::uint64_t piece_bytes,
 void DecodeRing::decode(Stream& copies, std::span<const CodedCopy> batches) {
   if (batches.empty()) return;
   try {
-    stream_->record(*begun_);
-    ++loads_;
+    begin();
     for (const CodedCopy& batch : batches) decode_batch(copies, batch);
     join();
   } catch (...) {
@@ -71,6 +70,11 @@ void DecodeRing::decode(Stream& copies, std::span<const CodedCopy> batches) {
     drain();
     std::rethrow_exception(error);
   }
+}
+
+void DecodeRing::begin() {
+  stream_->record(*begun_);
+  ++loads_;
 }
 
 // Nobody else waits for what a load that failed left under way.
@@ -92,6 +96,13 @@ void DecodeRing::decode_batch(Stream& copies, const CodedCopy& copy) {
     decode_from(copy.kept->data, *stream_, copy);
     return;
   }
+  decode(copy, [&](Stream& stream, std::byte* slot) {
+    stream.copy_to_device(slot, copy.bytes.data(), copy.bytes.size());
+  });
+}
+
+void DecodeRing::decode(const CodedCopy& copy,
+                        const std::function<void(Stream&, std::byte*)>& copy_to) {
   Slot& slot = slots_[next_];
   next_ = (next_ + 1) % slots_.size();
   if (copy.bytes.size() > slot_bytes_) {
@@ -99,7 +110,7 @@ void DecodeRing::decode_batch(Stream& copies, const CodedCopy& copy) {
                      " bytes does not fit a slot of " + std::to_string(slot_bytes_));
   }
   slot.joined = false;
-  slot.stream->copy_to_device(slot.data, copy.bytes.data(), copy.bytes.size());
+  copy_to(*slot.stream, slot.data);
   if (slot.load != loads_) {  // guard: decode-after-beginning
     slot.stream->wait(*begun_);
     slot.load = loads_;

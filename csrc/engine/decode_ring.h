@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -69,6 +70,15 @@ class DecodeRing {
   /// in `copies`, and to where it stays. Raises CudaError, once what is under way
   /// is done.
   void decode(Stream& copies, std::span<const CodedCopy> batches);
+  /// The same for batches that come one by one: after begin(), and before join(), with which they
+  /// come before what stream() is given next. `copy` enqueues the copy of the batch to a slot.
+  /// Raises CudaError, and what `copy` raises; drain() then waits for what is under way.
+  void begin();
+  void decode(const CodedCopy& batch, const std::function<void(Stream&, std::byte*)>& copy);
+  void join();
+  void drain() noexcept;
+  /// The most that one takes.
+  std::uint64_t batch_bytes() const noexcept { return slot_bytes_; }
   /// Enqueues the decoding of batches that are there, all for one place, in `stream`, which comes
   /// after what brought them.
   void decode_kept(Stream& stream, std::span<const CodedCopy> copies);
@@ -87,8 +97,6 @@ class DecodeRing {
   };
 
   void decode_batch(Stream& copies, const CodedCopy& copy);
-  void join();
-  void drain() noexcept;
   void keep(Stream& copies, const CodedCopy& copy);
   static void add_runs(const CodedCopy& copy, const std::byte* batch, std::vector<FrameRun>& runs);
   void decode_from(const std::byte* batch, Stream& stream, const CodedCopy& copy);

@@ -439,8 +439,9 @@ CompressionChoice Engine::State::chosen_level(std::uint64_t limit_bytes,
                         limit_bytes, spared_bytes(limit_bytes));
   } catch (const BudgetError&) {  // no room for a ring: the choice says so
   }
-  return choose_compression(
-      {plain, coded, encoded_bytes(groups, plain, sources.tensors()), usable_processors()});
+  return choose_compression({plain, coded, encoded_bytes(groups, plain, sources.tensors()),
+                             streams_frames(groups, plain, sources.tensors()),
+                             usable_processors()});
 }
 
 }  // namespace tensorstream

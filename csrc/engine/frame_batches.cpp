@@ -73,11 +73,24 @@ std::uint64_t encoded_bytes(std::span<const Group> groups, const Plan& plan,
                             std::span<const TensorSpec> tensors) {
   std::uint64_t sum = 0;
   for (std::size_t i = 0; i < groups.size(); ++i) {
-    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
-    if (!streamed || !is_worth_encoding(groups[i], tensors)) continue;
-    for (const TensorId tensor : groups[i].tensors) sum += tensors[tensor].size_bytes;
+    const GroupPlacement& placed = plan.groups[i];
+    const bool goes_home = placed.placement == Placement::kStreamed && !placed.from_disk;
+    if (!goes_home || !is_worth_encoding(groups[i], tensors)) continue;
+    for (const TensorId tensor : groups[i].tensors) {
+      if (tensors[tensor].frame_bytes == 0) sum += tensors[tensor].size_bytes;
+    }
   }
   return sum;
+}
+
+bool streams_frames(std::span<const Group> groups, const Plan& plan,
+                    std::span<const TensorSpec> tensors) {
+  const auto is_frames = [&](TensorId tensor) { return tensors[tensor].frame_bytes != 0; };
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
+    if (streamed && std::ranges::any_of(groups[i].tensors, is_frames)) return true;
+  }
+  return false;
 }
 
 std::uint64_t usual_coded_bytes(const Group& group, std::span<const TensorSpec> tensors) {
@@ -105,6 +118,7 @@ std::vector<GroupFootprint> coded_footprints(std::span<const Group> groups,
                                              ComputePlace place, std::uint64_t kept_page_bytes) {
   std::vector<GroupFootprint> result = footprints(groups, tensors, place);
   for (std::size_t i = 0; i < groups.size(); ++i) {
+    result[i].decodes_frames = result[i].frame_bytes.has_value();
     if (!is_worth_encoding(groups[i], tensors)) continue;
     const std::uint64_t coded = usual_coded_bytes(groups[i], tensors);
     result[i].coded_bytes = coded;

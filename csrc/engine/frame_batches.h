@@ -45,9 +45,12 @@ FrameBatches cut_into_frames(const Group& group, std::span<const TensorSpec> ten
 /// Whether the group's frames are worth their decoding, by what is usual for its types. Groups that
 /// are read by rows are not: kernels read their rows in host memory.
 bool is_worth_encoding(const Group& group, std::span<const TensorSpec> tensors);
-/// Bytes of the groups that `plan` streams and that are worth it.
+/// Bytes of the groups that `plan` brings home, that are worth it and no frames in their files.
 std::uint64_t encoded_bytes(std::span<const Group> groups, const Plan& plan,
                             std::span<const TensorSpec> tensors);
+/// Whether some of the weights that `plan` streams are frames in their files.
+bool streams_frames(std::span<const Group> groups, const Plan& plan,
+                    std::span<const TensorSpec> tensors);
 /// What the group is expected to take as frames.
 std::uint64_t usual_coded_bytes(const Group& group, std::span<const TensorSpec> tensors);
 /// The most bytes of any batch of those groups that are worth encoding; 0 where none is.

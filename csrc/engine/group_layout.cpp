@@ -44,12 +44,29 @@ void lie_as_in_model(GroupLayout& layout, const Group& group, std::span<const Te
   }
 }
 
+namespace {
+
+/// What the group's files have of it, where some of that is frames.
+std::optional<std::uint64_t> frame_bytes(const Group& group, std::span<const TensorSpec> tensors) {
+  std::uint64_t sum = 0;
+  bool has_frames = false;
+  for (const TensorId id : group.tensors) {
+    const TensorSpec& tensor = tensors[id];
+    has_frames |= tensor.frame_bytes != 0;
+    sum += tensor.frame_bytes != 0 ? tensor.frame_bytes : tensor.size_bytes;
+  }
+  return has_frames ? std::optional(sum) : std::nullopt;
+}
+
+}  // namespace
+
 std::vector<GroupFootprint> footprints(std::span<const Group> groups,
                                        std::span<const TensorSpec> tensors, ComputePlace place) {
   std::vector<GroupFootprint> result;
   result.reserve(groups.size());
   for (const Group& group : groups) {
     result.push_back({group.name, lay_out(group, tensors, place).size_bytes, group.residency});
+    result.back().frame_bytes = frame_bytes(group, tensors);
     // There groups are used where their sources are, or copied from there.
     if (place == ComputePlace::kHost) result.back().home = HomeState::kRefused;
   }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/units.h"
+#include "codec/frame_format.h"
 #include "engine/kept_frames.h"
 #include "io/file_window.h"
 
@@ -38,6 +39,15 @@ std::uint64_t Load::copied_bytes(const BoundExtent& extent, std::uint64_t offset
   if (extent.reader->address(offset_bytes) == nullptr) return 0;
   if (how_ == Reads::kInPlace) return left;
   return std::min(left, extent.reader->pinned_end(offset_bytes) - offset_bytes);
+}
+
+std::optional<FrameSpan> Load::frames_at(const BoundExtent& extent, std::uint64_t done_bytes,
+                                         const std::byte* target) const {
+  const bool aligned = reinterpret_cast<std::uintptr_t>(target) % kFrameAlignment == 0;
+  if (frame_room_bytes_ == 0 || !aligned) return std::nullopt;
+  std::uint64_t most = extent.size_bytes - done_bytes;
+  most = std::min(most, kMostStagedFrames * kFrameBytes);  // guard: frames-of-a-table
+  return extent.reader->frames_at(extent.offset_bytes + done_bytes, most, frame_room_bytes_);
 }
 
 void Load::keep(const BoundExtent& extent) {
@@ -93,6 +103,12 @@ void Load::add(const BoundExtent& extent, std::byte* target, std::uint64_t piece
       joins = false;
     } else if (size > 0) {
       copies_.push_back({extent.reader->address(offset), {target + done, size}});
+    } else if (const auto frames = frames_at(extent, done, target + done)) {
+      size = frames->decoded_bytes;
+      add_read(*extent.reader, offset, {target + done, size});
+      reads_.back().frames = frames;
+      reads_frames_ = true;
+      disk_bytes_ = disk_bytes_ - size + frames->stored_bytes;
     } else {
       const std::uint64_t left = extent.size_bytes - done;
       size = is_to_device(*extent.reader) ? left : std::min(piece_bytes, left);
@@ -195,7 +211,8 @@ std::vector<StagedRead> Load::staged_reads(std::uint64_t piece_bytes) const {
   extents.reserve(reads_.size());
   for (const Read& read : reads_) {
     if (is_to_device(*read.reader)) continue;
-    extents.push_back({read.reader->shared_from_this(), read.offset_bytes, read.target});
+    extents.push_back(
+        {read.reader->shared_from_this(), read.offset_bytes, read.target, read.frames});
   }
   return cut_for_staging(std::move(extents), piece_bytes);
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -42,7 +43,10 @@ class Load {
     kStaged,
   };
 
-  Load(GroupId group, Reads reads) : group_(group), how_(reads) {}
+  /// Of sources that have frames up to `frame_room_bytes` of these are read at once, for the device
+  /// to decode; none where that is 0.
+  Load(GroupId group, Reads reads, std::uint64_t frame_room_bytes = 0)
+      : group_(group), how_(reads), frame_room_bytes_(frame_room_bytes) {}
 
   /// Adds the bytes of an extent, in pieces of at most `piece_bytes`, and keeps its reader alive.
   /// What lies behind the extent before it in the source as it does in the place is copied with
@@ -74,6 +78,8 @@ class Load {
   bool can_fail() const noexcept { return !reads_.empty(); }
   /// True where some of it is read straight to the device: of Reads::kStaged, what its reader can.
   bool reads_to_device() const noexcept { return reads_to_device_; }
+  /// True where some of it is read as frames, which the device decodes.
+  bool reads_frames() const noexcept { return reads_frames_; }
   /// True where nothing has to come to the device: all of it is decoded from there.
   bool only_decodes() const noexcept { return !coded_.empty() && !crosses_link_; }
   /// True where all of it stays on the device once this load is enqueued.
@@ -112,6 +118,7 @@ class Load {
     const FileWindow* window = nullptr;  // in place of it
     std::uint64_t offset_bytes = 0;      // in the one or the other
     std::span<std::byte> target;
+    std::optional<FrameSpan> frames{};  // which decode to it, on the device
 
     PendingRead begin(Reads how) const;
   };
@@ -124,12 +131,16 @@ class Load {
   std::uint64_t copied_bytes(const BoundExtent& extent, std::uint64_t offset_bytes) const;
   /// Makes the last copy reach up to `extent`, where copies of both can be one; false elsewhere.
   bool bridge_gap(const BoundExtent& extent, const std::byte* target, std::uint64_t piece_bytes);
+  /// The frames that decode to what begins at `target`, where the device is to decode them.
+  std::optional<FrameSpan> frames_at(const BoundExtent& extent, std::uint64_t done_bytes,
+                                     const std::byte* target) const;
   void keep(const BoundExtent& extent);
   void add_read(Reader& reader, std::uint64_t offset_bytes, std::span<std::byte> target);
 
   // Constant from the moment that it is enqueued.
   const GroupId group_;
   const Reads how_;
+  const std::uint64_t frame_room_bytes_;
   std::vector<BoundExtent> extents_;
   std::vector<Copy> copies_;
   std::vector<CodedCopy> coded_;
@@ -141,6 +152,7 @@ class Load {
   std::uint64_t kept_decoded_bytes_ = 0;
   bool crosses_link_ = false;
   bool reads_to_device_ = false;
+  bool reads_frames_ = false;
   Clock::time_point started_;
   Clock::time_point ended_;
 

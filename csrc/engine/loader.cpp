@@ -40,7 +40,7 @@ Loader::Loader(Pool& pool, const SourceTable& sources, StagingRing* staging, Dec
       options_(options),
       prefetch_(resolve_prefetch(options.prefetch, compute_place(device_))),
       staging_(staging),
-      staged_(staging_ != nullptr ? std::make_unique<StagedReader>(*staging_) : nullptr),
+      staged_(staging_ != nullptr ? std::make_unique<StagedReader>(*staging_, ring) : nullptr),
       ring_(ring),
       order_({}),
       copy_stream_(device_.create_stream()),
@@ -433,8 +433,12 @@ std::vector<StagedRead> Loader::next_disk_reads(std::optional<GroupId> issued) c
     if (slot.where == Where::kNowhere || on_device(slot) || group == issued) continue;
     if (slot.content == Content::kFailed) break;
     if (!sources_.in_files(slot.group.tensors)) continue;
-    Load load(*group, Load::Reads::kStaged);
-    place_of(slot).add_to(load, slot.group, sources_, options_.piece_bytes);
+    Load load(*group, Load::Reads::kStaged, staged_->frame_room_bytes());
+    try {
+      place_of(slot).add_to(load, slot.group, sources_, options_.piece_bytes);
+    } catch (const Error&) {  // left to the load that needs it
+      break;
+    }
     const bool has_room = add_disk_reads(load, next);
     if (!has_room || prefetch_ == Prefetch::kNext) break;
   }
@@ -447,7 +451,7 @@ bool Loader::add_disk_reads(const Load& load, std::vector<StagedRead>& next) con
     if (read.reader->tier() == Tier::kDisk) next.push_back(std::move(read));
   }
   std::uint64_t ahead_bytes = 0;
-  for (const StagedRead& read : next) ahead_bytes += read.size_bytes;
+  for (const StagedRead& read : next) ahead_bytes += read.moved_bytes();
   return ahead_bytes < staged_->ring_bytes();
 }
 

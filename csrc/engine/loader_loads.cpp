@@ -95,7 +95,8 @@ Loader::Issue Loader::issue(Slot& slot) {
   }
   record_use(slot);
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
-  Issue result{std::make_shared<Load>(slot.group.id, reads), {}, {}, {}};
+  const std::uint64_t frame_room_bytes = staged_ != nullptr ? staged_->frame_room_bytes() : 0;
+  Issue result{std::make_shared<Load>(slot.group.id, reads, frame_room_bytes), {}, {}, {}};
   place_of(slot).add_to(*result.load, slot.group, sources_, options_.piece_bytes);
   evict_overlapping(slot, result);
   return result;
@@ -124,7 +125,7 @@ void Loader::note_issued(Slot& slot, const std::shared_ptr<Load>& load) {
 }
 
 Stream& Loader::stream_for(const Load& load) const {
-  if (load.coded().empty()) return *copy_stream_;
+  if (load.coded().empty() && !load.reads_frames()) return *copy_stream_;
   return load.only_decodes() ? *decode_stream_ : ring_->stream();
 }
 

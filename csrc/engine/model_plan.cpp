@@ -364,10 +364,10 @@ ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Ra
   } catch (const BudgetError&) {  // no room for a ring
     return predicted(std::move(plain));
   }
-  const CompressionChoice choice =
-      choose_compression({plain.made.plan, coded_plan,
-                          encoded_bytes(plain.made.grouping.groups, plain.made.plan, tree.tensors),
-                          usable_processors()});
+  const std::vector<Group>& groups = plain.made.grouping.groups;
+  const CompressionChoice choice = choose_compression(
+      {plain.made.plan, coded_plan, encoded_bytes(groups, plain.made.plan, tree.tensors),
+       streams_frames(groups, plain.made.plan, tree.tensors), usable_processors()});
   return predicted(choice.level == 0 ? std::move(plain) : std::move(*coded));
 }
 

@@ -17,9 +17,39 @@
 namespace tensorstream {
 namespace {
 
+/// How a packed file is read by a queue, which goes on by itself.
+struct QueuedFile {
+  std::shared_ptr<const DiskFile> file;  // shared with reads under way
+  std::shared_ptr<DiskQueue> queue;      // shared with readers of other files
+};
+
+/// Frames that were begun to be read, to be verified by who waits.
+class FrameRead final : public PendingRead::Work {
+ public:
+  FrameRead(std::shared_ptr<const PackedFile> file, const PackedSpan& span,
+            std::span<const std::byte> stored, PendingRead read)
+      : file_(std::move(file)), span_(span), stored_(stored), read_(std::move(read)) {}
+
+  void wait() override {
+    read_.wait();
+    file_->verify(span_, stored_);
+  }
+
+ private:
+  const std::shared_ptr<const PackedFile> file_;  // shared with its reader
+  const PackedSpan span_;
+  const std::span<const std::byte> stored_;
+  PendingRead read_;
+};
+
+/// Reads through the page cache what is not asked for as frames; those are read by `queued`, if it
+/// has a queue.
 class PackedReader : public Reader {
  public:
-  explicit PackedReader(const std::string& path) : file_(std::make_shared<PackedFile>(path)) {}
+  PackedReader(const std::string& path, QueuedFile queued)
+      : file_(std::make_shared<PackedFile>(path)), queued_(std::move(queued)) {
+    if (queued_.file != nullptr) queued_.file->check_same(file_->file());
+  }
 
   const std::string& name() const noexcept override { return file_->path(); }
   Tier tier() const noexcept override { return Tier::kDisk; }
@@ -33,6 +63,23 @@ class PackedReader : public Reader {
                            std::span<std::byte> out) override {
     return file_->read_frame(offset_bytes, size_bytes, out);
   }
+  std::optional<FrameSpan> frames_at(std::uint64_t offset_bytes, std::uint64_t decoded_bytes,
+                                     std::uint64_t most_stored_bytes) const override {
+    if (queued_.queue == nullptr) return std::nullopt;
+    const auto span = file_->span_at(offset_bytes, decoded_bytes, most_stored_bytes);
+    if (!span || !span->tensor->encoded) return std::nullopt;
+    return FrameSpan{offset_bytes, span->decoded_bytes, span->size_bytes,
+                     span->offset_bytes % page_size_bytes()};
+  }
+  PendingRead begin_frame_read(const FrameSpan& span, std::span<std::byte> out) override {
+    const PackedSpan packed = packed_span(span);
+    PendingRead read = queued_.queue->begin(queued_.file, packed.offset_bytes, out);
+    return PendingRead(std::make_unique<FrameRead>(file_, packed, out, std::move(read)));
+  }
+  std::uint64_t frame_bytes(std::uint64_t offset_bytes,
+                            std::uint64_t size_bytes) const noexcept override {
+    return file_->encoded_bytes(offset_bytes, size_bytes);
+  }
   std::uint64_t best_read_bytes(std::uint64_t offset_bytes) const noexcept override {
     return file_->part_end(offset_bytes) - offset_bytes;
   }
@@ -45,9 +92,15 @@ class PackedReader : public Reader {
 
  protected:
   const std::shared_ptr<const PackedFile>& file() const noexcept { return file_; }
+  const QueuedFile& queued() const noexcept { return queued_; }
+  /// What frames_at() gave, where it is in the packed file.
+  PackedSpan packed_span(const FrameSpan& span) const {
+    return file_->span_at(span.offset_bytes, span.decoded_bytes, span.stored_bytes).value();
+  }
 
  private:
   const std::shared_ptr<const PackedFile> file_;  // shared with reads under way
+  const QueuedFile queued_;
 };
 
 /// Reads of spans that were begun, to be decoded by who waits, and what is left to be read then.
@@ -55,11 +108,11 @@ class DecodedRead final : public PendingRead::Work {
  public:
   explicit DecodedRead(std::shared_ptr<const PackedFile> file) : file_(std::move(file)) {}
 
-  void begin(const PackedSpan& span, ReadMemory& memory, DiskQueue& queue,
-             std::shared_ptr<const DiskFile> disk_file, std::span<std::byte> out) {
+  void begin(const PackedSpan& span, ReadMemory& memory, const QueuedFile& queued,
+             std::span<std::byte> out) {
     Begun begun{span, memory.take(), {}, out, {}};
     begun.stored = begun.slot.bytes(span.offset_bytes % page_size_bytes(), span.size_bytes);
-    begun.read = queue.begin(std::move(disk_file), span.offset_bytes, begun.stored);
+    begun.read = queued.queue->begin(queued.file, span.offset_bytes, begun.stored);
     begun_.push_back(std::move(begun));
   }
   void add_rest(std::uint64_t offset_bytes, std::span<std::byte> out) {
@@ -97,13 +150,10 @@ class DecodedRead final : public PendingRead::Work {
 class PackedDiskReader final : public PackedReader {
  public:
   PackedDiskReader(const std::string& path, const FileOpener& opener)
-      : PackedReader(path),
-        disk_file_(std::make_shared<const DiskFile>(DiskFile::open_direct(path))),
-        queue_(opener.queue()),
+      : PackedReader(
+            path, {std::make_shared<const DiskFile>(DiskFile::open_direct(path)), opener.queue()}),
         memory_(opener.memory()),
-        asks_page_cache_(opener.backend() == FileBackend::kCached) {
-    disk_file_->check_same(file()->file());
-  }
+        asks_page_cache_(opener.backend() == FileBackend::kCached) {}
 
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
     begin_read(offset_bytes, out).wait();
@@ -117,7 +167,7 @@ class PackedDiskReader final : public PackedReader {
       std::uint64_t size = 0;
       if (span && !is_cached(*span)) {
         size = span->decoded_bytes;
-        work->begin(*span, *memory_, *queue_, disk_file_, out.subspan(done, size));
+        work->begin(*span, *memory_, queued(), out.subspan(done, size));
       } else {
         // A byte that no tensor has ends the read, with the error that is due.
         const std::uint64_t part = file()->part_end(at) - at;
@@ -127,6 +177,14 @@ class PackedDiskReader final : public PackedReader {
       done += size;
     }
     return PendingRead(std::move(work));
+  }
+
+  PendingRead begin_frame_read(const FrameSpan& span, std::span<std::byte> out) override {
+    const PackedSpan packed = packed_span(span);
+    if (!is_cached(packed)) return PackedReader::begin_frame_read(span, out);
+    file()->file().read_exact(packed.offset_bytes, out);
+    file()->verify(packed, out);
+    return {};
   }
 
   std::uint64_t best_read_bytes(std::uint64_t offset_bytes) const noexcept override {
@@ -151,16 +209,14 @@ class PackedDiskReader final : public PackedReader {
            mostly_in_page_cache(file()->file(), span.offset_bytes, span.size_bytes);
   }
 
-  const std::shared_ptr<const DiskFile> disk_file_;  // shared with reads under way
-  const std::shared_ptr<DiskQueue> queue_;           // shared with readers of other files
-  const std::shared_ptr<ReadMemory> memory_;         // likewise
+  const std::shared_ptr<ReadMemory> memory_;  // shared with readers of other files
   const bool asks_page_cache_;
 };
 
 }  // namespace
 
 std::unique_ptr<Reader> open_packed_reader(const std::string& path) {
-  return std::make_unique<PackedReader>(path);
+  return std::make_unique<PackedReader>(path, QueuedFile{});
 }
 
 std::unique_ptr<Reader> open_packed_reader(const std::string& path, const FileOpener& opener) {
@@ -169,8 +225,11 @@ std::unique_ptr<Reader> open_packed_reader(const std::string& path, const FileOp
                            "' is packed, and what is read into device memory is not decoded there; "
                            "use backend=\"direct\", or unpack the checkpoint");
   }
-  if (opener.queue() == nullptr) return open_packed_reader(path);
-  return std::make_unique<PackedDiskReader>(path, opener);
+  if (opener.queue() != nullptr) return std::make_unique<PackedDiskReader>(path, opener);
+  if (opener.page_queue() == nullptr) return open_packed_reader(path);
+  auto in_pieces = std::make_shared<const DiskFile>(DiskFile::open_buffered(path));
+  return std::make_unique<PackedReader>(path,
+                                        QueuedFile{std::move(in_pieces), opener.page_queue()});
 }
 
 }  // namespace tensorstream

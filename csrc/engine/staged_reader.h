@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -17,6 +18,7 @@
 
 namespace tensorstream {
 
+class DecodeRing;
 class Load;
 
 /// Pieces of the ring: docs/adr/0016-three-tiers.md.
@@ -26,6 +28,9 @@ inline constexpr std::size_t kStagingPieces = 8;
 constexpr std::uint64_t staging_piece_bytes(std::uint64_t piece_bytes) {
   return align_up(piece_bytes / 2 + piece_bytes % 2, kGroupAlignment);
 }
+
+/// The most frames that one read may have: the table of so many finds room in a piece.
+inline constexpr std::uint64_t kMostStagedFrames = 256;
 
 /// One read into a piece of a ring, and where the parts of it go.
 struct StagedRead {
@@ -38,6 +43,11 @@ struct StagedRead {
   std::uint64_t offset_bytes = 0;
   std::uint64_t size_bytes = 0;
   std::vector<Part> parts;
+  /// What is read, where the device decodes it: to the one part, all of it.
+  std::optional<FrameSpan> frames{};
+
+  /// What crosses the link.
+  std::uint64_t moved_bytes() const noexcept { return frames ? frames->stored_bytes : size_bytes; }
 };
 
 /// Bytes of one reader that go to one place.
@@ -45,23 +55,29 @@ struct StagedExtent {
   std::shared_ptr<Reader> reader;  // shared with the source table
   std::uint64_t offset_bytes = 0;
   std::span<std::byte> target;
+  /// The frames that decode to these bytes, for the device; they fit a piece.
+  std::optional<FrameSpan> frames{};
 };
 
 /// Cuts `extents` into reads of at most `piece_bytes`: those of files first, in the order in which
-/// each file has them, and what lies there without a gap by one read.
+/// each file has them, and what lies there without a gap by one read, but frames.
 std::vector<StagedRead> cut_for_staging(std::vector<StagedExtent> extents,
                                         std::uint64_t piece_bytes);
 
 /// Keeps reads under way in as many pieces of a ring as are free, so that a disk goes on while
 /// other loads cross the link and while places are in use. What is read ahead is used by a load
 /// that asks for the same bytes of the same reader, and is dropped where another load comes first.
-/// Thread-safe; one load at a time. The ring outlives it, and nobody else uses it.
+/// Frames go on through a ring that they are decoded from. Thread-safe; one load at a time. The
+/// rings outlive it, and nobody else uses the one of pieces.
 class StagedReader {
  public:
-  explicit StagedReader(StagingRing& ring) : ring_(ring) {}
+  /// `decoding` is null where no frames are read.
+  explicit StagedReader(StagingRing& ring, DecodeRing* decoding = nullptr)
+      : ring_(ring), decoding_(decoding) {}
 
-  /// Sends what `load` reads through the ring into `stream`, and meanwhile begins to read `next`,
-  /// what comes after it. A failure is the load's.
+  /// Sends what `load` reads through the ring into `stream`, which is the decoding ring's where
+  /// there are frames, and meanwhile begins to read `next`, what comes after it. A failure is the
+  /// load's.
   void send(Load& load, Stream& stream, std::span<const StagedRead> next) noexcept;
   /// Begins one of the reads in `next`, which are to come, in their order: false where all are
   /// under way, or no piece is free.
@@ -70,9 +86,11 @@ class StagedReader {
   void drop() noexcept;
 
   std::uint64_t piece_bytes() const noexcept { return ring_.piece_bytes(); }
+  /// The most that frames of one read may take; 0 where none are to be read.
+  std::uint64_t frame_room_bytes() const noexcept;
   /// The most that is read ahead.
   std::uint64_t ring_bytes() const noexcept { return ring_.piece_bytes() * ring_.pieces(); }
-  /// Bytes of files that loads found under way, or there.
+  /// Bytes, as they cross the link, that loads found under way, or there.
   std::uint64_t ahead_bytes() const noexcept { return ahead_bytes_; }
 
  private:
@@ -80,7 +98,9 @@ class StagedReader {
   struct Begun {
     std::shared_ptr<Reader> reader;  // shared with the source table
     std::uint64_t offset_bytes = 0;
-    std::span<std::byte> bytes;
+    std::uint64_t size_bytes = 0;
+    bool has_frames = false;
+    std::span<std::byte> bytes;  // of the piece: what is read
     StagingRing::Piece piece;
     PendingRead pending;
 
@@ -95,9 +115,11 @@ class StagedReader {
   bool try_begin(const StagedRead& read) TS_REQUIRES(mutex_);
   void begin(const StagedRead& read, StagingRing::Piece piece) TS_REQUIRES(mutex_);
   static void copy(Begun& begun, const StagedRead& read, Stream& stream);
+  void decode(Begun& begun, const StagedRead& read);
 
   // Constant after construction.
   StagingRing& ring_;
+  DecodeRing* const decoding_;
 
   // Guarded by mutex_, which is held while a disk is waited for: nothing else takes it then.
   Mutex mutex_;

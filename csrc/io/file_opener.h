@@ -76,6 +76,8 @@ class FileOpener {
   std::uint64_t device_memory_bytes() const noexcept { return device_memory_bytes_; }
   const std::shared_ptr<DiskQueue>& queue() const noexcept { return queue_; }
   const std::shared_ptr<ReadMemory>& memory() const noexcept { return memory_; }
+  /// What reads through the page cache for a GPU; null elsewhere.
+  const std::shared_ptr<DiskQueue>& page_queue() const noexcept { return page_queue_; }
 
  private:
   void make_queue();

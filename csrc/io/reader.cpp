@@ -17,6 +17,21 @@ PendingRead Reader::begin_read(std::uint64_t offset_bytes, std::span<std::byte> 
   return {};
 }
 
+std::optional<FrameSpan> Reader::frames_at(std::uint64_t /*offset_bytes*/,
+                                           std::uint64_t /*decoded_bytes*/,
+                                           std::uint64_t /*most_stored_bytes*/) const {
+  return std::nullopt;
+}
+
+PendingRead Reader::begin_frame_read(const FrameSpan& /*span*/, std::span<std::byte> /*out*/) {
+  throw UnsupportedError("'" + name() + "' has no frames");
+}
+
+std::uint64_t Reader::frame_bytes(std::uint64_t /*offset_bytes*/,
+                                  std::uint64_t /*size_bytes*/) const noexcept {
+  return 0;
+}
+
 bool Reader::reads_to_device() const noexcept { return false; }
 
 PendingRead Reader::begin_device_read(std::uint64_t /*offset_bytes*/,

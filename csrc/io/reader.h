@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -43,6 +44,16 @@ class PendingRead {
   std::unique_ptr<Work> work_;  // null once it was waited for
 };
 
+/// Frames (csrc/codec/FORMAT.md) that a source has one behind the other.
+struct FrameSpan {
+  /// What they decode to, as read() counts.
+  std::uint64_t offset_bytes = 0;
+  std::uint64_t decoded_bytes = 0;
+  std::uint64_t stored_bytes = 0;
+  /// How far behind a page memory for them had best begin, less than a page.
+  std::uint64_t shift_bytes = 0;
+};
+
 /// Random access to the bytes of one source. Thread-safe. Shared from its own control block, so
 /// that bindings add none of their own language's.
 class Reader : public std::enable_shared_from_this<Reader> {
@@ -70,6 +81,21 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// As read(), but where the reader can it goes on by itself, and `out` is filled, or not, once
   /// that was waited for. A read that is not waited for is given up.
   virtual PendingRead begin_read(std::uint64_t offset_bytes, std::span<std::byte> out);
+
+  /// Whole frames of one tensor that decode to what begins at `offset_bytes`, as many as
+  /// `decoded_bytes` and `most_stored_bytes` have room for; nothing where the source has none
+  /// there. Raises as read() does.
+  virtual std::optional<FrameSpan> frames_at(std::uint64_t offset_bytes,
+                                             std::uint64_t decoded_bytes,
+                                             std::uint64_t most_stored_bytes) const;
+
+  /// As begin_read(), but fills `out`, of stored_bytes, with the frames of `span`, which
+  /// frames_at() gave. They are verified once that was waited for.
+  virtual PendingRead begin_frame_read(const FrameSpan& span, std::span<std::byte> out);
+
+  /// About what frames take that the source has of the range; 0 where it has its bytes as they are.
+  virtual std::uint64_t frame_bytes(std::uint64_t offset_bytes,
+                                    std::uint64_t size_bytes) const noexcept;
 
   /// Whether it reads into memory of a device that the host does not reach.
   virtual bool reads_to_device() const noexcept;

@@ -70,9 +70,10 @@ class Timeline {
     link_free_ = start + static_cast<double>(step.link_bytes()) / rates_.link_bytes_per_second;
     if (step.from_disk) {
       disk_free_ = std::max(disk_free_, start - ahead_seconds_) +
-                   static_cast<double>(step.size_bytes) / rates_.disk_bytes_per_second;
+                   static_cast<double>(step.disk_bytes()) / rates_.disk_bytes_per_second;
       link_free_ = std::max(link_free_, disk_free_);
     }
+    link_free_ += host_decode_seconds(step, rates_);
     load_ends_.push_back(link_free_);
     compute_free_ = std::max(compute_free_, link_free_);
   }
@@ -95,6 +96,11 @@ double decode_seconds(const PassStep& step, const Rates& rates) {
   if (!step.decoded()) return 0;
   return static_cast<double>(step.size_bytes) / rates.decode_bytes_per_second +
          kDecodeOverheadSeconds;
+}
+
+double host_decode_seconds(const PassStep& step, const Rates& rates) {
+  if (!step.host_decodes()) return 0;
+  return static_cast<double>(step.size_bytes) / rates.host_decode_bytes_per_second;
 }
 
 double leases_seconds(std::span<const PassStep> steps, const Rates& rates) {

@@ -23,17 +23,25 @@ struct PassStep {
   std::optional<std::uint64_t> coded_bytes{};
   /// In the arena too, but decoded from the device's memory: not streamed.
   bool kept = false;
-  /// Streamed, as it is, and read from files first.
+  /// Streamed, and read from files first.
   bool from_disk = false;
   /// Resident in every plan: used without a lease.
   bool settled = false;
+  /// As GroupFootprint has them, for one that is from disk.
+  std::optional<std::uint64_t> frame_bytes{};
+  bool decodes_frames = false;
   /// In the arena still since its last use: not loaded.
   bool still_there = false;
 
+  std::uint64_t disk_bytes() const { return from_disk ? frame_bytes.value_or(size_bytes) : 0; }
   std::uint64_t link_bytes() const {
-    return from_disk ? size_bytes : coded_bytes.value_or(size_bytes);
+    if (from_disk) return decodes_frames ? disk_bytes() : size_bytes;
+    return coded_bytes.value_or(size_bytes);
   }
-  bool decoded() const { return kept || (streamed && !from_disk && coded_bytes.has_value()); }
+  bool decoded() const {
+    return kept || (streamed && (from_disk ? decodes_frames : coded_bytes.has_value()));
+  }
+  bool host_decodes() const { return from_disk && frame_bytes.has_value() && !decodes_frames; }
 };
 
 /// Seconds that one pass takes in a steady state. Loads are made in order, each once the link is
@@ -49,6 +57,8 @@ double pass_seconds(std::span<const PassStep> steps, const Rates& rates);
 
 /// What of that is decoding.
 double decode_seconds(const PassStep& step, const Rates& rates);
+/// What decoding on the host takes of its load.
+double host_decode_seconds(const PassStep& step, const Rates& rates);
 /// What the leases of a pass take of the host's thread.
 double leases_seconds(std::span<const PassStep> steps, const Rates& rates);
 

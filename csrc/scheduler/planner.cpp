@@ -98,9 +98,13 @@ std::string exact_size(std::uint64_t bytes) {
 }
 
 void check_rates(const Rates& rates) {
-  if (!std::isfinite(rates.link_bytes_per_second) || rates.link_bytes_per_second <= 0) {
-    throw ConfigError("Rates::link_bytes_per_second is " +
-                      std::to_string(rates.link_bytes_per_second) +
+  for (const auto& [name, rate] :
+       {std::pair{"link_bytes_per_second", rates.link_bytes_per_second},
+        std::pair{"decode_bytes_per_second", rates.decode_bytes_per_second},
+        std::pair{"disk_bytes_per_second", rates.disk_bytes_per_second},
+        std::pair{"host_decode_bytes_per_second", rates.host_decode_bytes_per_second}}) {
+    if (std::isfinite(rate) && rate > 0) continue;
+    throw ConfigError("Rates::" + std::string(name) + " is " + std::to_string(rate) +
                       "; give a rate above 0 bytes a second");
   }
   if (!std::isfinite(rates.compute_seconds) || rates.compute_seconds < 0) {
@@ -113,16 +117,6 @@ void check_rates(const Rates& rates) {
     if (std::isfinite(seconds) && seconds >= 0) continue;
     throw ConfigError("Rates::" + std::string(name) + " is " + std::to_string(seconds) +
                       "; give a time in seconds, or 0 where it is not known");
-  }
-  if (!std::isfinite(rates.decode_bytes_per_second) || rates.decode_bytes_per_second <= 0) {
-    throw ConfigError("Rates::decode_bytes_per_second is " +
-                      std::to_string(rates.decode_bytes_per_second) +
-                      "; give a rate above 0 bytes a second");
-  }
-  if (!std::isfinite(rates.disk_bytes_per_second) || rates.disk_bytes_per_second <= 0) {
-    throw ConfigError("Rates::disk_bytes_per_second is " +
-                      std::to_string(rates.disk_bytes_per_second) +
-                      "; give a rate above 0 bytes a second");
   }
 }
 
@@ -160,7 +154,8 @@ std::vector<UsedGroup> used_groups(std::span<const GroupFootprint> groups) {
   for (const GroupFootprint& group : groups) {
     if (group.residency == Residency::kByRows) continue;
     used.push_back({placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes,
-                    kept_bytes(group), group.in_files, group.home});
+                    kept_bytes(group), group.in_files, group.home, group.frame_bytes,
+                    group.decodes_frames});
   }
   return used;
 }
@@ -224,10 +219,6 @@ void place_streamed(std::span<const GroupFootprint> groups, std::uint64_t room_b
   plan.exposed_loads = choice.layout.exposed_pairs;
 }
 
-std::uint64_t link_bytes(const GroupFootprint& group, const GroupPlacement& placed) {
-  return placed.from_disk ? group.size_bytes : group.coded_bytes.value_or(group.size_bytes);
-}
-
 bool is_loaded(const GroupPlacement& placed) {
   return placed.placement == Placement::kStreamed || placed.placement == Placement::kResidentCoded;
 }
@@ -245,7 +236,7 @@ void set_homes(std::span<const GroupFootprint> groups, const std::vector<bool>& 
     const bool streamed = placed.placement == Placement::kStreamed;
     placed.at_home = is_loaded(placed) && homes[i];
     placed.from_disk = streamed && groups[i].in_files && !homes[i];
-    if (placed.from_disk) plan.disk_bytes += groups[i].size_bytes;
+    if (placed.from_disk) plan.disk_bytes += groups[i].frame_bytes.value_or(groups[i].size_bytes);
     if (placed.at_home) plan.home_bytes += home_bytes(groups[i]);
   }
 }
@@ -271,10 +262,15 @@ void place_homes(std::span<const GroupFootprint> groups, std::uint64_t room_byte
 /// What takes longest by itself.
 std::string bound_of(std::span<const PassStep> steps, const Rates& rates, const Plan& plan) {
   double decoding = 0;
-  for (const PassStep& step : steps) decoding += decode_seconds(step, rates);
+  double host_decoding = 0;
+  for (const PassStep& step : steps) {
+    decoding += decode_seconds(step, rates);
+    host_decoding += host_decode_seconds(step, rates);
+  }
   const double host = rates.host_seconds + leases_seconds(steps, rates);
   const double link = static_cast<double>(plan.link_bytes) / rates.link_bytes_per_second;
-  const double disk = static_cast<double>(plan.disk_bytes) / rates.disk_bytes_per_second;
+  const double reading = static_cast<double>(plan.disk_bytes) / rates.disk_bytes_per_second;
+  const double disk = std::max(reading, host_decoding);
   const double computing = rates.compute_seconds + decoding;
   const double moving = std::max(link, disk);
   if (rates.loading == Loading::kAhead && host > std::max(computing, moving)) return "host";
@@ -389,7 +385,10 @@ std::vector<PassStep> pass_steps(std::span<const GroupFootprint> groups, const P
   std::size_t place = 0;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].residency == Residency::kByRows) continue;
-    PassStep step{.size_bytes = groups[i].size_bytes, .coded_bytes = groups[i].coded_bytes};
+    PassStep step{.size_bytes = groups[i].size_bytes,
+                  .coded_bytes = groups[i].coded_bytes,
+                  .frame_bytes = groups[i].frame_bytes,
+                  .decodes_frames = groups[i].decodes_frames};
     step.streamed = plan.groups[i].placement == Placement::kStreamed;
     step.kept = plan.groups[i].placement == Placement::kResidentCoded;
     step.from_disk = plan.groups[i].from_disk;
@@ -407,11 +406,10 @@ void predict_pass(std::span<const GroupFootprint> groups, const Rates& rates, Pl
     plan.bound = "nothing streamed";
     return;
   }
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    const bool streamed = plan.groups[i].placement == Placement::kStreamed;
-    if (streamed) plan.link_bytes += link_bytes(groups[i], plan.groups[i]);
-  }
   const std::vector<PassStep> steps = pass_steps(groups, plan);
+  for (const PassStep& step : steps) {
+    if (step.streamed) plan.link_bytes += step.link_bytes();
+  }
   plan.predicted_seconds = pass_seconds(steps, rates);
   plan.bound = bound_of(steps, rates, plan);
 }

@@ -98,7 +98,9 @@ double ChoiceCost::of(const StreamingChoice& choice) const {
   for (const UsedGroup& group : groups_) {
     PassStep step{.size_bytes = group.size_bytes,
                   .coded_bytes = group.coded_bytes,
-                  .settled = !group.may_stream};
+                  .settled = !group.may_stream,
+                  .frame_bytes = group.frame_bytes,
+                  .decodes_frames = group.decodes_frames};
     if (group.may_stream) {
       step.kept = choice.kept[candidate];
       step.streamed = !step.kept && !choice.resident[candidate];

@@ -26,6 +26,8 @@ struct UsedGroup {
   /// As GroupFootprint has them.
   bool in_files = false;
   HomeState home = HomeState::kOpen;
+  std::optional<std::uint64_t> frame_bytes{};
+  bool decodes_frames = false;
 };
 
 /// What a home of the group takes.

@@ -191,6 +191,18 @@ void PackedFile::decode(const PackedSpan& span, std::span<const std::byte> store
   file_.check_unchanged();  // guard: packed-span-unchanged
 }
 
+void PackedFile::verify(const PackedSpan& span, std::span<const std::byte> stored) const {
+  for (std::uint64_t number = span.first; number < span.first + span.count; ++number) {
+    const PackedPart part = part_of(*span.tensor, number);
+    const std::span<const std::byte> bytes = stored.first(place_of(part).size_bytes);
+    if (const auto fault = verify_frame(checked_frame(path(), part, bytes))) {
+      refuse_frame(path(), part, *fault);  // guard: packed-span-verified
+    }
+    stored = stored.subspan(bytes.size());
+  }
+  file_.check_unchanged();  // guard: verified-span-unchanged
+}
+
 std::uint64_t PackedFile::part_end(std::uint64_t offset_bytes) const noexcept {
   const PackedTensor* const tensor = tensor_at(offset_bytes);
   if (tensor == nullptr) return offset_bytes;
@@ -273,6 +285,13 @@ PackedFile::Range PackedFile::stored_range(std::uint64_t offset_bytes,
   };
   const std::uint64_t begin = scaled(*first, offset_bytes);
   return {begin, std::max(begin, scaled(*last, offset_bytes + size_bytes)) - begin};
+}
+
+std::uint64_t PackedFile::encoded_bytes(std::uint64_t offset_bytes,
+                                        std::uint64_t size_bytes) const noexcept {
+  const PackedTensor* const tensor = tensor_at(offset_bytes);
+  if (tensor == nullptr || !tensor->encoded) return 0;
+  return stored_range(offset_bytes, size_bytes).size_bytes;
 }
 
 bool PackedFile::cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept {

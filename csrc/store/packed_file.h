@@ -60,8 +60,14 @@ class PackedFile {
   /// read() does.
   void decode(const PackedSpan& span, std::span<const std::byte> stored,
               std::span<std::byte> out) const;
+  /// Raises as read() does where `stored`, read of an encoded span in the file, is not what was
+  /// packed.
+  void verify(const PackedSpan& span, std::span<const std::byte> stored) const;
   /// Where the part that has the byte ends; the byte itself where no tensor has it.
   std::uint64_t part_end(std::uint64_t offset_bytes) const noexcept;
+
+  /// About what the range's encoded parts take in the file; 0 where it has none.
+  std::uint64_t encoded_bytes(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
 
   const File& file() const noexcept { return file_; }
 

@@ -40,6 +40,8 @@ struct TensorSpec {
   /// host its place begins there too: what multiplies matrices chooses its code by alignment, and
   /// other code rounds otherwise.
   std::uint32_t line_offset_bytes = 0;
+  /// About what its frames take, of a tensor whose files have it as such; 0 for others.
+  std::uint64_t frame_bytes = 0;
 };
 
 /// What an engine runs.

@@ -56,6 +56,10 @@ struct GroupFootprint {
   /// Whether its sources are files: without a home each of its loads reads them.
   bool in_files = false;
   HomeState home = HomeState::kOpen;
+  /// What a load without a home reads, where that is not size_bytes: the files have frames.
+  std::optional<std::uint64_t> frame_bytes{};
+  /// Whether the device decodes those. Else the host does, and weights cross as they are.
+  bool decodes_frames = false;
 };
 
 /// When the streamed groups are loaded.
@@ -79,6 +83,9 @@ struct Rates {
   /// Reads of files, and how many bytes they may be ahead of the loads that they are for.
   double disk_bytes_per_second = 2e9;
   std::uint64_t disk_ahead_bytes = std::uint64_t{64} << 20U;
+  /// Weights that the thread which loads decodes, of files that have frames, where the device does
+  /// not: docs/adr/0024-frames-from-files.md.
+  double host_decode_bytes_per_second = 1.5e9;
   /// Host memory that homes may take, beside those that are there.
   std::uint64_t home_bytes = std::numeric_limits<std::uint64_t>::max();
   /// What the thread that runs a pass takes for it (Python, launches), leases and waits apart. 0
@@ -128,7 +135,7 @@ struct Plan {
   std::uint64_t streamed_bytes = 0;
   /// What of these crosses the link in one pass: less where groups cross coded.
   std::uint64_t link_bytes = 0;
-  /// What of these is read from files in one pass, and the host memory that the homes of the
+  /// What is read from files for these in one pass, and the host memory that the homes of the
   /// others, and of groups that are resident coded, take.
   std::uint64_t disk_bytes = 0;
   std::uint64_t home_bytes = 0;

@@ -305,6 +305,11 @@ class ModelTree:
     def group(self) -> Grouping:
         """The model's groups by structure alone."""
 
+    def note_frames(self, tensor: int, size_bytes: int) -> None:
+        """
+        Says about what a tensor's frames take in its file; 0 where it lies there as it is.
+        """
+
     def note_in_ram(self, tensor: int) -> None:
         """Says that a tensor's bytes are in RAM, and in no file."""
 
@@ -424,6 +429,11 @@ class Reader:
 
     @property
     def size_bytes(self) -> int: ...
+
+    def frame_bytes(self, offset_bytes: int, size_bytes: int) -> int:
+        """
+        About what frames take that the source has of a range; 0 where it has its bytes as they are.
+        """
 
     def is_of_file_of(self, other: Reader) -> bool:
         """Whether both read one file, in one state."""

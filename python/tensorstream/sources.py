@@ -78,7 +78,7 @@ class _Files:
     """Readers of files, one a path."""
 
     def __init__(self, sources: Sources, opener: _native.FileOpener) -> None:
-        self._sources = sources
+        self.sources = sources
         self._opener = opener
         sources.note(opener)
         self._ids: dict[str, int] = {}
@@ -87,9 +87,9 @@ class _Files:
         if path in self._ids:
             return self._ids[path]
         opened = self._opener.open_packed(path) if packed else self._opener.open(path)
-        self._ids[path] = source = len(self._sources.readers)
-        self._sources.readers.append(opened)
-        (self._sources.packed_files if packed else self._sources.plain_files)[path] = source
+        self._ids[path] = source = len(self.sources.readers)
+        self.sources.readers.append(opened)
+        (self.sources.packed_files if packed else self.sources.plain_files)[path] = source
         return source
 
 
@@ -131,7 +131,7 @@ def _find_sources(
         if place is not None:
             source = files.source(place.reader.name, packed=True)
             _check_same_file(place.reader, sources.readers[source])
-            found.tree.add_extent(weight.tensor, source, place.offset_bytes, place.size_bytes)
+            _add_packed_extent(found, weight, sources, source, place)
             continue
         if parameter.device.type == "meta":
             raise ConfigError(
@@ -196,7 +196,23 @@ def _bind(found: Walk, weights: list[FoundWeight], prefix: str, path: str, files
                 f"'{weight.names[0]}' is not contiguous; a checkpoint's tensors are"
             )
         source = files.source(checkpoint.files[stored.file], packed=checkpoint.packed)
-        found.tree.add_extent(weight.tensor, source, stored.offset_bytes, stored.size_bytes)
+        if checkpoint.packed:
+            _add_packed_extent(found, weight, files.sources, source, stored)
+        else:
+            found.tree.add_extent(weight.tensor, source, stored.offset_bytes, stored.size_bytes)
+
+
+def _add_packed_extent(
+    found: Walk,
+    weight: FoundWeight,
+    sources: Sources,
+    source: int,
+    place: StoredPlace | _native.CheckpointTensor,
+) -> None:
+    """Binds a weight to its bytes in a packed file, and says what they take there."""
+    found.tree.add_extent(weight.tensor, source, place.offset_bytes, place.size_bytes)
+    taken = sources.readers[source].frame_bytes(place.offset_bytes, place.size_bytes)
+    found.tree.note_frames(weight.tensor, taken)
 
 
 def note_weights_in_ram(found: Walk) -> None:

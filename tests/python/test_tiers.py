@@ -135,6 +135,26 @@ def test_coded_homes_leave_room_for_more(
     assert stats.streamed_disk_bytes >= 0
 
 
+@pytest.mark.parametrize("backend", ["auto", "direct"])
+def test_packed_weights_without_a_home_cross_the_link_as_they_lie_on_the_disk(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(make_tower(torch.bfloat16).state_dict(), path)
+    ts.pack(path, tmp_path / "packed")
+    use_fake_gpu(monkeypatch, homes=0)
+    model = stream_tower(tmp_path / "packed", torch.bfloat16, backend=backend)
+    plain = make_tower(torch.bfloat16)
+    x = torch.randn(2, WIDTH).to(torch.bfloat16)
+    for _ in range(3):
+        assert_same(model(x), plain(x))
+    stats, plan = ts.stats(model), plan_of(model)
+    assert stats.pinned_bytes == 0
+    assert plan.disk_bytes == plan.link_bytes
+    assert 0.6 < plan.disk_bytes / plan.streamed_bytes < 0.72
+    assert 0.6 < stats.streamed_disk_bytes / stats.decoded_bytes < 0.72
+
+
 def test_a_plan_shows_what_comes_from_disk(checkpoint: Path) -> None:
     from tensorstream.config import Config
     from tensorstream.report import make_plan

@@ -101,6 +101,27 @@ TEST_F(PlanOfTiers, GroupsWithoutAHomeAreReadFromTheDiskWhichBoundsThePass) {
   for (std::size_t i = 1; i < disk.size(); ++i) EXPECT_GT(disk[i], disk[i - 1] + 1);
 }
 
+TEST_F(PlanOfTiers, FramesAreWhatIsReadAndCrossesTheLinkWhereTheDeviceDecodes) {
+  auto groups = blocks_in_files(12);
+  for (GroupFootprint& group : groups) group.frame_bytes = kBlock / 2;
+  const Plan host = make_plan(groups, 3 * kBlock, rates(0));
+  EXPECT_EQ(host.disk_bytes, host.streamed_bytes / 2);
+  EXPECT_EQ(host.link_bytes, host.streamed_bytes);
+  for (GroupFootprint& group : groups) group.decodes_frames = true;
+  const Plan device = make_plan(groups, 3 * kBlock, rates(0));
+  EXPECT_EQ(device.disk_bytes, device.streamed_bytes / 2);
+  EXPECT_EQ(device.link_bytes, device.disk_bytes);
+  EXPECT_EQ(device.bound, "disk");
+  // Where the host decodes less than the disk gives, that is the bound.
+  for (GroupFootprint& group : groups) group.decodes_frames = false;
+  Rates slow = rates(0);
+  slow.host_decode_bytes_per_second = static_cast<double>(kBlock) / 20;
+  const Plan decoding = make_plan(groups, 3 * kBlock, slow);
+  EXPECT_GE(decoding.predicted_seconds,
+            20.0 * static_cast<double>(decoding.streamed_bytes / kBlock));
+  EXPECT_EQ(decoding.bound, "disk");
+}
+
 TEST_F(PlanOfTiers, NothingIsReadFromTheDiskThatIsInRamOrOnTheDevice) {
   EXPECT_EQ(make_plan(equal_groups(12, kBlock), 3 * kBlock, rates(0)).disk_bytes, 0U);
   const Plan resident = make_plan(blocks_in_files(12), 12 * kBlock, rates(0));

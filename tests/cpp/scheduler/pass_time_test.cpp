@@ -116,6 +116,26 @@ TEST(PassSeconds, WhatIsReadFromTheDiskIsNotDecoded) {
   EXPECT_NEAR(pass_seconds(steps, with_disk(0, 10)), 20, 1e-9);
 }
 
+TEST(PassSeconds, FramesOnTheDiskAreReadAndDecodedByTheDeviceOrTheHost) {
+  Steps steps = blocks(10, 2);
+  for (PassStep& step : steps) {
+    step.from_disk = true;
+    step.frame_bytes = 5;
+    step.decodes_frames = true;
+  }
+  // A second each on the disk; half on the link, a tenth decoded.
+  Rates rates = with_disk(0, 10);
+  rates.decode_bytes_per_second = 100;
+  EXPECT_NEAR(pass_seconds(steps, rates), 10, 1e-9);
+  // The thread that loads has nothing else to do: 2 s each, or 0.1 beside 1 on the link.
+  for (PassStep& step : steps) step.decodes_frames = false;
+  rates.host_decode_bytes_per_second = 5;
+  rates.link_bytes_per_second = 1e9;
+  EXPECT_NEAR(pass_seconds(steps, rates), 20, 1e-6);
+  rates.host_decode_bytes_per_second = 100;
+  EXPECT_NEAR(pass_seconds(steps, rates), 10, 1);
+}
+
 Rates with_host(double compute_seconds, double host_seconds) {
   Rates rates{kLink, compute_seconds, 1e30};
   rates.host_seconds = host_seconds;
