@@ -6,11 +6,13 @@
 #include <utility>
 #include <vector>
 
+#include "base/units.h"
 #include "io/disk_queue.h"
 #include "io/read_memory.h"
 #include "platform/disk_file.h"
 #include "platform/mapping.h"
 #include "platform/page_cache.h"
+#include "platform/thread_team.h"
 #include "store/packed_file.h"
 #include "tensorstream/error.h"
 
@@ -21,22 +23,28 @@ namespace {
 struct QueuedFile {
   std::shared_ptr<const DiskFile> file;  // shared with reads under way
   std::shared_ptr<DiskQueue> queue;      // shared with readers of other files
+  std::shared_ptr<ThreadTeam> team;      // likewise; null where nobody shares the work
 };
 
 /// Frames that were begun to be read, to be verified by who waits.
 class FrameRead final : public PendingRead::Work {
  public:
-  FrameRead(std::shared_ptr<const PackedFile> file, const PackedSpan& span,
-            std::span<const std::byte> stored, PendingRead read)
-      : file_(std::move(file)), span_(span), stored_(stored), read_(std::move(read)) {}
+  FrameRead(std::shared_ptr<const PackedFile> file, std::shared_ptr<ThreadTeam> team,
+            const PackedSpan& span, std::span<const std::byte> stored, PendingRead read)
+      : file_(std::move(file)),
+        team_(std::move(team)),
+        span_(span),
+        stored_(stored),
+        read_(std::move(read)) {}
 
   void wait() override {
     read_.wait();
-    file_->verify(span_, stored_);
+    file_->verify(span_, stored_, team_.get());
   }
 
  private:
   const std::shared_ptr<const PackedFile> file_;  // shared with its reader
+  const std::shared_ptr<ThreadTeam> team_;        // likewise
   const PackedSpan span_;
   const std::span<const std::byte> stored_;
   PendingRead read_;
@@ -68,13 +76,19 @@ class PackedReader : public Reader {
     if (queued_.queue == nullptr) return std::nullopt;
     const auto span = file_->span_at(offset_bytes, decoded_bytes, most_stored_bytes);
     if (!span || !span->tensor->encoded) return std::nullopt;
-    return FrameSpan{offset_bytes, span->decoded_bytes, span->size_bytes,
-                     span->offset_bytes % page_size_bytes()};
+    const std::uint64_t block_bytes = queued_.file->block_bytes();
+    const std::uint64_t before = span->offset_bytes % block_bytes;
+    const std::uint64_t end = align_up(span->offset_bytes + span->size_bytes, block_bytes);
+    const std::uint64_t begin = span->offset_bytes - before;
+    const std::uint64_t read = std::min(end, file_->file().size_bytes()) - begin;
+    return FrameSpan{offset_bytes, span->decoded_bytes, span->size_bytes, before, read};
   }
   PendingRead begin_frame_read(const FrameSpan& span, std::span<std::byte> out) override {
     const PackedSpan packed = packed_span(span);
-    PendingRead read = queued_.queue->begin(queued_.file, packed.offset_bytes, out);
-    return PendingRead(std::make_unique<FrameRead>(file_, packed, out, std::move(read)));
+    const std::uint64_t begin = packed.offset_bytes - span.before_bytes;
+    return PendingRead(std::make_unique<FrameRead>(
+        file_, queued_.team, packed, out.subspan(span.before_bytes, span.stored_bytes),
+        queued_.queue->begin(queued_.file, begin, out)));
   }
   std::uint64_t frame_bytes(std::uint64_t offset_bytes,
                             std::uint64_t size_bytes) const noexcept override {
@@ -150,8 +164,8 @@ class DecodedRead final : public PendingRead::Work {
 class PackedDiskReader final : public PackedReader {
  public:
   PackedDiskReader(const std::string& path, const FileOpener& opener)
-      : PackedReader(
-            path, {std::make_shared<const DiskFile>(DiskFile::open_direct(path)), opener.queue()}),
+      : PackedReader(path, {std::make_shared<const DiskFile>(DiskFile::open_direct(path)),
+                            opener.queue(), opener.team()}),
         memory_(opener.memory()),
         asks_page_cache_(opener.backend() == FileBackend::kCached) {}
 
@@ -182,8 +196,9 @@ class PackedDiskReader final : public PackedReader {
   PendingRead begin_frame_read(const FrameSpan& span, std::span<std::byte> out) override {
     const PackedSpan packed = packed_span(span);
     if (!is_cached(packed)) return PackedReader::begin_frame_read(span, out);
-    file()->file().read_exact(packed.offset_bytes, out);
-    file()->verify(packed, out);
+    const std::span<std::byte> frames = out.subspan(span.before_bytes, span.stored_bytes);
+    file()->file().read_exact(packed.offset_bytes, frames);
+    file()->verify(packed, frames, queued().team.get());
     return {};
   }
 
@@ -228,8 +243,8 @@ std::unique_ptr<Reader> open_packed_reader(const std::string& path, const FileOp
   if (opener.queue() != nullptr) return std::make_unique<PackedDiskReader>(path, opener);
   if (opener.page_queue() == nullptr) return open_packed_reader(path);
   auto in_pieces = std::make_shared<const DiskFile>(DiskFile::open_buffered(path));
-  return std::make_unique<PackedReader>(path,
-                                        QueuedFile{std::move(in_pieces), opener.page_queue()});
+  return std::make_unique<PackedReader>(
+      path, QueuedFile{std::move(in_pieces), opener.page_queue(), opener.team()});
 }
 
 }  // namespace tensorstream

@@ -176,8 +176,7 @@ bool StagedReader::try_begin(const StagedRead& read) {
 void StagedReader::begin(const StagedRead& read, StagingRing::Piece piece) {
   std::span<std::byte> bytes;
   if (read.frames) {
-    bytes = piece.bytes().subspan(kTableRoomBytes + read.frames->shift_bytes,
-                                  read.frames->stored_bytes);
+    bytes = piece.bytes().subspan(kTableRoomBytes, read.frames->read_bytes);
   } else {
     const std::uint64_t shift = read.reader->best_shift(read.offset_bytes);
     const std::uint64_t room = piece.bytes().size() - read.size_bytes;
@@ -197,23 +196,25 @@ void StagedReader::begin(const StagedRead& read, StagingRing::Piece piece) {
 std::uint64_t StagedReader::frame_room_bytes() const noexcept {
   if (decoding_ == nullptr) return 0;
   const std::uint64_t room = std::min(ring_.piece_bytes(), decoding_->batch_bytes());
-  const std::uint64_t beside = kTableRoomBytes + page_size_bytes();
+  const std::uint64_t beside = kTableRoomBytes + 2 * page_size_bytes();
   return room - std::min(room, beside);
 }
 
 // The frames, which were verified, are a batch once a table lies before them.
 void StagedReader::decode(Begun& begun, const StagedRead& read) {
+  const std::span<std::byte> encoded =
+      begun.bytes.subspan(read.frames->before_bytes, read.frames->stored_bytes);
   std::vector<BatchedFrame> table;
   std::uint64_t decoded_bytes = 0;
-  for (std::uint64_t at = 0; at < begun.bytes.size();) {
+  for (std::uint64_t at = 0; at < encoded.size();) {
     table.push_back({at, decoded_bytes});
     decoded_bytes += std::min(kFrameBytes, read.size_bytes - decoded_bytes);
-    at += FrameView::stated_bytes(begun.bytes.subspan(at));
+    at += FrameView::stated_bytes(encoded.subspan(at));
   }
   const std::span<const std::byte> entries = std::as_bytes(std::span(table));
-  std::byte* const front = begun.bytes.data() - entries.size();
+  std::byte* const front = encoded.data() - entries.size();
   std::memcpy(front, entries.data(), entries.size());
-  const std::span<const std::byte> batch(front, entries.size() + begun.bytes.size());
+  const std::span<const std::byte> batch(front, entries.size() + encoded.size());
   const std::span frames(reinterpret_cast<const BatchedFrame*>(front), table.size());
   const CodedCopy coded{batch, frames, {{0, table.size()}}, read.parts[0].target.data()};
   decoding_->decode(coded, [&](Stream& stream, std::byte* slot) {

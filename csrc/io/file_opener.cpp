@@ -12,6 +12,7 @@
 #include "platform/disk_file.h"
 #include "platform/io_ring.h"
 #include "platform/processors.h"
+#include "platform/thread_team.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -26,6 +27,9 @@ std::string at_a_time(const DiskQueue& queue) {
 /// a disk does; docs/adr/0006-weights-at-home.md.
 constexpr std::size_t kMostPageReads = 12;
 constexpr std::uint64_t kPageReadBytes = 2_MiB;
+
+/// Threads beside the one that loads. Each verifies about 5 GB/s of frames.
+constexpr std::size_t kMostHelpers = 5;
 
 std::size_t page_reads() {
   return std::clamp<std::size_t>(usable_processors(), DiskQueue::kDepth, kMostPageReads);
@@ -60,6 +64,10 @@ ProbeResult probe_peer_to_peer(const std::shared_ptr<Device>& device) {
 
 FileOpener::FileOpener(FileBackend backend, const std::shared_ptr<Device>& device)
     : backend_(backend) {
+  if (is_gpu(device.get())) {
+    team_ =
+        std::make_shared<ThreadTeam>(std::min<std::size_t>(usable_processors() - 1, kMostHelpers));
+  }
   switch (backend) {
     case FileBackend::kMmap:
       about_ = "mappings of the page cache";

@@ -14,6 +14,7 @@ class Device;
 class DiskFile;
 class DiskQueue;
 class ReadMemory;
+class ThreadTeam;
 
 /// How files are read.
 enum class FileBackend {
@@ -76,8 +77,10 @@ class FileOpener {
   std::uint64_t device_memory_bytes() const noexcept { return device_memory_bytes_; }
   const std::shared_ptr<DiskQueue>& queue() const noexcept { return queue_; }
   const std::shared_ptr<ReadMemory>& memory() const noexcept { return memory_; }
-  /// What reads through the page cache for a GPU; null elsewhere.
+  /// What reads through the page cache for a GPU, and who shares the work on what is read for one;
+  /// null elsewhere.
   const std::shared_ptr<DiskQueue>& page_queue() const noexcept { return page_queue_; }
+  const std::shared_ptr<ThreadTeam>& team() const noexcept { return team_; }
 
  private:
   void make_queue();
@@ -87,6 +90,7 @@ class FileOpener {
   std::shared_ptr<DiskQueue> queue_;         // shared with the readers
   std::shared_ptr<DiskQueue> page_queue_;    // likewise, through the page cache
   std::shared_ptr<ReadMemory> memory_;       // likewise
+  std::shared_ptr<ThreadTeam> team_;         // likewise
   std::shared_ptr<CudaFiles> device_files_;  // likewise
   std::shared_ptr<DiskQueue> device_queue_;  // likewise, into device memory
   bool is_peer_to_peer_ = false;

@@ -50,8 +50,10 @@ struct FrameSpan {
   std::uint64_t offset_bytes = 0;
   std::uint64_t decoded_bytes = 0;
   std::uint64_t stored_bytes = 0;
-  /// How far behind a page memory for them had best begin, less than a page.
-  std::uint64_t shift_bytes = 0;
+  /// What is read: the frames, and less than a page before and behind them, so that the disk reads
+  /// whole blocks. Memory for it had best begin at a page.
+  std::uint64_t before_bytes = 0;
+  std::uint64_t read_bytes = 0;
 };
 
 /// Random access to the bytes of one source. Thread-safe. Shared from its own control block, so
@@ -89,8 +91,8 @@ class Reader : public std::enable_shared_from_this<Reader> {
                                              std::uint64_t decoded_bytes,
                                              std::uint64_t most_stored_bytes) const;
 
-  /// As begin_read(), but fills `out`, of stored_bytes, with the frames of `span`, which
-  /// frames_at() gave. They are verified once that was waited for.
+  /// As begin_read(), but fills `out`, of read_bytes, with the frames of `span`, which frames_at()
+  /// gave, and what is read around them. The frames are verified once that was waited for.
   virtual PendingRead begin_frame_read(const FrameSpan& span, std::span<std::byte> out);
 
   /// About what frames take that the source has of the range; 0 where it has its bytes as they are.

@@ -9,6 +9,7 @@
 #include "base/units.h"
 #include "codec/frame_decoder.h"
 #include "platform/page_cache.h"
+#include "platform/thread_team.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -191,14 +192,21 @@ void PackedFile::decode(const PackedSpan& span, std::span<const std::byte> store
   file_.check_unchanged();  // guard: packed-span-unchanged
 }
 
-void PackedFile::verify(const PackedSpan& span, std::span<const std::byte> stored) const {
-  for (std::uint64_t number = span.first; number < span.first + span.count; ++number) {
-    const PackedPart part = part_of(*span.tensor, number);
-    const std::span<const std::byte> bytes = stored.first(place_of(part).size_bytes);
+void PackedFile::verify(const PackedSpan& span, std::span<const std::byte> stored,
+                        ThreadTeam* team) const {
+  const std::uint64_t begin = span.offset_bytes;
+  const auto verify_part = [&](std::size_t index) {
+    const PackedPart part = part_of(*span.tensor, span.first + index);
+    const Range place = place_of(part);
+    const auto bytes = stored.subspan(place.offset_bytes - begin, place.size_bytes);
     if (const auto fault = verify_frame(checked_frame(path(), part, bytes))) {
       refuse_frame(path(), part, *fault);  // guard: packed-span-verified
     }
-    stored = stored.subspan(bytes.size());
+  };
+  if (team != nullptr) {
+    team->share(span.count, verify_part);
+  } else {
+    for (std::size_t index = 0; index < span.count; ++index) verify_part(index);
   }
   file_.check_unchanged();  // guard: verified-span-unchanged
 }

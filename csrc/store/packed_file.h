@@ -17,6 +17,8 @@
 
 namespace tensorstream {
 
+class ThreadTeam;
+
 /// Parts of one tensor of a packed file that lie there one behind the other.
 struct PackedSpan {
   const PackedTensor* tensor = nullptr;  // of the file
@@ -61,8 +63,8 @@ class PackedFile {
   void decode(const PackedSpan& span, std::span<const std::byte> stored,
               std::span<std::byte> out) const;
   /// Raises as read() does where `stored`, read of an encoded span in the file, is not what was
-  /// packed.
-  void verify(const PackedSpan& span, std::span<const std::byte> stored) const;
+  /// packed. The work is shared with `team`, unless that is null.
+  void verify(const PackedSpan& span, std::span<const std::byte> stored, ThreadTeam* team) const;
   /// Where the part that has the byte ends; the byte itself where no tensor has it.
   std::uint64_t part_end(std::uint64_t offset_bytes) const noexcept;
 

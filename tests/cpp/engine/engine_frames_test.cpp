@@ -131,18 +131,21 @@ TEST_P(EngineFrames, DamageIsTheErrorOfTheGroupThatNeedsIt) {
 }
 
 TEST_P(EngineFrames, AFileThatIsWrittenToIsAnError) {
-  const ModelSpec spec = packed_.spec(reader(FileBackend::kDirect));
-  const auto engine = open(spec, options_for(1));
-  ReadBack read(*engine, packed_.model, *stream_);
-  read.pass();
-  EXPECT_EQ(read.wrong(), 0);
-  std::filesystem::last_write_time(
-      packed_.path(), std::filesystem::file_time_type::clock::now() + std::chrono::hours(1));
-  EXPECT_THROW(
-      {
-        for (int pass = 0; pass < 2; ++pass) read.pass();
-      },
-      IoError);
+  for (const FileBackend backend : {FileBackend::kDirect, FileBackend::kCached}) {
+    const PackedModel packed(deep_model());
+    const ModelSpec spec = packed.spec(reader(backend, packed));
+    const auto engine = open(spec, options_for(1));
+    ReadBack read(*engine, packed.model, *stream_);
+    read.pass();
+    EXPECT_EQ(read.wrong(), 0);
+    std::filesystem::last_write_time(
+        packed.path(), std::filesystem::file_time_type::clock::now() + std::chrono::hours(1));
+    EXPECT_THROW(
+        {
+          for (int pass = 0; pass < 2; ++pass) read.pass();
+        },
+        IoError);
+  }
 }
 
 TEST_P(EngineFrames, WeightsThatWereWrittenToAreWhatIsUsed) {
@@ -176,7 +179,8 @@ class SmallFrames final : public Reader {
   void read(std::uint64_t /*offset_bytes*/, std::span<std::byte> /*out*/) override {}
   std::optional<FrameSpan> frames_at(std::uint64_t offset_bytes, std::uint64_t decoded_bytes,
                                      std::uint64_t /*most_stored_bytes*/) const override {
-    return FrameSpan{offset_bytes, decoded_bytes, 64 * (decoded_bytes / kFrameBytes), 0};
+    const std::uint64_t stored_bytes = 64 * (decoded_bytes / kFrameBytes);
+    return FrameSpan{offset_bytes, decoded_bytes, stored_bytes, 0, stored_bytes};
   }
 
  private:

@@ -1,0 +1,77 @@
+#include "platform/thread_team.h"
+
+#include <string>
+#include <system_error>
+
+#include "base/log.h"
+
+namespace tensorstream {
+
+ThreadTeam::~ThreadTeam() {
+  {
+    const MutexLock lock(mutex_);
+    stopped_ = true;
+    changed_.notify_all();
+  }
+  threads_.clear();
+}
+
+void ThreadTeam::start() noexcept {
+  started_ = true;
+  try {
+    while (threads_.size() < wanted_) threads_.emplace_back([this] { run(); });
+  } catch (const std::exception& error) {  // fewer do the same
+    log(LogLevel::kDebug, "a team has " + std::to_string(threads_.size()) + " of " +
+                              std::to_string(wanted_) + " threads: " + error.what());
+  }
+}
+
+void ThreadTeam::share(std::size_t count, const std::function<void(std::size_t)>& work) {
+  const MutexLock use(use_);
+  Job job{count, &work, 0, 0, count, nullptr};
+  MutexLock lock(mutex_);
+  if (count > 1) {
+    if (!started_) start();
+    job_ = &job;
+    changed_.notify_all();
+  }
+  work_on(job, lock);
+  while (job.under_way != 0) done_.wait(lock);  // guard: team-waits
+  job_ = nullptr;
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+void ThreadTeam::run() {
+  MutexLock lock(mutex_);
+  while (!stopped_) {
+    if (job_ == nullptr || job_->next == job_->count) {
+      changed_.wait(lock);
+    } else {
+      work_on(*job_, lock);
+    }
+  }
+}
+
+// The job goes once no call of it is under way: nobody looks at it after that.
+void ThreadTeam::work_on(Job& job, MutexLock& lock) {
+  while (job.next < job.count) {
+    const std::size_t number = job.next++;
+    ++job.under_way;
+    std::exception_ptr error;
+    lock.unlock();
+    try {
+      (*job.work)(number);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    lock.lock();
+    --job.under_way;
+    if (error && number < job.failed) {
+      job.failed = number;
+      job.error = error;
+    }
+    if (job.under_way == 0 && job.next == job.count) done_.notify_all();
+  }
+}
+
+}  // namespace tensorstream
