@@ -9,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include "base/mutex.h"
 #include "base/units.h"
 
 namespace tensorstream {
@@ -22,15 +23,29 @@ std::string read_text(const std::string& path, std::uint64_t offset_bytes,
          " of '" + path + "' failed: ";
 }
 
-FileIdentity identity_of(const struct stat& status) {
+std::int64_t nanoseconds(const struct timespec& time) {
   constexpr std::int64_t kNanoseconds = 1'000'000'000;
+  return time.tv_sec * kNanoseconds + time.tv_nsec;
+}
+
+FileIdentity identity_of(const struct stat& status) {
   return {.device = status.st_dev,
           .inode = status.st_ino,
           .size_bytes = static_cast<std::uint64_t>(status.st_size),
-          .modified_ns = status.st_mtim.tv_sec * kNanoseconds + status.st_mtim.tv_nsec};
+          .modified_ns = nanoseconds(status.st_mtim),
+          .changed_ns = nanoseconds(status.st_ctim)};
 }
 
 }  // namespace
+
+/// The file when it was last looked at: links to it and its name may have changed since it was
+/// opened.
+struct File::Seen {
+  Mutex mutex;
+  std::int64_t changed_ns TS_GUARDED_BY(mutex) = 0;
+  std::uint64_t links TS_GUARDED_BY(mutex) = 0;
+  bool at_path TS_GUARDED_BY(mutex) = true;
+};
 
 std::int64_t read_once(int descriptor, std::uint64_t offset_bytes,
                        std::span<std::byte> out) noexcept {
@@ -46,7 +61,7 @@ File File::open_for_reading(const std::string& path) {
     const int error = errno;
     throw IoError("cannot open '" + path + "' for reading: " + error_text(error), path, 0, error);
   }
-  File file(path, std::move(descriptor), {});
+  File file(path, std::move(descriptor));
   struct stat status{};
   if (::fstat(file.descriptor(), &status) != 0) {
     const int error = errno;
@@ -59,11 +74,18 @@ File File::open_for_reading(const std::string& path) {
                   0, error);
   }
   file.identity_ = identity_of(status);
+  const MutexLock lock(file.seen_->mutex);
+  file.seen_->changed_ns = file.identity_.changed_ns;
+  file.seen_->links = status.st_nlink;
   return file;
 }
 
-File::File(std::string path, Descriptor descriptor, FileIdentity identity)
-    : path_(std::move(path)), descriptor_(std::move(descriptor)), identity_(identity) {}
+File::File(std::string path, Descriptor descriptor)
+    : path_(std::move(path)), descriptor_(std::move(descriptor)), seen_(std::make_unique<Seen>()) {}
+
+File::File(File&&) noexcept = default;
+File& File::operator=(File&&) noexcept = default;
+File::~File() = default;
 
 void File::check_inside(std::uint64_t offset_bytes, std::uint64_t size_bytes) const {
   const auto end = checked_add(offset_bytes, size_bytes);
@@ -95,6 +117,26 @@ void File::read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) cons
   if (outcome.read_bytes != out.size()) throw read_error(offset_bytes, out.size(), outcome);
 }
 
+// Whoever sets a file's time back after writing to it cannot set that one back. A link that came or
+// went, and another name, explain it once each; rights and owners do not: they are copied with
+// bytes.
+bool File::is_as_seen(const FileIdentity& now, std::uint64_t links) const {
+  FileIdentity bytes = now;
+  bytes.changed_ns = identity_.changed_ns;
+  if (bytes != identity_) return false;
+  const MutexLock lock(seen_->mutex);
+  if (now.changed_ns == seen_->changed_ns) return true;
+  struct stat at_path{};
+  const bool moved = ::stat(path_.c_str(), &at_path) != 0 || at_path.st_ino != now.inode ||
+                     at_path.st_dev != now.device;
+  const bool explained = links != seen_->links || moved == seen_->at_path;
+  if (!explained) return false;  // guard: time-set-back
+  seen_->changed_ns = now.changed_ns;
+  seen_->links = links;
+  seen_->at_path = !moved;
+  return true;
+}
+
 void File::check_unchanged() const {
   struct stat status{};
   if (::fstat(descriptor(), &status) != 0) {
@@ -102,14 +144,19 @@ void File::check_unchanged() const {
     throw IoError("cannot examine '" + path_ + "': " + error_text(error), path_, 0, error);
   }
   const FileIdentity now = identity_of(status);
-  if (now == identity_) return;
-  const std::string what =
-      now.size_bytes != identity_.size_bytes
-          ? "it had " + std::to_string(identity_.size_bytes) + " bytes and has " +
-                std::to_string(now.size_bytes)
-          : "it was written " +
-                std::to_string(static_cast<double>(now.modified_ns - identity_.modified_ns) / 1e9) +
-                " s after the state that was opened";
+  if (is_as_seen(now, status.st_nlink)) return;
+  const auto later = [](std::int64_t to, std::int64_t from) {
+    return std::to_string(static_cast<double>(to - from) / 1e9) +
+           " s after the state that was opened";
+  };
+  std::string what = "it was written " + later(now.modified_ns, identity_.modified_ns);
+  if (now.size_bytes != identity_.size_bytes) {
+    what = "it had " + std::to_string(identity_.size_bytes) + " bytes and has " +
+           std::to_string(now.size_bytes);
+  } else if (now.modified_ns == identity_.modified_ns) {
+    what = "its rights or attributes were changed, or it was written and its time set back, " +
+           later(now.changed_ns, identity_.changed_ns);
+  }
   throw IoError("'" + path_ + "' changed since it was opened: " + what + "; open the model again",
                 path_, 0, 0);
 }

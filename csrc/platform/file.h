@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 
@@ -19,6 +20,8 @@ struct FileIdentity {
   std::uint64_t inode = 0;
   std::uint64_t size_bytes = 0;
   std::int64_t modified_ns = 0;
+  /// When the file system last noted a change, which no program can set back: docs/adr/0025.
+  std::int64_t changed_ns = 0;
 
   bool operator==(const FileIdentity&) const = default;
 };
@@ -32,6 +35,10 @@ class File {
  public:
   /// Opens `path` for reading. Raises IoError; a folder is an IoError too.
   static File open_for_reading(const std::string& path);
+
+  File(File&& other) noexcept;
+  File& operator=(File&& other) noexcept;
+  ~File();
 
   const std::string& path() const noexcept { return path_; }
   int descriptor() const noexcept { return descriptor_.get(); }
@@ -50,15 +57,20 @@ class File {
   void check_inside(std::uint64_t offset_bytes, std::uint64_t size_bytes) const;
 
   /// Raises IoError where the file under the descriptor is no longer the one that was opened
-  /// (truncated, rewritten).
+  /// (truncated, rewritten, also where its time was set back afterwards). Links to it may come and
+  /// go meanwhile, and it may be renamed.
   void check_unchanged() const;
 
  private:
-  File(std::string path, Descriptor descriptor, FileIdentity identity);
+  struct Seen;
+
+  File(std::string path, Descriptor descriptor);
+  bool is_as_seen(const FileIdentity& now, std::uint64_t links) const;
 
   std::string path_;
   Descriptor descriptor_;
   FileIdentity identity_;
+  std::unique_ptr<Seen> seen_;  // null only once moved from
 };
 
 }  // namespace tensorstream

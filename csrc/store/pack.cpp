@@ -104,7 +104,8 @@ StagedWork work_of(const PackJob& job, const PackOptions& options) {
     const FileIdentity& file = shard.source.file.identity();
     work.description += json_string(shard.name);
     for (const std::uint64_t number :
-         {file.inode, file.size_bytes, static_cast<std::uint64_t>(file.modified_ns)}) {
+         {file.device, file.inode, file.size_bytes, static_cast<std::uint64_t>(file.modified_ns),
+          static_cast<std::uint64_t>(file.changed_ns)}) {
       work.description += " " + std::to_string(number);
     }
     work.description += "\n";

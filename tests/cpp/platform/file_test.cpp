@@ -8,7 +8,12 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <limits>
+#include <string>
+#include <thread>
 #include <utility>
 
 #include "platform/temporary_folder.h"
@@ -122,6 +127,60 @@ TEST(File, CheckUnchangedSeesTruncationGrowthAndRewriting) {
   const timespec times[2] = {{.tv_sec = 1, .tv_nsec = 0}, {.tv_sec = 1, .tv_nsec = 1}};
   ASSERT_EQ(::utimensat(AT_FDCWD, path.c_str(), times, 0), 0);
   EXPECT_THROW(file.check_unchanged(), IoError);
+}
+
+/// Long enough for the file system's clock, by which it says when a file changed.
+void let_its_clock_go_on() { std::this_thread::sleep_for(std::chrono::milliseconds(20)); }
+
+/// Writes other bytes of the same size, and sets the time back to what it was.
+void rewrite_unnoticed(const std::string& path) {
+  let_its_clock_go_on();
+  struct stat before{};
+  ASSERT_EQ(::stat(path.c_str(), &before), 0);
+  {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.put('x');
+  }
+  const timespec times[2] = {before.st_atim, before.st_mtim};
+  ASSERT_EQ(::utimensat(AT_FDCWD, path.c_str(), times, 0), 0);
+}
+
+TEST(File, CheckUnchangedSeesWhatWasWrittenAndItsTimeSetBack) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("a.bin", patterned_bytes(100));
+  const File file = File::open_for_reading(path);
+  rewrite_unnoticed(path);
+  EXPECT_THAT(io_error_of([&] { file.check_unchanged(); }).what(), HasSubstr("its time set back"));
+}
+
+TEST(File, LinksAndNamesComeAndGo) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("a.bin", patterned_bytes(100));
+  const std::string other = folder.path("b.bin");
+  const File file = File::open_for_reading(path);
+  const auto then = [&](const auto& change) {
+    let_its_clock_go_on();
+    change();
+    EXPECT_NO_THROW(file.check_unchanged());
+    EXPECT_NO_THROW(file.check_unchanged());
+  };
+  then([&] { std::filesystem::create_hard_link(path, other); });
+  then([&] { std::filesystem::remove(other); });
+  then([&] { std::filesystem::rename(path, other); });
+  then([&] { std::filesystem::rename(other, path); });
+  then([&] { std::filesystem::create_hard_link(path, other); });
+  rewrite_unnoticed(path);
+  EXPECT_THROW(file.check_unchanged(), IoError);
+}
+
+TEST(File, RightsThatChangeAreNotToldFromBytesThatDo) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("a.bin", patterned_bytes(100));
+  const File file = File::open_for_reading(path);
+  let_its_clock_go_on();
+  std::filesystem::permissions(path, std::filesystem::perms::owner_read);
+  EXPECT_THAT(io_error_of([&] { file.check_unchanged(); }).what(),
+              HasSubstr("open the model again"));
 }
 
 TEST(File, AFileReplacedByNameStaysTheOneThatWasOpened) {
