@@ -7,10 +7,12 @@
 
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <charconv>
 #include <cstring>
 #include <fstream>
 #include <span>
+#include <system_error>
 #include <vector>
 
 #include "base/units.h"
@@ -46,10 +48,25 @@ bool continues(const MemoryArea& first, const MemoryArea& second) {
          first.offset_bytes + (first.end - first.begin) == second.offset_bytes;
 }
 
+/// Whether a file could not be opened only because too many are: what it would tell is not known.
+bool is_without_descriptors(int error_number) {
+  return error_number == EMFILE || error_number == ENFILE;
+}
+
+/// Whether what is written there is the file's too, so that nobody else's copy may stand for it.
+bool is_shared(const MemoryArea& area) {
+  return area.permissions.find('w') == 1 && area.permissions.ends_with('s');
+}
+
 /// The readable area of one file that holds [begin, end), joined from neighbours where the kernel
 /// split it.
 std::optional<MemoryArea> area_of(std::uint64_t begin, std::uint64_t end, const std::string& maps) {
   std::ifstream lines(maps);
+  if (!lines && is_without_descriptors(errno)) {
+    throw IoError("cannot open '" + maps + "' to see which files weights are mapped from: " +
+                      std::generic_category().message(errno) + "; raise `ulimit -n`",
+                  maps, 0, errno);
+  }
   std::optional<MemoryArea> found;
   for (std::string line; std::getline(lines, line);) {
     auto area = parse_memory_area(line);
@@ -76,7 +93,8 @@ bool maps_alike(const std::string& path, const MemoryArea& area, const std::stri
     const auto again = area_of(begin, begin + mapping.size_bytes(), maps);
     return again && again->inode == area.inode && again->device_major == area.device_major &&
            again->device_minor == area.device_minor;
-  } catch (const IoError&) {  // a file that cannot be read backs nothing
+  } catch (const IoError& error) {  // a file that cannot be read backs nothing
+    if (is_without_descriptors(error.error_number())) throw;
     return false;
   }
 }
@@ -140,7 +158,8 @@ bool same_bytes(const std::byte* memory, std::uint64_t size_bytes, const FileBac
       done += out.size();
     }
     return true;
-  } catch (const IoError&) {  // a file that cannot be read backs nothing
+  } catch (const IoError& error) {  // a file that cannot be read backs nothing
+    if (is_without_descriptors(error.error_number())) throw;
     return false;
   }
 }
@@ -190,6 +209,7 @@ std::optional<FileBacking> find_file_backing(const void* address, std::uint64_t 
   if (size_bytes == 0 || !end) return std::nullopt;
   const auto area = area_of(begin, *end, files.maps);
   if (!area) return std::nullopt;
+  if (is_shared(*area)) return std::nullopt;  // guard: shared-mapping
 
   FileBacking backing{.path = area->path,
                       .offset_bytes = area->offset_bytes + (begin - area->begin)};

@@ -3,16 +3,19 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <bit>
+#include <cerrno>
 #include <cstring>
 #include <sstream>
 
 #include "platform/mapping.h"
 #include "platform/temporary_folder.h"
+#include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
@@ -216,6 +219,34 @@ TEST_F(FindFileBacking, WhereStatNamesAnotherDeviceANewMappingOfThePathDecides) 
   expect_backing(find_file_backing(mapping_.data() + 3, page_, files), path_, 3);
   files.maps = folder_.write_text("other", maps_with_device(begin, end, path_, 78));
   EXPECT_FALSE(find_file_backing(mapping_.data() + 3, page_, files));
+}
+
+/// Writes to it are the file's, and other programs see them.
+TEST_F(FindFileBacking, MemoryThatIsSharedAndWritableIsNothing) {
+  const int descriptor = ::open(path_.c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_GE(descriptor, 0);
+  for (const bool writable : {false, true}) {
+    void* const data = ::mmap(nullptr, page_, writable ? PROT_READ | PROT_WRITE : PROT_READ,
+                              MAP_SHARED, descriptor, 0);
+    ASSERT_NE(data, MAP_FAILED);
+    EXPECT_EQ(find_file_backing(data, page_).has_value(), !writable);
+    EXPECT_EQ(::munmap(data, page_), 0);
+  }
+  EXPECT_EQ(::close(descriptor), 0);
+}
+
+TEST_F(FindFileBacking, WithoutDescriptorsLeftItIsAnError) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit none{0, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  try {
+    static_cast<void>(find_file_backing(mapping_.data(), page_));
+    ADD_FAILURE() << "no IoError";
+  } catch (const IoError& error) {
+    EXPECT_EQ(error.error_number(), EMFILE);
+  }
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
 TEST_F(FindFileBacking, WithoutMapsThereIsNothing) {
