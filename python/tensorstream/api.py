@@ -46,7 +46,8 @@ def offload(
         config: Options as one value.
         checkpoint: A safetensors file, index or folder that holds the weights of `model`; of a pipeline
             the folder that has one for each of its models. Weights in memory must equal it byte for
-            byte, and are let go.
+            byte, and are let go. Where any is on the meta device, buffers get the values that the checkpoint
+            has; else they must equal it too.
         **options: The fields of Config by name.
 
     Returns:

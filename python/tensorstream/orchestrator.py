@@ -18,6 +18,7 @@ from tensorstream.backward import OutermostForward, in_backward
 from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
 from tensorstream.config import PRESSURE, Config
 from tensorstream.exceptions import BudgetError, ConfigError, IoError
+from tensorstream.fixed import Completion, complete
 from tensorstream.fused import may_pack
 from tensorstream.hooks import HookedModule, refuse_moved_by_others
 from tensorstream.lent import LentGroup
@@ -27,7 +28,7 @@ from tensorstream.parts import as_module
 from tensorstream.registry import orchestrator_of
 from tensorstream.saved import SavedHooks
 from tensorstream.settled import check_can_leave, check_returned
-from tensorstream.sources import Sources, check_equal, materialize_forms, sources_of
+from tensorstream.sources import Sources, check_equal, sources_of
 from tensorstream.tiers import plan_tiers
 from tensorstream.torch_pool import TorchPool
 from tensorstream.walk import FoundWeight, Walk, walk
@@ -80,8 +81,7 @@ class Orchestrator:
         self._open(found, sources)
         if checkpoint is not None:
             check_equal(found, self.engine)  # guard: checkpoint-equal
-        if checkpoint is not None or stored:
-            materialize_forms(found, found.modules, self.device.torch_device)
+        made = complete(found, sources.fixed, self.device.torch_device)
         self.loans, self.saved = Loans(), SavedHooks()
         self._forward = OutermostForward()
         self.session = _native.Session(self._reclaim, self._forward.waits_for_caller)
@@ -108,7 +108,7 @@ class Orchestrator:
         self.pool = self.saved.pool = self._make_pool(found.tree.fixed_bytes - sources.device_bytes)
         self._awaits_backward = False  # what follows a forward is done after its backward
         self._moved = Moved(self.device.torch_device)
-        self._attach_or_undo(module, found, sources)
+        self._attach_or_undo(found, sources, made)
         registry.register(model, self)
         if self.device.is_host:
             if self._weights:
@@ -202,14 +202,14 @@ class Orchestrator:
             device.native, self.budget, found.tree, self.grouping, sources.readers, options
         )
 
-    def _attach_or_undo(self, model: nn.Module, found: Walk, sources: Sources) -> None:
+    def _attach_or_undo(self, found: Walk, sources: Sources, made: Completion) -> None:
         # On the host aliases would count as holders of the weights, and there is room to read them anew.
         undone = [] if self.device.is_host else found.weights
         before = [(weight.parameter, weight.parameter.data) for weight in undone]
         try:
             self._attach(sources.in_ram)
             if not self.device.is_host:
-                self._moved.bring(model)
+                self._moved.bring(found.modules[0])
             self._hook()
         except BaseException:
             for hooked in self._hooked.values():
@@ -221,6 +221,7 @@ class Orchestrator:
                 parameter.data = data
                 parameter.__dict__.pop("_tensorstream_weight", None)
             self._moved.undo()
+            made.undo()
             raise
 
     def _attach(self, in_ram: dict[int, torch.Tensor]) -> None:

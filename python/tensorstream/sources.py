@@ -11,6 +11,7 @@ import torch
 
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, IoError, UnsupportedError
+from tensorstream.fixed import FixedTensor, StoredNames, fixed_tensors
 from tensorstream.packed import StoredPlace
 from tensorstream.walk import FoundWeight, Walk
 
@@ -28,6 +29,7 @@ class Sources:
         plain_files: Source ids by the paths of files that are read as they are.
         packed_files: Source ids by the paths of files that are packed.
         device_bytes: What reading takes of the device's memory, beside the weights' places.
+        fixed: Where a checkpoint has the bytes of what is not streamed, by the tensors' ids.
     """
 
     readers: list[_native.Reader] = dataclasses.field(default_factory=list)
@@ -36,6 +38,7 @@ class Sources:
     plain_files: dict[str, int] = dataclasses.field(default_factory=dict)
     packed_files: dict[str, int] = dataclasses.field(default_factory=dict)
     device_bytes: int = 0
+    fixed: dict[int, list[StoredPlace]] = dataclasses.field(default_factory=dict)
 
     def largest_file(self) -> str | None:
         """The path of the largest file that is read; None where there is none."""
@@ -123,7 +126,7 @@ def _find_sources(
     an unmodified part of a file (as safetensors and transformers map it) has that file as its source; other
     memory becomes the source itself, kept alive by the engine.
     """
-    sources = Sources()
+    sources = Sources(fixed={parameter: [place] for parameter, place in stored.items()})
     files = _Files(sources, opener)
     for weight in found.weights:
         parameter = weight.parameter
@@ -166,22 +169,48 @@ def _sources_in_checkpoint(found: Walk, path: str, opener: _native.FileOpener) -
     """
     sources = Sources()
     files = _Files(sources, opener)
+    fixed = fixed_tensors(found.modules[0], found.weights)
     bound: set[int] = set()
     for part in found.parts:
         prefix = f"{part}."
         weights = [w for w in found.weights if any(name.startswith(prefix) for name in w.names)]
         weights = [weight for weight in weights if weight.tensor not in bound]
         bound.update(weight.tensor for weight in weights)
-        if weights:
-            _bind(found, weights, prefix, os.path.join(path, part), files)
+        below = os.path.join(path, part)
+        if weights or os.path.isdir(below):
+            names = _bind(found, weights, prefix, below, files)
+            _place_fixed(sources, fixed, prefix, names, files)
     if not found.parts:
-        _bind(found, found.weights, "", path, files)
+        names = _bind(found, found.weights, "", path, files)
+        _place_fixed(sources, fixed, "", names, files)
     return sources
 
 
-def _bind(found: Walk, weights: list[FoundWeight], prefix: str, path: str, files: _Files) -> None:
+def _place_fixed(
+    sources: Sources, fixed: list[FixedTensor], prefix: str, names: StoredNames, files: _Files
+) -> None:
+    """Notes where a checkpoint has the bytes of tensors that are not streamed, under names with `prefix`.
+
+    Raises:
+        ConfigError: It has one of another shape or type.
+    """
+    checkpoint = names.checkpoint
+    for one in fixed:
+        own = [name.removeprefix(prefix) for name in one.names if name.startswith(prefix)]
+        for stored in names.find(own):
+            one.check_form(stored)
+            source = files.source(checkpoint.files[stored.file], packed=checkpoint.packed)
+            reader = sources.readers[source]
+            place = StoredPlace(reader, stored.offset_bytes, stored.size_bytes)
+            sources.fixed.setdefault(id(one.tensor), []).append(place)
+
+
+def _bind(
+    found: Walk, weights: list[FoundWeight], prefix: str, path: str, files: _Files
+) -> StoredNames:
     """Binds weights whose names begin with `prefix` to the checkpoint at `path`, which leaves it out."""
     checkpoint = _native.Checkpoint.open(path)
+    names = StoredNames(checkpoint)
     wanted = [
         _native.wanted_tensor(
             [name.removeprefix(prefix) for name in weight.names if name.startswith(prefix)],
@@ -200,6 +229,8 @@ def _bind(found: Walk, weights: list[FoundWeight], prefix: str, path: str, files
             _add_packed_extent(found, weight, files.sources, source, stored)
         else:
             found.tree.add_extent(weight.tensor, source, stored.offset_bytes, stored.size_bytes)
+        names.note([name.removeprefix(prefix) for name in weight.names], stored.name)
+    return names
 
 
 def _add_packed_extent(
@@ -236,31 +267,3 @@ def check_equal(found: Walk, engine: _native.Engine) -> None:
                 f"'{weight.names[0]}' of the model differs from the checkpoint's; offload the model "
                 "without checkpoint=, or load it from that checkpoint"
             )
-
-
-def materialize_forms(found: Walk, modules: list[torch.nn.Module], device: torch.device) -> None:
-    """Puts parameters on `device` that take no memory in place of those on the meta device.
-
-    Raises:
-        ConfigError: A buffer is on the meta device, and no checkpoint tells its value.
-    """
-    for module in modules:
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.device.type == "meta":
-                raise ConfigError(
-                    f"buffer '{name}' of {type(module).__name__} is on the meta device and has no "
-                    "value; build the model's buffers on the CPU, or use tensorstream.from_pretrained"
-                )
-    made: dict[int, torch.nn.Parameter] = {}
-    for weight in found.weights:
-        old = weight.parameter
-        if old.device.type != "meta":
-            continue
-        value = torch.empty((), dtype=old.dtype, device=device).expand(
-            old.shape
-        )  # lent or parked next
-        made[id(old)] = weight.parameter = torch.nn.Parameter(value, old.requires_grad)
-    for module in modules:
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None and id(parameter) in made:
-                module._parameters[name] = made[id(parameter)]

@@ -239,7 +239,7 @@ def _address(tensor: torch.Tensor) -> int:
 def _overlapping(model: nn.Module) -> set[int]:
     """Identities of distinct parameters whose bytes overlap those of another."""
     spans = sorted(
-        (p.data_ptr(), p.data_ptr() + _span_bytes(p), id(p))
+        (p.data_ptr(), p.data_ptr() + span_bytes(p), id(p))
         for p in model.parameters()
         if type(p) is nn.Parameter
         and p.layout is torch.strided
@@ -256,7 +256,7 @@ def _overlapping(model: nn.Module) -> set[int]:
     return overlapping
 
 
-def _span_bytes(tensor: torch.Tensor) -> int:
+def span_bytes(tensor: torch.Tensor) -> int:
     """Bytes from a tensor's first element to the end of its last, whatever its strides."""
     last = sum(
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
