@@ -14,10 +14,10 @@ from tensorstream.config import Config, make_config
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import (
     check_complete,
-    hub_options,
     model_folder,
     open_checkpoint,
 )
+from tensorstream.model_class import class_for
 from tensorstream.orchestrator import Orchestrator
 from tensorstream.packed import concrete_class, load_packed
 
@@ -89,7 +89,9 @@ def from_pretrained(
     if not os.path.isdir(path):  # what was checked is what is loaded
         kwargs["local_files_only"] = True
     checkpoint = _check_checkpoint(folder, kwargs.get("variant"))
-    loader = model_class if model_class is not None else _class_for(path, kwargs)
+    loader = model_class if model_class is not None else class_for(path, kwargs)
+    if not hasattr(loader, "_model_mapping"):  # what it says was followed, or an Auto class does
+        kwargs.pop("code_revision", None)
     _check_misspelt(loader, kwargs)
     # What does not fit is listed then, and refused below with our error, not transformers'.
     kwargs["ignore_mismatched_sizes"] = True
@@ -127,7 +129,7 @@ def model_without_weights(
     _check_checkpoint(folder)
     from transformers import AutoConfig
 
-    loader = model_class or _class_for(folder, {})
+    loader = model_class or class_for(folder, {})
     config_class = AutoConfig if model_class is None else model_class.config_class
     config = config_class.from_pretrained(folder)
     if getattr(config, "quantization_config", None) is not None:  # the model would be the plain one
@@ -156,7 +158,7 @@ def largest_file(path: str) -> str | None:
 _OPTIONS = tuple(Config.__dataclass_fields__)
 # What they take besides fields of a model's config; near misses of our options are told apart by it.
 _THEIRS = (
-    "adapter_kwargs attn_implementation cache_dir config dtype experts_implementation "
+    "adapter_kwargs attn_implementation cache_dir code_revision config dtype experts_implementation "
     "generation_config ignore_mismatched_sizes key_mapping local_files_only proxies revision subfolder "
     "token torch_dtype trust_remote_code variant weights_only use_safetensors"
 ).split()
@@ -172,20 +174,6 @@ def _check_checkpoint(folder: str, variant: str | None = None) -> _native.Checkp
             )
         raise ConfigError(f"'{folder}' holds no model: there is no config.json in it")
     return open_checkpoint(folder, "model", variant)
-
-
-def _class_for(path: str, kwargs: dict[str, Any]) -> Any:
-    """The class that the checkpoint's config names, or AutoModel."""
-    import transformers
-
-    options = hub_options(kwargs)
-    if kwargs.get("trust_remote_code") is not None:
-        options["trust_remote_code"] = kwargs["trust_remote_code"]
-    config = kwargs.get("config") or transformers.AutoConfig.from_pretrained(path, **options)
-    for name in getattr(config, "architectures", None) or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
-    return transformers.AutoModel
 
 
 def _check_misspelt(loader: Any, kwargs: dict[str, Any]) -> None:

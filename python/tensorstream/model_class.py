@@ -1,0 +1,146 @@
+"""Which class of transformers a checkpoint's model is of, by its config."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from tensorstream.exceptions import ConfigError, TensorStreamError, UnsupportedError
+from tensorstream.hub import hub_options
+
+_CONFIG_ADVICE = "correct its config.json, update transformers, or give the config as config="
+
+
+@contextlib.contextmanager
+def library_errors(path: str, advice: str) -> Iterator[None]:
+    """Has what transformers or diffusers raise of a config or an argument be one of our errors.
+
+    Args:
+        path: The folder or hub id that it was given.
+        advice: What to do.
+
+    Raises:
+        ConfigError: It raised; its error is the cause.
+        UnsupportedError: A package is missing.
+    """
+    try:
+        yield
+    except TensorStreamError:
+        raise
+    except ImportError as error:
+        raise UnsupportedError(f"'{path}' needs what is not installed: {error}") from error
+    except _refusals() as error:
+        name = type(error).__name__
+        raise ConfigError(f"'{path}' cannot be loaded: {name}: {error}; {advice}") from error
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What the libraries raise of what they cannot use."""
+    named: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, KeyError, AttributeError)
+    # Of a field of another type; older releases of huggingface_hub have none.
+    of_field = getattr(
+        importlib.import_module("huggingface_hub.errors"), "StrictDataclassError", None
+    )
+    return named if of_field is None else (*named, of_field)
+
+
+def read_config(path: str, kwargs: dict[str, Any]) -> Any:
+    """The config that is in `kwargs`, or that of a folder or hub id.
+
+    Raises:
+        ConfigError: transformers cannot use it.
+    """
+    if kwargs.get("config") is not None:
+        return kwargs["config"]
+    from transformers import AutoConfig
+
+    options = hub_options(kwargs)
+    for name in ("trust_remote_code", "code_revision"):
+        if kwargs.get(name) is not None:
+            options[name] = kwargs[name]
+    with library_errors(path, _CONFIG_ADVICE):
+        return AutoConfig.from_pretrained(path, **options)
+
+
+def class_for(path: str, kwargs: dict[str, Any]) -> Any:
+    """The class that the checkpoint's config names, or AutoModel where it names none.
+
+    With trust_remote_code= it may be of the repository's own code, as for the Auto classes of transformers.
+
+    Args:
+        path: The folder or hub id.
+        kwargs: Options of from_pretrained.
+
+    Raises:
+        ConfigError: The config names a class that cannot be had, or one class while its code has another.
+    """
+    import transformers
+
+    config = read_config(path, kwargs)
+    names = getattr(config, "architectures", None) or ()
+    theirs = _classes_of_code(config)
+    trusted = theirs if kwargs.get("trust_remote_code") else {}
+    for name in names:
+        if name in trusted:  # guard: code-of-repository
+            return _from_repository(trusted[name], path, kwargs)
+        found = getattr(transformers, str(name), None) or _registered(config, name)
+        if not (inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)):
+            continue
+        if trusted:  # an Auto class would take that one, by what it is asked for
+            raise ConfigError(
+                f"the config of '{path}' names {name}, and its code has {', '.join(trusted)}: give "
+                "the class that you mean as model_class=, or leave trust_remote_code out"
+            )
+        return found
+    if names or trusted:  # guard: class-not-known
+        advice = "give the class as model_class= to tensorstream.from_pretrained"
+        if theirs:
+            advice = f"its code is the checkpoint's own: give trust_remote_code=True, or {advice}"
+        shown = ", ".join(map(str, names)) or "no class"
+        raise ConfigError(
+            f"the config of '{path}' names {shown}, of which transformers {transformers.__version__} has "
+            f"none; {advice}"
+        )
+    return transformers.AutoModel
+
+
+def _classes_of_code(config: Any) -> dict[str, str]:
+    """References to the classes of models in a repository's code, by their names."""
+    listed = getattr(config, "auto_map", None)
+    entries = listed.items() if isinstance(listed, dict) else ()
+    return {
+        reference.rpartition(".")[2]: reference
+        for auto, reference in entries
+        if auto.startswith("AutoModel") and isinstance(reference, str)
+    }
+
+
+def _from_repository(reference: str, path: str, kwargs: dict[str, Any]) -> Any:
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.models.auto import auto_factory
+
+    with library_errors(path, "correct the code beside its config.json"):
+        found = get_class_from_dynamic_module(
+            reference, path, code_revision=kwargs.get("code_revision"), **hub_options(kwargs)
+        )
+    return auto_factory.add_generation_mixin_to_remote_model(found)
+
+
+def _registered(config: Any, name: object) -> Any:
+    """The class of that name that the user registered with an Auto class for configs of this type."""
+    from transformers.models.auto import modeling_auto
+
+    for auto in vars(modeling_auto).values():
+        mapping = getattr(auto, "_model_mapping", None) if inspect.isclass(auto) else None
+        found = getattr(mapping, "_extra_content", {}).get(type(config))
+        if inspect.isclass(found) and found.__name__ == name and not _is_downloaded(found):
+            return found
+    return None
+
+
+def _is_downloaded(model_class: type) -> bool:
+    """Whether a class is of some repository's code: Auto classes register it for all configs of its type."""
+    return model_class.__module__.startswith("transformers_modules.")
