@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,12 +18,13 @@ from tensorstream.orchestrator import Orchestrator, orchestrator_of
 from tensorstream.parts import parts_of
 from tensorstream.sources import note_weights_in_ram
 from tensorstream.tiers import disk_rate
-from tensorstream.walk import walk
+from tensorstream.walk import FoundWeight, Walk, walk
 
 logger = logging.getLogger("tensorstream")
 
 Model = TypeVar("Model")
 PathLike = str | os.PathLike[str]
+_Walked = tuple[Walk, list[FoundWeight]]  # and of its weights those that loading makes in RAM
 
 
 def offload(
@@ -121,14 +123,14 @@ def set_budget(
     return model
 
 
-def analyze(model_or_path: Any, *, dtype: torch.dtype | None = None) -> report.ModelAnalysis:
+def analyze(model_or_path: Any, *, dtype: torch.dtype | str | None = None) -> report.ModelAnalysis:
     """What a model is made of: groups, sizes, types, ties. Nothing is loaded or changed.
 
     Args:
         model_or_path: A model, a pipeline of diffusers, or a path or cached hub id of either.
-        dtype: The type that from_pretrained would be given, for a path or id.
+        dtype: The type that from_pretrained would be given, for a path or id: torch.bfloat16, "bfloat16".
     """
-    found = walk(_as_model(model_or_path, dtype))
+    found, _ = _walk(model_or_path, dtype)
     grouping = found.tree.group()
     return report.ModelAnalysis(
         groups=report.group_infos(found.tree, grouping),
@@ -140,13 +142,15 @@ def analyze(model_or_path: Any, *, dtype: torch.dtype | None = None) -> report.M
 
 
 def estimate_memory(
-    model_or_path: Any, *, dtype: torch.dtype | None = None
+    model_or_path: Any, *, dtype: torch.dtype | str | None = None
 ) -> report.MemoryEstimate:
     """What budgets mean for a model: the smallest that works, and from where on all fits.
 
-    Takes what analyze() takes.
+    Takes what analyze() takes. Of a path, what loading casts, merges or transposes counts as resident in RAM,
+    as from_pretrained has it; what a rule of transformers converts counts so even where it gives a view.
     """
-    found = walk(_as_model(model_or_path, dtype))
+    found, made = _walk(model_or_path, dtype)
+    _note_made(found, made, on_host=Config().torch_device.type == "cpu")
     planned = Config().plan(found.tree, _native.LARGEST_BUDGET_BYTES).plan
     return report.MemoryEstimate(
         weights_bytes=found.tree.weights_bytes,
@@ -159,7 +163,7 @@ def plan(
     model_or_path: Any,
     config: Config | None = None,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> report.Plan:
     """What would live where under a budget, before anything runs.
@@ -170,8 +174,9 @@ def plan(
         BudgetError: The budget is smaller than the smallest that works.
     """
     chosen = make_config(config, options)
-    found = walk(_as_model(model_or_path, dtype), chosen.keep_resident)
+    found, made = _walk(model_or_path, dtype, chosen.keep_resident)
     device = open_device(chosen.torch_device, self_check=False)
+    _note_made(found, made, on_host=device.is_host)
     if not device.is_host:
         note_weights_in_ram(found)
     if chosen.backend == "gpudirect":
@@ -199,12 +204,25 @@ def stats(model: Any) -> report.Stats:
     return report.make_stats(orchestrator.engine.statistics(), torch_part, orchestrator.backend)
 
 
-def _as_model(model_or_path: Any, dtype: torch.dtype | None) -> nn.Module:
+def _walk(model_or_path: Any, dtype: Any, keep_resident: Sequence[str] = ()) -> _Walked:
+    """Walks a model, or what a path describes."""
     model = model_or_path if isinstance(model_or_path, nn.Module) else parts_of(model_or_path)
+    made: set[str] = set()
     if model is None:
-        from tensorstream.loading import model_without_weights
+        from tensorstream.loading import describe
 
-        return model_without_weights(os.fspath(model_or_path), dtype)
-    if dtype is not None:
+        described = describe(os.fspath(model_or_path), dtype)
+        model, made = described.model, described.made
+    elif dtype is not None:
         raise ConfigError("dtype is for a path, and a model is given, which has types of its own")
-    return model
+    found = walk(model, keep_resident)
+    return found, [weight for weight in found.weights if made.intersection(weight.names)]
+
+
+def _note_made(found: Walk, made: list[FoundWeight], *, on_host: bool) -> None:
+    """Says in the tree which weights are in RAM once loaded, where they count and stay if that computes."""
+    for weight in made:
+        if on_host:
+            found.tree.keep_resident(weight.names[0])
+        else:
+            found.tree.note_in_ram(weight.tensor)

@@ -236,6 +236,27 @@ def _size_bytes(option: str, size: Size, whole_bytes: int) -> int:
     return _native.parse_size(str(size), option, whole_bytes)
 
 
+def chosen_dtype(dtype: Any) -> Any:
+    """The type that from_pretrained was given in any of its forms; None where the checkpoint says it.
+
+    Of a dictionary, which has types by parts of a pipeline, another one.
+
+    Raises:
+        ConfigError: It is no type that weights can have.
+    """
+    if isinstance(dtype, dict):
+        return {name: chosen_dtype(each) for name, each in dtype.items()}
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(
+            f"dtype is {dtype!r}; give a floating-point type of torch, as torch.bfloat16 or 'bfloat16', or "
+            "'auto' for the checkpoint's own"
+        )
+    return found
+
+
 def make_config(config: Config | None, options: dict[str, Any]) -> Config:
     """The given config, or one made of keyword options, with the options of both merged.
 

@@ -17,6 +17,8 @@ from torch import nn
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import check_complete, open_checkpoint
+from tensorstream.made_weights import Described, made_names
+from tensorstream.model_class import library_errors
 from tensorstream.parts import Parts, ordered_parts, parts_of
 
 logger = logging.getLogger("tensorstream")
@@ -24,6 +26,7 @@ logger = logging.getLogger("tensorstream")
 PIPELINE_INDEX = "model_index.json"
 _STEM = "diffusion_pytorch_model"
 _STEM_OF_TRANSFORMERS = "model"
+_CONFIG_ADVICE = "correct its config.json, or update diffusers"
 # Arguments of diffusers that have no place here.
 _PLACING = {
     "low_cpu_mem_usage": "weights stay in the files",
@@ -80,21 +83,36 @@ def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> An
     return made
 
 
-def without_weights(folder: str, dtype: torch.dtype | None) -> nn.Module:
-    """The model in a folder, or the models of its pipeline, on the meta device: structure and sizes alone."""
-    if not is_pipeline(folder):
-        return _empty(_class_named(_read(os.path.join(folder, "config.json"))), folder, dtype)
-    from tensorstream.loading import model_without_weights
+def describe(folder: str, dtype: Any) -> Described:
+    """The model in a folder, or the models of its pipeline, and what loading makes of their weights.
 
-    made: dict[str, nn.Module] = {}
+    Args:
+        folder: Where the files are.
+        dtype: A type, or types by parts of the pipeline; None for what diffusers takes by itself.
+    """
+    if not is_pipeline(folder):
+        return _describe_model(_class_named(folder, "config.json"), folder, dtype)
+    from tensorstream.loading import describe as describe_transformers
+
+    models: dict[str, nn.Module] = {}
+    made: set[str] = set()
     for name, library, part_class in _parts_in(folder):
-        below = os.path.join(folder, name)
+        below, of_part = os.path.join(folder, name), _of_part(dtype, name)
         if library == "transformers":
-            made[name] = model_without_weights(below, dtype, model_class=part_class)
+            part = describe_transformers(below, of_part, model_class=part_class)
         else:
-            made[name] = _empty(part_class, below, dtype)
-    loader = _class_named(_read(os.path.join(folder, PIPELINE_INDEX)))
-    return ordered_parts(made, getattr(loader, "model_cpu_offload_seq", None))
+            part = _describe_model(part_class, below, of_part)
+        models[name] = part.model
+        made |= {f"{name}.{each}" for each in part.made}
+    loader = _class_named(folder, PIPELINE_INDEX)
+    return Described(ordered_parts(models, getattr(loader, "model_cpu_offload_seq", None)), made)
+
+
+def _of_part(dtype: Any, name: str) -> torch.dtype | None:
+    """The type of a part of a pipeline."""
+    found = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
+    assert found is None or isinstance(found, torch.dtype)
+    return found
 
 
 def weights_folders(folder: str) -> list[str]:
@@ -122,14 +140,21 @@ def _diffusers() -> Any:
         ) from error
 
 
-def _class_named(config: dict[str, Any]) -> Any:
-    """The class of diffusers that a config names."""
-    name = config.get("_class_name")
-    found = getattr(_diffusers(), name, None) if isinstance(name, str) else None
-    if found is None:
+def _class_named(folder: str, file: str) -> Any:
+    """The class of diffusers that a config names: of a pipeline or of a model, as its file says.
+
+    Raises:
+        UnsupportedError: It is none of this diffusers.
+    """
+    diffusers = _diffusers()
+    base = diffusers.DiffusionPipeline if file == PIPELINE_INDEX else diffusers.ModelMixin
+    name = _read(os.path.join(folder, file)).get("_class_name")
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        kind = "pipeline" if file == PIPELINE_INDEX else "model"
         raise UnsupportedError(
-            f"the folder was saved from {name!r}, which is no class of this diffusers: give the class as "
-            "model_class="
+            f"'{folder}' was saved from {name!r}, which is no {kind} of diffusers {diffusers.__version__}: "
+            "give the class as model_class="
         )
     return found
 
@@ -157,7 +182,7 @@ def _parts_in(folder: str) -> Iterator[tuple[str, str, Any]]:
 def _load_pipeline(folder: str, model_class: Any, options: dict[str, Any]) -> Any:
     loader = model_class
     if loader is None:
-        loader = _class_named(_read(os.path.join(folder, PIPELINE_INDEX)))
+        loader = _class_named(folder, PIPELINE_INDEX)
     taken = inspect.signature(loader.__init__).parameters
     own_class = issubclass(loader, _diffusers().DiffusionPipeline)
     dtype, variant = options.pop("dtype"), options.pop("variant", None)
@@ -165,7 +190,7 @@ def _load_pipeline(folder: str, model_class: Any, options: dict[str, Any]) -> An
     for name, library, part_class in _parts_in(folder):
         if name in options or (own_class and name not in taken):
             continue
-        of_part = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
+        of_part = _of_part(dtype, name)
         below = os.path.join(folder, name)
         has_variant = variant and any(f".{variant}" in each for each in os.listdir(below))
         part_options = {"dtype": of_part, "variant": variant if has_variant else None}
@@ -211,7 +236,7 @@ def _load_transformers_model(folder: str, loader: Any, options: dict[str, Any]) 
 
 def _load_model(folder: str, model_class: Any, options: dict[str, Any]) -> nn.Module:
     config = _read(os.path.join(folder, "config.json"))
-    loader = _class_named(config) if model_class is None else model_class
+    loader = _class_named(folder, "config.json") if model_class is None else model_class
     if config.get("quantization_config") is not None:
         raise UnsupportedError(f"the model in '{folder}' is quantised, which is not supported")
     checkpoint = _check_weights(folder, _STEM, options)
@@ -241,12 +266,15 @@ def _load_model(folder: str, model_class: Any, options: dict[str, Any]) -> nn.Mo
     return model  # type: ignore[no-any-return]
 
 
-def _empty(model_class: Any, folder: str, dtype: torch.dtype | None) -> nn.Module:
-    """A model of diffusers on the meta device, in the type that loading gives it."""
-    with torch.device("meta"):
+def _describe_model(model_class: Any, folder: str, dtype: Any) -> Described:
+    """A model of diffusers on the meta device, in the types that loading gives it."""
+    if isinstance(dtype, dict):
+        raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
+    checkpoint = open_checkpoint(folder, _STEM, None)
+    with library_errors(folder, _CONFIG_ADVICE), torch.device("meta"):
         model: nn.Module = model_class.from_config(model_class.load_config(folder))
     for name, parameter in model.named_parameters():
         kept = any(each in name.split(".") for each in model_class._keep_in_fp32_modules or ())
         if parameter.is_floating_point() and dtype is not None and not kept:
             parameter.data = parameter.data.to(dtype)
-    return model.eval()
+    return Described(model.eval(), made_names(model, checkpoint.tensors, lambda name: name))

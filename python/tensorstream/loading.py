@@ -10,14 +10,25 @@ from torch import nn
 
 from tensorstream import _native, diffusion, gguf_files
 from tensorstream.api import PathLike
-from tensorstream.config import Config, make_config
+from tensorstream.config import Config, chosen_dtype, make_config
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import (
     check_complete,
     model_folder,
     open_checkpoint,
 )
-from tensorstream.model_class import class_for
+from tensorstream.made_weights import (
+    Described,
+    keep_types_of_transformers,
+    made_names,
+    renamed_by_transformers,
+)
+from tensorstream.model_class import (
+    CONFIG_ADVICE,
+    class_for,
+    library_errors,
+    read_config,
+)
 from tensorstream.orchestrator import Orchestrator
 from tensorstream.packed import concrete_class, load_packed
 
@@ -71,6 +82,9 @@ def from_pretrained(
     for name, advice in _PLACING.items():
         if kwargs.get(name) is not None:
             raise ConfigError(f"{name} has no place in tensorstream.from_pretrained: {advice}")
+    for name in ("dtype", "torch_dtype"):
+        if kwargs.get(name) is not None:
+            kwargs[name] = chosen_dtype(kwargs[name])
     own = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
     chosen = make_config(config, own)
     path = os.fspath(pretrained_model_name_or_path)
@@ -108,44 +122,47 @@ def from_pretrained(
     return model
 
 
-def model_without_weights(
-    path: str, dtype: torch.dtype | None = None, *, model_class: Any = None
-) -> nn.Module:
-    """The model that a folder's config describes, on the meta device: structure and sizes alone.
+def describe(path: str, dtype: Any = None, *, model_class: Any = None) -> Described:
+    """The model that a folder's config describes, on the meta device, and what loading makes of its weights.
 
     Args:
         path: A folder, or a hub id in the local cache, of transformers or diffusers. Of a pipeline the
             result holds its models.
-        dtype: The type that from_pretrained would be given.
+        dtype: The type that from_pretrained would be given, in any of its forms.
         model_class: A class of transformers; None takes the one that the config names.
 
     Raises:
-        ConfigError: The path holds no model that either library knows.
+        ConfigError: The path holds no model that either library knows, or the type is none.
         UnsupportedError: Its weights are quantised.
     """
+    wanted = chosen_dtype(dtype)
     folder = model_folder(path, {})
     if diffusion.is_pipeline(folder) or diffusion.is_model(folder):
-        return diffusion.without_weights(folder, dtype)
-    _check_checkpoint(folder)
-    from transformers import AutoConfig
-
+        return diffusion.describe(folder, wanted)
+    if isinstance(wanted, dict):
+        raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
+    checkpoint = _check_checkpoint(folder)
     loader = model_class or class_for(folder, {})
-    config_class = AutoConfig if model_class is None else model_class.config_class
-    config = config_class.from_pretrained(folder)
+    kwargs = {} if model_class is None else {"config_class": model_class.config_class}
+    config = read_config(folder, kwargs)
     if getattr(config, "quantization_config", None) is not None:  # the model would be the plain one
         raise UnsupportedError(
             f"the weights in '{path}' are quantised, and what they take is known once transformers has "
             "loaded them: load the model, and give that"
         )
+    wanted = wanted or getattr(config, "dtype", None) or _first_type(checkpoint)
     make = loader.from_config if hasattr(loader, "from_config") else loader._from_config
-    with torch.device("meta"):
-        model: nn.Module = make(config)  # under the config's type; buffers may choose another
-    wanted = dtype if dtype is not None else getattr(config, "dtype", None)
-    if isinstance(wanted, torch.dtype):
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(wanted)
-    return model.eval()
+    with library_errors(folder, CONFIG_ADVICE), torch.device("meta"):
+        model: nn.Module = make(config, dtype=wanted)
+    keep_types_of_transformers(model, wanted)
+    made = made_names(model, checkpoint.tensors, renamed_by_transformers(model))
+    return Described(model.eval(), made)
+
+
+def _first_type(checkpoint: _native.Checkpoint) -> torch.dtype:
+    """The type that transformers takes where a config names none."""
+    types = [getattr(torch, tensor.dtype) for tensor in checkpoint.tensors]
+    return next((dtype for dtype in types if dtype.is_floating_point), torch.get_default_dtype())
 
 
 def largest_file(path: str) -> str | None:

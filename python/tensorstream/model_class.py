@@ -11,7 +11,7 @@ from typing import Any
 from tensorstream.exceptions import ConfigError, TensorStreamError, UnsupportedError
 from tensorstream.hub import hub_options
 
-_CONFIG_ADVICE = "correct its config.json, update transformers, or give the config as config="
+CONFIG_ADVICE = "correct its config.json, update transformers, or give the config as config="
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 def read_config(path: str, kwargs: dict[str, Any]) -> Any:
-    """The config that is in `kwargs`, or that of a folder or hub id.
+    """The config that is in `kwargs`, or that of a folder or hub id, of the `config_class` there or any.
 
     Raises:
         ConfigError: transformers cannot use it.
@@ -61,8 +61,8 @@ def read_config(path: str, kwargs: dict[str, Any]) -> Any:
     for name in ("trust_remote_code", "code_revision"):
         if kwargs.get(name) is not None:
             options[name] = kwargs[name]
-    with library_errors(path, _CONFIG_ADVICE):
-        return AutoConfig.from_pretrained(path, **options)
+    with library_errors(path, CONFIG_ADVICE):
+        return kwargs.get("config_class", AutoConfig).from_pretrained(path, **options)
 
 
 def class_for(path: str, kwargs: dict[str, Any]) -> Any:

@@ -267,6 +267,20 @@ def test_the_type_is_the_one_that_is_asked_for(
         assert _parts(grown)[name].dtype == part.dtype
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16", {"unet": "bfloat16", "default": "float32"}])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_the_smallest_budget_of_a_pipeline(dtype: Any, stored: torch.dtype, tmp_path: Path) -> None:
+    whole = save_pipeline(NAME, tmp_path / "float32")
+    folder = tmp_path / "stored"
+    load_plain(NAME, whole, dtype=stored).save_pretrained(folder)
+    smallest = ts.estimate_memory(folder, dtype=dtype).smallest_budget_bytes
+    absent = ABSENT[NAME]
+    ts.from_pretrained(folder, dtype=dtype, ram_budget=smallest, **absent)
+    with pytest.raises(ts.BudgetError) as raised:
+        ts.from_pretrained(folder, dtype=dtype, ram_budget=smallest - 1, **absent)
+    assert raised.value.needed_bytes == smallest
+
+
 def test_a_type_that_diffusers_does_not_take_is_said(tmp_path: Path) -> None:
     class Unet(diffusers.UNet2DConditionModel):
         @classmethod

@@ -1,0 +1,95 @@
+"""estimate_memory and plan of a path: what they promise is what from_pretrained needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+import tensorstream as ts
+from conftest import placements, save
+from model_shapes import SHAPES
+from tensorstream.loading import describe
+
+
+def _made(model_class: Any, config: Any) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return model_class(config).eval()
+
+
+def _mixtral() -> nn.Module:
+    """Its files have each expert by itself, and loading merges them."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
+    return _made(tf.MixtralForCausalLM, tf.MixtralConfig(vocab_size=500, **sizes, **heads))
+
+
+def _t5() -> nn.Module:
+    """Some of its weights stay float32 where the others are float16."""
+    sizes = {"d_model": 128, "d_ff": 384, "num_layers": 3, "num_heads": 4, "d_kv": 32}
+    return _made(tf.T5ForConditionalGeneration, tf.T5Config(vocab_size=500, **sizes))
+
+
+def _base() -> nn.Module:
+    """Its names have no prefix in files, and one in the model of the class below."""
+    return SHAPES["bert"].make(3)
+
+
+CASES: dict[str, tuple[Callable[[], Any], Any, str]] = {
+    "as it is": (lambda: SHAPES["llama"].make(4), None, "none"),
+    "its own type by name": (lambda: SHAPES["llama"].make(4), "float32", "none"),
+    "tied": (lambda: SHAPES["gpt2"].make(3), None, "none"),
+    "without a prefix": (_base, None, "none"),
+    "cast": (lambda: SHAPES["llama"].make(4), torch.bfloat16, "all"),
+    "cast by name": (lambda: SHAPES["llama"].make(4), "bfloat16", "all"),
+    "merged": (_mixtral, None, "some"),
+    "some cast": (lambda: _t5().half(), torch.float16, "some"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_smallest_budget_is_the_smallest(case: str, packed: bool, tmp_path: Path) -> None:
+    make, dtype, made = CASES[case]
+    folder = save(make(), tmp_path / "model")
+    if packed:
+        ts.pack(folder, tmp_path / "packed")
+        folder = tmp_path / "packed"
+    options = {} if dtype is None else {"dtype": dtype}
+    estimate = ts.estimate_memory(folder, **options)
+    smallest = estimate.smallest_budget_bytes
+    model = ts.from_pretrained(folder, ram_budget=smallest, **options)
+    assert sum(p.nbytes for p in model.parameters()) == estimate.weights_bytes
+    assert ts.stats(model).peak_held_bytes <= smallest
+    assert placements(folder, smallest, **options)
+    with pytest.raises(ts.BudgetError) as raised:
+        ts.from_pretrained(folder, ram_budget=smallest - 1, **options)
+    assert raised.value.needed_bytes == smallest
+    names = describe(str(folder), dtype).made
+    weights = {name for name, _ in model.named_parameters()}
+    assert {"none": not names, "all": names >= weights, "some": names and names < weights}[made]
+
+
+@pytest.mark.parametrize(
+    "dtype", [3, "float17", "nn", "int8", torch.int8, torch.nn, ["bfloat16"], {"": 3}]
+)
+def test_types_that_are_none_are_refused(dtype: Any, tmp_path: Path) -> None:
+    folder = save(SHAPES["llama"].make(2), tmp_path / "model")
+    for call in (ts.analyze, ts.estimate_memory, ts.plan, ts.from_pretrained):
+        with pytest.raises(ts.ConfigError, match="dtype is "):
+            call(folder, dtype=dtype)
+
+
+def test_types_are_taken_by_name_as_from_pretrained_takes_them(tmp_path: Path) -> None:
+    folder = save(SHAPES["llama"].make(2), tmp_path / "model")
+    for name, dtype in (("bfloat16", torch.bfloat16), ("auto", torch.float32)):
+        assert ts.analyze(folder, dtype=name) == ts.analyze(folder, dtype=dtype)
+        assert ts.from_pretrained(folder, dtype=name, ram_budget="1GB").dtype == dtype
+    with pytest.raises(ts.ConfigError, match="one model"):
+        ts.plan(folder, dtype={"unet": "bfloat16"}, ram_budget="1GB")
