@@ -14,6 +14,7 @@ from tensorstream import _native, report
 from tensorstream.compute_device import open_device
 from tensorstream.config import Config, Size, make_config
 from tensorstream.exceptions import BudgetError, ConfigError
+from tensorstream.hub import path_text
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
 from tensorstream.parts import parts_of
 from tensorstream.sources import note_weights_in_ram
@@ -67,7 +68,7 @@ def offload(
             "offload() takes a torch.nn.Module, or a pipeline of diffusers that has some, not a "
             f"{type(model).__name__}"
         )
-    path = None if checkpoint is None else os.fspath(checkpoint)
+    path = None if checkpoint is None else path_text(checkpoint)
     Orchestrator(model, make_config(config, options), path, ram_counts=False)
     return model
 
@@ -188,7 +189,7 @@ def plan(
     if planned.plan.disk_bytes and isinstance(model_or_path, (str, os.PathLike)):
         from tensorstream.loading import largest_file
 
-        rate = disk_rate(largest_file(os.fspath(model_or_path)))
+        rate = disk_rate(largest_file(path_text(model_or_path)))
         planned = chosen.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate)
     return report.make_plan(found.tree, planned)
 
@@ -211,7 +212,7 @@ def _walk(model_or_path: Any, dtype: Any, keep_resident: Sequence[str] = ()) -> 
     if model is None:
         from tensorstream.loading import describe
 
-        described = describe(os.fspath(model_or_path), dtype)
+        described = describe(path_text(model_or_path), dtype)
         model, made = described.model, described.made
     elif dtype is not None:
         raise ConfigError("dtype is for a path, and a model is given, which has types of its own")

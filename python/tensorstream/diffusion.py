@@ -18,7 +18,7 @@ from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import check_complete, open_checkpoint
 from tensorstream.made_weights import Described, made_names
-from tensorstream.model_class import library_errors
+from tensorstream.model_class import OPTION_ADVICE, library_errors
 from tensorstream.parts import Parts, ordered_parts, parts_of
 
 logger = logging.getLogger("tensorstream")
@@ -26,9 +26,15 @@ logger = logging.getLogger("tensorstream")
 PIPELINE_INDEX = "model_index.json"
 _STEM = "diffusion_pytorch_model"
 _STEM_OF_TRANSFORMERS = "model"
+# Those of from_pretrained that are no arguments of a class.
+_PASSED = (
+    "custom_revision dtype ignore_mismatched_sizes load_connected_pipeline parallel_config provider "
+    "provider_options proxies sess_options trust_remote_code variant"
+).split()
 _CONFIG_ADVICE = "correct its config.json, or update diffusers"
 # Arguments of diffusers that have no place here.
 _PLACING = {
+    "config": "the folder has its own; options of ours go by name, or in a tensorstream.Config",
     "low_cpu_mem_usage": "weights stay in the files",
     "disable_mmap": "weights stay in the files",
     "custom_pipeline": "give its class as model_class=",
@@ -71,14 +77,13 @@ def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> An
             raise ConfigError(f"{name} has no place in tensorstream.from_pretrained: {why}")
     for name in ("revision", "cache_dir", "subfolder", "token", "local_files_only"):
         options.pop(name, None)
-    options.pop("use_safetensors", None)
     older = options.pop("torch_dtype", None)  # what diffusers called dtype
     options["dtype"] = older if options.get("dtype") is None else options["dtype"]
-    made: Any
-    if is_pipeline(folder):
-        made = _load_pipeline(folder, model_class, options)
-    else:
-        made = _load_model(folder, model_class, options)
+    file = PIPELINE_INDEX if is_pipeline(folder) else "config.json"
+    loader = _class_named(folder, file) if model_class is None else model_class
+    _check_names(loader, options)
+    load_it = _load_pipeline if file == PIPELINE_INDEX else _load_model
+    made: Any = load_it(folder, loader, options)
     made.register_to_config(_name_or_path=path)
     return made
 
@@ -179,10 +184,18 @@ def _parts_in(folder: str) -> Iterator[tuple[str, str, Any]]:
             yield name, "diffusers" if theirs else "transformers", found
 
 
-def _load_pipeline(folder: str, model_class: Any, options: dict[str, Any]) -> Any:
-    loader = model_class
-    if loader is None:
-        loader = _class_named(folder, PIPELINE_INDEX)
+def _check_names(loader: Any, options: dict[str, Any]) -> None:
+    """Raises ConfigError where `loader` takes no option of a name: diffusers would leave it out."""
+    taken = inspect.signature(loader.__init__).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values()):
+        return
+    for name in options:
+        if name not in taken and name not in _PASSED:
+            hint = _native.did_you_mean(name, [*taken, *_PASSED])
+            raise ConfigError(f"unknown option '{name}'{hint}: {loader.__name__} takes none")
+
+
+def _load_pipeline(folder: str, loader: Any, options: dict[str, Any]) -> Any:
     taken = inspect.signature(loader.__init__).parameters
     own_class = issubclass(loader, _diffusers().DiffusionPipeline)
     dtype, variant = options.pop("dtype"), options.pop("variant", None)
@@ -198,7 +211,8 @@ def _load_pipeline(folder: str, model_class: Any, options: dict[str, Any]) -> An
             loaded[name] = _load_transformers_model(below, part_class, part_options)
         else:
             loaded[name] = _load_model(below, part_class, part_options)
-    pipeline = loader.from_pretrained(folder, **loaded, **options)
+    with library_errors(folder, OPTION_ADVICE):
+        pipeline = loader.from_pretrained(folder, **loaded, **options)
     given = [*loaded.values(), *options.values()]
     for name, part in (parts_of(pipeline) or Parts(())).items():
         if not any(part is each for each in given):  # guard: unknown-part
@@ -223,30 +237,28 @@ def _load_transformers_model(folder: str, loader: Any, options: dict[str, Any]) 
     """As pipelines of diffusers load a model of transformers."""
     _check_weights(folder, _STEM_OF_TRANSFORMERS, options)
     variant = {} if options["variant"] is None else {"variant": options["variant"]}
-    model, info = loader.from_pretrained(
-        folder,
-        dtype=options["dtype"],
-        output_loading_info=True,
-        use_safetensors=True,
-        **variant,
-    )
+    with library_errors(folder, OPTION_ADVICE):
+        model, info = loader.from_pretrained(
+            folder,
+            dtype=options["dtype"],
+            output_loading_info=True,
+            use_safetensors=True,
+            **variant,
+        )
     check_complete(folder, info)  # guard: missing-diffusers-weights
     return model  # type: ignore[no-any-return]
 
 
-def _load_model(folder: str, model_class: Any, options: dict[str, Any]) -> nn.Module:
+def _load_model(folder: str, loader: Any, options: dict[str, Any]) -> nn.Module:
     config = _read(os.path.join(folder, "config.json"))
-    loader = _class_named(folder, "config.json") if model_class is None else model_class
     if config.get("quantization_config") is not None:
         raise UnsupportedError(f"the model in '{folder}' is quantised, which is not supported")
     checkpoint = _check_weights(folder, _STEM, options)
     dtype = options.pop("dtype")
-    try:
+    with library_errors(folder, OPTION_ADVICE):
         model, info = loader.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
         )
-    except ValueError as error:  # a shape that differs, for one
-        raise ConfigError(f"diffusers could not load '{folder}': {error}") from error
     check_complete(folder, info)  # guard: missing-diffusers-weights
     taken = dtype is None or any(parameter.dtype == dtype for parameter in model.parameters())
     if not taken:  # guard: type-taken

@@ -12,6 +12,26 @@ from tensorstream.exceptions import ConfigError, UnsupportedError
 _HUB_OPTIONS = "revision cache_dir subfolder token local_files_only".split()
 
 
+def path_text(path: Any) -> str:
+    """The text of a path or hub id that a user gave.
+
+    Raises:
+        ConfigError: It is none, or one that not every library takes.
+    """
+    text = os.fspath(path) if isinstance(path, str | bytes | os.PathLike) else None
+    if not isinstance(text, str):
+        raise ConfigError(f"{path!r} is no path: give text or a pathlib.Path")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"the path {text!r} is not UTF-8: rename it, or give a link to it that is"
+        ) from error
+    if "\0" in text:
+        raise ConfigError(f"the path {text!r} has a character that no path can have")
+    return text
+
+
 def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that say where transformers finds a file."""
     return {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
@@ -28,7 +48,7 @@ def model_folder(path: str, kwargs: dict[str, Any]) -> str:
         ConfigError: There is no such folder, and no such model in the cache.
         UnsupportedError: The path is that of a GGUF file.
     """
-    if path.endswith(".gguf"):
+    if path.endswith(".gguf") and not os.path.isdir(path):
         refuse_gguf(path)
     folder = path if os.path.isdir(path) else _snapshot(path, kwargs)
     return os.path.join(folder, kwargs.get("subfolder") or "")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 
 from tensorstream import _native
 from tensorstream.api import PathLike
 from tensorstream.exceptions import ConfigError
+from tensorstream.hub import path_text
 from tensorstream.report import CheckpointReport, make_checkpoint_report
 
+_HIGHEST_LEVEL = 9
+_MOST_THREADS = 65536
 Progress = Callable[[int, int], None]
 
 
@@ -45,10 +47,10 @@ def pack(
             or the source changed meanwhile.
         UnsupportedError: The source is packed already.
     """
-    if not isinstance(level, int) or level < 0:
-        raise ConfigError(f"level is {level!r}; give a whole number from 0 to 9")
+    if not isinstance(level, int) or not 0 <= level <= _HIGHEST_LEVEL:
+        raise ConfigError(f"level is {level!r}; give a whole number from 0 to {_HIGHEST_LEVEL}")
     summary = _native.pack_checkpoint(
-        os.fspath(source), os.fspath(target), level, _threads(threads), _shown(progress, "packing")
+        path_text(source), path_text(target), level, _threads(threads), _shown(progress, "packing")
     )
     return make_checkpoint_report(summary)
 
@@ -78,7 +80,7 @@ def unpack(
         IoError: A file cannot be read or written, or the disk is too small.
     """
     summary = _native.unpack_checkpoint(
-        os.fspath(source), os.fspath(target), _threads(threads), _shown(progress, "unpacking")
+        path_text(source), path_text(target), _threads(threads), _shown(progress, "unpacking")
     )
     return make_checkpoint_report(summary)
 
@@ -103,7 +105,7 @@ def verify(
         IoError: A file cannot be read.
     """
     summary = _native.verify_checkpoint(
-        os.fspath(path), _threads(threads), _shown(progress, "verifying")
+        path_text(path), _threads(threads), _shown(progress, "verifying")
     )
     return make_checkpoint_report(summary)
 
@@ -112,13 +114,17 @@ def _threads(threads: int | None) -> int:
     """The engine's number: 0 is one a processor."""
     if threads is None:
         return 0
-    if not isinstance(threads, int) or threads < 1:
-        raise ConfigError(f"threads is {threads!r}; give a whole number from 1 on, or None")
+    if not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS:
+        raise ConfigError(
+            f"threads is {threads!r}; give a whole number from 1 to {_MOST_THREADS}, or None"
+        )
     return threads
 
 
 def _shown(progress: Progress | None, what: str) -> Progress:
     if progress is not None:
+        if not callable(progress):
+            raise ConfigError(f"progress is {progress!r}; give a function of two numbers, or None")
         return progress
     return _Line(what) if sys.stderr is not None and sys.stderr.isatty() else _nothing
 

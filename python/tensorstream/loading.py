@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -16,6 +17,7 @@ from tensorstream.hub import (
     check_complete,
     model_folder,
     open_checkpoint,
+    path_text,
 )
 from tensorstream.made_weights import (
     Described,
@@ -25,6 +27,7 @@ from tensorstream.made_weights import (
 )
 from tensorstream.model_class import (
     CONFIG_ADVICE,
+    OPTION_ADVICE,
     class_for,
     library_errors,
     read_config,
@@ -43,11 +46,19 @@ _PLACING = {
     "force_download": "nothing is downloaded: hub ids are looked up in the local cache",
     "state_dict": "use tensorstream.offload(model) on a model made in memory",
 }
+# Of those that change what the library gives, the values that this one needs.
+_SETTLED: dict[str, tuple[bool, str]] = {
+    "use_safetensors": (True, "weights are streamed from safetensors alone"),
+    "output_loading_info": (
+        False,
+        "the model is the result, and weights that are missing are an error",
+    ),
+}
 
 
 def from_pretrained(
     pretrained_model_name_or_path: PathLike,
-    config: Config | None = None,
+    config: Any = None,
     *,
     model_class: Any = None,
     **kwargs: Any,
@@ -64,7 +75,8 @@ def from_pretrained(
     Args:
         pretrained_model_name_or_path: A folder with safetensors files, plain or packed, or the hub id of
             a model in the local cache, which is not asked for over the network.
-        config: Options as one value.
+        config: Options as one value; or the config of the model, of transformers, in place of the one in
+            the folder, as its own from_pretrained takes it.
         model_class: A class with from_pretrained; None takes the one that the checkpoint names.
         **kwargs: Fields of Config by name; the rest goes to the library (dtype, revision, variant, parts of
             a pipeline that are there already, ...).
@@ -79,15 +91,10 @@ def from_pretrained(
         UnsupportedError: The checkpoint is packed, and an option or its model needs a plain one; a part
             of a pipeline is of neither library; or a GGUF file cannot be read here.
     """
-    for name, advice in _PLACING.items():
-        if kwargs.get(name) is not None:
-            raise ConfigError(f"{name} has no place in tensorstream.from_pretrained: {advice}")
-    for name in ("dtype", "torch_dtype"):
-        if kwargs.get(name) is not None:
-            kwargs[name] = chosen_dtype(kwargs[name])
+    config = _check_options(config, model_class, kwargs)
     own = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
     chosen = make_config(config, own)
-    path = os.fspath(pretrained_model_name_or_path)
+    path = path_text(pretrained_model_name_or_path)
     gguf = gguf_files.named_file(path, kwargs)
     if gguf is not None:
         _check_misspelt(model_class, kwargs)
@@ -110,13 +117,14 @@ def from_pretrained(
     # What does not fit is listed then, and refused below with our error, not transformers'.
     kwargs["ignore_mismatched_sizes"] = True
     stored = None
-    if checkpoint.packed:
-        loader = concrete_class(loader, path, kwargs)
-        model, info, stored = load_packed(loader, path, checkpoint, kwargs)
-    else:
-        model, info = loader.from_pretrained(
-            path, output_loading_info=True, use_safetensors=True, **kwargs
-        )
+    with library_errors(path, OPTION_ADVICE):
+        if checkpoint.packed:
+            loader = concrete_class(loader, path, kwargs)
+            model, info, stored = load_packed(loader, path, checkpoint, kwargs)
+        else:
+            model, info = loader.from_pretrained(
+                path, output_loading_info=True, use_safetensors=True, **kwargs
+            )
     check_complete(path, info)  # guard: missing-weights
     Orchestrator(model, chosen, None, ram_counts=True, stored=stored)
     return model
@@ -191,6 +199,42 @@ def _check_checkpoint(folder: str, variant: str | None = None) -> _native.Checkp
             )
         raise ConfigError(f"'{folder}' holds no model: there is no config.json in it")
     return open_checkpoint(folder, "model", variant)
+
+
+def _check_options(config: Any, model_class: Any, kwargs: dict[str, Any]) -> Config | None:
+    """Checks what has one meaning here, and has types be torch's; the options that are ours, of `config`.
+
+    A config of transformers is put among `kwargs`, where its from_pretrained has it.
+
+    Raises:
+        ConfigError: An option has no place here, or is not what it has to be.
+    """
+    for name, advice in _PLACING.items():
+        if kwargs.get(name) is not None:
+            raise ConfigError(f"{name} has no place in tensorstream.from_pretrained: {advice}")
+    for name, (wanted, why) in _SETTLED.items():
+        given = kwargs.pop(name, None)
+        if given is not None and given is not wanted:
+            raise ConfigError(f"{name} is {given!r}, and can only be {wanted}: {why}")
+    for name in ("dtype", "torch_dtype"):
+        if kwargs.get(name) is not None:
+            kwargs[name] = chosen_dtype(kwargs[name])
+    loads = callable(getattr(model_class, "from_pretrained", None))
+    if model_class is not None and not (loads and inspect.isclass(model_class)):
+        raise ConfigError(
+            f"model_class is {model_class!r}; give a class that has from_pretrained, as "
+            "transformers.LlamaForCausalLM"
+        )
+    if config is None or isinstance(config, Config):
+        return config
+    from transformers import PretrainedConfig
+
+    if not isinstance(config, PretrainedConfig):
+        raise ConfigError(
+            f"config is {type(config).__name__}, neither a tensorstream.Config nor a config of transformers"
+        )
+    kwargs["config"] = config
+    return None
 
 
 def _check_misspelt(loader: Any, kwargs: dict[str, Any]) -> None:

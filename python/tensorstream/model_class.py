@@ -8,9 +8,10 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from tensorstream.exceptions import ConfigError, TensorStreamError, UnsupportedError
+from tensorstream.exceptions import ConfigError, IoError, TensorStreamError, UnsupportedError
 from tensorstream.hub import hub_options
 
+OPTION_ADVICE = "correct the option that is named, or the files"
 CONFIG_ADVICE = "correct its config.json, update transformers, or give the config as config="
 
 
@@ -24,6 +25,7 @@ def library_errors(path: str, advice: str) -> Iterator[None]:
 
     Raises:
         ConfigError: It raised; its error is the cause.
+        IoError: The system did not give it a file.
         UnsupportedError: A package is missing.
     """
     try:
@@ -33,6 +35,10 @@ def library_errors(path: str, advice: str) -> Iterator[None]:
     except ImportError as error:
         raise UnsupportedError(f"'{path}' needs what is not installed: {error}") from error
     except _refusals() as error:
+        if isinstance(error, OSError) and error.errno:  # of the system, not of the library
+            failed = IoError(f"'{path}' cannot be loaded: {error}")
+            failed.errno, failed.filename = error.errno, error.filename
+            raise failed from error
         name = type(error).__name__
         raise ConfigError(f"'{path}' cannot be loaded: {name}: {error}; {advice}") from error
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import hub_options
+from tensorstream.model_class import read_config
 
 
 @dataclasses.dataclass
@@ -122,10 +123,10 @@ def load_packed(
     generation_config = kwargs.pop("generation_config", None)
     if generation_config is None:
         generation_config = _generation_config(loader, path, kwargs)
-    kwargs.pop("use_safetensors", None)
+    given = kwargs.pop("config", None)
     model, info = loader.from_pretrained(
         None,
-        config=path,
+        config=path if given is None else given,
         state_dict=stored_tensors(checkpoint),
         generation_config=generation_config,
         output_loading_info=True,
@@ -142,15 +143,9 @@ def _check_options(path: str, kwargs: dict[str, Any]) -> None:
             raise UnsupportedError(
                 f"{name} cannot be used with '{path}', which is packed; {advice}"
             )
-    config = _config(path, kwargs)
+    config = read_config(path, kwargs)
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedError(f"'{path}' is packed, and its model is quantised; {advice}")
-
-
-def _config(path: str, kwargs: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(path, **hub_options(kwargs))
 
 
 def _generation_config(loader: Any, path: str, kwargs: dict[str, Any]) -> Any:
@@ -174,7 +169,7 @@ def concrete_class(loader: Any, path: str, kwargs: dict[str, Any]) -> Any:
     mapping = getattr(loader, "_model_mapping", None)
     if mapping is None:
         return loader
-    config = _config(path, kwargs)
+    config = read_config(path, kwargs)
     if type(config) not in mapping:
         raise ConfigError(f"{loader.__name__} knows no model for the config of '{path}'")
     found = mapping[type(config)]

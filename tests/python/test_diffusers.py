@@ -352,7 +352,14 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     folder = save_pipeline(NAME, tmp_path / "plain")
     with pytest.raises(ts.ConfigError, match="has some"):
         ts.offload(types.SimpleNamespace(components={"scheduler": None}))
-    for option in ({"low_cpu_mem_usage": False}, {"device_map": "balanced"}, {"ram_budgett": 1}):
+    for option in (
+        {"low_cpu_mem_usage": False},
+        {"device_map": "balanced"},
+        {"ram_budgett": 1},
+        {"colour": "red"},
+        {"dtype": "float17"},
+        {"use_safetensors": False},
+    ):
         with pytest.raises(ts.ConfigError, match=next(iter(option))):
             _load(NAME, folder, **option)
     with pytest.raises(ts.ConfigError, match="dtype is for a path"):
@@ -372,6 +379,18 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     _edit(folder / "unet" / "config.json", quantization_config=None, _class_name="NoSuchModel")
     with pytest.raises(ts.UnsupportedError, match="NoSuchModel"):
         ts.estimate_memory(folder / "unet")
+    for name in ("DDIMScheduler", "is_torch_available", "StableDiffusionPipeline"):
+        _edit(folder / "unet" / "config.json", _class_name=name)
+        for call in (ts.estimate_memory, ts.from_pretrained):
+            with pytest.raises(ts.UnsupportedError, match=f"'{name}', which is no model"):
+                call(folder / "unet")
+    _edit(folder / "unet" / "config.json", _class_name="UNet2DConditionModel", act_fn=3)
+    for call in (ts.estimate_memory, ts.from_pretrained):
+        with pytest.raises(ts.ConfigError, match=r"unet/?' cannot be loaded"):
+            call(folder / "unet")
+    _edit(index, _class_name="UNet2DConditionModel")
+    with pytest.raises(ts.UnsupportedError, match="which is no pipeline"):
+        _load(NAME, folder)
 
 
 def test_a_part_whose_loading_says_nothing_is_refused(
