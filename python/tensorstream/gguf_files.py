@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import struct
 from typing import Any
 
 from tensorstream.exceptions import ConfigError, FormatError, UnsupportedError
 from tensorstream.hub import check_complete, model_folder
+from tensorstream.model_class import OPTION_ADVICE
 
 _MAGIC = b"GGUF"
 
@@ -20,8 +22,10 @@ def named_file(path: str, kwargs: dict[str, Any]) -> str | None:
         FormatError: It is not GGUF.
     """
     name = kwargs.pop("gguf_file", None)
-    if name is None and not path.endswith(".gguf"):
+    if name is None and (not path.endswith(".gguf") or os.path.isdir(path)):
         return None
+    if name is not None and not isinstance(name, str):
+        raise ConfigError(f"gguf_file is {name!r}; give the name of a file")
     found = path if name is None else os.path.join(model_folder(path, kwargs), name)
     for option in ("revision", "cache_dir", "subfolder"):  # they led to the file
         kwargs.pop(option, None)
@@ -60,7 +64,9 @@ def load(file: str, model_class: Any, kwargs: dict[str, Any]) -> Any:
         model, info = loader.from_pretrained(
             folder or ".", gguf_file=name, output_loading_info=True, **kwargs
         )
-    except (ValueError, IndexError, KeyError) as error:
+    except TypeError as error:  # an option that the model does not take, for one
+        raise ConfigError(f"'{file}' cannot be loaded: {error}; {OPTION_ADVICE}") from error
+    except (ValueError, IndexError, KeyError, OSError, OverflowError, struct.error) as error:
         if "not supported" in str(error):
             raise UnsupportedError(f"'{file}': {error}") from error
         raise FormatError(f"'{file}' cannot be read as GGUF: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,45 @@ def test_without_the_package(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ts.UnsupportedError, match="pip install gguf"):
         ts.from_pretrained(file, ram_budget="1GiB")
+
+
+HEADERS = {
+    "magic alone": b"GGUF",
+    "cut in its counts": b"GGUF" + struct.pack("<IQ", 3, 1),
+    "nothing in it": b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + bytes(40),
+    "counts without end": b"GGUF" + struct.pack("<IQQ", 3, 2**63, 2**63) + bytes(100),
+    "another version": b"GGUF" + struct.pack("<IQQ", 99, 0, 0) + bytes(100),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_headers_that_are_damaged(header: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(header)
+    with pytest.raises(ts.FormatError, match=r"model\.gguf' cannot be read as GGUF"):
+        ts.from_pretrained(path, ram_budget="1GiB")
+
+
+def test_a_file_that_ends_anywhere(tmp_path: Path) -> None:
+    write_llama(tmp_path / "whole.gguf")
+    whole = (tmp_path / "whole.gguf").read_bytes()
+    path = tmp_path / "cut.gguf"
+    for size in (5, 9, 30, 100, 200, 400, 800, 2000, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ts.TensorStreamError, match=r"cut\.gguf"):
+            ts.from_pretrained(path, ram_budget="1GiB")
+
+
+def test_an_option_that_the_model_does_not_take(tmp_path: Path) -> None:
+    write_llama(tmp_path / "model.gguf")
+    with pytest.raises(ts.ConfigError, match="'colour'"):
+        ts.from_pretrained(tmp_path / "model.gguf", colour="red", ram_budget="1GiB")
+
+
+def test_a_folder_may_be_called_as_such_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "model.gguf"
+    transformers.LlamaForCausalLM(CONFIG).save_pretrained(folder)
+    plain = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+    smallest = ts.estimate_memory(folder).smallest_budget_bytes
+    model = ts.from_pretrained(folder, ram_budget=smallest)
+    assert_same(model(IDS).logits, plain(IDS).logits)
