@@ -32,12 +32,14 @@ class FixedTensor:
         of: The type of a module that has it.
         names: Those that a checkpoint has it under: none for a buffer that is not persistent.
         holders: Where modules have it, with its name there.
+        model_is_whole: Whether nothing of its model is on the meta device.
     """
 
     tensor: torch.Tensor
     of: type[nn.Module]
     names: list[str] = dataclasses.field(default_factory=list)
     holders: list[tuple[Held, str]] = dataclasses.field(default_factory=list)
+    model_is_whole: bool = True
 
     @property
     def is_buffer(self) -> bool:
@@ -56,15 +58,22 @@ class FixedTensor:
         plain = type(tensor) in (torch.Tensor, nn.Parameter) and type(tensor.data) is torch.Tensor
         return plain and tensor.layout is torch.strided
 
-    def check_form(self, stored: _native.CheckpointTensor) -> None:
-        """Raises ConfigError where a checkpoint's tensor has another shape or type."""
+    def is_held_by(self, stored: _native.CheckpointTensor) -> bool:
+        """Whether a checkpoint's tensor has its value; not where a model in memory has it in another form.
+
+        Raises:
+            ConfigError: It has another shape or type.
+        """
         dtype = str(self.tensor.dtype).removeprefix("torch.")
         wanted, has = (dtype, list(self.tensor.shape)), (stored.dtype, list(stored.torch_shape))
+        if self.model_is_whole and not (self.is_plain and (self.is_buffer or wanted == has)):
+            return False  # quantised, or cast beside what is
         if self.is_plain and wanted != has:  # guard: fixed-form
             raise ConfigError(
                 f"{self} is {wanted[0]} of shape {wanted[1]}, and '{stored.name}' of the checkpoint is "
                 f"{has[0]} of shape {has[1]}; give the checkpoint of this model, and the model its types"
             )
+        return True
 
     def __str__(self) -> str:
         """How messages call it."""
@@ -87,6 +96,10 @@ def fixed_tensors(model: nn.Module, weights: list[FoundWeight]) -> list[FixedTen
                 one.holders.append((held, key))
                 if held is not module._buffers or key not in unsaved:
                     one.names.append(f"{path}.{key}" if path else key)
+    lacking = any(weight.parameter.device.type == "meta" for weight in weights)
+    lacking = lacking or any(one.is_meta and one.tensor.numel() for one in found.values())
+    for one in found.values():
+        one.model_is_whole = not lacking
     return list(found.values())
 
 
@@ -172,9 +185,7 @@ def complete(
     fixed = fixed_tensors(model, found.weights)
     made = Completion()
     with torch.inference_mode(False):
-        lacking = any(weight.parameter.device.type == "meta" for weight in found.weights)
-        lacking = lacking or any(one.is_meta and one.tensor.numel() for one in fixed)
-        values = list(_values(fixed, places, lacking=lacking))
+        values = list(_values(fixed, places))
         for one, value in values:
             if one.is_meta:
                 made.put(one.holders, value)
@@ -186,12 +197,12 @@ def complete(
 
 
 def _values(
-    fixed: list[FixedTensor], places: Mapping[int, list[StoredPlace]], *, lacking: bool
+    fixed: list[FixedTensor], places: Mapping[int, list[StoredPlace]]
 ) -> Iterator[tuple[FixedTensor, torch.Tensor]]:
     """The fixed tensors that are to have other values, and those values.
 
-    A model is `lacking` that is on the meta device, if only in part: it gets the buffers of the checkpoint,
-    as load_state_dict would give them. Else it has all values, which must be the checkpoint's.
+    A model that is on the meta device, if only in part, gets the buffers of the checkpoint, as
+    load_state_dict would give them. Else it has all values, which must be the checkpoint's.
     """
     kept: list[str] = []
     for one in fixed:
@@ -199,15 +210,15 @@ def _values(
         if one.is_meta:
             yield one, _made_parameter(one.tensor, _given(one, value))
         elif value is None:
-            kept += one.names[:1] if one.is_buffer else []
+            kept += [] if one.model_is_whole or not one.is_buffer else one.names[:1]
         elif not _same_bytes(one.tensor, value):
-            if not (lacking and one.is_buffer):  # guard: fixed-equal
+            if one.model_is_whole or not one.is_buffer:  # guard: fixed-equal
                 raise ConfigError(
                     f"{one} of the model differs from the checkpoint's; offload the model without "
                     "checkpoint=, or load it from that checkpoint"
                 )
             yield one, value
-    if kept and lacking:
+    if kept:
         logger.warning(
             "%d buffers are not in the checkpoint, and keep the values that the model has: '%s'",
             len(kept),

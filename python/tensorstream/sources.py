@@ -198,7 +198,8 @@ def _place_fixed(
     for one in fixed:
         own = [name.removeprefix(prefix) for name in one.names if name.startswith(prefix)]
         for stored in names.find(own):
-            one.check_form(stored)
+            if not one.is_held_by(stored):
+                continue
             source = files.source(checkpoint.files[stored.file], packed=checkpoint.packed)
             reader = sources.readers[source]
             place = StoredPlace(reader, stored.offset_bytes, stored.size_bytes)

@@ -218,6 +218,27 @@ def test_parameters_that_stay_as_they_are_must_be_the_checkpoints(tmp_path: Path
         ts.offload(model, ram_budget="4MB", checkpoint=folder)
 
 
+class Marked(torch.Tensor):
+    """A class of tensors that is not streamed."""
+
+
+def test_what_a_model_in_memory_has_in_another_form_stays(tmp_path: Path) -> None:
+    """As layers of bitsandbytes have it: a quantised weight, and a bias that they cast."""
+    model = _make(Apart)
+    folder = _save(model, tmp_path / "model")
+    model.both = nn.Parameter(model.both.detach().double())
+    model.half_of_it = nn.Parameter(model.both.detach()[:128])
+    model.linear.bias = nn.Parameter(torch.ones(256).as_subclass(Marked))
+    with torch.no_grad():
+        expected = model(X)
+        ts.offload(model, ram_budget="4MB", checkpoint=folder)
+        assert_same(model(X), expected)
+    model = _empty(Apart)
+    model.linear.bias = nn.Parameter(torch.ones(256).as_subclass(Marked))
+    with pytest.raises(ts.UnsupportedError, match=r"'linear\.bias' is a Marked"):
+        ts.offload(model, ram_budget="4MB", checkpoint=folder)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_empty_parameters_leave_the_meta_device(packed: bool, tmp_path: Path) -> None:
     plain = _make(Apart)
