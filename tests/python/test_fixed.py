@@ -17,6 +17,7 @@ from torch import nn
 
 import tensorstream as ts
 from conftest import assert_same, hooks_of, same_bytes, smallest_budget
+from fake_gpu import use_fake_gpu
 from tensorstream import _native, weight
 
 X = torch.linspace(-2, 2, 4 * 256).reshape(4, 256)
@@ -91,6 +92,22 @@ def test_buffers_are_those_of_the_checkpoint(
         assert bool(hooks_of(model)) == (budget == smallest)
         if buffers == "cpu":
             assert all(buffer is before[name] for name, buffer in model.named_buffers())
+        _check(ts.restore(model), plain)
+
+
+@pytest.mark.parametrize("homes", [True, False])
+def test_buffers_on_a_gpu_are_those_of_the_checkpoint(
+    homes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_gpu(monkeypatch, homes=homes)
+    plain = _make()
+    folder = _save(plain, tmp_path / "plain")
+    smallest = smallest_budget(plain)
+    for budget in (2 * smallest, 20 * smallest):
+        model = _empty()
+        ts.offload(model, ram_budget=budget, checkpoint=folder)
+        with torch.no_grad():
+            assert_same(model(X), plain(X))
         _check(ts.restore(model), plain)
 
 
