@@ -4,7 +4,8 @@
 # Method: each takes its turn in every round, the one that begins changing; medians, spreads, and the
 # ratios within the rounds. All of a model's files are read anew for each token. The page cache is
 # warm, or with --cold the files of whoever comes next are dropped from it before every token,
-# outside of the time that counts, and what of them stayed in it is in the result. A folder on a
+# outside of the time that counts, and what of them stayed in it is in the result, with the rate of
+# the disk by itself in each round. A folder on a
 # tmpfs is a disk of memory's speed. On a GPU, --ram-budget keeps TensorStream from holding weights
 # in pinned host memory, so that it reads the disk as the other does.
 """Streamed decode at batch 1: TensorStream against accelerate's disk offload, taking turns."""
@@ -15,12 +16,9 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
-import datetime
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,6 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
+from cuda_runs.machine_sheet import machine_sheet  # noqa: E402
 from llama_checkpoint import Shape, make_checkpoint  # noqa: E402
 from measured_run import drop_from_page_cache  # noqa: E402
 
@@ -48,11 +47,12 @@ TARGETS = {
 
 @dataclasses.dataclass
 class Decode:
-    """One decode: how long the tokens after the first took, and what came out."""
+    """One decode: how long the tokens after the first took, what was read for them, and what came out."""
 
     seconds: float
     tokens_per_second: float
     stalled_seconds: float
+    read_bytes: int
     outputs_sha256: str
     cached_shares: list[float]
 
@@ -63,14 +63,14 @@ class Contestant:
 
     Attributes:
         folder: The files that it reads.
-        stalled_seconds: How long it waited for weights so far.
+        counted: Seconds that it waited for weights so far, and bytes of files that it read.
         runs: Those that count.
     """
 
     name: str
     model: Any
     folder: Path
-    stalled_seconds: Callable[[], float]
+    counted: Callable[[], tuple[float, int]]
     runs: list[Decode] = dataclasses.field(default_factory=list)
 
 
@@ -83,7 +83,7 @@ def decode(contestant: Contestant, options: argparse.Namespace) -> Decode:
     cache = DynamicCache(config=model.config)
     step = torch.tensor([[token % model.config.vocab_size for token in PROMPT]])
     step = step.to(options.device)
-    digest, seconds, stalled = hashlib.sha256(), 0.0, 0.0
+    digest, seconds, stalled, read = hashlib.sha256(), 0.0, 0.0, 0
     shares: list[float] = []
     with torch.inference_mode():
         step = model(step, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
@@ -91,14 +91,16 @@ def decode(contestant: Contestant, options: argparse.Namespace) -> Decode:
             if options.cold:
                 drop_from_page_cache(contestant.folder)
                 shares.append(cached_share(contestant.folder))
-            stalled_before, start = contestant.stalled_seconds(), time.perf_counter()
+            before, start = contestant.counted(), time.perf_counter()
             logits = model(step, past_key_values=cache, use_cache=True).logits[:, -1:]
             step = logits.argmax(-1)
             outputs = logits.float().cpu()
             seconds += time.perf_counter() - start
-            stalled += contestant.stalled_seconds() - stalled_before
+            after = contestant.counted()
+            stalled, read = stalled + after[0] - before[0], read + after[1] - before[1]
             digest.update(outputs.numpy().tobytes())
-    return Decode(seconds, options.new_tokens / seconds, stalled, digest.hexdigest(), shares)
+    tokens_per_second = options.new_tokens / seconds
+    return Decode(seconds, tokens_per_second, stalled, read, digest.hexdigest(), shares)
 
 
 def cached_share(folder: Path) -> float:
@@ -131,24 +133,12 @@ def offloaded_by_accelerate(checkpoint: Path, folder: str, device: str) -> Any:
     return disk_offload(model, folder, execution_device=device)
 
 
-def machine() -> dict:
-    """The machine sheet."""
-    information = Path("/proc/cpuinfo").read_text()
-    names = [row.split(":")[1].strip() for row in information.splitlines() if "model name" in row]
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False)
-    packages = ("torch", "transformers", "accelerate", "safetensors")
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "ram_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-        "load_average_at_start": os.getloadavg()[0],
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or "unknown",
-    }
+def disk_rate(folder: Path) -> float | None:
+    """Bytes a second that the disk gives of the largest file in `folder`; None where that is not known."""
+    from tensorstream import _native
+
+    largest = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    return _native.measure_disk(str(largest))
 
 
 def file_system(folder: Path) -> str:
@@ -197,13 +187,14 @@ def contestants(options: argparse.Namespace) -> Iterator[list[Contestant]]:
     for name, folder, backend in ways:
         model = streamed(folder, backend, budget, options)
 
-        def stalled(model: Any = model) -> float:
-            return ts.stats(model).stalled_seconds
+        def counted(model: Any = model) -> tuple[float, int]:
+            stats = ts.stats(model)
+            return stats.stalled_seconds, stats.streamed_disk_bytes
 
-        made.append(Contestant(name, model, folder, stalled))
+        made.append(Contestant(name, model, folder, counted))
     with tempfile.TemporaryDirectory(dir=options.folder) as offload_folder:
         model = offloaded_by_accelerate(checkpoint, offload_folder, options.device)
-        made.append(Contestant("accelerate", model, Path(offload_folder), lambda: 0.0))
+        made.append(Contestant("accelerate", model, Path(offload_folder), lambda: (0.0, 0)))
         yield made
 
 
@@ -214,9 +205,8 @@ def measure(options: argparse.Namespace) -> dict:
 
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
-    sheet = machine()
-    if options.device != "cpu":
-        sheet["gpu"] = torch.cuda.get_device_name(options.device)
+    sheet = machine_sheet()
+    rates: list[float] = []
     with contestants(options) as all_of_them:
         where = file_system(options.folder)
         if options.cold and where == "tmpfs":
@@ -230,6 +220,8 @@ def measure(options: argparse.Namespace) -> dict:
                 runs[contestant.name] = decode(contestant, options)
             if len({run.outputs_sha256 for run in runs.values()}) != 1:
                 raise SystemExit("they gave different logits: nothing to compare")
+            if options.cold and (rate := disk_rate(all_of_them[0].folder)):
+                rates.append(rate)
             if repeat > 0:
                 for contestant in all_of_them:
                     contestant.runs.append(runs[contestant.name])
@@ -244,6 +236,7 @@ def measure(options: argparse.Namespace) -> dict:
             "threads": options.threads,
             "new_tokens": options.new_tokens,
             "repeats": options.repeats,
+            "disk_bytes_per_second": spread(rates) if rates else None,
             **results(all_of_them, options, where),
             "load_average_at_end": os.getloadavg()[0],
             "outputs_identical": True,
@@ -277,7 +270,9 @@ def results(all_of_them: list[Contestant], options: argparse.Namespace, where: s
             run.tokens_per_second / other.tokens_per_second
             for run, other in zip(contestant.runs, peer.runs, strict=True)
         ]
+        read = [run.read_bytes / run.seconds for run in contestant.runs]
         rows[contestant.name] |= {
+            "read_bytes_per_second": spread(read),
             "ratio_to_accelerate": spread(ratios),
             "ratio_target": TARGETS[kind].get(contestant.name.split("-")[0]),
             "stalled_share_median": statistics.median(
