@@ -41,8 +41,13 @@ Leases::Leases(nb::object owner, nb::object engine, nb::object session, nb::obje
       saved_(std::move(saved)),
       functions_(functions) {}
 
-bool Leases::enter(const nb::object& frame) {
-  const Session::Entry entry = nb::cast<Session&>(session_).enter(frame);
+bool Leases::enter(const nb::object& frame, const bool& attached) {
+  auto& session = nb::cast<Session&>(session_);
+  const Session::Entry entry = session.enter(frame);
+  if (!attached) {
+    if (entry != Session::Entry::kForOther) static_cast<void>(session.leave(frame));
+    return false;
+  }
   if (entry != Session::Entry::kOutermost) return entry != Session::Entry::kForOther;
   owner_.attr("begun")();
   note_pass(&BoundEngine::note_pass_begun);
@@ -182,7 +187,7 @@ void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
   refuse_tracing_();
   auto& leases = nb::cast<Leases&>(leases_);
   const nb::object frame = frame_of_call();
-  if (!leases.enter(frame)) {
+  if (!leases.enter(frame, attached)) {
     running_.emplace_back();
     return;
   }
@@ -252,6 +257,7 @@ void init_leases(nb::module_& module) {
       .def(nb::init<nb::object, nb::list, nb::str, nb::object, nb::object>(), "leases"_a,
            "groups"_a, "module_code"_a, "refuse_tracing"_a, "set_eval_frame"_a)
       .def_rw("groups", &Unit::groups)
+      .def_rw("attached", &Unit::attached, "False once its hooks are taken off.")
       .def("before", &Unit::before, "module"_a, "args"_a, "The pre-hook: leases the groups.")
       .def("after", &Unit::after, "module"_a, "args"_a, "output"_a.none(),
            "The post-hook: gives them back; the output without views of their places, or None.")

@@ -36,8 +36,9 @@ class Leases {
 
   /// A forward of a hooked module begins, in `frame`. False where it is run for the forward of
   /// another thread, which waits for it: nothing is leased then, weights stay lent, or parked and
-  /// read at each operation.
-  bool enter(const nb::object& frame);
+  /// read at each operation. False, too, where the hook is not `attached` any more once the
+  /// forwards of others are over.
+  bool enter(const nb::object& frame, const bool& attached);
   /// It ends; `output` is None where it may have failed.
   void leave(const nb::object& frame, const nb::object& output);
   /// Leases a group and lends its weights. False where it has no place now: they stay parked.
@@ -99,6 +100,7 @@ class Unit {
   void forget() { running_.clear(); }
 
   nb::list groups;
+  bool attached = true;  // to its module
 
  private:
   /// A forward under way, and what it leased.

@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "references.h"
@@ -46,7 +47,7 @@ PyObject* item(const nb::list& list, std::size_t position) {
 
 ParameterTypes::ParameterTypes(nb::type_object lent, nb::type_object parked, nb::object data,
                                nb::object version, nb::str mark, nb::object use_count,
-                               nb::object plainly)
+                               nb::object plainly, nb::object address)
     : lent(std::move(lent)),
       parked(std::move(parked)),
       data(std::move(data)),
@@ -56,7 +57,8 @@ ParameterTypes::ParameterTypes(nb::type_object lent, nb::type_object parked, nb:
       plainly(plainly()),
       enter_plainly(this->plainly.attr("__enter__")),
       exit_plainly(this->plainly.attr("__exit__")),
-      class_name(nb::steal<nb::object>(PyUnicode_InternFromString("__class__"))) {}
+      class_name(nb::steal<nb::object>(PyUnicode_InternFromString("__class__"))),
+      address(std::move(address)) {}
 
 LentParameters::LentParameters(const ParameterTypes& types, GroupId group, nb::list parameters,
                                nb::list weights, nb::list poisons)
@@ -64,7 +66,9 @@ LentParameters::LentParameters(const ParameterTypes& types, GroupId group, nb::l
       group_(group),
       parameters_(std::move(parameters)),
       weights_(std::move(weights)),
-      poisons_(std::move(poisons)) {}
+      poisons_(std::move(poisons)) {
+  read_versions(versions_);
+}
 
 void LentParameters::set_place(std::uint32_t place_number, bool stays, nb::list views,
                                nb::list handles, std::vector<std::int64_t> users,
@@ -76,21 +80,28 @@ void LentParameters::set_place(std::uint32_t place_number, bool stays, nb::list 
   handles_ = std::move(handles);
   users_ = std::move(users);
   addresses_ = std::move(addresses);
-  versions_.clear();
 }
 
 std::size_t LentParameters::lend() {
   const std::size_t count = parameters_.size();
+  std::vector<std::size_t> own;
+  // Memory that was the parameter's own before shares its version with it, so that what is written
+  // to that between uses shows in it, too. One that stays on its place counts as written then, and
+  // its place has its bytes.
+  if (!is_on_place_) {
+    std::swap(versions_, versions_before_);
+    read_versions(versions_);
+    if (versions_ != versions_before_) own = exchanged_bytes();
+  }
   for (std::size_t i = 0; i < count; ++i) {
     PyObject* const parameter = item(parameters_, i);
     if (!nb::handle(parameter).type().is(types_.parked)) return i;
     set_class(parameter, types_.lent);
-    if (!is_on_place_) set_data(parameter, item(views_, i));
+    if (!is_on_place_ && std::ranges::find(own, i) == own.end()) {
+      set_data(parameter, item(views_, i));
+    }
   }
-  // Memory that was the parameter's own before shares its version with it, so that what is written
-  // to that between uses shows in it, too. One that stays on its place counts as written then, and
-  // its place has its bytes.
-  if (!is_on_place_ || versions_.empty()) read_versions(versions_);
+  for (const std::size_t position : own) versions_[position] = -1;
   return count;
 }
 
@@ -110,9 +121,9 @@ void LentParameters::park(const std::vector<std::size_t>& changed) {
   for (const std::size_t position : changed) {  // torch exchanges what objects hold with them
     nb::setattr(nb::object(parameters_[position]), types_.mark, nb::object(weights_[position]));
   }
-  if (!changed.empty()) versions_.clear();
   is_on_place_ = stays_ && changed.empty();
   park_on(is_on_place_ ? nullptr : &poisons_);
+  if (!changed.empty()) read_versions(versions_);
 }
 
 void LentParameters::leave_place() {
@@ -165,6 +176,19 @@ void LentParameters::read_versions(std::vector<std::int64_t>& into) const {
   }
 }
 
+// Positions of parked parameters whose bytes are not what park() put in their place.
+std::vector<std::size_t> LentParameters::exchanged_bytes() const {
+  const PlainScope plainly(types_);
+  const auto address = [&](PyObject* tensor) {
+    return as_number(PyObject_CallOneArg(types_.address.ptr(), tensor));
+  };
+  std::vector<std::size_t> result;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    if (address(item(parameters_, i)) != address(item(poisons_, i))) result.push_back(i);
+  }
+  return result;
+}
+
 std::int64_t LentParameters::version(PyObject* parameter) const {
   PyObject* const descriptor = types_.version.ptr();
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(parameter));
@@ -174,8 +198,9 @@ std::int64_t LentParameters::version(PyObject* parameter) const {
 void init_lent_parameters(nb::module_& module) {
   nb::class_<ParameterTypes>(module, "ParameterTypes")
       .def(nb::init<nb::type_object, nb::type_object, nb::object, nb::object, nb::str, nb::object,
-                    nb::object>(),
-           "lent"_a, "parked"_a, "data"_a, "version"_a, "mark"_a, "use_count"_a, "plainly"_a);
+                    nb::object, nb::object>(),
+           "lent"_a, "parked"_a, "data"_a, "version"_a, "mark"_a, "use_count"_a, "plainly"_a,
+           "address"_a);
   nb::class_<LentParameters>(module, "LentParameters",
                              nb::type_slots(Collected<LentParameters>::slots.data()))
       .def(nb::init<const ParameterTypes&, GroupId, nb::list, nb::list, nb::list>(), "types"_a,

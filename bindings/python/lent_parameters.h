@@ -14,9 +14,10 @@ namespace tensorstream {
 struct ParameterTypes {
   /// `data` and `version` are descriptors of torch's base class of tensors; `mark` is the attribute
   /// of a parameter that holds its weight; `use_count` says how many holders the storage behind a
-  /// handle has; `plainly` makes contexts in which torch looks for no `__torch_function__`.
+  /// handle has; `plainly` makes contexts in which torch looks for no `__torch_function__`;
+  /// `address` is the method of tensors that gives where their bytes are.
   ParameterTypes(nb::type_object lent, nb::type_object parked, nb::object data, nb::object version,
-                 nb::str mark, nb::object use_count, nb::object plainly);
+                 nb::str mark, nb::object use_count, nb::object plainly, nb::object address);
 
   // Classes, descriptors and functions of modules: they hold nothing of a model.
   nb::type_object lent;
@@ -29,6 +30,7 @@ struct ParameterTypes {
   nb::object enter_plainly;
   nb::object exit_plainly;
   nb::object class_name;
+  nb::object address;
 };
 
 /// The parameters of one group that is leased at each use. Between uses they are parked without
@@ -45,7 +47,8 @@ class LentParameters {
   void set_place(std::uint32_t place_number, bool stays, nb::list views, nb::list handles,
                  std::vector<std::int64_t> users, nb::dict addresses);
   /// Makes parameters usable ones on the views. Returns how many: the one after those is not
-  /// parked, and neither it nor what follows is changed.
+  /// parked, and neither it nor what follows is changed. A parameter whose bytes somebody exchanged
+  /// past torch's functions (`torch.Tensor.set_(parameter, ...)`) keeps those, as one that changed.
   std::size_t lend();
   /// Positions of lent parameters that are of another version than when they were lent, or hold
   /// another weight, for which torch exchanged it. What a lent parameter is written through its
@@ -90,6 +93,7 @@ class LentParameters {
   void set_data(nb::handle parameter, nb::handle value) const;
   void read_versions(std::vector<std::int64_t>& into) const;
   std::int64_t version(PyObject* parameter) const;
+  std::vector<std::size_t> exchanged_bytes() const;
   void park_on(const nb::list* places) const;
 
   const ParameterTypes& types_;
@@ -101,9 +105,10 @@ class LentParameters {
   nb::list handles_;
   std::vector<std::int64_t> users_;
   nb::dict addresses_;
-  std::vector<std::int64_t> versions_;  // when they were lent; empty where that is to be read anew
-  std::uint32_t place_number_ = 0;      // of the place that the views are on; 0 for none
-  bool stays_ = false;                  // on its place between uses
+  std::vector<std::int64_t> versions_;         // when they were lent last, or parked with changes
+  std::vector<std::int64_t> versions_before_;  // memory for lend(), used again
+  std::uint32_t place_number_ = 0;             // of the place that the views are on; 0 for none
+  bool stays_ = false;                         // on its place between uses
   bool is_on_place_ = false;
 };
 

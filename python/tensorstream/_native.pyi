@@ -874,7 +874,7 @@ class SavedStack:
         """What is lent, the last lent last."""
 
 class ParameterTypes:
-    def __init__(self, lent: type, parked: type, data: object, version: object, mark: str, use_count: object, plainly: object) -> None: ...
+    def __init__(self, lent: type, parked: type, data: object, version: object, mark: str, use_count: object, plainly: object, address: object) -> None: ...
 
 class LentParameters:
     def __init__(self, types: ParameterTypes, group: int, parameters: list, weights: list, poisons: list) -> None: ...
@@ -995,6 +995,13 @@ class Unit:
 
     @groups.setter
     def groups(self, arg: list, /) -> None: ...
+
+    @property
+    def attached(self) -> bool:
+        """False once its hooks are taken off."""
+
+    @attached.setter
+    def attached(self, arg: bool, /) -> None: ...
 
     def before(self, module: object, args: object) -> None:
         """The pre-hook: leases the groups."""

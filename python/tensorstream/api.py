@@ -76,6 +76,8 @@ def offload(
 def restore(model: Model) -> Model:
     """Makes an offloaded model a plain one again: every parameter in RAM of its own, no hooks.
 
+    Where another thread runs it, or computes gradients, that is waited for.
+
     Raises:
         BudgetError: The weights do not fit the RAM that is available; the model stays offloaded.
         ConfigError: The model is not offloaded.
@@ -104,7 +106,7 @@ def set_budget(
     into stays as it was offloaded, so that the smallest budget that works is that of its largest part.
 
     Args:
-        model: An offloaded model. Where another thread runs it, its forward is waited for.
+        model: An offloaded model. Where another thread runs it, or computes gradients, that is waited for.
         vram_budget: Of a model on a GPU, in the forms that Config takes.
         ram_budget: Of a model on the CPU.
 
@@ -115,7 +117,7 @@ def set_budget(
         BudgetError: The budget is too small, and the message names the smallest that works, or the device
             has not so much; the model is as it was in the first case, and goes on working in both.
         ConfigError: The model is not offloaded, its device has another budget, or the calling thread is in
-            a forward of it.
+            a forward of it, or computes gradients.
         UnsupportedError: Somebody holds memory of a weight that would go; nothing is changed.
     """
     orchestrator = orchestrator_of(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -80,6 +81,23 @@ def _puts_weights(hook: Any) -> bool:
     return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))
 
 
+class StoppingHook:
+    """A hook on one module, before all others: for the time in which its forwards are not to begin."""
+
+    def __init__(self, module: nn.Module, stop: Callable[..., None]) -> None:
+        """`stop` is called with the module, and the arguments by position and by name."""
+        self._module = module
+        if isinstance(module, COUNTS_HOOKS):
+            _hide_hooks(module)
+        self._handle = module.register_forward_pre_hook(_Hook(stop), prepend=True, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Takes it off."""
+        self._handle.remove()
+        if isinstance(self._module, COUNTS_HOOKS):
+            _show_hooks(self._module)
+
+
 class HookedModule:
     """The hooks of one module. Torch.compile calls them between graphs."""
 
@@ -96,12 +114,19 @@ class HookedModule:
             check = module.register_forward_pre_hook(_Hook(refuse_packing), with_kwargs=True)
             self._handles.append(check)
 
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Does what the hooks before a forward do, for a call that began when there were none."""
+        self._unit.before(module, args)
+        if may_pack(module):
+            refuse_packing(module, args, kwargs)
+
     def lease(self, groups: list[LentGroup]) -> None:
         """Leases these groups from now on."""
         self._unit.groups = groups
 
     def detach(self) -> None:
         """Takes the hooks off."""
+        self._unit.attached = False  # for a call that waits in one of them
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -22,6 +22,7 @@ _types = _native.ParameterTypes(
     mark="_tensorstream_weight",
     use_count=torch._C._storage_Use_Count,
     plainly=torch._C.DisableTorchFunctionSubclass,
+    address=torch._C.TensorBase.data_ptr,
 )
 
 

@@ -15,24 +15,27 @@ from torch import nn
 
 from tensorstream import _native, registry, report
 from tensorstream.backward import OutermostForward, in_backward
-from tensorstream.compute_device import ComputeDevice, move_gradient, open_device
+from tensorstream.compute_device import ComputeDevice, open_device
 from tensorstream.config import PRESSURE, Config
-from tensorstream.exceptions import BudgetError, ConfigError, IoError
+from tensorstream.exceptions import BudgetError, IoError
 from tensorstream.fixed import Completion, complete
 from tensorstream.fused import may_pack
+from tensorstream.gate import Gate
 from tensorstream.hooks import HookedModule, refuse_moved_by_others
+from tensorstream.interrupts import HeldBack
 from tensorstream.lent import LentGroup
 from tensorstream.moved import Moved
 from tensorstream.packed import StoredPlace
 from tensorstream.parts import as_module
 from tensorstream.registry import orchestrator_of
+from tensorstream.restored import make_plain, values_in_ram
 from tensorstream.saved import SavedHooks
 from tensorstream.settled import check_can_leave, check_returned
 from tensorstream.sources import Sources, check_equal, sources_of
 from tensorstream.tiers import plan_tiers
 from tensorstream.torch_pool import TorchPool
 from tensorstream.walk import FoundWeight, Walk, walk
-from tensorstream.weight import Loans, Weight, copy_at, form_of
+from tensorstream.weight import Loans, Weight, form_of
 
 __all__ = ["Orchestrator", "orchestrator_of"]
 
@@ -82,8 +85,7 @@ class Orchestrator:
         if checkpoint is not None:
             check_equal(found, self.engine)  # guard: checkpoint-equal
         made = complete(found, sources.fixed, self.device.torch_device)
-        self.loans, self.saved = Loans(), SavedHooks()
-        self._forward = OutermostForward()
+        self.loans, self.saved, self._forward = Loans(), SavedHooks(), OutermostForward()
         self.session = _native.Session(self._reclaim, self._forward.waits_for_caller)
         self._leases = _native.Leases(
             self,
@@ -104,6 +106,7 @@ class Orchestrator:
         self._lent: dict[int, LentGroup] = {}
         # Of each module with hooks of ours, by its id.
         self._hooked: dict[int, HookedModule] = {}
+        self._gate = Gate(self._modules, self._hooked, self.session)
         self._place_moves = 0
         self.pool = self.saved.pool = self._make_pool(found.tree.fixed_bytes - sources.device_bytes)
         self._awaits_backward = False  # what follows a forward is done after its backward
@@ -116,7 +119,7 @@ class Orchestrator:
         else:
             sources.readers.clear()  # what is in RAM goes as it is brought home
             sources.in_ram.clear()
-            self._bring_home()
+            self._bring_home(HeldBack())
 
     def _make_pool(self, fixed_bytes: int) -> TorchPool | None:
         memory = self.device.torch_memory()
@@ -215,7 +218,9 @@ class Orchestrator:
             for hooked in self._hooked.values():
                 hooked.detach()
             if self.device.is_host:
-                self._free_all()  # guard: undone-on-the-host
+                weights, residents = self._weights.values(), self._resident.values()
+                values = values_in_ram(weights, residents, self.loans.lock, is_host=True)
+                make_plain(values)  # guard: undone-on-the-host
             for parameter, data in before:
                 parameter.__class__ = nn.Parameter
                 parameter.data = data
@@ -302,12 +307,7 @@ class Orchestrator:
             ConfigError: This thread runs a forward of the model.
             UnsupportedError: Somebody holds memory that would go, and nothing changes.
         """
-        frame = sys._getframe()
-        if not self.session.enter_alone(frame):  # guard: amidst-forward
-            raise ConfigError(
-                "this thread is in a forward of the model: set its budget before or after it"
-            )
-        try:
+        with HeldBack() as held, self._gate.closed(sys._getframe(), held):
             self.device.finish()  # the engine reads what work under way writes to settled weights
             will_settle = self.engine.settled_under(limit_bytes)
             written: dict[int, torch.Tensor] = {}
@@ -316,8 +316,8 @@ class Orchestrator:
                 self.engine.set_budget(limit_bytes)
             finally:
                 self._follow(written)
-        finally:
-            self.session.leave(frame)
+            if not self.device.is_host:
+                self._bring_home(held)
 
     def _leave(self, will_settle: list[bool], replaced: dict[int, torch.Tensor]) -> None:
         """Parks the parameters of groups that will not be settled any more.
@@ -365,8 +365,6 @@ class Orchestrator:
                 self._members[tensor].parameter.data = value
         self._leave_lost_places()
         self._hook()
-        if not self.device.is_host:
-            self._bring_home()
 
     def _make_weight(self, member: FoundWeight) -> Weight:
         parameter = member.parameter
@@ -385,11 +383,15 @@ class Orchestrator:
         self._weights[member.tensor] = weight
         return weight
 
-    def _bring_home(self) -> None:
-        """Moves what is streamed into pinned host memory, as far as there is room."""
+    def _bring_home(self, held: HeldBack) -> None:
+        """Moves what is streamed into pinned host memory, as far as there is room.
+
+        Between groups it may be given up: `held` says when.
+        """
         refused: BudgetError | IoError | None = None
         for _ in range(2):  # homes that came out smaller than expected leave room for more
             for group in self.engine.groups_to_bring_home():
+                held.check()
                 try:
                     self.engine.bring_home(group)
                 except (BudgetError, IoError) as error:
@@ -450,6 +452,7 @@ class Orchestrator:
         self.loans.lock = threading.RLock()
         self.session = _native.Session(self._reclaim, self._forward.waits_for_caller)
         self._leases.renew(self.session)
+        self._gate.renew(self.session)
 
     def restored_bytes(self) -> int:
         """Bytes of RAM that restore() takes."""
@@ -460,34 +463,28 @@ class Orchestrator:
     def restore(self, model: Any) -> None:
         """Gives every parameter memory of its own, takes the hooks off, ends the engine."""
         frame = sys._getframe()
-        # After a forward of another thread, and instead of an abandoned one.
-        self.session.enter(frame)
+        with HeldBack() as held:
+            if not self._gate.is_amidst(frame):
+                with self._gate.closed(frame, held):
+                    self._restore(model, held)
+                return
+            self.session.enter(frame)  # this thread's own forward goes on plain
+            self._restore(model, held)
+            self.session.leave(frame)
+
+    def _restore(self, model: Any, held: HeldBack) -> None:
         self._reclaim()
-        self.session.leave(frame)
-        self._free_all()
+        self.device.finish()
+        with held.let_through():  # what can fail, or be given up, comes before anything is changed
+            weights, residents = self._weights.values(), self._resident.values()
+            values = values_in_ram(weights, residents, self.loans.lock, self.device.is_host)
+        make_plain(values)
         if not self.device.is_host:
             self._moved.put_back(as_module(model))
         for hooked in self._hooked.values():
             hooked.detach()
         registry.forget(self)
         self._let_go()
-
-    def _free_all(self) -> None:
-        """Gives every parameter memory of its own, in RAM."""
-        ram = torch.device("cpu")
-        values: list[tuple[Weight, torch.Tensor]] = []
-        for weight in self._weights.values():  # what can fail comes before anything is changed
-            with self.loans.lock:
-                values.append((weight, weight.truth() if self.device.is_host else weight.on_host()))
-        for weight, value in values:
-            weight.free(value)
-            move_gradient(weight.parameter, ram)
-            del weight.parameter._tensorstream_weight  # type: ignore[attr-defined]
-        for member in self._resident.values():
-            value = member.parameter.data
-            on_host = self.device.is_host
-            member.parameter.data = copy_at(value, member.line_offset) if on_host else value.cpu()
-            move_gradient(member.parameter, ram)
 
     def _let_go(self) -> None:
         """Ends the engine now: objects in cycles would keep its memory until they are collected."""
@@ -497,4 +494,5 @@ class Orchestrator:
             held.clear()
         self.pool = self.saved.pool = None  # what tensors hold of it stays with them
         self._leases.let_go()
+        self._gate.is_over = True
         del self.engine

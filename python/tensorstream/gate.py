@@ -1,0 +1,192 @@
+"""Keeps forwards away while weights change their places: those too that no hook sees.
+
+Modules whose weights all stay have no hooks, so that their forwards enter no session. What is about to
+move weights puts a hook on each of them, at which forwards that begin now wait; and waits until no
+other thread has the call of such a module on its stack, as a session does for forwards that it knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.autograd.graph
+from torch import nn
+
+from tensorstream import _native
+from tensorstream.backward import in_backward
+from tensorstream.exceptions import ConfigError
+from tensorstream.fused import COUNTS_HOOKS
+from tensorstream.hooks import HookedModule, StoppingHook
+from tensorstream.interrupts import HeldBack
+
+_CALL = nn.Module._call_impl.__code__
+_CALLS = (_CALL.co_name, nn.Module._wrapped_call_impl.__code__.co_name)
+_BACKWARD = torch.autograd.graph._engine_run_backward.__code__
+# How often it looks whether others are done: a forward without hooks wakes nobody.
+_LOOK_EVERY_S = 0.002
+
+
+class Gate:
+    """That of one model. Any thread may close it; one at a time does.
+
+    Attributes:
+        is_over: Whether the model was restored.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[weakref.ref[nn.Module]],
+        hooked: Mapping[int, HookedModule],
+        session: _native.Session,
+    ) -> None:
+        """`hooked` are those with hooks of ours, by their place in `modules`, as they are at any time."""
+        self._modules = modules
+        self._hooked = hooked
+        self.is_over = False
+        self.renew(session)
+
+    def renew(self, session: _native.Session) -> None:
+        """Takes another session, in a forked child: who had the gate closed is not there."""
+        self._session = session
+        self._turn = threading.Lock()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._waiting: set[int] = set()  # threads that have a call under way which has not begun
+        self._numbers: dict[int, int] = {}  # of the modules, by id
+        self._seen: set[int] = set()  # ids of those whose calls enter the session
+
+    @contextlib.contextmanager
+    def closed(self, frame: FrameType, held: HeldBack) -> Iterator[None]:
+        """Nobody else runs the model meanwhile; `frame` is the caller's, by which the session knows it.
+
+        Raises:
+            ConfigError: The calling thread runs the model, or computes gradients; or the model is restored.
+        """
+        if self.is_amidst(frame):  # guard: amidst-unhooked-forward
+            raise _amidst()
+        while not self._turn.acquire(timeout=0.05):
+            held.check()
+        stops: list[StoppingHook] = []
+        try:
+            while self._waiting:  # whom it let go has its forward before it is closed again
+                time.sleep(_LOOK_EVERY_S)
+                held.check()
+            self._close(stops)
+            self._enter_alone(frame, held)
+            try:
+                if self.is_over:
+                    raise ConfigError("another thread restored the model meanwhile")
+                yield
+            finally:
+                self._session.leave(frame)
+        finally:
+            for stop in stops:
+                stop.detach()
+            with self._changed:
+                self._is_closed = False
+                self._changed.notify_all()
+            self._turn.release()
+
+    def is_amidst(self, frame: FrameType) -> bool:
+        """Whether the calling thread, in `frame`, runs a module of the model, or computes gradients."""
+        if in_backward():
+            return True
+        parts = {id(reference()) for reference in self._modules} - {id(None)}
+        return any(id(module) in parts for module in _called(frame))
+
+    def _close(self, stops: list[StoppingHook]) -> None:
+        modules = [reference() for reference in self._modules]
+        alive = {number: module for number, module in enumerate(modules) if module is not None}
+        self._numbers = {id(module): number for number, module in alive.items()}
+        self._seen = {id(module) for number, module in alive.items() if number in self._hooked}
+        with self._changed:
+            self._is_closed = True
+        within: set[int] = set()
+        for module in alive.values():
+            if isinstance(module, COUNTS_HOOKS):  # hooks of what is in it would be counted
+                within.update(id(part) for part in module.modules() if part is not module)
+        for module in alive.values():
+            scripted = isinstance(module, torch.jit.ScriptModule)  # which takes no hook
+            if not scripted and id(module) not in self._seen and id(module) not in within:
+                stops.append(StoppingHook(module, self._stop))
+
+    def _enter_alone(self, frame: FrameType, held: HeldBack) -> None:
+        while True:
+            while self._others_run():  # guard: unhooked-forwards
+                time.sleep(_LOOK_EVERY_S)
+                held.check()
+            with held.let_through():
+                entered = self._session.enter_alone(frame)
+            if not entered:
+                raise _amidst()
+            if not self._others_run():
+                return
+            self._session.leave(frame)  # they may be waiting for it
+
+    def _others_run(self) -> bool:
+        me = threading.get_ident()
+        with self._changed:
+            return any(
+                self._runs(frame)
+                for thread, frame in sys._current_frames().items()
+                if thread != me and thread not in self._waiting
+            )
+
+    def _runs(self, frame: FrameType) -> bool:
+        """Whether a thread computes gradients, or is in a forward that no session knows."""
+        outermost = None
+        for module in _called(frame):
+            if module is _Gradients:
+                return True
+            if id(module) in self._numbers:
+                outermost = id(module)
+        return outermost is not None and outermost not in self._seen
+
+    def _stop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a forward: waits, unless it is part of one that is waited for."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename == _CALL.co_filename:
+            frame = frame.f_back  # the call that this is
+        if in_backward() or any(id(called) in self._numbers for called in _called(frame)):
+            return
+        me = threading.get_ident()
+        with self._changed:
+            self._waiting.add(me)
+            try:
+                while self._is_closed:
+                    self._changed.wait()
+            finally:
+                self._waiting.discard(me)
+        hooked = self._hooked.get(self._numbers.get(id(module), -1))
+        if hooked is not None:  # torch looked for hooks before it had any
+            hooked.begin(module, args, kwargs)
+
+
+class _Gradients:
+    """Stands among called modules for the computing of gradients."""
+
+
+def _called(frame: FrameType | None) -> Iterator[object]:
+    """The modules whose calls `frame` is in, and _Gradients; the innermost first."""
+    while frame is not None:
+        code = frame.f_code
+        if code is _BACKWARD:
+            yield _Gradients
+        elif code.co_name in _CALLS and code.co_filename == _CALL.co_filename:
+            module = frame.f_locals.get("self")
+            yield getattr(module, "_orig_mod", module)  # of a model that was compiled
+        frame = frame.f_back
+
+
+def _amidst() -> ConfigError:
+    return ConfigError(
+        "this thread is in a forward of the model, or computes gradients: set its budget before or after it"
+    )

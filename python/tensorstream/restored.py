@@ -1,0 +1,44 @@
+"""Parameters of a model that is plain again: each has memory of its own, in RAM."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from tensorstream.compute_device import move_gradient
+from tensorstream.walk import FoundWeight
+from tensorstream.weight import Weight, copy_at
+
+_RAM = torch.device("cpu")
+
+
+def values_in_ram(
+    weights: Iterable[Weight],
+    residents: Iterable[FoundWeight],
+    lock: threading.RLock,
+    is_host: bool,
+) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """The parameters that are the engine's, with the values that they are to have. Nothing is changed."""
+    values: list[tuple[nn.Parameter, torch.Tensor]] = []
+    for weight in weights:
+        if hasattr(weight.parameter, "_tensorstream_weight"):  # or it is plain already
+            with lock:
+                values.append((weight.parameter, weight.truth() if is_host else weight.on_host()))
+    for member in residents:
+        value = member.parameter.data
+        values.append(
+            (member.parameter, copy_at(value, member.line_offset) if is_host else value.cpu())
+        )
+    return values
+
+
+def make_plain(values: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
+    """Puts parameters on the values, in RAM, and their gradients too."""
+    for parameter, value in values:
+        parameter.__class__ = nn.Parameter
+        parameter.data = value
+        parameter.__dict__.pop("_tensorstream_weight", None)
+        move_gradient(parameter, _RAM)

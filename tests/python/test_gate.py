@@ -1,0 +1,197 @@
+"""Models whose weights all stay have no hooks: what moves weights waits for their forwards, too."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tensorstream as ts
+from conftest import assert_same, hooks_of, offload_tightly
+from model_shapes import make_stack, row_ids
+
+PATIENCE_S = 30
+
+
+def resident(model: Any, **options: Any) -> Any:
+    """Offloaded with a budget that holds everything."""
+    ts.offload(model, ram_budget="1GiB", **options)
+    assert hooks_of(model) == []
+    return model
+
+
+def smallest_of(model: Any) -> int:
+    """The smallest budget that an offloaded model can be given."""
+    with pytest.raises(ts.BudgetError) as refused:
+        ts.set_budget(model, ram_budget=1)
+    return refused.value.needed_bytes
+
+
+class Held:
+    """A hook of the user's, in which a forward stops until it is let go."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.inside, self.go_on = threading.Event(), threading.Event()
+        self._handle = module.register_forward_hook(self)
+
+    def __call__(self, *_: Any) -> None:
+        self._handle.remove()
+        self.inside.set()
+        assert self.go_on.wait(PATIENCE_S)
+
+
+def in_thread(run: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Runs it on a thread; what it gives or raises is added to the list."""
+    results: list[Any] = []
+
+    def call() -> None:
+        try:
+            with torch.no_grad():
+                results.append(run())
+        except (RuntimeError, AssertionError, ts.TensorStreamError) as error:
+            results.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread, results
+
+
+@pytest.mark.parametrize("how", ["set_budget", "restore"])
+def test_a_forward_without_hooks_is_waited_for(how: str) -> None:
+    model = resident(make_stack(4))
+    smallest = smallest_of(model)
+    held = Held(model.blocks[1])
+    forward, outputs = in_thread(lambda: model(row_ids()))
+    assert held.inside.wait(PATIENCE_S)
+    move = {
+        "set_budget": lambda: ts.set_budget(model, ram_budget=smallest),
+        "restore": lambda: ts.restore(model),
+    }[how]
+    moving, moved = in_thread(move)
+    moving.join(0.2)
+    assert moving.is_alive()
+    later, outputs_later = in_thread(lambda: model(row_ids()))
+    later.join(0.1)
+    assert later.is_alive(), "a forward that begins meanwhile waits"
+    held.go_on.set()
+    for thread in (forward, moving, later):
+        thread.join(PATIENCE_S)
+    assert moved == [model]
+    with torch.no_grad():
+        expected = make_stack(4)(row_ids())
+        assert_same(outputs, expected)
+        assert_same(outputs_later, expected)
+        assert_same(model(row_ids()), expected)
+    assert bool(hooks_of(model)) == (how == "set_budget")
+
+
+def test_a_call_of_a_part_is_waited_for() -> None:
+    model = resident(make_stack(4))
+    smallest = smallest_of(model)
+    held = Held(model.blocks[1].up)
+    x = torch.randn(3, 256)
+    forward, outputs = in_thread(lambda: model.blocks[1](x))
+    assert held.inside.wait(PATIENCE_S)
+    moving, moved = in_thread(lambda: ts.set_budget(model, ram_budget=smallest))
+    moving.join(0.2)
+    assert moving.is_alive()
+    held.go_on.set()
+    forward.join(PATIENCE_S)
+    moving.join(PATIENCE_S)
+    assert moved == [model]
+    with torch.no_grad():
+        assert_same(outputs, make_stack(4).blocks[1](x))
+
+
+def test_amidst_its_own_forward_without_hooks_the_budget_stays() -> None:
+    model = resident(make_stack(3))
+    smallest = smallest_of(model)
+    raised: list[Exception] = []
+
+    def set_it(*_: Any) -> None:
+        with pytest.raises(ts.ConfigError, match="in a forward of the model") as refused:
+            ts.set_budget(model, ram_budget=smallest)
+        raised.append(refused.value)
+
+    handle = model.blocks[1].register_forward_hook(set_it)
+    with torch.no_grad():
+        assert_same(model(row_ids()), make_stack(3)(row_ids()))
+    handle.remove()
+    assert len(raised) == 1
+    assert hooks_of(model) == []
+
+
+def test_gradients_that_another_thread_computes_are_waited_for() -> None:
+    model, plain = resident(make_stack(3)), make_stack(3)
+    smallest = smallest_of(model)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(gradient: torch.Tensor) -> None:
+        inside.set()
+        assert go_on.wait(PATIENCE_S)
+
+    def train() -> None:
+        with torch.enable_grad():
+            loss = model(row_ids()).pow(2).sum()
+            loss.register_hook(hold)
+            loss.backward()
+
+    training, trained = in_thread(train)
+    assert inside.wait(PATIENCE_S)
+    moving, moved = in_thread(lambda: ts.set_budget(model, ram_budget=smallest))
+    moving.join(0.2)
+    assert moving.is_alive()
+    go_on.set()
+    training.join(PATIENCE_S)
+    moving.join(PATIENCE_S)
+    assert (trained, moved) == ([None], [model])
+    plain(row_ids()).pow(2).sum().backward()
+    assert_same([p.grad for p in model.parameters()], [p.grad for p in plain.parameters()])
+
+
+def test_a_forward_that_waits_while_all_comes_to_stay() -> None:
+    """It waits at a hook that is gone when its turn comes."""
+    model: Any = offload_tightly(make_stack(4))
+    held = Held(model.blocks[1])
+    first, outputs = in_thread(lambda: model(row_ids()))
+    assert held.inside.wait(PATIENCE_S)
+    threads = [in_thread(lambda: model(row_ids())) for _ in range(2)]
+    moving, moved = in_thread(lambda: ts.set_budget(model, ram_budget="1GiB"))
+    moving.join(0.1)
+    threads += [in_thread(lambda: model(row_ids())) for _ in range(2)]
+    held.go_on.set()
+    for thread in (first, moving, *(thread for thread, _ in threads)):
+        thread.join(PATIENCE_S)
+    assert moved == [model]
+    with torch.no_grad():
+        expected = make_stack(4)(row_ids())
+        assert_same([outputs, *(results for _, results in threads)], [expected] * 5)
+        assert_same(model(row_ids()), expected)
+
+
+def test_budgets_that_move_under_running_forwards() -> None:
+    model: Any = offload_tightly(make_stack(6))
+    plain = make_stack(6)
+    smallest, fits = smallest_of(model), ts.estimate_memory(plain).everything_fits_bytes
+    over = threading.Event()
+
+    def move() -> None:
+        moves = 0
+        while not over.wait(0.001):
+            moves += 1
+            ts.set_budget(model, ram_budget=(smallest, 2 * fits, (smallest + fits) // 2)[moves % 3])
+
+    with torch.no_grad():
+        expected = plain(row_ids())
+        moving, moved = in_thread(move)
+        try:
+            for _ in range(100):
+                assert_same(model(row_ids()), expected)
+        finally:
+            over.set()
+            moving.join(PATIENCE_S)
+    assert moved == [None]

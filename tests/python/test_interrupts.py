@@ -1,0 +1,158 @@
+"""Ctrl-C while a model is moved or restored: it works on, and the same call again succeeds."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+
+import tensorstream as ts
+from conftest import assert_same, offload_tightly
+from fake_gpu import use_fake_gpu
+from model_shapes import make_stack, row_ids
+from tensorstream.interrupts import HeldBack
+
+
+class InterruptAtLine:
+    """Raises SIGINT at the n-th line of the package that the thread runs."""
+
+    def __init__(self, line: int) -> None:
+        self._left = line
+
+    def __enter__(self) -> InterruptAtLine:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        sys.settrace(None)
+
+    @property
+    def came(self) -> bool:
+        return self._left <= 0
+
+    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if "/tensorstream/" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            self._left -= 1
+            if self._left == 0:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+        return self._trace
+
+
+def offloaded(where: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, int]:
+    """A model with the smallest budget, and that."""
+    model: Any = make_stack(3)
+    smallest = ts.estimate_memory(model).smallest_budget_bytes
+    if where == "gpu":
+        use_fake_gpu(monkeypatch, homes=True)
+        smallest = max(smallest, 2 << 20)
+        return ts.offload(model, ram_budget=smallest), smallest
+    if where == "file":
+        from safetensors.torch import save_file
+
+        path = folder / "model.safetensors"
+        save_file(model.state_dict(), path)
+        return offload_tightly(model, checkpoint=path), smallest
+    return offload_tightly(model), smallest
+
+
+@pytest.mark.parametrize("where", ["memory", "file", "gpu"])
+@pytest.mark.parametrize("what", ["more", "less", "restore"])
+def test_an_interrupted_call_leaves_a_model_that_works(
+    what: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = make_stack(3)
+    line, tried = 1, 0
+    with torch.no_grad():
+        expected = plain(row_ids())
+        while True:
+            model, smallest = offloaded(where, tmp_path, monkeypatch)
+            assert_same(model(row_ids()), expected)
+            budget = "1GiB" if what == "more" else smallest
+            if what == "less":
+                ts.set_budget(model, ram_budget="1GiB")
+            interrupt = InterruptAtLine(line)
+            try:
+                with interrupt:
+                    if what == "restore":
+                        ts.restore(model)
+                    else:
+                        ts.set_budget(model, ram_budget=budget)
+            except KeyboardInterrupt:
+                tried += 1
+            if not interrupt.came:
+                break
+            assert_same(list(model.parameters()), list(plain.parameters()), f"line {line}")
+            assert_same(model(row_ids()), expected, f"line {line}")
+            if what != "restore":
+                ts.set_budget(model, ram_budget=budget)
+                assert_same(model(row_ids()), expected, f"line {line}, again")
+            if what != "restore" or any(
+                type(p) is not torch.nn.Parameter for p in model.parameters()
+            ):
+                ts.restore(model)
+            assert_same(model(row_ids()), expected, f"line {line}, restored")
+            line += 211
+    assert tried > 2
+
+
+def test_a_wait_for_a_forward_can_be_given_up() -> None:
+    model: Any = make_stack(3)
+    ts.offload(model, ram_budget="1GiB")
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(*_: Any) -> None:
+        inside.set()
+        assert go_on.wait(30)
+
+    handle = model.blocks[1].register_forward_hook(hold)
+    forward = threading.Thread(target=model, args=(row_ids(),))
+    forward.start()
+    assert inside.wait(30)
+    handle.remove()
+    alarm = threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,))
+    alarm.start()
+    with pytest.raises(KeyboardInterrupt):
+        ts.restore(model)
+    go_on.set()
+    forward.join()
+    alarm.join()
+    ts.restore(model)
+    with torch.no_grad():
+        assert_same(model(row_ids()), make_stack(3)(row_ids()))
+
+
+def test_handlers_are_as_they_were_and_run_in_order() -> None:
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    usual = signal.signal(signal.SIGUSR1, note)
+    try:
+        with HeldBack() as held:
+            signal.raise_signal(signal.SIGUSR1)
+            assert came == []
+            held.check()
+            assert came == [signal.SIGUSR1]
+            with held.let_through():
+                signal.raise_signal(signal.SIGUSR1)
+                assert len(came) == 2
+            signal.raise_signal(signal.SIGUSR1)
+            assert len(came) == 2
+        assert len(came) == 3
+        with pytest.raises(KeyboardInterrupt), HeldBack():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGUSR1) is note
+    finally:
+        signal.signal(signal.SIGUSR1, usual)
+    assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before
