@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -449,7 +448,7 @@ class Orchestrator:
 
     def renew_locks(self) -> None:
         """In a forked child: threads of the parent may have held the locks, and are not here."""
-        self.loans.lock = threading.RLock()
+        self.loans.enter_child()
         self.session = _native.Session(self._reclaim, self._forward.waits_for_caller)
         self._leases.renew(self.session)
         self._gate.renew(self.session)

@@ -9,13 +9,17 @@ one on the arena, but that writes through its `data` show in its version, by whi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from multiprocessing.context import get_spawning_popen
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
+from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils import _pytree as pytree
 
 from tensorstream.exceptions import UnsupportedError
@@ -86,6 +90,11 @@ class LentParameter(nn.Parameter):
         with torch.no_grad():
             self.copy_(value.clone())  # it may be a view of what it replaces
 
+    def set_(self, *source: Any, **kwargs: Any) -> torch.Tensor:
+        """Takes the value, as `data` does: torch's own exchanges the memory, unseen."""
+        self.data = _given_to_set(self, source, kwargs)
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
         if id(self) not in memo:
             memo[id(self)] = nn.Parameter(self.detach().clone(), self.requires_grad)
@@ -125,6 +134,26 @@ class ParkedParameter(nn.Parameter):
         copied: nn.Parameter = memo[id(self)]
         return copied
 
+    def set_(self, *source: Any, **kwargs: Any) -> torch.Tensor:
+        """Takes the value, as `data` does: torch's own asks no subclass, and exchanges the poison."""
+        _check_method(torch.Tensor.set_, "set_", self)
+        self.data = _given_to_set(self, source, kwargs)
+        return self
+
+    def detach(self) -> torch.Tensor:
+        """The true value, without its history.
+
+        Raises:
+            UnsupportedError: nn.Parameter() asks, which takes no value of another class than the weight's.
+        """
+        if sys._getframe(1).f_code is nn.Parameter.__new__.__code__:
+            raise UnsupportedError(
+                f"nn.Parameter() of the streamed weight '{weight_of(self).name}', as weight_norm() and "
+                "Embedding.from_pretrained() call it: give its value (weight.data, or a clone), or call "
+                "tensorstream.restore(model) first"
+            )
+        return super().detach()
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         with weight_of(self)._loans.lock:
             value = weight_of(self).truth()
@@ -132,6 +161,29 @@ class ParkedParameter(nn.Parameter):
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         return repr(nn.Parameter(weight_of(self).truth(), self.requires_grad))
+
+
+def _given_to_set(
+    parameter: torch.Tensor, source: tuple[Any, ...], kwargs: dict[str, Any]
+) -> torch.Tensor:
+    """The value that set_() is given for `parameter`: a tensor, or a storage and how it is seen."""
+    given = source[0] if source else kwargs.get("source")
+    if isinstance(given, torch.Tensor) and len(source) + len(kwargs) == 1:
+        return given.detach()
+    return torch.empty(0, dtype=parameter.dtype, device=parameter.device).set_(*source, **kwargs)
+
+
+def _to_other_process(parameter: ParkedParameter) -> Any:
+    """How torch.multiprocessing sends one: as a copy, whose memory it moves to where both see it."""
+    with weight_of(parameter)._loans.lock:
+        value = nn.Parameter(weight_of(parameter).truth().clone(), parameter.requires_grad)
+    spawning = get_spawning_popen()
+    if spawning is not None:  # the file behind the copy is to be open until the process has begun
+        spawning.__dict__.setdefault("_tensorstream_sent", []).append(value)
+    return reduce_tensor(value)
+
+
+ForkingPickler.register(ParkedParameter, _to_other_process)
 
 
 def _name_of(func: Callable[..., Any]) -> str:
@@ -184,7 +236,7 @@ _ON_THE_OBJECT = frozenset(
 )
 # Answered by the weight's form: the object's own strides are those of the poison.
 _ON_THE_FORM = frozenset("stride is_contiguous storage_offset dim_order".split())
-_REFUSED = frozenset("set_ resize_ resize_as_ share_memory_".split())
+_REFUSED = frozenset("resize_ resize_as_ share_memory_".split())
 
 
 def _on_the_truth(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -38,6 +38,12 @@ class Loans:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.weights: set[Weight] = set()
+        self.forked = False  # the process is a child of that with the engine
+
+    def enter_child(self) -> None:
+        """In a forked child: threads of the parent may have held the lock, and are not here."""
+        self.lock = threading.RLock()
+        self.forked = True
 
     def add(self, weight: Weight) -> None:
         """Says that somebody holds the weight's true value."""
@@ -175,8 +181,38 @@ class Weight:
         """The weight on a place: uint8 (size_bytes,) on the device, seen with its type, shape, strides."""
         return place.view(self.form.dtype).as_strided(self.form.shape, self.form.stride())
 
+    def take_set(self) -> None:
+        """Takes over what was put in the place of the parameter's bytes past torch's functions.
+
+        Raises:
+            UnsupportedError: It cannot be the weight's value; it stays where it is.
+        """
+        parameter = self.parameter
+        if type(parameter) is not ParkedParameter:
+            return
+        lent = self.lent()
+        with torch._C.DisableTorchFunctionSubclass():
+            address = parameter.data_ptr()
+            if address == self.poison.data_ptr() or (
+                lent is not None and address in lent.addresses
+            ):
+                return
+            value = parameter.detach()
+        self.check_form(value)
+        self.park()
+        self.assign(value)  # guard: taken-set
+
+    def _check_process(self) -> None:
+        """Raises UnsupportedError in a forked child where the weight is in pinned memory, which it lacks."""
+        if self._loans.forked and self._home is not None:  # guard: forked-home
+            raise UnsupportedError(
+                f"the streamed weight '{self.name}' is in pinned host memory, which a forked process does "
+                "not have: read it in the process that offloaded the model"
+            )
+
     def truth(self) -> torch.Tensor:
         """The weight's true value, shared with whoever holds it already."""
+        self.take_set()
         self.settle()
         if self._loan is not None:
             return self._loan
@@ -186,6 +222,7 @@ class Weight:
 
     def read(self) -> torch.Tensor:
         """A fresh copy of the weight's bytes, of its shape, strides and type."""
+        self._check_process()
         with torch.inference_mode(False), torch.no_grad():
             if self._home is not None:
                 return torch.clone(self._home)
@@ -212,6 +249,7 @@ class Weight:
 
     def on_host(self) -> torch.Tensor:
         """The weight's true value in RAM of its own, whatever the device has room for."""
+        self.take_set()
         self.settle()
         value = self._loan if self._loan is not None else self._owned
         if value is not None:
@@ -260,10 +298,12 @@ class Weight:
     def end_pointing(self) -> None:
         """Settles the loan before the weight is used: addresses given out are void from now on."""
         self._pointed_at = None
+        self.take_set()
         self.settle()
 
     def settle(self) -> None:
         """Makes what was written to a loan the weight's bytes, and ends a loan nobody holds."""
+        self._check_process()
         loan = self._loan
         if loan is None or type(self.parameter) is LentParameter:
             return  # in use: settled before the next one
@@ -330,6 +370,7 @@ class Weight:
         """
         if value is self.parameter:
             return
+        self._check_process()
         if isinstance(value, ParkedParameter):
             value = value.data
         loan = self._loan
