@@ -127,9 +127,10 @@ class Gate:
                 entered = self._session.enter_alone(frame)
             if not entered:
                 raise _amidst()
-            if not self._others_run():
-                return
-            self._session.leave(frame)  # they may be waiting for it
+            if self._others_run():  # guard: unhooked-forwards
+                self._session.leave(frame)  # they may be waiting for it
+                continue
+            return
 
     def _others_run(self) -> bool:
         me = threading.get_ident()
