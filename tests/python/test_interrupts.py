@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import signal
 import sys
 import threading
@@ -39,7 +40,10 @@ class InterruptAtLine:
     def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
         if "/tensorstream/" not in frame.f_code.co_filename:
             return None
-        if event == "line":
+        # An error of this function itself, where a block is left, would keep its end from being run: a signal
+        # does not come there.
+        source = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and not source.lstrip().startswith("with "):
             self._left -= 1
             if self._left == 0:
                 sys.settrace(None)
