@@ -71,12 +71,12 @@ struct WantedTensor {
 std::vector<std::uint64_t> torch_shape(const StoredTensor& stored);
 
 /// For each of `wanted`, the tensor of `checkpoint` that holds it, valid as long as `checkpoint`
-/// is. Names are tried as they are, then with the one prefix of up to four parts ("model.",
-/// "bert.",
-/// ...) added or removed that makes the most of them match; a tied tensor is found under any of its
-/// names, the first that is there. Raises ConfigError naming the first few tensors that are
-/// missing, of another shape or of another type, with both sides, and where two prefixes would do
-/// equally well with different weights.
+/// is. Names are tried as they are, and where one is missing, all of them with one prefix of up to
+/// four parts ("model.", "bert.", ...) added or removed. A tied tensor is found under any of its
+/// names; where the checkpoint has several of them, their bytes are read and compared. Raises
+/// ConfigError naming the first few tensors that are missing, of another shape or of another type,
+/// with both sides, where two prefixes would do equally well with different weights, and where
+/// names of one tensor have different values; IoError; FormatError.
 std::vector<const CheckpointTensor*> match_tensors(const Checkpoint& checkpoint,
                                                    std::span<const WantedTensor> wanted);
 

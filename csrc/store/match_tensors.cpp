@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstddef>
+#include <iterator>
 #include <optional>
 #include <set>
 #include <string_view>
@@ -8,6 +9,7 @@
 
 #include "base/units.h"
 #include "store/checkpoint.h"
+#include "store/same_value.h"
 #include "store/shown_text.h"
 #include "tensorstream/error.h"
 
@@ -19,7 +21,8 @@ constexpr std::size_t kLongestPrefixParts = 4;
 constexpr std::size_t kListed = 5;
 
 using Tensors = std::map<std::string, CheckpointTensor, std::less<>>;
-using Matches = std::vector<const CheckpointTensor*>;
+/// For each wanted tensor all that the checkpoint has for it: several where it is tied.
+using Matches = std::vector<std::vector<const CheckpointTensor*>>;
 using Indices = std::vector<std::size_t>;
 
 enum class Change { kAdded, kRemoved };
@@ -61,95 +64,100 @@ const CheckpointTensor* find_by_prefix(const Tensors& tensors, const std::string
   return find_tensor(tensors, std::string_view(name).substr(prefix.text.size()));
 }
 
-/// Finds what the names as they are do not, by the one prefix that finds the most.
-class PrefixSearch {
- public:
-  PrefixSearch(const Tensors& tensors, std::span<const WantedTensor> wanted, Matches& matches)
-      : tensors_(tensors), wanted_(wanted), matches_(matches) {
-    for (const CheckpointTensor* match : matches) {
-      if (match != nullptr) taken_.insert(match);
+Matches find_by_names(const Tensors& tensors, std::span<const WantedTensor> wanted) {
+  Matches matches(wanted.size());
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    for (const std::string& name : wanted[i].names) {
+      if (const auto* tensor = find_tensor(tensors, name)) matches[i].push_back(tensor);
     }
   }
+  return matches;
+}
 
-  void run() {
+std::size_t count_found(const Matches& matches) {
+  return static_cast<std::size_t>(
+      std::ranges::count_if(matches, [](const auto& found) { return !found.empty(); }));
+}
+
+/// Finds the one prefix that makes all names the checkpoint's. One that is right for some of them
+/// only would give a weight that is not there another's values.
+class PrefixSearch {
+ public:
+  PrefixSearch(const Tensors& tensors, std::span<const WantedTensor> wanted)
+      : tensors_(tensors), wanted_(wanted) {}
+
+  /// What the prefix finds, with what the names `as_they_are` do beside it. Where none finds all,
+  /// what the fullest way finds: its gaps are what the checkpoint lacks.
+  Matches run(Matches as_they_are) {
     count_removed();
     count_added();
-    std::size_t most = 0;
-    for (auto& [prefix, found] : found_by_) {
+    const std::pair<const Prefix, Indices>* best = nullptr;
+    std::size_t most = count_found(as_they_are);
+    for (auto& candidate : found_by_) {
+      Indices& found = candidate.second;
       std::sort(found.begin(), found.end());
       found.erase(std::unique(found.begin(), found.end()), found.end());
-      most = std::max(most, found.size());
+      if (best != nullptr && most == wanted_.size() && found.size() == most) {
+        refuse_a_guess(best->first, candidate.first);
+      }
+      if (found.size() <= most) continue;
+      most = found.size();
+      best = &candidate;
     }
-    const std::pair<const Prefix, Indices>* best = nullptr;
-    for (const auto& candidate : found_by_) {
-      if (candidate.second.size() != most) continue;
-      if (best == nullptr) best = &candidate;
-      refuse_a_guess(*best, candidate);
+    if (best == nullptr) return as_they_are;
+    Matches matches(wanted_.size());
+    for (const std::size_t i : best->second) {
+      matches[i] = find(i, best->first);
+      std::ranges::copy(as_they_are[i], std::back_inserter(matches[i]));
     }
-    if (best == nullptr) return;
-    for (const std::size_t i : best->second) matches_[i] = find(i, best->first);
+    return matches;
   }
 
  private:
-  bool is_free(const CheckpointTensor* tensor) const {
-    return tensor != nullptr && !taken_.contains(tensor);
-  }
-
   void count_removed() {
     for (std::size_t i = 0; i < wanted_.size(); ++i) {
-      if (matches_[i] != nullptr) continue;
       for (const std::string& name : wanted_[i].names) {
         for_each_cut(name, [&](std::string_view prefix, std::string_view rest) {
-          if (is_free(find_tensor(tensors_, rest))) {
-            found_by_[{Change::kRemoved, prefix}].push_back(i);
-          }
+          if (find_tensor(tensors_, rest) == nullptr) return;
+          found_by_[{Change::kRemoved, prefix}].push_back(i);
         });
       }
     }
   }
 
   void count_added() {
-    std::map<std::string_view, std::size_t> unmatched;
+    std::map<std::string_view, std::size_t> by_name;
     for (std::size_t i = 0; i < wanted_.size(); ++i) {
-      if (matches_[i] != nullptr) continue;
-      for (const std::string& name : wanted_[i].names) unmatched.emplace(name, i);
+      for (const std::string& name : wanted_[i].names) by_name.emplace(name, i);
     }
     for (const auto& [name, tensor] : tensors_) {
-      if (!is_free(&tensor)) continue;
       for_each_cut(name, [&](std::string_view prefix, std::string_view rest) {
-        const auto found = unmatched.find(rest);
-        if (found != unmatched.end()) found_by_[{Change::kAdded, prefix}].push_back(found->second);
+        const auto found = by_name.find(rest);
+        if (found != by_name.end()) found_by_[{Change::kAdded, prefix}].push_back(found->second);
       });
     }
   }
 
-  const CheckpointTensor* find(std::size_t i, const Prefix& prefix) const {
+  std::vector<const CheckpointTensor*> find(std::size_t i, const Prefix& prefix) const {
+    std::vector<const CheckpointTensor*> found;
     for (const std::string& name : wanted_[i].names) {
-      const CheckpointTensor* tensor = find_by_prefix(tensors_, name, prefix);
-      if (is_free(tensor)) return tensor;
+      if (const auto* tensor = find_by_prefix(tensors_, name, prefix)) found.push_back(tensor);
     }
-    return nullptr;
+    return found;
   }
 
-  /// Raises where two prefixes would both do, with different weights. Where neither finds all that
-  /// is missing, the list of what is missing says more.
-  void refuse_a_guess(const std::pair<const Prefix, Indices>& one,
-                      const std::pair<const Prefix, Indices>& other) const {
-    const auto missing = std::count(matches_.begin(), matches_.end(), nullptr);
-    if (one.second.size() != static_cast<std::size_t>(missing)) return;
-    const bool same = std::all_of(one.second.begin(), one.second.end(), [&](std::size_t i) {
-      return find(i, one.first) == find(i, other.first);
-    });
+  /// Raises where two prefixes that find all find different weights.
+  void refuse_a_guess(const Prefix& one, const Prefix& other) const {
+    bool same = true;
+    for (std::size_t i = 0; same && i < wanted_.size(); ++i) same = find(i, one) == find(i, other);
     if (same) return;
-    throw ConfigError("the checkpoint's names fit the model's both by " + text_of(one.first) +
-                      " and by " + text_of(other.first) +
+    throw ConfigError("the checkpoint's names fit the model's both by " + text_of(one) +
+                      " and by " + text_of(other) +
                       ", which are different weights; give a checkpoint that holds only one");
   }
 
   const Tensors& tensors_;
   std::span<const WantedTensor> wanted_;
-  Matches& matches_;
-  std::set<const CheckpointTensor*> taken_;
   /// By prefix, the indices of the wanted tensors that it finds.
   std::map<Prefix, Indices> found_by_;
 };
@@ -204,12 +212,12 @@ void check_all_fit(const Checkpoint& checkpoint, std::span<const WantedTensor> w
   Findings unlike;
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     const WantedTensor& model = wanted[i];
-    if (matches[i] == nullptr) {
+    if (matches[i].empty()) {
       missing.add(
           [&] { return name_text(model) + " (" + type_text(model.dtype, model.shape) + ")"; });
       continue;
     }
-    const StoredTensor& stored = matches[i]->stored;
+    const StoredTensor& stored = matches[i].front()->stored;
     const auto shape = stored_shape(model);
     if (stored.dtype == model.dtype && shape && stored.shape == *shape) continue;
     unlike.add([&] {
@@ -247,18 +255,17 @@ std::vector<std::uint64_t> torch_shape(const StoredTensor& stored) {
 
 std::vector<const CheckpointTensor*> match_tensors(const Checkpoint& checkpoint,
                                                    std::span<const WantedTensor> wanted) {
-  Matches matches(wanted.size(), nullptr);
-  bool all_found = true;
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    for (const std::string& name : wanted[i].names) {
-      matches[i] = find_tensor(checkpoint.tensors(), name);
-      if (matches[i] != nullptr) break;
-    }
-    all_found = all_found && matches[i] != nullptr;
+  Matches matches = find_by_names(checkpoint.tensors(), wanted);
+  if (count_found(matches) != wanted.size()) {
+    matches = PrefixSearch(checkpoint.tensors(), wanted).run(std::move(matches));
   }
-  if (!all_found) PrefixSearch(checkpoint.tensors(), wanted, matches).run();
   check_all_fit(checkpoint, wanted, matches);
-  return matches;
+  std::vector<const CheckpointTensor*> found;
+  for (const auto& places : matches) {
+    check_same_value(checkpoint, places);  // guard: tied-value
+    found.push_back(places.front());
+  }
+  return found;
 }
 
 }  // namespace tensorstream

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "packed_files.h"
 #include "store/checkpoint.h"
 #include "store_files.h"
 #include "tensorstream/error.h"
@@ -22,18 +23,20 @@ using ::testing::ThrowsMessage;
 
 using Names = std::vector<std::string>;
 
-/// A checkpoint of one-byte tensors.
-Checkpoint checkpoint_of(const Names& names) {
+/// A checkpoint of one-byte tensors, each of another value.
+Checkpoint checkpoint_in(const TemporaryFolder& folder, const Names& names) {
   std::string header = "{";
   for (std::size_t i = 0; i < names.size(); ++i) {
     header += (i == 0 ? "\"" : ",\"") + names[i] +
               R"(":{"dtype":"U8","shape":[1],"data_offsets":[)" + std::to_string(i) + "," +
               std::to_string(i + 1) + "]}";
   }
-  const TemporaryFolder folder;
   return Checkpoint::open(
       folder.write("w.safetensors", safetensors_bytes(header + "}", names.size())));
 }
+
+/// Likewise, of which only the names are looked at.
+Checkpoint checkpoint_of(const Names& names) { return checkpoint_in(TemporaryFolder(), names); }
 
 Checkpoint checkpoint_with(const std::string& dtype, const std::string& shape,
                            std::size_t size_bytes) {
@@ -77,9 +80,47 @@ TEST(MatchTensors, ATiedTensorByTheFirstOfItsNamesThatIsThere) {
   const Checkpoint checkpoint = checkpoint_of({"embed.weight", "norm"});
   EXPECT_THAT(matched(checkpoint, {{"lm_head.weight", "embed.weight"}, {"norm"}}),
               ElementsAre("embed.weight", "norm"));
-  const Checkpoint both = checkpoint_of({"embed.weight", "lm_head.weight"});
-  EXPECT_THAT(matched(both, {{"lm_head.weight", "embed.weight"}}), ElementsAre("lm_head.weight"));
 }
+
+/// Two names of one weight, the second with `second`, packed or as they are.
+std::string tied_folder(const TemporaryFolder& folder, const std::string& first,
+                        const NamedBytes& second, bool packed) {
+  folder.write("src/model.safetensors", file_of({{"a", "BF16", "[3000000]", first}, second}));
+  if (!packed) return folder.path("src");
+  pack_checkpoint(folder.path("src"), folder.path("packed"), kTwoThreads, {});
+  return folder.path("packed");
+}
+
+class TiedInAFile : public ::testing::TestWithParam<bool> {};
+
+TEST_P(TiedInAFile, TheSameBytesAreOneWeight) {
+  const TemporaryFolder folder;
+  const std::string bytes = weights(3'000'000);
+  const Checkpoint both =
+      Checkpoint::open(tied_folder(folder, bytes, {"b", "BF16", "[3000000]", bytes}, GetParam()));
+  const WantedTensor tied{.names = {"b", "a"}, .dtype = Dtype::kBf16, .shape = {3'000'000}};
+  EXPECT_THAT(match_tensors(both, {&tied, 1}), ElementsAre(&both.tensors().at("b")));
+}
+
+TEST_P(TiedInAFile, OtherBytesAreRefusedByName) {
+  const std::string bytes = weights(3'000'000);
+  std::string changed = bytes;
+  changed.back() = static_cast<char>(changed.back() ^ 1);
+  for (const NamedBytes& second :
+       {NamedBytes{"b", "BF16", "[3000000]", changed}, NamedBytes{"b", "F16", "[3000000]", bytes},
+        NamedBytes{"b", "BF16", "[3000,1000]", bytes}}) {
+    const TemporaryFolder folder;
+    const Checkpoint both = Checkpoint::open(tied_folder(folder, bytes, second, GetParam()));
+    const WantedTensor tied{.names = {"a", "b"}, .dtype = Dtype::kBf16, .shape = {3'000'000}};
+    EXPECT_THAT([&] { match_tensors(both, {&tied, 1}); },
+                ThrowsMessage<ConfigError>(
+                    AllOf(HasSubstr("'a' and 'b' are one weight of the model, but differ"),
+                          HasSubstr(both.files().front()), HasSubstr("untie"))));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(PlainAndPacked, TiedInAFile, ::testing::Bool(),
+                         [](const auto& instance) { return instance.param ? "Packed" : "Plain"; });
 
 TEST(MatchTensors, ByAPrefixThatTheCheckpointHas) {
   const Checkpoint checkpoint = checkpoint_of({"bert.layer.0.w", "bert.layer.1.w", "cls.w"});
@@ -103,9 +144,24 @@ TEST(MatchTensors, ByAPrefixOfSeveralParts) {
 }
 
 TEST(MatchTensors, NamesAsTheyAreComeBeforePrefixes) {
-  const Checkpoint checkpoint = checkpoint_of({"head.w", "model.head.w", "layer.w"});
+  const Checkpoint checkpoint =
+      checkpoint_of({"head.w", "model.head.w", "layer.w", "model.layer.w"});
   EXPECT_THAT(matched(checkpoint, {{"model.head.w"}, {"model.layer.w"}}),
-              ElementsAre("model.head.w", "layer.w"));
+              ElementsAre("model.head.w", "model.layer.w"));
+}
+
+TEST(MatchTensors, APrefixIsForAllNamesOrNone) {
+  const auto refusal = ThrowsMessage<ConfigError>(HasSubstr("1 missing: 'head.w'"));
+  EXPECT_THAT([] { matched(checkpoint_of({"body.w", "ema.head.w"}), {{"body.w"}, {"head.w"}}); },
+              refusal);
+  EXPECT_THAT([] { matched(checkpoint_of({"body.w", "w"}), {{"body.w"}, {"head.w"}}); }, refusal);
+}
+
+TEST(MatchTensors, ANameAsItIsAndByThePrefixOfTheOthersIsRefused) {
+  const TemporaryFolder folder;
+  const Checkpoint checkpoint = checkpoint_in(folder, {"head.w", "model.head.w", "layer.w"});
+  EXPECT_THAT([&] { matched(checkpoint, {{"model.head.w"}, {"model.layer.w"}}); },
+              ThrowsMessage<ConfigError>(HasSubstr("'head.w' and 'model.head.w'")));
 }
 
 TEST(MatchTensors, ATiedTensorByAPrefixOfAnyOfItsNames) {
@@ -139,8 +195,10 @@ TEST(MatchTensors, ATensorTakenByItsNameIsNotTakenAgainByAPrefix) {
 }
 
 TEST(MatchTensors, ATensorTakenByItsNameSpeaksForNoPrefix) {
-  EXPECT_THAT(matched(checkpoint_of({"p.a", "q.a"}), {{"p.a"}, {"a"}}), ElementsAre("p.a", "q.a"));
-  EXPECT_THAT(matched(checkpoint_of({"a", "y.a"}), {{"a"}, {"x.y.a"}}), ElementsAre("a", "y.a"));
+  EXPECT_THAT([] { matched(checkpoint_of({"p.a", "q.a"}), {{"p.a"}, {"a"}}); },
+              ThrowsMessage<ConfigError>(HasSubstr("1 missing: 'a'")));
+  EXPECT_THAT([] { matched(checkpoint_of({"a", "y.a"}), {{"a"}, {"x.y.a"}}); },
+              ThrowsMessage<ConfigError>(HasSubstr("1 missing: 'x.y.a'")));
 }
 
 TEST(MatchTensors, ATiedTensorCountsOnceForAPrefix) {
