@@ -26,13 +26,14 @@ class Checkpoint {
  public:
   /// Opens `path`: a .safetensors file, an index (.json) of several, or a folder that holds one of
   /// `model.safetensors.index.json` and `model.safetensors`, or of the same with diffusers' name
-  /// `diffusion_pytorch_model`, else a single *.index.json, else a single *.safetensors. Every
+  /// `diffusion_pytorch_model`, else a single *.index.json, else a single *.safetensors. A
+  /// `model.safetensors.index.json` whose shards are gone is none beside `model.safetensors`. Every
   /// header is checked, and the index against the headers. A folder's files may be links within it,
   /// and those of a snapshot in Hugging Face's cache links to the cache's blobs; others are
   /// FormatErrors. Raises IoError; FormatError; ConfigError for a folder that holds several
-  /// candidates (naming all) or no model; UnsupportedError for a folder that holds other formats
-  /// (naming what it holds). Of a packed checkpoint the headers are checked likewise, and the
-  /// tensors are those that were packed.
+  /// candidates, or plain weights beside packed ones (naming all), or no model; UnsupportedError
+  /// for a folder that holds other formats (naming what it holds). Of a packed checkpoint the
+  /// headers are checked likewise, and the tensors are those that were packed.
   static Checkpoint open(const std::string& path);
 
   /// Whether offsets are those of files that were packed: such a file has to be read as one.

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <filesystem>
+#include <iterator>
 #include <span>
 #include <string_view>
 #include <system_error>
@@ -12,6 +13,7 @@
 
 #include "store/folder_bounds.h"
 #include "store/packed_index.h"
+#include "store/shard_index.h"
 #include "store/shown_text.h"
 #include "tensorstream/error.h"
 
@@ -97,8 +99,9 @@ std::vector<std::string> file_names(const std::string& folder) {
 /// The only one of `candidates`, which is not empty; several are refused by name.
 CheckpointFile only_one(const std::string& folder, const std::vector<std::string>& candidates) {
   if (candidates.size() > 1) {
-    throw ConfigError("'" + folder + "' holds several checkpoints: " + quoted_list(candidates) +
-                      "; give the path of one of these files");
+    throw ConfigError(
+        "'" + folder + "' holds several checkpoints: " + quoted_list(candidates) +
+        "; give the path of the one that is meant, or remove what an earlier save left");
   }
   const std::string& name = candidates.front();
   check_stays_in_folder(folder, name);
@@ -106,18 +109,63 @@ CheckpointFile only_one(const std::string& folder, const std::vector<std::string
           .kind = is_index(name) ? CheckpointKind::kIndex : CheckpointKind::kSingle};
 }
 
+/// Whether an index is what is left of an earlier save: none of its shards is there. transformers
+/// removes them, and not the index, where it saves one file over several.
+bool is_left_over(const std::string& index_path) {
+  const fs::path folder = fs::path(index_path).parent_path();
+  try {
+    const ShardIndex index = read_shard_index(index_path);
+    return std::ranges::none_of(index, [&](const auto& entry) {
+      std::error_code ignored;
+      return fs::symlink_status(folder / entry.second, ignored).type() != fs::file_type::not_found;
+    });
+  } catch (const Error&) {
+    return false;  // which of the two is meant, the user has to say
+  }
+}
+
+/// The files that plain loaders would take, but for an index that another save left.
+std::vector<std::string> usual_files(const std::string& folder,
+                                     std::span<const std::string> names) {
+  std::vector<std::string> usual;
+  std::ranges::copy_if(names, std::back_inserter(usual), is_usual);
+  const auto index = std::ranges::find(usual, kUsual[0]);
+  if (index == usual.end()) return usual;
+  const bool other = usual.size() > 1 || std::ranges::binary_search(names, kPackedIndexName);
+  if (other && is_left_over((fs::path(folder) / *index).string())) usual.erase(index);
+  return usual;
+}
+
+/// Refuses plain weights beside packed ones, of which one are older: a save into a packed folder
+/// leaves both.
+void check_only_packed(const std::string& folder, std::span<const std::string> names,
+                       std::vector<std::string> plain) {
+  for (const std::string& name : names) {
+    const auto original = unpacked_name(name);
+    if (!original || !name.ends_with(".safetensors") || is_usual(*original)) continue;
+    if (std::ranges::binary_search(names, *original)) plain.push_back(*original);
+  }
+  if (plain.empty()) return;
+  throw ConfigError("'" + folder + "' holds a packed checkpoint and plain weights beside it, " +
+                    quoted_list(plain) +
+                    ": which of them are meant, it does not say. Give the path of the one, '" +
+                    kPackedIndexName +
+                    "' or the plain file, or remove the other: the plain files, or that index "
+                    "with the packed-*.safetensors");
+}
+
 CheckpointFile find_in_folder(const std::string& folder) {
   const std::vector<std::string> names = file_names(folder);
+  std::vector<std::string> usual = usual_files(folder, names);
   std::vector<std::string> packed;
-  std::vector<std::string> usual;
   std::vector<std::string> indexes;
   std::vector<std::string> singles;
   for (const std::string& name : names) {
     if (name == kPackedIndexName) packed.push_back(name);
-    if (is_usual(name)) usual.push_back(name);
     if (is_index(name)) indexes.push_back(name);
     if (name.ends_with(".safetensors")) singles.push_back(name);
   }
+  if (!packed.empty()) check_only_packed(folder, names, usual);  // guard: plain-beside-packed
   for (const auto* candidates : {&packed, &usual, &indexes, &singles}) {
     if (!candidates->empty()) return only_one(folder, *candidates);
   }

@@ -192,6 +192,19 @@ TEST(CheckpointOpen, FolderOfDiffusersWithAVariantBeside) {
   EXPECT_THAT(names(Checkpoint::open(sharded.path())), ElementsAre("a", "b", "c"));
 }
 
+TEST(CheckpointOpen, AnIndexWhoseShardsAreGoneIsNoneBesideTheFile) {
+  const TemporaryFolder folder;
+  write_three_shards(folder, kIndexName);
+  folder.write("model.safetensors", one_tensor("saved later", 1));
+  EXPECT_THROW(Checkpoint::open(folder.path()), ConfigError);
+  for (const char* shard : {"model-1.safetensors", "sub/model-2.safetensors"}) {
+    std::filesystem::remove(folder.path(shard));
+    EXPECT_THROW(Checkpoint::open(folder.path()), ConfigError);
+  }
+  std::filesystem::remove(folder.path("model-3.safetensors"));
+  EXPECT_THAT(names(Checkpoint::open(folder.path())), ElementsAre("saved later"));
+}
+
 struct SeveralCandidates {
   std::string label;
   std::vector<std::string> files;

@@ -148,6 +148,47 @@ TEST(Pack, WhatIsPackedIsNotPackedAgain) {
               ThrowsMessage<ConfigError>(HasSubstr("is not packed")));
 }
 
+TEST(Pack, PlainWeightsBesidePackedOnesAreRefused) {
+  const std::string plain = file_of({{"norm", "F32", "[3]", noise(12)}});
+  for (const std::string source : {"model.safetensors", "w.safetensors"}) {
+    const TemporaryFolder folder;
+    folder.write("src/" + source, mixed_file());
+    pack_checkpoint(folder.path("src"), folder.path("p"), kTwoThreads, {});
+    folder.write("p/other.safetensors", plain);
+    EXPECT_TRUE(Checkpoint::open(folder.path("p")).packed());
+    folder.write("p/" + source, plain);
+    const auto refusal = ThrowsMessage<ConfigError>(
+        AllOf(HasSubstr("'" + source + "'"), HasSubstr("remove the other")));
+    EXPECT_THAT([&] { Checkpoint::open(folder.path("p")); }, refusal);
+    EXPECT_THAT([&] { verify_checkpoint(folder.path("p"), 1, {}); }, refusal);
+    EXPECT_THAT([&] { unpack_checkpoint(folder.path("p"), folder.path("u"), 1, {}); }, refusal);
+    EXPECT_TRUE(Checkpoint::open(folder.path("p/packed.safetensors.index.json")).packed());
+    EXPECT_FALSE(Checkpoint::open(folder.path("p/" + source)).packed());
+  }
+}
+
+TEST(Pack, ShardsSavedIntoAPackedFolderAreRefused) {
+  const TemporaryFolder folder;
+  folder.write("src/model.safetensors", mixed_file());
+  pack_checkpoint(folder.path("src"), folder.path("p"), kTwoThreads, {});
+  folder.write("p/model-1.safetensors", file_of({{"norm", "F32", "[3]", noise(12)}}));
+  folder.write(std::string("p/") + kIndex, R"({"weight_map":{"norm":"model-1.safetensors"}})");
+  EXPECT_THAT([&] { Checkpoint::open(folder.path("p")); },
+              ThrowsMessage<ConfigError>(HasSubstr(kIndex)));
+}
+
+// Such an index is carried, and is no sign of a later save.
+TEST(Pack, AFolderWithAnIndexThatWasLeftIsPackedAndComesBack) {
+  const TemporaryFolder folder;
+  folder.write("src/model.safetensors", mixed_file());
+  folder.write(std::string("src/") + kIndex, R"({"weight_map":{"a":"model-1.safetensors"}})");
+  pack_checkpoint(folder.path("src"), folder.path("p"), kTwoThreads, {});
+  EXPECT_TRUE(Checkpoint::open(folder.path("p")).packed());
+  verify_checkpoint(folder.path("p"), 1, {});
+  unpack_checkpoint(folder.path("p"), folder.path("u"), 1, {});
+  EXPECT_EQ(files_below(folder.path("u")), files_below(folder.path("src")));
+}
+
 TEST(Pack, NamesOfThePackedFormatAreRefused) {
   const TemporaryFolder folder;
   const std::string path = folder.write("m.safetensors", one_tensor("tensorstream.frames.w", 4));
