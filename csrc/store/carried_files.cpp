@@ -1,17 +1,20 @@
 #include "store/carried_files.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstddef>
 #include <filesystem>
 #include <functional>
 #include <span>
 #include <system_error>
+#include <utility>
 
 #include "codec/checksum.h"
 #include "platform/file.h"
 #include "platform/output_file.h"
 #include "store/folder_bounds.h"
 #include "store/packed_header.h"
+#include "store/shown_text.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -36,30 +39,87 @@ std::vector<std::uint64_t> read_parts(const File& file, Progress& progress, cons
   return checksums;
 }
 
+/// Far more than a checkpoint has; links to folders can make a few of them without end.
+constexpr std::size_t kMostEntries = 100'000;
+
+/// Lists the files below a folder; links are followed, within it.
+class FileList {
+ public:
+  FileList(const std::string& folder, const std::set<std::string>& left_out)
+      : folder_(folder), left_out_(left_out) {}
+
+  std::vector<CarriedFile> take() {
+    list("");
+    std::ranges::sort(files_, {}, &CarriedFile::name);
+    return std::move(files_);
+  }
+
+ private:
+  /// Of the folder called `below`, below the first.
+  void list(const std::string& below) {
+    std::error_code error;
+    const fs::path path = fs::path(folder_) / below;
+    const fs::path real = fs::canonical(path, error);
+    if (error) refuse(path.string(), error);
+    if (std::ranges::find(within_, real) != within_.end()) {  // guard: link-to-folder-above
+      throw FormatError(
+          path.string(), "",
+          "link: it leads to '" + shown(real.string()) + "', a folder that it is in; remove it");
+    }
+    within_.push_back(real);
+    fs::directory_iterator entry(path, error);
+    while (!error && entry != fs::directory_iterator()) {
+      const std::string name = entry->path().filename().string();
+      if (!name.starts_with('.')) add((fs::path(below) / name).string());
+      entry.increment(error);
+    }
+    if (error) refuse(path.string(), error);
+    within_.pop_back();
+  }
+
+  void add(const std::string& name) {
+    if (left_out_.contains(name)) return;
+    const std::string path = (fs::path(folder_) / name).string();
+    if (++entries_ > kMostEntries) {
+      throw UnsupportedError(
+          "'" + folder_ + "' has more than " + std::to_string(kMostEntries) +
+          " files and folders, links followed; give the checkpoint's own folder");
+    }
+    std::error_code error;
+    const fs::file_status status = fs::status(path, error);
+    if (status.type() == fs::file_type::not_found) {
+      throw IoError("'" + shown(path) + "' is a link to nothing; remove it, or put the file there",
+                    path, 0, ENOENT);
+    }
+    if (error) refuse(path, error);
+    check_stays_in_folder(folder_, name);  // guard: carried-link
+    if (status.type() == fs::file_type::directory) {
+      list(name);
+      return;
+    }
+    if (status.type() != fs::file_type::regular) {
+      throw UnsupportedError("'" + shown(path) + "' is neither a file nor a folder; remove it");
+    }
+    files_.push_back({name, File::open_for_reading(path).size_bytes(), {}});
+  }
+
+  [[noreturn]] static void refuse(const std::string& path, const std::error_code& error) {
+    throw IoError("cannot list '" + shown(path) + "': " + error.message(), path, 0, error.value());
+  }
+
+  const std::string& folder_;
+  const std::set<std::string>& left_out_;
+  std::vector<CarriedFile> files_;
+  std::size_t entries_ = 0;
+  /// The folders that are being listed, each in the one before, without links.
+  std::vector<fs::path> within_;
+};
+
 }  // namespace
 
 std::vector<CarriedFile> list_carried_files(const std::string& folder,
                                             const std::set<std::string>& left_out) {
-  std::vector<CarriedFile> files;
-  std::error_code error;
-  fs::recursive_directory_iterator entry(folder, error);
-  while (!error && entry != fs::recursive_directory_iterator()) {
-    const bool hidden = entry->path().filename().string().starts_with('.');
-    const bool is_folder = entry->is_directory(error);
-    if (hidden && is_folder) entry.disable_recursion_pending();
-    const std::string name = entry->path().lexically_relative(folder).string();
-    if (!error && !hidden && !is_folder && !left_out.contains(name)) {
-      check_stays_in_folder(folder, name);
-      files.push_back({name, File::open_for_reading(entry->path().string()).size_bytes(), {}});
-    }
-    if (!error) entry.increment(error);
-  }
-  if (error) {
-    throw IoError("cannot list the folder '" + folder + "': " + error.message(), folder, 0,
-                  error.value());
-  }
-  std::ranges::sort(files, {}, &CarriedFile::name);
-  return files;
+  return FileList(folder, left_out).take();
 }
 
 CarriedFile copy_carried_file(const std::string& from, const std::string& to, Progress& progress) {
@@ -85,7 +145,7 @@ CarriedFile examine_carried_file(const std::string& path, Progress& progress) {
 
 void check_carried_file(const std::string& path, const CarriedFile& found,
                         const CarriedFile& recorded) {
-  const std::string advice = "; it was damaged or changed since it was packed: pack again";
+  const std::string advice = " when the folder was packed; " + std::string(kCarriedAdvice);
   if (found.size_bytes != recorded.size_bytes) {
     throw FormatError(path, "",
                       "carried file: it has " + std::to_string(found.size_bytes) +

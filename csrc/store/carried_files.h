@@ -18,8 +18,17 @@ struct CarriedFile {
   std::vector<std::uint64_t> checksums;
 };
 
+/// What to do about a carried file that is not as it was.
+inline constexpr const char* kCarriedAdvice =
+    "put it back as it was, or pack the original again. The weights do not depend on it: they load "
+    "as they are, and tensorstream.unpack of a packed-*.safetensors file by its own path gives "
+    "them";
+
 /// All files below `folder` but those called `left_out`, by name, without checksums. Hidden files
-/// and folders (.git, .cache) are no part of a checkpoint. Raises IoError.
+/// and folders (.git, .cache) are no part of a checkpoint. Links are what they lead to: files and
+/// folders as check_stays_in_folder() has them. Raises IoError, also for a link to nothing;
+/// FormatError for a link that leaves the folder or leads to one that it is in; UnsupportedError
+/// for what is neither file nor folder.
 std::vector<CarriedFile> list_carried_files(const std::string& folder,
                                             const std::set<std::string>& left_out);
 

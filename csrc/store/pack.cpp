@@ -12,7 +12,9 @@
 #include "store/checkpoint.h"
 #include "store/checkpoint_file.h"
 #include "store/packed_index.h"
+#include "store/relative_path.h"
 #include "store/sealed_text.h"
+#include "store/shown_text.h"
 #include "store/staged_folder.h"
 #include "tensorstream/error.h"
 
@@ -45,6 +47,40 @@ std::string read_index(const std::string& path) {
   return text;
 }
 
+[[noreturn]] void refuse_name(const PackJob& job, const std::string& name,
+                              const std::string& fault) {
+  throw UnsupportedError("'" + shown((job.folder / name).string()) + "' cannot be packed: " +
+                         fault + "; rename it, or pack a folder without it");
+}
+
+/// Refuses names that the packed format cannot hold, before a byte is written.
+void check_names(const PackJob& job) {
+  std::set<std::string> packed;
+  std::vector<std::string> names;
+  for (const Shard& shard : job.shards) {
+    packed.insert(packed_name(shard.name));
+    names.push_back(shard.name);
+  }
+  if (job.index) names.push_back(job.index->name);
+  for (const CarriedFile& file : job.carried) names.push_back(file.name);
+  for (const std::string& name : names) {
+    static_cast<void>(json_string(name));  // raises where it is not UTF-8
+    // guard: name-of-packed-path
+    if (const auto fault = relative_path_fault(name)) refuse_name(job, name, "its path " + *fault);
+    // end guard
+  }
+  for (const CarriedFile& file : job.carried) {
+    const bool beside = file.name.find('/') == std::string::npos;
+    const bool ours = file.name == kPackedIndexName ||
+                      (unpacked_name(file.name) && file.name.ends_with(kExtension));
+    // guard: name-of-packed-file
+    if (packed.contains(file.name) || (beside && ours)) {
+      refuse_name(job, file.name, "the name is one of the packed format's own");
+    }
+    // end guard
+  }
+}
+
 PackJob open_job(const std::string& source) {
   const CheckpointFile found = find_checkpoint_file(source);
   // All rules of an index and its shards, before a byte is written.
@@ -71,6 +107,7 @@ PackJob open_job(const std::string& source) {
     packed.insert(name);
   }
   if (fs::is_directory(source)) job.carried = list_carried_files(source, packed);
+  check_names(job);
   return job;
 }
 

@@ -6,8 +6,8 @@
 
 namespace tensorstream {
 
-/// `text` fit for a message: control characters escaped, and a text longer than 200 bytes cut to
-/// its start and end. Text that is valid UTF-8 stays so.
+/// `text` fit for a message: control characters and bytes that are not UTF-8 escaped, and a text
+/// longer than 200 bytes cut to its start and end.
 std::string shown(std::string_view text);
 
 }  // namespace tensorstream

@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "platform/output_file.h"
+#include "store/carried_files.h"
 #include "store/checkpoint.h"
 #include "store/pack.h"
 #include "store/packed_checkpoint.h"
@@ -70,7 +71,8 @@ std::string carried_path(const PackedCheckpoint& packed, const CarriedFile& carr
   std::string path = (packed.folder / carried.name).string();
   std::error_code ignored;
   if (fs::status(path, ignored).type() != fs::file_type::not_found) return path;
-  throw FormatError(path, "", "carried file: it is not there any more; pack again");
+  throw FormatError(path, "",
+                    std::string("carried file: it is not there any more; ") + kCarriedAdvice);
 }
 
 void write_rest(const PackedCheckpoint& packed, const StagedFolder& folder, Progress& progress) {

@@ -402,6 +402,17 @@ TEST(PackedDamage, ACarriedFileThatIsGoneOrLongerIsFound) {
   EXPECT_THAT(refusal(packed.path("p")).rule(), StartsWith("carried file: it is not there"));
 }
 
+TEST(PackedDamage, AnEditedCarriedFileLeavesAWayToTheWeights) {
+  const PackedFolder packed;
+  packed.write("p/config.json", "{\"a\": 2}");
+  const std::string rule = refusal(packed.path("p")).rule();
+  EXPECT_THAT(rule, HasSubstr("put it back as it was"));
+  EXPECT_THAT(rule, HasSubstr("tensorstream.unpack of a packed-*.safetensors file"));
+  EXPECT_THROW(unpack_checkpoint(packed.path("p"), packed.path("u"), 2, {}), FormatError);
+  unpack_checkpoint(packed.path(kFile), packed.path("u"), 2, {});
+  EXPECT_EQ(packed.bytes("u/m.safetensors"), mixed_file());
+}
+
 TEST(PackedVersion, ANewerOneIsUnsupported) {
   const PackedFolder packed;
   const std::string good = packed.bytes(kFile);
