@@ -18,8 +18,9 @@ struct CheckpointFile {
 };
 
 /// The checkpoint at `path`, a file or a folder, by names alone, but for an index beside another
-/// candidate; Checkpoint::open says which names count. Raises IoError where `path` cannot be examined or does not exist, ConfigError for a
-/// folder that holds none or several, UnsupportedError where there is only another format.
+/// candidate; Checkpoint::open says which names count. Raises IoError where `path` cannot be
+/// examined or does not exist, ConfigError for a folder that holds none or several,
+/// UnsupportedError where there is only another format.
 CheckpointFile find_checkpoint_file(const std::string& path);
 
 }  // namespace tensorstream
