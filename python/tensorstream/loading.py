@@ -162,8 +162,9 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None) -> Descri
     make = loader.from_config if hasattr(loader, "from_config") else loader._from_config
     with library_errors(folder, CONFIG_ADVICE), torch.device("meta"):
         model: nn.Module = make(config, dtype=wanted)
-    keep_types_of_transformers(model, wanted)
-    made = made_names(model, checkpoint.tensors, renamed_by_transformers(model))
+    with library_errors(folder, CONFIG_ADVICE):  # of a transformers that has other rules
+        keep_types_of_transformers(model, wanted)
+        made = made_names(model, checkpoint.tensors, renamed_by_transformers(model))
     return Described(model.eval(), made)
 
 

@@ -93,3 +93,14 @@ def test_types_are_taken_by_name_as_from_pretrained_takes_them(tmp_path: Path) -
         assert ts.from_pretrained(folder, dtype=name, ram_budget="1GB").dtype == dtype
     with pytest.raises(ts.ConfigError, match="one model"):
         ts.plan(folder, dtype={"unet": "bfloat16"}, ram_budget="1GB")
+
+
+def test_another_transformers_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import conversion_mapping
+
+    path = save(SHAPES["llama"].make(3), tmp_path / "model")
+    monkeypatch.delattr(conversion_mapping, "get_model_conversion_mapping")
+    with pytest.raises(ts.UnsupportedError, match="get_model_conversion_mapping"):
+        ts.estimate_memory(path)
