@@ -2,6 +2,8 @@
 #include <nanobind/stl/string.h>
 
 #include <exception>
+#include <string>
+#include <string_view>
 
 #include "bindings.h"
 #include "tensorstream/error.h"
@@ -9,8 +11,20 @@
 namespace tensorstream {
 namespace {
 
+/// Names of files are bytes, and may be no UTF-8: such bytes are shown as \\xff.
+nb::object text_of(std::string_view text) {
+  return nb::steal(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace"));
+}
+
+/// As os.fsdecode() gives it, so that it opens the file.
+nb::object path_of(const std::string& path) {
+  return nb::steal(
+      PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size())));
+}
+
 nb::object make_exception(const char* type_name, const Error& error) {
-  return nb::module_::import_("tensorstream.exceptions").attr(type_name)(error.what());
+  return nb::module_::import_("tensorstream.exceptions").attr(type_name)(text_of(error.what()));
 }
 
 void raise(const nb::object& exception) {
@@ -23,14 +37,14 @@ void translate(const std::exception_ptr& raised, void* /*payload*/) {
   } catch (const IoError& error) {
     nb::object exception = make_exception("IoError", error);
     exception.attr("errno") = error.error_number();
-    exception.attr("filename") = error.path();
+    exception.attr("filename") = path_of(error.path());
     exception.attr("offset_bytes") = error.offset_bytes();
     raise(exception);
   } catch (const FormatError& error) {
     nb::object exception = make_exception("FormatError", error);
-    exception.attr("path") = error.path();
-    exception.attr("tensor") = error.tensor();
-    exception.attr("rule") = error.rule();
+    exception.attr("path") = path_of(error.path());
+    exception.attr("tensor") = text_of(error.tensor());
+    exception.attr("rule") = text_of(error.rule());
     raise(exception);
   } catch (const BudgetError& error) {
     nb::object exception = make_exception("BudgetError", error);
@@ -44,7 +58,7 @@ void translate(const std::exception_ptr& raised, void* /*payload*/) {
     raise(exception);
   } catch (const CufileError& error) {
     nb::object exception = make_exception("CufileError", error);
-    exception.attr("filename") = error.read().path;
+    exception.attr("filename") = path_of(error.read().path);
     exception.attr("offset_bytes") = error.read().offset_bytes;
     exception.attr("size_bytes") = error.read().size_bytes;
     exception.attr("result") = error.read().result;

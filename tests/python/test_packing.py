@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import filecmp
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,17 @@ def test_arguments_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ts.IoError, match="no such file"):
         ts.verify(tmp_path / "absent")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors"]
+
+
+def test_an_error_names_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    save_file({"w": torch.ones(3)}, source / "model.safetensors")
+    name = os.fsdecode(b"gone \xff")
+    (source / name).symlink_to("nowhere")
+    with pytest.raises(ts.IoError, match=r"gone \\xff") as caught:
+        ts.pack(source, tmp_path / "packed")
+    assert caught.value.filename == str(source / name)
 
 
 def test_progress_is_called_and_can_stop_the_work(tmp_path: Path) -> None:
