@@ -72,6 +72,7 @@ std::optional<MemoryArea> area_of(std::uint64_t begin, std::uint64_t end, const 
     auto area = parse_memory_area(line);
     if (!area || area->end <= begin) continue;
     if (area->inode == 0 || !area->permissions.starts_with('r')) return std::nullopt;
+    if (is_shared(*area)) return std::nullopt;  // guard: shared-mapping
     if (!found) {
       if (area->begin > begin) return std::nullopt;
       found = std::move(area);
@@ -209,7 +210,6 @@ std::optional<FileBacking> find_file_backing(const void* address, std::uint64_t 
   if (size_bytes == 0 || !end) return std::nullopt;
   const auto area = area_of(begin, *end, files.maps);
   if (!area) return std::nullopt;
-  if (is_shared(*area)) return std::nullopt;  // guard: shared-mapping
 
   FileBacking backing{.path = area->path,
                       .offset_bytes = area->offset_bytes + (begin - area->begin)};

@@ -15,8 +15,9 @@ struct FileBacking {
 };
 
 /// Finds the file whose mapped, never modified bytes are [address, address + size_bytes). Nothing
-/// for any other memory: anonymous, spanning two mappings, a deleted file, or with a page that was
-/// written (a private copy), as /proc/self/maps and /proc/self/pagemap tell.
+/// for any other memory: anonymous, spanning two mappings, a deleted file, shared with others that
+/// see what is written here, or with a page that was written (a private copy), as /proc/self/maps
+/// and /proc/self/pagemap tell.
 std::optional<FileBacking> find_file_backing(const void* address, std::uint64_t size_bytes);
 
 /// Resident bytes of this process now and at its highest, file pages included (VmRSS and VmHWM);

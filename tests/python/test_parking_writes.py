@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -389,3 +390,20 @@ def test_two_weights_change_places(source: str, tmp_path: Path) -> None:
     for round_ in range(3):
         pair.on_both(exchange)
         pair.check_forward(f"round {round_}")
+
+
+def test_memory_that_is_written_to_its_file_stays_shared(tmp_path: Path) -> None:
+    """A mapping for reading and writing is shared with all who map the file, as memory is."""
+    array = np.memmap(tmp_path / "w.bin", dtype=np.float32, mode="w+", shape=(256, 256))
+    array[:] = np.eye(256)
+    array.flush()
+    model = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(4)))
+    weight = nn.Parameter(torch.from_numpy(array))
+    model[0].weight = weight
+    offload_tightly(model)
+    with torch.no_grad():
+        model(torch.ones(1, 256))
+        weight.mul_(2)
+        assert array[0, 0] == 2
+        array[:] *= 5
+        assert weight[0, 0].item() == 10
