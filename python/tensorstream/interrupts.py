@@ -27,11 +27,15 @@ class HeldBack:
         if threading.current_thread() is not threading.main_thread():
             return self
         self._holds = True
-        for number in signal.valid_signals():
-            handler = signal.getsignal(number)
-            if callable(handler):
-                self._handlers[number] = handler
-                signal.signal(number, self._note)
+        try:
+            for number in signal.valid_signals():
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._handlers[number] = handler
+                    signal.signal(number, self._note)
+        except BaseException:  # of a handler that was not held back yet
+            self._put_back()
+            raise
         return self
 
     def __exit__(
@@ -40,16 +44,23 @@ class HeldBack:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._put_back()
+        self.check()
+
+    def _put_back(self) -> None:
         self._holds = False  # a handler that raises below leaves others that pass signals on
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self.check()
 
     def check(self) -> None:
         """Runs handlers of signals that came: where what is under way can be given up."""
-        while self._came:
-            number = self._came.pop(0)
+        if not self._came:
+            return
+        number = self._came.pop(0)
+        try:
             self._handlers[number](number, None)
+        finally:
+            self.check()
 
     @contextlib.contextmanager
     def let_through(self) -> Iterator[None]:

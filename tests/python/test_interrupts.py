@@ -160,3 +160,37 @@ def test_handlers_are_as_they_were_and_run_in_order() -> None:
     finally:
         signal.signal(signal.SIGUSR1, usual)
     assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before
+
+
+def test_a_handler_that_raises_while_others_are_taken_leaves_all_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    take = signal.signal
+
+    def raises_at_sigterm(number: int, handler: Any) -> Any:
+        if number == signal.SIGTERM and handler != signal.SIG_DFL:
+            monkeypatch.setattr(signal, "signal", take)
+            raise SystemExit
+        return take(number, handler)
+
+    take(signal.SIGTERM, lambda *_: None)
+    try:
+        monkeypatch.setattr(signal, "signal", raises_at_sigterm)
+        with pytest.raises(SystemExit), HeldBack():
+            pass
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        take(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_no_signal_is_lost_where_the_handler_of_another_raises() -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt), HeldBack():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+        assert came == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -51,6 +51,12 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
+@pytest.fixture
+def half_checkpoint(tmp_path: Path) -> Path:
+    save_file(make_tower(torch.bfloat16).state_dict(), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
 def stream_tower(checkpoint: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Tower:
     """With room on the device for three layers."""
     model = make_tower(dtype)
@@ -120,12 +126,10 @@ def test_the_plan_and_the_statistics_say_what_is_where(
 
 @pytest.mark.parametrize("level", ["1", "auto"])
 def test_coded_homes_leave_room_for_more(
-    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    level: str, half_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file(make_tower(torch.bfloat16).state_dict(), path)
     use_fake_gpu(monkeypatch, homes=(2 << 20) + LAYERS * WIDTH * WIDTH)
-    model = stream_tower(path, torch.bfloat16, compression=level)
+    model = stream_tower(half_checkpoint, torch.bfloat16, compression=level)
     plain = make_tower(torch.bfloat16)
     x = torch.randn(2, WIDTH).to(torch.bfloat16)
     for _ in range(3):
@@ -137,11 +141,9 @@ def test_coded_homes_leave_room_for_more(
 
 @pytest.mark.parametrize("backend", ["auto", "direct"])
 def test_packed_weights_without_a_home_cross_the_link_as_they_lie_on_the_disk(
-    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, half_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file(make_tower(torch.bfloat16).state_dict(), path)
-    ts.pack(path, tmp_path / "packed")
+    ts.pack(half_checkpoint, tmp_path / "packed")
     use_fake_gpu(monkeypatch, homes=0)
     model = stream_tower(tmp_path / "packed", torch.bfloat16, backend=backend)
     plain = make_tower(torch.bfloat16)
