@@ -23,6 +23,7 @@ from test_parking_writes import *  # noqa: F403
 # As in test_fake_gpu.py.
 for name in (
     "test_a_tensor_held_since_before_the_offload_stays_an_alias",
+    "test_memory_that_is_written_to_its_file_stays_shared",
     "test_rows_of_an_embedding_are_read_without_its_table",
     "test_reads_between_uses_keep_no_memory",
 ):
