@@ -6,6 +6,7 @@ import linecache
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,14 @@ from conftest import assert_same, offload_tightly
 from fake_gpu import use_fake_gpu
 from model_shapes import make_stack, row_ids
 from tensorstream.interrupts import HeldBack
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also in a shell's background job, which is started without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class InterruptAtLine:
