@@ -211,14 +211,18 @@ def _walk(model_or_path: Any, dtype: Any, keep_resident: Sequence[str] = ()) -> 
     """Walks a model, or what a path describes."""
     model = model_or_path if isinstance(model_or_path, nn.Module) else parts_of(model_or_path)
     made: set[str] = set()
+    frame_bytes: dict[str, int] = {}
     if model is None:
         from tensorstream.loading import describe
 
         described = describe(path_text(model_or_path), dtype)
-        model, made = described.model, described.made
+        model, made, frame_bytes = described.model, described.made, described.frame_bytes
     elif dtype is not None:
         raise ConfigError("dtype is for a path, and a model is given, which has types of its own")
     found = walk(model, keep_resident)
+    for weight in found.weights:
+        if weight.names[0] in frame_bytes:
+            found.tree.note_frames(weight.tensor, frame_bytes[weight.names[0]])
     return found, [weight for weight in found.weights if made.intersection(weight.names)]
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import check_complete, open_checkpoint
-from tensorstream.made_weights import Described, made_names
+from tensorstream.made_weights import Described, described
 from tensorstream.model_class import OPTION_ADVICE, library_errors
 from tensorstream.parts import Parts, ordered_parts, parts_of
 
@@ -99,18 +99,19 @@ def describe(folder: str, dtype: Any) -> Described:
         return _describe_model(_class_named(folder, "config.json"), folder, dtype)
     from tensorstream.loading import describe as describe_transformers
 
-    models: dict[str, nn.Module] = {}
-    made: set[str] = set()
+    parts: dict[str, Described] = {}
     for name, library, part_class in _parts_in(folder):
         below, of_part = os.path.join(folder, name), _of_part(dtype, name)
         if library == "transformers":
-            part = describe_transformers(below, of_part, model_class=part_class)
+            parts[name] = describe_transformers(below, of_part, model_class=part_class)
         else:
-            part = _describe_model(part_class, below, of_part)
-        models[name] = part.model
-        made |= {f"{name}.{each}" for each in part.made}
+            parts[name] = _describe_model(part_class, below, of_part)
+    models = {name: part.model for name, part in parts.items()}
     loader = _class_named(folder, PIPELINE_INDEX)
-    return Described(ordered_parts(models, getattr(loader, "model_cpu_offload_seq", None)), made)
+    whole = Described(ordered_parts(models, getattr(loader, "model_cpu_offload_seq", None)))
+    for name, part in parts.items():
+        whole.add(part, name)
+    return whole
 
 
 def _of_part(dtype: Any, name: str) -> torch.dtype | None:
@@ -289,4 +290,4 @@ def _describe_model(model_class: Any, folder: str, dtype: Any) -> Described:
         kept = any(each in name.split(".") for each in model_class._keep_in_fp32_modules or ())
         if parameter.is_floating_point() and dtype is not None and not kept:
             parameter.data = parameter.data.to(dtype)
-    return Described(model.eval(), made_names(model, checkpoint.tensors, lambda name: name))
+    return described(model, checkpoint, lambda name: name)

@@ -21,8 +21,8 @@ from tensorstream.hub import (
 )
 from tensorstream.made_weights import (
     Described,
+    described,
     keep_types_of_transformers,
-    made_names,
     renamed_by_transformers,
 )
 from tensorstream.model_class import (
@@ -164,8 +164,7 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None) -> Descri
         model: nn.Module = make(config, dtype=wanted)
     with library_errors(folder, CONFIG_ADVICE):  # of a transformers that has other rules
         keep_types_of_transformers(model, wanted)
-        made = made_names(model, checkpoint.tensors, renamed_by_transformers(model))
-    return Described(model.eval(), made)
+        return described(model, checkpoint, renamed_by_transformers(model))
 
 
 def _first_type(checkpoint: _native.Checkpoint) -> torch.dtype:

@@ -1,9 +1,9 @@
-"""Which weights loading makes anew in RAM, cast, merged or transposed, told without loading."""
+"""What loading makes of weights, told without loading: which it casts, merges or transposes in RAM."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -20,32 +20,48 @@ class Described:
     Attributes:
         model: Its structure, on the meta device, in the types that loading gives it.
         made: Names of the parameters whose bytes are in no file as they are: RAM owns them once loaded.
+        frame_bytes: Of a packed checkpoint, about what the frames of the other parameters take, by name.
     """
 
     model: nn.Module
     made: set[str] = dataclasses.field(default_factory=set)
+    frame_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def add(self, part: Described, name: str) -> None:
+        """Takes over what is known of a part that the model has by that name."""
+        self.made |= {f"{name}.{each}" for each in part.made}
+        self.frame_bytes |= {f"{name}.{each}": size for each, size in part.frame_bytes.items()}
 
 
-def made_names(
-    model: nn.Module, stored: Iterable[_native.CheckpointTensor], renamed: Renamed
-) -> set[str]:
-    """Names of the parameters of `model` that no tensor of a checkpoint is, byte for byte.
+def described(model: nn.Module, checkpoint: _native.Checkpoint, renamed: Renamed) -> Described:
+    """What loading makes of a checkpoint's tensors in `model`.
 
     Args:
         model: On the meta device.
-        stored: The checkpoint's tensors.
-        renamed: The model's name for one of the checkpoint's; None where that is converted.
+        checkpoint: What it is loaded from.
+        renamed: The model's name for a tensor of the checkpoint; None where that is converted.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    kept: set[int] = set()
-    for tensor in stored:
+    kept: dict[int, _native.CheckpointTensor] = {}  # by the parameters' ids
+    for tensor in checkpoint.tensors:
         parameter = parameters.get(renamed(tensor.name) or "")
         if parameter is None:
             continue
         dtype = str(parameter.dtype).removeprefix("torch.")
         if (dtype, list(parameter.shape)) == (tensor.dtype, list(tensor.torch_shape)):
-            kept.add(id(parameter))
-    return {name for name, parameter in parameters.items() if id(parameter) not in kept}
+            kept[id(parameter)] = tensor
+    found = Described(model.eval())
+    readers: dict[int, _native.Reader] = {}
+    for name, parameter in parameters.items():
+        stored = kept.get(id(parameter))
+        if stored is None:
+            found.made.add(name)
+        elif checkpoint.packed:
+            if stored.file not in readers:
+                readers[stored.file] = _native.open_packed_reader(checkpoint.files[stored.file])
+            reader = readers[stored.file]
+            found.frame_bytes[name] = reader.frame_bytes(stored.offset_bytes, stored.size_bytes)
+    return found
 
 
 def renamed_by_transformers(model: nn.Module) -> Renamed:

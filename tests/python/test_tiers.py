@@ -18,7 +18,7 @@ import tensorstream as ts
 from conftest import assert_same, save
 from fake_gpu import RING_BYTES, use_fake_gpu
 from model_shapes import SHAPES, make_stack, row_ids
-from tensorstream import _native, disk_rate
+from tensorstream import _native, api, disk_rate, orchestrator
 from tensorstream.orchestrator import orchestrator_of
 
 WIDTH = 512  # 1 MiB of float32, 0.5 of bfloat16, a layer
@@ -155,6 +155,21 @@ def test_packed_weights_without_a_home_cross_the_link_as_they_lie_on_the_disk(
     assert plan.disk_bytes == plan.link_bytes
     assert 0.6 < plan.disk_bytes / plan.streamed_bytes < 0.72
     assert 0.6 < stats.streamed_disk_bytes / stats.decoded_bytes < 0.72
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_the_plan_of_a_packed_folder_counts_frames_as_the_engine_does(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ts.pack(save(SHAPES[name].make(4).bfloat16(), tmp_path / name), tmp_path / "packed")
+    use_fake_gpu(monkeypatch, homes=0)
+    monkeypatch.setattr(api, "open_device", orchestrator.open_device)
+    budget = ts.estimate_memory(tmp_path / name).smallest_budget_bytes
+    options = {"ram_budget": budget, "compression": "none", "backend": "mmap"}
+    model = ts.from_pretrained(tmp_path / "packed", **options)
+    planned = ts.plan(tmp_path / "packed", **options)
+    assert planned.disk_bytes == plan_of(model).disk_bytes
+    assert planned.disk_bytes < 0.75 * ts.plan(tmp_path / name, **options).disk_bytes
 
 
 def test_a_plan_shows_what_comes_from_disk(checkpoint: Path) -> None:
