@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
 from tensorstream.proxy import LentParameter, ParkedParameter
+from tensorstream.tracing import address_of, plain_tensors
 from tensorstream.weight import Weight, storage_users
 
 _types = _native.ParameterTypes(
@@ -48,7 +49,7 @@ class LentGroup(_native.LentParameters):
         `stays` says that no other group shares it.
         """
         self.leave_place()
-        with torch.inference_mode(False), torch.no_grad():  # views without versions hide writes
+        with plain_tensors():  # views without versions hide writes
             views = [
                 weight.view_of(place) for weight, place in zip(self.weights, places, strict=True)
             ]
@@ -78,7 +79,7 @@ class LentGroup(_native.LentParameters):
 
     def values(self, positions: list[int]) -> list[tuple[Weight, torch.Tensor]]:
         """Weights that were written to while they were lent, with their bytes."""
-        with torch.inference_mode(False), torch.no_grad():
+        with plain_tensors():
             return [
                 (self.weights[i], torch.clone(self.weights[i].parameter.detach()))
                 for i in positions
@@ -131,9 +132,7 @@ def without_views(output: Any, places: Container[int], views: list[torch.Tensor]
     def own(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, ParkedParameter):
             return leaf
-        if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
-            return leaf  # has no storage to look at; whether it keeps a view is checked by count
-        if leaf.layout is not torch.strided or leaf.untyped_storage().data_ptr() not in places:
+        if address_of(leaf) not in places:  # whether a wrapped one keeps a view is checked by count
             return leaf
         views.append(leaf)
         return leaf.clone()

@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils import _pytree as pytree
 
 from tensorstream.exceptions import UnsupportedError
-from tensorstream.tracing import refuse_capture, refuse_tracing, uncompiled
+from tensorstream.tracing import in_transform, refuse_capture, refuse_tracing, uncompiled
 
 if TYPE_CHECKING:
     from tensorstream.weight import Weight
@@ -46,9 +46,19 @@ def _refuse_making(cls: type, *_: Any, **__: Any) -> Any:
 class _Fetch(torch.autograd.Function):
     """The true value of a parked parameter, with the parameter's place in the graph."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def forward(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return value.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor | None:
+        return tangents[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -302,6 +312,7 @@ def _embedding(  # noqa: PLR0917 - the arguments are those of F.embedding
 ) -> torch.Tensor:
     """F.embedding on a parked table: its rows are read, not the table."""
     plain = isinstance(table, ParkedParameter) and not isinstance(indices, ParkedParameter)
+    plain = plain and not in_transform()
     integral = plain and indices.dtype in (torch.int32, torch.int64)
     by_rows = integral and max_norm is None and not sparse and weight_of(table).form.is_contiguous()
     if by_rows and weight_of(table).is_home:  # the device reads the rows that it looks up

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from tensorstream import _native
 from tensorstream.backward import in_backward
 from tensorstream.torch_pool import TorchPool
-from tensorstream.tracing import uncompiled
+from tensorstream.tracing import address_of, uncompiled
 from tensorstream.weight import Weight
 
 _autograd: Any = torch._C._autograd
@@ -138,8 +138,8 @@ class SavedHooks:
 
     def pack(self, tensor: torch.Tensor) -> _Saved:
         """What a graph keeps for `tensor`."""
-        strided = tensor.layout is torch.strided
-        weight = self._weight_at(tensor.untyped_storage().data_ptr()) if strided else None
+        address = address_of(tensor)
+        weight = None if address is None else self._weight_at(address)
         outer: Any = self.stack.outer
         if weight is not None:
             saved = _SavedWeight(weight, weight.generation, _form_of(tensor, weight))

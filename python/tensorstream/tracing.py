@@ -1,11 +1,13 @@
-"""What records operations instead of running them would keep weights that are elsewhere later."""
+"""What records operations, or wraps what they make: it would keep weights that are elsewhere later."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
@@ -23,6 +25,27 @@ set_eval_frame: Any = torch._C._dynamo.eval_frame.set_eval_frame
 def uncompiled(function: Callable[..., Any]) -> Any:
     """`function`, which torch.compile leaves as it is, and all that it calls."""
     return _native.Uncompiled(function, set_eval_frame)
+
+
+@contextlib.contextmanager
+def plain_tensors() -> Iterator[None]:
+    """What is made in it has versions, and is of no graph and no transform of torch.func."""
+    with torch.inference_mode(False), torch.no_grad(), temporarily_clear_interpreter_stack():
+        yield
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func wraps the tensors that are made now."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def address_of(tensor: torch.Tensor) -> int | None:
+    """Where the memory of a tensor begins; None for one that has none of its own."""
+    if tensor.layout is not torch.strided or tensor._is_zerotensor():
+        return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return None
+    return tensor.untyped_storage().data_ptr()
 
 
 def refuse_tracing() -> None:

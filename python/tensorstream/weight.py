@@ -19,6 +19,7 @@ from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.proxy import LentParameter, ParkedParameter
+from tensorstream.tracing import plain_tensors
 
 
 def storage_users(storage: torch.UntypedStorage) -> int:
@@ -223,7 +224,7 @@ class Weight:
     def read(self) -> torch.Tensor:
         """A fresh copy of the weight's bytes, of its shape, strides and type."""
         self._check_process()
-        with torch.inference_mode(False), torch.no_grad():
+        with plain_tensors():
             if self._home is not None:
                 return torch.clone(self._home)
             return self._read_on_host().to(self.poison.device)
@@ -242,7 +243,7 @@ class Weight:
             if self._device.settle is not None:
                 self._device.settle()
             place = self._device.place(self.engine, self.group, self._position)
-            with torch.inference_mode(False), torch.no_grad():
+            with plain_tensors():
                 return torch.clone(self.view_of(place))
         finally:
             self.engine.release(self.group, stream)
@@ -257,7 +258,7 @@ class Weight:
         return self._read_on_host()
 
     def _read_on_host(self) -> torch.Tensor:
-        with torch.inference_mode(False), torch.no_grad():
+        with plain_tensors():
             value = _empty_at(self.form, self._line_offset)
         self.engine.read_tensor(self.tensor, value.data_ptr(), self.size_bytes)
         return value
