@@ -170,6 +170,20 @@ def _line_offset(parameter: nn.Parameter) -> int:
 
 def _reason_to_leave(parameter: nn.Parameter, shared: set[int]) -> str | None:
     """Why a parameter cannot be streamed; None where it can."""
+    reason = _reason_of_kind(parameter)
+    if reason is not None:
+        return reason
+    if parameter.numel() == 0:
+        return "it is empty"
+    if not is_dense(parameter):
+        return "its elements are not dense"
+    if id(parameter) in shared:
+        return "it shares memory with another parameter"
+    return None
+
+
+def _reason_of_kind(parameter: nn.Parameter) -> str | None:
+    """Why nothing of a parameter's kind can be streamed."""
     if type(parameter) is not nn.Parameter:
         return f"it is a {type(parameter).__name__}"
     if type(parameter.data) is not torch.Tensor:
@@ -178,12 +192,8 @@ def _reason_to_leave(parameter: nn.Parameter, shared: set[int]) -> str | None:
         return f"its layout is {parameter.layout}"
     if parameter.device.type not in ("cpu", "meta"):
         return f"it is on {parameter.device}"
-    if parameter.numel() == 0:
-        return "it is empty"
-    if not is_dense(parameter):
-        return "its elements are not dense"
-    if id(parameter) in shared:
-        return "it shares memory with another parameter"
+    if parameter.is_inference():  # guard: inference-parameter
+        return "it was made in torch.inference_mode(), and does not say when it is written to"
     return None
 
 

@@ -341,6 +341,22 @@ def test_a_model_offloaded_in_inference_mode() -> None:
     assert_same(list(model.parameters()), list(plain.parameters()))
 
 
+def test_weights_made_in_inference_mode_stay_as_they_are() -> None:
+    with torch.inference_mode():
+        made = make_flexible()
+    model, plain = make_flexible(), make_flexible()
+    model.blocks[0].up.weight = made.blocks[0].up.weight
+    model.blocks[1] = made.blocks[1]
+    offload_tightly(model)
+    assert type(model.blocks[0].up.weight) is nn.Parameter
+    for mode in (torch.no_grad, torch.inference_mode):  # torch gives no gradients there
+        with mode():
+            assert_same(model(X), plain(X))
+    ts.restore(model)
+    with torch.no_grad():
+        assert_same(model(X), plain(X), "restored")
+
+
 @pytest.mark.parametrize("grad", [False, True])
 def test_autocast(twins: Twins, grad: bool) -> None:
     with torch.set_grad_enabled(grad):
