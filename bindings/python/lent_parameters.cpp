@@ -71,15 +71,16 @@ LentParameters::LentParameters(const ParameterTypes& types, GroupId group, nb::l
 }
 
 void LentParameters::set_place(std::uint32_t place_number, bool stays, nb::list views,
-                               nb::list handles, std::vector<std::int64_t> users,
-                               nb::dict addresses) {
+                               nb::list storages, nb::list handles, nb::dict addresses) {
   leave_place();
   place_number_ = place_number;
   stays_ = stays;
   views_ = std::move(views);
+  storages_ = std::move(storages);
   handles_ = std::move(handles);
-  users_ = std::move(users);
   addresses_ = std::move(addresses);
+  users_.clear();
+  for (std::size_t i = 0; i < handles_.size(); ++i) users_.push_back(holders(i));
 }
 
 std::size_t LentParameters::lend() {
@@ -135,10 +136,15 @@ void LentParameters::leave_place() {
 std::vector<std::size_t> LentParameters::escaped() const {
   std::vector<std::size_t> result;
   for (std::size_t i = 0; i < users_.size(); ++i) {
-    PyObject* const users = PyObject_CallOneArg(types_.use_count.ptr(), item(handles_, i));
-    if (as_number(users) > holders(i)) result.push_back(i);
+    if (other_holders(i) > 0) result.push_back(i);
   }
   return result;
+}
+
+// Torch counts its own holders. Python has one object for a storage, which is one of those.
+std::int64_t LentParameters::holders(std::size_t position) const {
+  PyObject* const tensors = PyObject_CallOneArg(types_.use_count.ptr(), item(handles_, position));
+  return as_number(tensors) + Py_REFCNT(item(storages_, position));
 }
 
 // On `places`, or, without any, where they are.
@@ -213,7 +219,7 @@ void init_lent_parameters(nb::module_& module) {
       .def_rw("depth", &LentParameters::depth, "Of leases, which nest.")
       .def_ro("hooked", &LentParameters::hooked)
       .def("set_place", &LentParameters::set_place, "place_number"_a, "stays"_a, "views"_a,
-           "handles"_a, "users"_a, "addresses"_a, "Takes views on a place.")
+           "storages"_a, "handles"_a, "addresses"_a, "Takes views on a place.")
       .def("lend", &LentParameters::lend,
            "Puts parked parameters on the views; how many, up to the first that is not parked.")
       .def("changed", &LentParameters::changed,
@@ -224,8 +230,8 @@ void init_lent_parameters(nb::module_& module) {
       .def("forget_place", &LentParameters::forget_place)
       .def("escaped", &LentParameters::escaped,
            "Positions of parked weights of whose bytes on the place somebody else holds a view.")
-      .def("holders", &LentParameters::holders, "position"_a,
-           "How many holders the storage of a view has when nobody else has one.");
+      .def("other_holders", &LentParameters::other_holders, "position"_a,
+           "How many others hold the storage of a view.");
 }
 
 }  // namespace tensorstream

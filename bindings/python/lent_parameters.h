@@ -42,10 +42,10 @@ class LentParameters {
   LentParameters(const ParameterTypes& types, GroupId group, nb::list parameters, nb::list weights,
                  nb::list poisons);
 
-  /// Takes views on a place, and what tells that others hold them: the handles of their storages,
-  /// and how many holders each has when nobody else has one. `addresses` are the views'.
-  void set_place(std::uint32_t place_number, bool stays, nb::list views, nb::list handles,
-                 std::vector<std::int64_t> users, nb::dict addresses);
+  /// Takes views on a place, which nobody else holds, and what tells that others do later: their
+  /// storages, and the handles of these. `addresses` are the views'.
+  void set_place(std::uint32_t place_number, bool stays, nb::list views, nb::list storages,
+                 nb::list handles, nb::dict addresses);
   /// Makes parameters usable ones on the views. Returns how many: the one after those is not
   /// parked, and neither it nor what follows is changed. A parameter whose bytes somebody exchanged
   /// past torch's functions (`torch.Tensor.set_(parameter, ...)`) keeps those, as one that changed.
@@ -65,9 +65,9 @@ class LentParameters {
   }
   /// Positions of parked weights of whose bytes on the place somebody else holds a view.
   std::vector<std::size_t> escaped() const;
-  /// How many holders the storage of a view has when nobody else has one.
-  std::int64_t holders(std::size_t position) const {
-    return users_.at(position) + (is_on_place_ ? 1 : 0);
+  /// How many others hold the storage of a view: tensors, and Python's object of the storage.
+  std::int64_t other_holders(std::size_t position) const {
+    return holders(position) - users_.at(position) - (is_on_place_ ? 1 : 0);
   }
 
   GroupId group() const noexcept { return group_; }
@@ -86,9 +86,11 @@ class LentParameters {
     visit(lent.weights_);
     visit(lent.poisons_);
     visit(lent.views_);
+    visit(lent.storages_);
     visit(lent.addresses_);
   }
 
+  std::int64_t holders(std::size_t position) const;
   void set_class(nb::handle parameter, const nb::type_object& type) const;
   void set_data(nb::handle parameter, nb::handle value) const;
   void read_versions(std::vector<std::int64_t>& into) const;
@@ -102,8 +104,9 @@ class LentParameters {
   nb::list weights_;
   nb::list poisons_;
   nb::list views_;
+  nb::list storages_;
   nb::list handles_;
-  std::vector<std::int64_t> users_;
+  std::vector<std::int64_t> users_;  // holders() when nobody else holds it
   nb::dict addresses_;
   std::vector<std::int64_t> versions_;         // when they were lent last, or parked with changes
   std::vector<std::int64_t> versions_before_;  // memory for lend(), used again

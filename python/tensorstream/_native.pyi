@@ -903,7 +903,7 @@ class LentParameters:
     @property
     def hooked(self) -> bool: ...
 
-    def set_place(self, place_number: int, stays: bool, views: list, handles: list, users: Sequence[int], addresses: dict) -> None:
+    def set_place(self, place_number: int, stays: bool, views: list, storages: list, handles: list, addresses: dict) -> None:
         """Takes views on a place."""
 
     def lend(self) -> int:
@@ -929,8 +929,8 @@ class LentParameters:
         Positions of parked weights of whose bytes on the place somebody else holds a view.
         """
 
-    def holders(self, position: int) -> int:
-        """How many holders the storage of a view has when nobody else has one."""
+    def other_holders(self, position: int) -> int:
+        """How many others hold the storage of a view."""
 
 class LeaseFunctions:
     def __init__(self) -> None: ...

@@ -13,7 +13,7 @@ from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
-from tensorstream.weight import Weight, storage_users
+from tensorstream.weight import Weight
 
 _types = _native.ParameterTypes(
     LentParameter,
@@ -58,8 +58,8 @@ class LentGroup(_native.LentParameters):
             place_number,
             stays,
             views,
+            self.storages,
             handles=[storage._cdata for storage in self.storages],
-            users=[storage_users(storage) for storage in self.storages],
             addresses={
                 storage.data_ptr(): weight
                 for storage, weight in zip(self.storages, self.weights, strict=True)
@@ -103,9 +103,8 @@ class LentGroup(_native.LentParameters):
         held.update({id(view._base): view._base for view in returned if view._base is not None})
         addresses = [view.untyped_storage().data_ptr() for view in held.values()]
         for index in self.escaped():
-            storage = self.storages[index]
-            known = addresses.count(storage.data_ptr())
-            if storage_users(storage) > self.holders(index) + known:
+            known = addresses.count(self.storages[index].data_ptr())
+            if self.other_holders(index) > known:
                 return self.weights[index].name
         return None
 

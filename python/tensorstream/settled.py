@@ -25,7 +25,7 @@ def check_can_leave(member: FoundWeight, on_engine: bool) -> None:
             "since the model was offloaded, and cannot be streamed; call tensorstream.restore(model), and "
             "offload it again"
         )
-    held = on_engine and storage_users(parameter.untyped_storage()) > SOLE_USER
+    held = on_engine and storage_users(parameter) > SOLE_USER
     if held:  # guard: held-view
         raise UnsupportedError(
             f"somebody holds a view of '{name}', whose memory would go; let it go before you set the "

@@ -7,6 +7,7 @@ was written to. A raw address is a loan until the weight is used next.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -22,15 +23,16 @@ from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import plain_tensors
 
 
-def storage_users(storage: torch.UntypedStorage) -> int:
-    """How many tensors and other holders `storage` has, itself included."""
-    users: int = torch._C._storage_Use_Count(storage._cdata)
-    return users
+def storage_users(tensor: torch.Tensor) -> int:
+    """How many tensors and other holders its storage has, that which Python has of it included."""
+    storage = tensor.untyped_storage()  # one object for all who ask
+    tensors: int = torch._C._storage_Use_Count(storage._cdata)
+    return tensors + sys.getrefcount(storage)
 
 
 _ALONE = torch.empty(1)
 # What storage_users() says where one tensor has the storage.
-SOLE_USER = storage_users(_ALONE.untyped_storage())
+SOLE_USER = storage_users(_ALONE)
 
 
 class Loans:
@@ -287,7 +289,7 @@ class Weight:
 
     def _watch(self, value: torch.Tensor) -> None:
         """Makes `value` a loan where somebody else holds its memory."""
-        if storage_users(value.untyped_storage()) > SOLE_USER:
+        if storage_users(value) > SOLE_USER:
             self._loan, self._loan_version = value, value._version
             self._loans.add(self)
 
@@ -313,7 +315,7 @@ class Weight:
             self.adopt(loan, counts=loan is not self._owned or loan._version != self._loan_version)
         self._was_pointed_at = self._pointed_at is not None
         self._loan_version = loan._version
-        if storage_users(loan.untyped_storage()) == SOLE_USER:
+        if storage_users(loan) == SOLE_USER:
             self._loan = None
             self._loans.discard(self)
 
@@ -341,7 +343,7 @@ class Weight:
 
     def settle_if_returned(self) -> None:
         """settle(), where nobody holds the loan any more."""
-        if self._loan is not None and storage_users(self._loan.untyped_storage()) == SOLE_USER:
+        if self._loan is not None and storage_users(self._loan) == SOLE_USER:
             self.settle()
 
     def adopt(self, value: torch.Tensor, *, counts: bool = True) -> None:
@@ -396,7 +398,7 @@ class Weight:
         self._pointed_at = None
         if self._home is None:
             return
-        if storage_users(self._home.untyped_storage()) > SOLE_USER:  # guard: home-held
+        if storage_users(self._home) > SOLE_USER:  # guard: home-held
             self._home = self._owned = None
 
     def check_form(self, value: torch.Tensor) -> None:

@@ -275,16 +275,18 @@ class Keeps(nn.Module):
         super().__init__()
         self.inner = nn.Linear(256, 256)
         self.how = how
-        self.kept: torch.Tensor | None = None
+        self.kept: object = None
 
     def forward(self, x: torch.Tensor) -> object:
         y = self.inner(x)
         row = self.inner.weight[3]
-        if self.how == "keep":
-            self.kept = row
-            return y
-        if self.how == "keep a clone":
-            self.kept = row.clone()
+        keep = {
+            "keep": lambda: row,
+            "keep a clone": row.clone,
+            "keep its storage": row.untyped_storage,
+        }
+        if self.how in keep:
+            self.kept = keep[self.how]()
             return y
         outputs = {
             "tensor": row,
@@ -323,8 +325,9 @@ def test_a_view_that_is_returned_outlives_its_weight(
         assert [type(part) for part in got] == [type(part) for part in expected]
 
 
-def test_a_view_kept_on_the_side_is_refused() -> None:
-    model = Several("keep")
+@pytest.mark.parametrize("how", ["keep", "keep its storage"])
+def test_a_view_kept_on_the_side_is_refused(how: str) -> None:
+    model = Several(how)
     offload_tightly(model)
     with torch.no_grad(), pytest.raises(ts.UnsupportedError) as raised:
         model(X)
@@ -335,7 +338,7 @@ def test_a_view_kept_on_the_side_is_refused() -> None:
     with torch.no_grad():
         assert_same(model(X), plain(X), "usable after the refusal")
     ts.restore(model)
-    model.parts[0].how = "keep"
+    model.parts[0].how = how
     ts.offload(
         model,
         ram_budget=ts.plan(

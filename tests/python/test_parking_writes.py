@@ -392,6 +392,24 @@ def test_two_weights_change_places(source: str, tmp_path: Path) -> None:
         pair.check_forward(f"round {round_}")
 
 
+@pytest.mark.parametrize("of", ["weight", "data", "detached"])
+def test_a_held_storage_is_the_weights_after_forwards(pair: Pair, of: str) -> None:
+    parts = {"weight": lambda w: w, "data": lambda w: w.data, "detached": lambda w: w.detach()}
+
+    def hold(model: Stack) -> torch.UntypedStorage:
+        storage: torch.UntypedStorage = parts[of](model.blocks[1].up.weight).untyped_storage()
+        return storage
+
+    storages = pair.on_both(hold)
+    pair.check_forward("with a storage held")
+    for value in (0.5, 0.25):
+        for storage in storages:
+            seen = torch.empty(0, device=storage.device).set_(storage, 0, (256, 256))
+            seen.fill_(value)
+            del seen
+        pair.check_forward(f"filled with {value}")
+
+
 def test_memory_that_is_written_to_its_file_stays_shared(tmp_path: Path) -> None:
     """A mapping for reading and writing is shared with all who map the file, as memory is."""
     array = np.memmap(tmp_path / "w.bin", dtype=np.float32, mode="w+", shape=(256, 256))
