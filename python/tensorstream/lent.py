@@ -15,6 +15,8 @@ from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
 from tensorstream.weight import Weight
 
+Written = tuple[Weight, torch.Tensor, int]
+
 _types = _native.ParameterTypes(
     LentParameter,
     ParkedParameter,
@@ -77,12 +79,13 @@ class LentGroup(_native.LentParameters):
             if isinstance(weight.parameter, LentParameter):
                 weight.park()
 
-    def values(self, positions: list[int]) -> list[tuple[Weight, torch.Tensor]]:
-        """Weights that were written to while they were lent, with their bytes."""
+    def values(self, positions: list[int]) -> list[Written]:
+        """Weights that were written to while they were lent, with their bytes and versions."""
         with plain_tensors():
+            parameters = [self.weights[i].parameter for i in positions]
             return [
-                (self.weights[i], torch.clone(self.weights[i].parameter.detach()))
-                for i in positions
+                (self.weights[i], torch.clone(parameter.detach()), parameter._version)
+                for i, parameter in zip(positions, parameters, strict=True)
             ]
 
     def check_unwritten(self) -> None:

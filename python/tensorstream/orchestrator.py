@@ -22,7 +22,7 @@ from tensorstream.fused import may_pack
 from tensorstream.gate import Gate
 from tensorstream.hooks import HookedModule, refuse_moved_by_others
 from tensorstream.interrupts import HeldBack
-from tensorstream.lent import LentGroup
+from tensorstream.lent import LentGroup, Written
 from tensorstream.moved import Moved
 from tensorstream.packed import StoredPlace
 from tensorstream.parts import as_module
@@ -425,11 +425,11 @@ class Orchestrator:
         places = self.device.places(self.engine, lent.group)
         lent.move(place_number, places, self.engine.has_own_place(lent.group))
 
-    def keep(self, written: list[tuple[Weight, torch.Tensor]]) -> None:
+    def keep(self, written: list[Written]) -> None:
         """Makes what a forward wrote to its weights their bytes; their leases are over."""
-        for weight, value in written:
+        for weight, value, version in written:
             weight.check_form(value)
-            weight.adopt(value)  # guard: written-in-forward
+            weight.adopt(value, written_at=version)  # guard: written-in-forward
 
     def _reclaim(self) -> None:
         """Gives back what a forward held that will never run its post-hooks."""
@@ -439,7 +439,7 @@ class Orchestrator:
         self.device.follow(self._leases.last_stream)  # its work still reads what is given back here
         for hooked in self._hooked.values():
             hooked.forget()
-        written: list[tuple[Weight, torch.Tensor]] = []
+        written: list[Written] = []
         for lent in self._lent.values():
             if lent.depth:  # guard: abandoned-forward
                 written += self._leases.abandon(lent)

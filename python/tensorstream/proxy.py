@@ -111,6 +111,9 @@ class LentParameter(nn.Parameter):
         copied: nn.Parameter = memo[id(self)]
         return copied
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return nn.Parameter(self.detach().clone(), self.requires_grad).__reduce_ex__(protocol)
+
 
 class ParkedParameter(nn.Parameter):
     """A parameter whose bytes are with the engine. Every operation sees the true value."""
@@ -211,14 +214,14 @@ _IN_PLACE = frozenset(
 
 
 def _check_method(func: Callable[..., Any], name: str, parameter: ParkedParameter) -> None:
-    """Raises where a method of `parameter` cannot be kept, or where torch would refuse it."""
-    if getattr(torch.Tensor, name, None) is not func:
-        return
+    """Raises where what `func` does to `parameter` cannot be kept, or where torch would refuse it."""
     if name in _REFUSED:
         raise UnsupportedError(
             f"{name}() on the streamed weight '{weight_of(parameter).name}' cannot be kept; call "
             "tensorstream.restore(model) first"
         )
+    if getattr(torch.Tensor, name, None) is not func:
+        return
     in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
     if in_place and parameter.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
@@ -239,14 +242,17 @@ _ON_THE_OBJECT = frozenset(
     (
         "requires_grad.__set__ grad.__set__ grad.__delete__ _backward_hooks.__set__ "
         "_post_accumulate_grad_hooks.__set__ size dim ndimension numel nelement element_size "
-        "requires_grad_ register_hook register_post_accumulate_grad_hook retain_grad get_device "
+        "requires_grad_ detach_ register_hook register_post_accumulate_grad_hook retain_grad get_device "
         "is_floating_point is_complex is_signed is_inference is_conj is_neg __hash__ __len__ "
         "is_same_size has_names grad backward"
     ).split()
 )
 # Answered by the weight's form: the object's own strides are those of the poison.
 _ON_THE_FORM = frozenset("stride is_contiguous storage_offset dim_order".split())
-_REFUSED = frozenset("resize_ resize_as_ share_memory_".split())
+_REFUSED = frozenset(
+    "resize_ resize_as_ share_memory_ t_ transpose_ swapaxes_ swapdims_ as_strided_ squeeze_ unsqueeze_ "
+    "rename_".split()
+)
 
 
 def _on_the_truth(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -377,6 +383,24 @@ def _addressed(func: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _seen_as(func: Callable[..., Any]) -> Callable[..., Any]:
+    """`func`, which gives a view of another tensor's shape.
+
+    Who asks for one of the weight's own shape looks for the end of the graph, one step behind the view.
+    """
+
+    def call(parameter: torch.Tensor, other: torch.Tensor) -> Any:
+        if not isinstance(parameter, ParkedParameter) or parameter.shape != other.shape:
+            return _on_the_truth(func, (parameter, other), {})
+        refuse_tracing()
+        with weight_of(parameter)._loans.lock:
+            weight, value, alias, version = _use(parameter)
+            weight.after_use(value, version)
+        return alias
+
+    return call
+
+
 def _can_take(parameter: torch.Tensor, value: torch.Tensor) -> bool:
     """Asked by Module.to() and its like before they put `value` in the place of a parameter."""
     if isinstance(parameter, ParkedParameter):
@@ -390,6 +414,8 @@ _HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     torch._has_compatible_shallow_copy_type: _can_take,
     F.embedding: _embedding,
+    torch.Tensor.expand_as: _seen_as(torch.Tensor.expand_as),
+    torch.Tensor.view_as: _seen_as(torch.Tensor.view_as),
     torch.Tensor.data_ptr: _addressed(torch.Tensor.data_ptr),
     torch.Tensor.untyped_storage: _addressed(torch.Tensor.untyped_storage),
     torch.Tensor.storage: _addressed(torch.Tensor.storage),

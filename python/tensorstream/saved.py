@@ -30,14 +30,16 @@ _autograd: Any = torch._C._autograd
 
 @dataclasses.dataclass(frozen=True)
 class _SavedWeight:
-    """A view of a weight, and the weight's generation when it was saved."""
+    """A view of a weight, and the weight's generation and version when it was saved."""
 
     weight: Weight
     generation: int
+    version: int
     form: torch.Tensor
 
     def read(self) -> torch.Tensor:
-        if self.weight.generation != self.generation:  # guard: graph-generation
+        same = self.weight.is_as_saved(self.generation, self.version)
+        if not same:  # guard: graph-generation
             raise RuntimeError(
                 f"the streamed weight '{self.weight.name}' was written to after the forward that saved "
                 "it for gradient computation"
@@ -140,15 +142,15 @@ class SavedHooks:
         """What a graph keeps for `tensor`."""
         address = address_of(tensor)
         weight = None if address is None else self._weight_at(address)
+        version = 0 if tensor.is_inference() else tensor._version
         outer: Any = self.stack.outer
         if weight is not None:
-            saved = _SavedWeight(weight, weight.generation, _form_of(tensor, weight))
+            saved = _SavedWeight(weight, weight.generation, version, _form_of(tensor, weight))
             if outer is not None and _counts(outer[0]):  # guard: counted-by-checkpoint
                 outer[0](_Deferred(saved))
             return saved
         if outer is not None:
             return _SavedByOthers(outer[0](tensor), outer[1])
-        version = 0 if tensor.is_inference() else tensor._version
         return _SavedTensor(tensor.detach(), version)
 
     def unpack(self, saved: _Saved) -> torch.Tensor:

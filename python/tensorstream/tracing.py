@@ -40,12 +40,13 @@ def in_transform() -> bool:
 
 
 def address_of(tensor: torch.Tensor) -> int | None:
-    """Where the memory of a tensor begins; None for one that has none of its own."""
-    if tensor.layout is not torch.strided or tensor._is_zerotensor():
+    """Where the memory of a tensor begins; None for one that has none of its own, as a wrapper of others."""
+    if tensor.layout is not torch.strided:
         return None
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
         return None
-    return tensor.untyped_storage().data_ptr()
 
 
 def refuse_tracing() -> None:

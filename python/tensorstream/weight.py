@@ -111,6 +111,9 @@ class Weight:
         self.lent: Callable[[], Any] = lambda: None
         # Counts the values that the weight had: raised with each write.
         self.generation = 0
+        self._written_at: int | None = (
+            None  # the parameter's version, where a forward wrote the last one
+        )
 
     @property
     def name(self) -> str:
@@ -346,10 +349,26 @@ class Weight:
         if self._loan is not None and storage_users(self._loan) == SOLE_USER:
             self.settle()
 
-    def adopt(self, value: torch.Tensor, *, counts: bool = True) -> None:
+    def is_as_saved(self, generation: int, version: int) -> bool:
+        """Whether a graph that saved the weight then, while it was lent at that version, has its value.
+
+        What a forward writes is the next generation's once it ends: what it saved after that is of before.
+        """
+        if self.is_lent_out:  # may have been written to since, and nothing has used the weight
+            with self._loans.lock:
+                self.take_set()
+                self.settle()  # guard: written-before-backward
+        if generation == self.generation:
+            return True
+        return generation + 1 == self.generation and version == self._written_at
+
+    def adopt(
+        self, value: torch.Tensor, *, counts: bool = True, written_at: int | None = None
+    ) -> None:
         """Makes `value`, of the weight's type and shape, its source from now on.
 
-        `counts` says whether that is another value for the graphs of earlier forwards.
+        `counts` says whether that is another value for the graphs of earlier forwards; `written_at` is the
+        parameter's version where the forward wrote it that just ended.
         """
         self._take_form_of(value)
         if self._device.is_host:
@@ -364,6 +383,8 @@ class Weight:
             host = value.detach().to("cpu", copy=True)
             self.engine.replace_tensor(self.tensor, host.data_ptr(), self.size_bytes, host)
         self.generation += counts
+        if counts:
+            self._written_at = written_at
 
     def assign(self, value: torch.Tensor) -> None:
         """`parameter.data = value`.

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import get_gradient_edge, register_multi_grad_hook, saved_tensors_hooks
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 import tensorstream as ts
@@ -147,6 +148,84 @@ def test_a_weight_written_to_after_its_forward_stops_the_backward() -> None:
         loss.backward()
 
 
+WRITES_THROUGH_ALIASES: dict[str, Callable[[torch.Tensor], Any]] = {
+    "detached": lambda alias: alias.mul_(2),
+    "a row": lambda alias: alias[3].zero_(),
+    "past its version": lambda alias: alias.data.mul_(2),
+}
+
+
+@pytest.mark.parametrize("write", WRITES_THROUGH_ALIASES)
+def test_a_weight_written_to_through_an_alias_stops_the_backward(pair: Pair, write: str) -> None:
+    alias = pair.weights[0].detach()
+    loss = pair.streamed(row_ids()).square().sum()
+    version = alias._version
+    WRITES_THROUGH_ALIASES[write](alias)
+    if alias._version == version and pair.source == "memory":
+        return  # the weight's own memory: plain autograd does not notice either
+    with pytest.raises(RuntimeError, match="was written to after the forward"):
+        loss.backward()
+
+
+class Normalized(nn.Linear):
+    """Writes its weight before it uses it, as forced weight normalisation does, or after that."""
+
+    def __init__(self, *, after: bool) -> None:
+        super().__init__(256, 256, bias=False)
+        self.after = after
+
+    def normalize(self) -> None:
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(self.weight))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.after:
+            self.normalize()
+        x = F.linear(x, self.weight * 2)
+        y = F.linear(torch.tanh(x), self.weight)
+        if self.after:
+            self.normalize()
+        return y
+
+
+def test_gradients_of_what_a_forward_wrote_before_it_used_it() -> None:
+    model = nn.Sequential(*(Normalized(after=False) for _ in range(3)))
+    plain = copy.deepcopy(model)
+    offload_tightly(model)
+    for _ in range(2):
+        for either in (model, plain):
+            either.zero_grad()
+            either(X.clone().requires_grad_()).square().sum().backward()
+        check_gradients(model, plain)
+    loss = model(X.clone().requires_grad_()).sum()
+    model(X)  # writes again
+    with pytest.raises(RuntimeError, match="was written to after the forward"):
+        loss.backward()
+
+
+def test_a_forward_that_writes_what_it_has_used_stops_the_backward() -> None:
+    model = nn.Sequential(*(Normalized(after=True) for _ in range(3)))
+    offload_tightly(model)
+    loss = model(X.clone().requires_grad_()).sum()
+    with pytest.raises(RuntimeError, match="was written to after the forward"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("of", ["weights", "activations"])
+def test_wrappers_of_tensors_are_saved_as_they_are(of: str) -> None:
+    model = nn.Sequential(Block(), Block())
+    plain = copy.deepcopy(model)
+    offload_tightly(model)
+    wrapped = TwoTensor(X, X.clone()).requires_grad_()
+    for either in (model, plain):
+        if of == "weights":
+            wrapped.grad = None
+            (either(X) * TwoTensor(X[:1], X[:1])).sum().backward()
+        else:
+            either(wrapped).square().sum().backward()
+    check_gradients(model, plain)
+
+
 def test_an_activation_changed_in_place_stops_the_backward() -> None:
     model = nn.Sequential(Block())
     offload_tightly(model)
@@ -250,9 +329,35 @@ def test_requires_grad_can_be_changed_while_parked(pair: Pair) -> None:
         assert not weight.requires_grad
         weight.requires_grad = True
         F.linear(X, weight).sum().backward()
+        assert weight.detach_() is weight
+        assert not weight.requires_grad
     assert same_bytes(parked.grad, plain.grad)
     pair.streamed.zero_grad()
     assert parked.grad is None
+
+
+def test_a_parked_weight_has_one_end_in_the_graph(pair: Pair) -> None:
+    seen: list[list[str]] = []
+    for model, weight in zip((pair.streamed, pair.plain), pair.weights, strict=True):
+        calls: list[str] = []
+        ends = [
+            weight.expand_as(weight).grad_fn.next_functions[0][0],
+            weight.view_as(weight).grad_fn.next_functions[0][0],
+        ]
+        for end in ends:
+            end.register_hook(lambda *_, calls=calls: calls.append(f"end {len(calls)}"))
+        parameters = list(model.parameters())
+        handle = register_multi_grad_hook(parameters, lambda _, calls=calls: calls.append("all"))
+        model(row_ids()).square().sum().backward()
+        handle.remove()
+        edge = get_gradient_edge(weight)
+        (gradient,) = torch.autograd.grad(model(row_ids()).square().sum(), [edge])
+        assert same_bytes(gradient, weight.grad)
+        assert_same(weight.view_as(weight), weight.clone())
+        assert_same(weight.view_as(torch.empty(256 * 256)), weight.clone().flatten())
+        seen.append(calls)
+    assert seen[0] == seen[1]
+    assert seen[0].count("all") == 1
 
 
 def test_hooks_on_a_parked_weight_see_its_gradient(pair: Pair) -> None:

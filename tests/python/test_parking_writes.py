@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -390,6 +391,25 @@ def test_two_weights_change_places(source: str, tmp_path: Path) -> None:
     for round_ in range(3):
         pair.on_both(exchange)
         pair.check_forward(f"round {round_}")
+
+
+@pytest.mark.parametrize("name", ["t_", "transpose_", "swapaxes_", "as_strided_", "unsqueeze_"])
+def test_another_shape_in_place_is_refused(pair: Pair, name: str) -> None:
+    parked, _ = pair.weights
+    arguments = {"t_": (), "as_strided_": ((2, 2), (1, 2)), "unsqueeze_": (0,)}.get(name, (0, 1))
+    with torch.no_grad(), pytest.raises(ts.UnsupportedError, match="restore"):
+        getattr(parked, name)(*arguments)
+    pair.check_forward("refused")
+
+
+def test_a_weight_is_pickled_in_its_forward(pair: Pair) -> None:
+    parked, plain = pair.weights
+    pickled: list[bytes] = []
+    module = pair.streamed.blocks[1]
+    handle = module.register_forward_hook(lambda *_: pickled.append(pickle.dumps(parked)))
+    pair.check_forward("pickling")
+    handle.remove()
+    assert_same(pickle.loads(pickled[0]), plain)
 
 
 @pytest.mark.parametrize("of", ["weight", "data", "detached"])
