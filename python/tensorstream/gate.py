@@ -95,6 +95,12 @@ class Gate:
                 self._changed.notify_all()
             self._turn.release()
 
+    def closed_to_others(
+        self, frame: FrameType, held: HeldBack
+    ) -> contextlib.AbstractContextManager[None]:
+        """closed(), but a forward that the calling thread is in goes on, with weights as they are then."""
+        return contextlib.nullcontext() if self.is_amidst(frame) else self.closed(frame, held)
+
     def is_amidst(self, frame: FrameType) -> bool:
         """Whether the calling thread, in `frame`, runs a module of the model, or computes gradients."""
         if in_backward():

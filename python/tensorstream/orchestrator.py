@@ -110,8 +110,9 @@ class Orchestrator:
         self.pool = self.saved.pool = self._make_pool(found.tree.fixed_bytes - sources.device_bytes)
         self._awaits_backward = False  # what follows a forward is done after its backward
         self._moved = Moved(self.device.torch_device)
-        self._attach_or_undo(found, sources, made)
-        registry.register(model, self)
+        with self._gate.closed_to_others(sys._getframe(), HeldBack()):
+            self._attach_or_undo(found, sources, made)
+            registry.register(model, self)
         if self.device.is_host:
             if self._weights:
                 sources.warn_of_no_gain()

@@ -20,6 +20,7 @@ from tensorstream.host_rate import seconds_of_a_call
 from tensorstream.orchestrator import orchestrator_of
 from test_parking_gradients import *  # noqa: F403 - the same tests, on the other device
 from test_parking_reads import *  # noqa: F403
+from test_parking_views import *  # noqa: F403
 from test_parking_writes import *  # noqa: F403
 from test_set_budget import *  # noqa: F403
 

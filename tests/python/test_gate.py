@@ -89,6 +89,35 @@ def test_a_forward_without_hooks_is_waited_for(how: str) -> None:
     assert bool(hooks_of(model)) == (how == "set_budget")
 
 
+def test_an_offload_waits_for_forwards_of_the_plain_model() -> None:
+    model, plain = make_stack(4), make_stack(4)
+    held = Held(model.blocks[1])
+    forward, outputs = in_thread(lambda: model(row_ids()))
+    assert held.inside.wait(PATIENCE_S)
+    offloading, offloaded = in_thread(lambda: offload_tightly(model))
+    offloading.join(0.2)
+    assert offloading.is_alive()
+    later, outputs_later = in_thread(lambda: model(row_ids()))
+    later.join(0.1)
+    held.go_on.set()
+    for thread in (forward, offloading, later):
+        thread.join(PATIENCE_S)
+    assert offloaded == [model]
+    with torch.no_grad():
+        for output in (*outputs, *outputs_later, model(row_ids())):
+            assert_same(output, plain(row_ids()))
+    assert ts.stats(model).acquires
+
+
+def test_an_offload_in_the_models_own_forward_goes_on() -> None:
+    model, plain = make_stack(4), make_stack(4)
+    handle = model.blocks[1].register_forward_hook(lambda *_: offload_tightly(model) and None)
+    with torch.no_grad():
+        assert_same(model(row_ids()), plain(row_ids()))
+        handle.remove()
+        assert_same(model(row_ids()), plain(row_ids()))
+
+
 def test_a_call_of_a_part_is_waited_for() -> None:
     model = resident(make_stack(4))
     smallest = smallest_of(model)

@@ -18,6 +18,7 @@ from tensorstream.orchestrator import orchestrator_of
 from tensorstream.proxy import ParkedParameter
 from test_parking_gradients import *  # noqa: F403 - the same tests, where residents are leased
 from test_parking_reads import *  # noqa: F403
+from test_parking_views import *  # noqa: F403
 from test_parking_writes import *  # noqa: F403
 
 # As in test_fake_gpu.py.
