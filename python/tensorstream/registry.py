@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from tensorstream import conversions
 from tensorstream.exceptions import ConfigError
 from tensorstream.parts import as_module, parts_of, top_modules
 
@@ -23,6 +24,7 @@ _alive: weakref.WeakSet[Orchestrator] = weakref.WeakSet()
 
 def register(model: Any, orchestrator: Orchestrator) -> None:
     """Says that `orchestrator` runs a model or pipeline, and keeps it as long as that is kept."""
+    conversions.watch()
     _by_model[model] = orchestrator
     module = as_module(model)
     if module is not model:

@@ -424,18 +424,26 @@ class Weight:
 
     def check_form(self, value: torch.Tensor) -> None:
         """Raises UnsupportedError where `value` cannot be the weight's."""
-        form, device = self.form, self.poison.device
-        if value.shape != form.shape or value.dtype != form.dtype or value.device != device:
-            raise UnsupportedError(
-                f"'{self.name}' is streamed as {tuple(form.shape)} {form.dtype} on {device}; it cannot "
-                f"become {tuple(value.shape)} {value.dtype} on {value.device}. Call "
-                "tensorstream.restore(model) first, or load the model that way"
-            )
+        self.check_kind(value.dtype, value.device, value.shape)
         if not is_dense(value):
             raise UnsupportedError(
                 f"'{self.name}' is streamed, and a value with strides {value.stride()} has gaps or "
                 "overlaps in memory; give a copy (.contiguous()), or call tensorstream.restore(model) first"
             )
+
+    def check_kind(
+        self, dtype: torch.dtype, device: torch.device, shape: torch.Size | None = None
+    ) -> None:
+        """Raises UnsupportedError where the weight has another type, place or shape (None: its own)."""
+        form, place = self.form, self.poison.device
+        shape = form.shape if shape is None else shape
+        if (shape, dtype, device) == (form.shape, form.dtype, place):
+            return
+        raise UnsupportedError(
+            f"'{self.name}' is streamed as {tuple(form.shape)} {form.dtype} on {place}; it cannot become "
+            f"{tuple(shape)} {dtype} on {device}. Call tensorstream.restore(model) first, or load the model "
+            "that way"
+        )
 
     def _take_form_of(self, value: torch.Tensor) -> None:
         """Lies in memory as `value` does from now on: products are rounded by that."""

@@ -393,6 +393,40 @@ def test_two_weights_change_places(source: str, tmp_path: Path) -> None:
         pair.check_forward(f"round {round_}")
 
 
+CONVERSIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "half": lambda model: model.half(),
+    "double": lambda model: model.double(),
+    "to a type": lambda model: model.to(torch.bfloat16),
+    "to meta": lambda model: model.to("meta"),
+    "to empty": lambda model: model.to_empty(device="meta"),
+    "of a part": lambda model: model[1:].half(),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_a_conversion_that_is_refused_converts_nothing(name: str) -> None:
+    def make() -> nn.Sequential:
+        torch.manual_seed(2)
+        layers = [nn.BatchNorm1d(64, affine=False), nn.Linear(64, 64), nn.BatchNorm1d(64)]
+        model = nn.Sequential(*layers, *(nn.Linear(64, 64) for _ in range(4))).eval()
+        model[0].running_mean.uniform_()
+        return model
+
+    model, plain, x = make(), make(), torch.ones(3, 64)
+    smallest = ts.plan(model, ram_budget="1GiB", keep_resident=("1",)).smallest_budget_bytes
+    ts.offload(model, ram_budget=smallest, keep_resident=("1",))
+    with torch.no_grad(), pytest.raises(ts.UnsupportedError, match="restore"):
+        CONVERSIONS[name](model)
+    for tensor in (*model.parameters(), *model.buffers()):
+        assert tensor.dtype in (torch.float32, torch.int64)
+    with torch.no_grad():
+        assert_same(model.to(model[1].weight.device)(x), plain(x), "refused")
+        ts.restore(model)
+        converted, expected = CONVERSIONS[name](model), CONVERSIONS[name](plain)
+    if "meta" not in {tensor.device.type for tensor in expected.parameters()}:
+        assert_same(converted.state_dict(), expected.state_dict(), "restored")
+
+
 @pytest.mark.parametrize("name", ["t_", "transpose_", "swapaxes_", "as_strided_", "unsqueeze_"])
 def test_another_shape_in_place_is_refused(pair: Pair, name: str) -> None:
     parked, _ = pair.weights
