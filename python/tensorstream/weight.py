@@ -326,8 +326,8 @@ class Weight:
         if loan._version != self._loan_version:
             return True
         if loan is self._home and not loan.is_cpu:
-            # NumPy does not reach it: past its version only pointers do.
-            return self._was_pointed_at
+            # Past its version pointers reach it, and `data` of what somebody holds.
+            return self._was_pointed_at or storage_users(loan) > SOLE_USER
         # Owned memory is the source already: what was loaded of it is not. Other memory is compared: it
         # may have been written past torch, through NumPy or a pointer.
         return loan is self._owned or not self._holds(loan)

@@ -120,6 +120,18 @@ def test_writes_between_forwards_show() -> None:
             assert_same(model(ids), plain(ids), f"round {round_}")
 
 
+def test_writes_past_the_version_of_held_aliases_show() -> None:
+    model, plain = offload_stack(1.5), make_stack(5).to(DEVICE)
+    ids = row_ids().to(DEVICE)
+    aliases = [weight.detach() for one in (model, plain) for weight in one.parameters()]
+    with torch.no_grad():
+        for round_ in range(4):
+            assert_same(model(ids), plain(ids), f"before round {round_}")
+            for alias in aliases:
+                alias.data.mul_(1.25)
+            assert_same(model(ids), plain(ids), f"round {round_}")
+
+
 def test_a_stream_that_is_not_the_default_one_and_slow_kernels() -> None:
     model, plain = offload_stack(1.5), make_stack(5).to(DEVICE)
     ids = row_ids().to(DEVICE)
