@@ -19,8 +19,18 @@ from tensorstream.tracing import refuse_tracing, set_eval_frame
 _MODULE_CODE = nn.Module.__call__.__code__.co_filename
 
 
+class _ScriptedError(UnsupportedError, AttributeError):
+    """A hook was asked for its name, as torch.jit.script does; for hasattr() it has none."""
+
+
 class _Hook(functools.partial):  # type: ignore[type-arg]
     """A hook of ours on a module. A copy of the module gets one that does nothing."""
+
+    @property
+    def __name__(self) -> str:
+        raise _ScriptedError(
+            "torch.jit.script cannot compile modules with streamed weights; restore the model first"
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _no_hook

@@ -29,13 +29,14 @@ def _under_fake_tensors(model: nn.Module) -> Any:
 
 RECORDERS: dict[str, Callable[[nn.Module], Any]] = {
     "jit": lambda model: torch.jit.trace(model, X),
+    "script": torch.jit.script,
     "export": lambda model: torch.export.export(model, (X,)),
     "make_fx": _made_by_fx,
     "fake tensors": _under_fake_tensors,
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.(trace|script):DeprecationWarning")
 @pytest.mark.parametrize("state", ["new", "run before"])
 @pytest.mark.parametrize("recorder", RECORDERS)
 def test_what_records_weights_instead_of_using_them_is_refused(recorder: str, state: str) -> None:
