@@ -82,6 +82,19 @@ def _snapshot(path: str, kwargs: dict[str, Any]) -> str:
     return found
 
 
+def brings_adapter(path: str, folder: str) -> bool:
+    """Whether transformers adds an adapter to the model: one that lies beside it, if peft is installed.
+
+    Args:
+        path: What from_pretrained was given.
+        folder: That of the model.
+    """
+    from transformers.utils import is_peft_available
+
+    where = path if os.path.isdir(path) else folder
+    return is_peft_available() and os.path.isfile(os.path.join(where, "adapter_config.json"))
+
+
 def open_checkpoint(folder: str, stem: str, variant: str | None) -> _native.Checkpoint:
     """Opens the weights in a folder; every header is checked.
 

@@ -14,6 +14,7 @@ from tensorstream.api import PathLike
 from tensorstream.config import Config, chosen_dtype, make_config
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import (
+    brings_adapter,
     check_complete,
     model_folder,
     open_checkpoint,
@@ -141,7 +142,7 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None) -> Descri
 
     Raises:
         ConfigError: The path holds no model that either library knows, or the type is none.
-        UnsupportedError: Its weights are quantised.
+        UnsupportedError: Its weights are quantised, or an adapter lies beside them.
     """
     wanted = chosen_dtype(dtype)
     folder = model_folder(path, {})
@@ -157,6 +158,11 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None) -> Descri
         raise UnsupportedError(
             f"the weights in '{path}' are quantised, and what they take is known once transformers has "
             "loaded them: load the model, and give that"
+        )
+    if brings_adapter(path, folder):  # guard: described-adapter
+        raise UnsupportedError(
+            f"'{path}' holds an adapter beside its model (adapter_config.json), and what that takes is known "
+            "once transformers has loaded both: load the model, and give that"
         )
     wanted = wanted or getattr(config, "dtype", None) or _first_type(checkpoint)
     make = loader.from_config if hasattr(loader, "from_config") else loader._from_config

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
-from tensorstream.hub import hub_options
+from tensorstream.hub import brings_adapter, hub_options, model_folder
 from tensorstream.model_class import read_config
 
 
@@ -117,7 +117,8 @@ def load_packed(
         transformers says of the loading; and where the bytes of those parameters are, by their ids.
 
     Raises:
-        UnsupportedError: The checkpoint is quantised, or brings code or files that only a plain one can.
+        UnsupportedError: The checkpoint is quantised, or brings an adapter, or code or files for which a
+            plain one is needed.
     """
     _check_options(path, kwargs)
     generation_config = kwargs.pop("generation_config", None)
@@ -146,6 +147,10 @@ def _check_options(path: str, kwargs: dict[str, Any]) -> None:
     config = read_config(path, kwargs)
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedError(f"'{path}' is packed, and its model is quantised; {advice}")
+    if brings_adapter(path, model_folder(path, kwargs)):  # guard: packed-adapter
+        raise UnsupportedError(
+            f"'{path}' is packed, and holds an adapter beside its model (adapter_config.json); {advice}"
+        )
 
 
 def _generation_config(loader: Any, path: str, kwargs: dict[str, Any]) -> Any:

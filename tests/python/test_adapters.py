@@ -422,3 +422,27 @@ def test_an_attention_whose_weights_are_exchanged_in_each_forward(order: str) ->
     check("merged for good")
     ts.restore(both[0])
     check("restored")
+
+
+def test_an_adapter_beside_a_model_is_loaded_with_it_or_refused(tmp_path: Path) -> None:
+    """As save_pretrained of peft leaves it in the folder of the model."""
+    folder = save(_llama(), tmp_path / "model")
+    adapted = _seeded(peft.get_peft_model, _llama(), _lora())
+    adapted.save_pretrained(folder)
+    plain = tf.LlamaForCausalLM.from_pretrained(folder)
+    assert not torch.equal(_logits(plain), _logits(_llama()))
+    model = ts.from_pretrained(folder, ram_budget="1GiB", device="cpu")
+    assert_same(_logits(model), _logits(plain))
+    packed = tmp_path / "packed"
+    ts.pack(folder, packed)
+    with pytest.raises(
+        ts.UnsupportedError, match=r"adapter beside its model.*tensorstream\.unpack"
+    ):
+        ts.from_pretrained(packed, ram_budget="1GiB", device="cpu")
+    ts.unpack(packed, tmp_path / "unpacked")
+    model = ts.from_pretrained(tmp_path / "unpacked", ram_budget="1GiB", device="cpu")
+    assert_same(_logits(model), _logits(plain))
+    for path in (folder, packed):
+        for asked in (ts.analyze, ts.estimate_memory, ts.plan):
+            with pytest.raises(ts.UnsupportedError, match=r"adapter beside its model.*give that"):
+                asked(path)
