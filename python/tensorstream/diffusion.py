@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ from torch import nn
 
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
-from tensorstream.hub import check_complete, open_checkpoint
+from tensorstream.hub import check_complete, named_weights, open_checkpoint, read_json
 from tensorstream.made_weights import Described, described
 from tensorstream.model_class import OPTION_ADVICE, library_errors
 from tensorstream.parts import Parts, ordered_parts, parts_of
@@ -51,7 +50,7 @@ def is_pipeline(folder: str) -> bool:
 def is_model(folder: str) -> bool:
     """Whether a folder holds a model of diffusers."""
     path = os.path.join(folder, "config.json")
-    return os.path.isfile(path) and "_class_name" in _read(path)
+    return os.path.isfile(path) and "_class_name" in read_json(path)
 
 
 def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> Any:
@@ -128,15 +127,6 @@ def weights_folders(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name, _, _ in _parts_in(folder)]
 
 
-def _read(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"'{path}' cannot be read as JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
-
-
 def _diffusers() -> Any:
     try:
         return importlib.import_module("diffusers")
@@ -154,7 +144,7 @@ def _class_named(folder: str, file: str) -> Any:
     """
     diffusers = _diffusers()
     base = diffusers.DiffusionPipeline if file == PIPELINE_INDEX else diffusers.ModelMixin
-    name = _read(os.path.join(folder, file)).get("_class_name")
+    name = read_json(os.path.join(folder, file)).get("_class_name")
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (inspect.isclass(found) and issubclass(found, base)):
         kind = "pipeline" if file == PIPELINE_INDEX else "model"
@@ -167,7 +157,7 @@ def _class_named(folder: str, file: str) -> Any:
 
 def _parts_in(folder: str) -> Iterator[tuple[str, str, Any]]:
     """The models of a pipeline: name, library and class; not schedulers, tokenizers and the like."""
-    for name, entry in _read(os.path.join(folder, PIPELINE_INDEX)).items():
+    for name, entry in read_json(os.path.join(folder, PIPELINE_INDEX)).items():
         if name.startswith("_") or not isinstance(entry, list) or not all(entry):
             continue
         if not name.isidentifier():  # a path, which may lead out of the folder
@@ -225,7 +215,8 @@ def _load_pipeline(folder: str, loader: Any, options: dict[str, Any]) -> Any:
 
 
 def _check_weights(folder: str, stem: str, options: dict[str, Any]) -> _native.Checkpoint:
-    checkpoint = open_checkpoint(folder, stem, options.get("variant"))
+    named = named_weights(folder, {}) if stem == _STEM_OF_TRANSFORMERS else None
+    checkpoint = open_checkpoint(folder, stem, options.get("variant"), named)
     if checkpoint.packed:
         raise UnsupportedError(
             f"'{folder}' is packed, and packed models of diffusers are not loaded by this version; make "
@@ -251,7 +242,7 @@ def _load_transformers_model(folder: str, loader: Any, options: dict[str, Any]) 
 
 
 def _load_model(folder: str, loader: Any, options: dict[str, Any]) -> nn.Module:
-    config = _read(os.path.join(folder, "config.json"))
+    config = read_json(os.path.join(folder, "config.json"))
     if config.get("quantization_config") is not None:
         raise UnsupportedError(f"the model in '{folder}' is quantised, which is not supported")
     checkpoint = _check_weights(folder, _STEM, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -10,6 +11,8 @@ from tensorstream.exceptions import ConfigError, UnsupportedError
 
 # Of the options of transformers and diffusers, those that say where a file is.
 _HUB_OPTIONS = "revision cache_dir subfolder token local_files_only".split()
+# With it a config names a file of weights in place of the usual one.
+_WEIGHTS_KEY = "transformers_weights"
 
 
 def path_text(path: Any) -> str:
@@ -95,19 +98,78 @@ def brings_adapter(path: str, folder: str) -> bool:
     return is_peft_available() and os.path.isfile(os.path.join(where, "adapter_config.json"))
 
 
-def open_checkpoint(folder: str, stem: str, variant: str | None) -> _native.Checkpoint:
+def read_json(path: str) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where it holds something else.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"'{path}' cannot be read as JSON: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def weights_in_config(folder: str) -> Any:
+    """What the config in a folder names in place of the usual weights of transformers; None for nothing."""
+    try:
+        return read_json(os.path.join(folder, "config.json")).get(_WEIGHTS_KEY)
+    except ConfigError:  # whoever needs the config says so
+        return None
+
+
+def named_weights(folder: str, kwargs: dict[str, Any]) -> str | None:
+    """The path of the file or index that transformers loads by name; None where it takes the usual ones.
+
+    Args:
+        folder: Of one model.
+        kwargs: Options of from_pretrained, of which `config` and `transformers_weights` count.
+
+    Raises:
+        ConfigError: There is no such file in the folder, or it is not safetensors.
+    """
+    config = kwargs.get("config")
+    said = weights_in_config(folder) if config is None else getattr(config, _WEIGHTS_KEY, None)
+    name = kwargs.get(_WEIGHTS_KEY, said)
+    if name is None:
+        return None
+    what = f"the config of '{folder}' has {name!r} for its weights ({_WEIGHTS_KEY})"
+    if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
+        raise ConfigError(
+            f"{what}, which is no safetensors file and no index of them: convert it, or remove that key"
+        )
+    whole = os.path.abspath(folder)
+    path = os.path.abspath(os.path.join(whole, name))
+    if os.path.commonpath([whole, path]) != whole:
+        raise ConfigError(f"{what}, which is outside of it: put the file there, or remove that key")
+    if not os.path.isfile(path):
+        raise ConfigError(
+            f"{what}, and there is no such file: put it there (of a packed folder tensorstream.unpack "
+            "makes it), or remove that key"
+        )
+    return path
+
+
+def open_checkpoint(
+    folder: str, stem: str, variant: str | None, named: str | None = None
+) -> _native.Checkpoint:
     """Opens the weights in a folder; every header is checked.
 
     Args:
         folder: Of one model.
         stem: What its weights are called: "model", or "diffusion_pytorch_model".
         variant: As transformers and diffusers take it, "fp16" for one; None takes the usual weights.
+        named: The path of the file or index to open in place of all that.
 
     Raises:
         ConfigError: The folder holds no weights, or not that variant.
         FormatError: A file breaks its format.
         UnsupportedError: It holds weights in other formats alone.
     """
+    if named is not None:  # guard: named-weights
+        return _native.Checkpoint.open(named)
     path = folder if variant is None else _variant_path(folder, stem, variant)
     checkpoint = _native.Checkpoint.open(path or folder)
     if (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tensorstream import _native
 from tensorstream.api import PathLike
 from tensorstream.exceptions import ConfigError
-from tensorstream.hub import path_text
+from tensorstream.hub import path_text, weights_in_config
 from tensorstream.report import CheckpointReport, make_checkpoint_report
 
 _HIGHEST_LEVEL = 9
@@ -41,7 +41,8 @@ def pack(
         What was packed, and how small it became.
 
     Raises:
-        ConfigError: The level is none, the source holds no model, or the target is not empty.
+        ConfigError: The level is none, the source holds no model, its config names other weights than the
+            usual, or the target is not empty.
         FormatError: A file of the source breaks its format.
         IoError: A file cannot be read or written, the disk may be too small (nothing is written then),
             or the source changed meanwhile.
@@ -49,8 +50,15 @@ def pack(
     """
     if not isinstance(level, int) or not 0 <= level <= _HIGHEST_LEVEL:
         raise ConfigError(f"level is {level!r}; give a whole number from 0 to {_HIGHEST_LEVEL}")
+    path = path_text(source)
+    named = weights_in_config(path)
+    if named is not None:  # guard: pack-named-weights
+        raise ConfigError(
+            f"the config in '{path}' has {named!r} for its weights (transformers_weights), which a packed "
+            "folder cannot have: give that file the usual name, model.safetensors, and remove that key"
+        )
     summary = _native.pack_checkpoint(
-        path_text(source), path_text(target), level, _threads(threads), _shown(progress, "packing")
+        path, path_text(target), level, _threads(threads), _shown(progress, "packing")
     )
     return make_checkpoint_report(summary)
 

@@ -17,6 +17,7 @@ from tensorstream.hub import (
     brings_adapter,
     check_complete,
     model_folder,
+    named_weights,
     open_checkpoint,
     path_text,
 )
@@ -110,7 +111,7 @@ def from_pretrained(
         return made
     if not os.path.isdir(path):  # what was checked is what is loaded
         kwargs["local_files_only"] = True
-    checkpoint = _check_checkpoint(folder, kwargs.get("variant"))
+    checkpoint = _check_checkpoint(folder, kwargs)
     loader = model_class if model_class is not None else class_for(path, kwargs)
     if not hasattr(loader, "_model_mapping"):  # what it says was followed, or an Auto class does
         kwargs.pop("code_revision", None)
@@ -150,7 +151,7 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None) -> Descri
         return diffusion.describe(folder, wanted)
     if isinstance(wanted, dict):
         raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
-    checkpoint = _check_checkpoint(folder)
+    checkpoint = _check_checkpoint(folder, {})
     loader = model_class or class_for(folder, {})
     kwargs = {} if model_class is None else {"config_class": model_class.config_class}
     config = read_config(folder, kwargs)
@@ -182,7 +183,8 @@ def _first_type(checkpoint: _native.Checkpoint) -> torch.dtype:
 def largest_file(path: str) -> str | None:
     """The largest file of weights of a model or pipeline; None where there is none."""
     folders = diffusion.weights_folders(model_folder(path, {}))
-    files = [file for folder in folders for file in _native.Checkpoint.open(folder).files]
+    opened = [open_checkpoint(each, "", None, named_weights(each, {})) for each in folders]
+    files = [file for checkpoint in opened for file in checkpoint.files]
     return max(files, key=os.path.getsize, default=None)
 
 
@@ -195,7 +197,7 @@ _THEIRS = (
 ).split()
 
 
-def _check_checkpoint(folder: str, variant: str | None = None) -> _native.Checkpoint:
+def _check_checkpoint(folder: str, kwargs: dict[str, Any]) -> _native.Checkpoint:
     """Opens the checkpoint, and checks every header of the checkpoint before transformers touches it."""
     if not os.path.isfile(os.path.join(folder, "config.json")):
         if os.path.isfile(os.path.join(folder, "adapter_config.json")):
@@ -204,7 +206,7 @@ def _check_checkpoint(folder: str, variant: str | None = None) -> _native.Checkp
                 "peft.PeftModel.from_pretrained(model, folder)"
             )
         raise ConfigError(f"'{folder}' holds no model: there is no config.json in it")
-    return open_checkpoint(folder, "model", variant)
+    return open_checkpoint(folder, "model", kwargs.get("variant"), named_weights(folder, kwargs))
 
 
 def _check_options(config: Any, model_class: Any, kwargs: dict[str, Any]) -> Config | None:

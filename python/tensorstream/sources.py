@@ -12,6 +12,7 @@ import torch
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, IoError, UnsupportedError
 from tensorstream.fixed import FixedTensor, StoredNames, fixed_tensors
+from tensorstream.hub import named_weights, open_checkpoint
 from tensorstream.packed import StoredPlace
 from tensorstream.walk import FoundWeight, Walk
 
@@ -210,7 +211,7 @@ def _bind(
     found: Walk, weights: list[FoundWeight], prefix: str, path: str, files: _Files
 ) -> StoredNames:
     """Binds weights whose names begin with `prefix` to the checkpoint at `path`, which leaves it out."""
-    checkpoint = _native.Checkpoint.open(path)
+    checkpoint = open_checkpoint(path, "", None, named_weights(path, {}))
     names = StoredNames(checkpoint)
     wanted = [
         _native.wanted_tensor(
