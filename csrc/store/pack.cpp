@@ -63,6 +63,12 @@ void check_names(const PackJob& job) {
   }
   if (job.index) names.push_back(job.index->name);
   for (const CarriedFile& file : job.carried) names.push_back(file.name);
+  for (const Shard& shard : job.shards) {
+    // Its packed file beside the other's would look like plain weights beside packed ones.
+    if (packed.contains(shard.name)) {  // guard: shard-named-as-packed
+      refuse_name(job, shard.name, "another shard's packed file would have that name");
+    }
+  }
   for (const std::string& name : names) {
     static_cast<void>(json_string(name));  // raises where it is not UTF-8
     // guard: name-of-packed-path
@@ -88,6 +94,11 @@ PackJob open_job(const std::string& source) {
   if (checkpoint.packed()) {
     throw UnsupportedError("'" + checkpoint.files().front() +
                            "' is packed already; tensorstream.unpack gives its files");
+  }
+  if (checkpoint.tensors().empty()) {  // guard: pack-no-tensors
+    throw ConfigError(
+        "'" + found.path +
+        "' holds no tensors: there is nothing to pack; give the checkpoint that does");
   }
   PackJob job{
       .folder = fs::path(found.path).parent_path(), .shards = {}, .index = {}, .carried = {}};

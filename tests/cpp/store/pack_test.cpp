@@ -199,6 +199,30 @@ TEST(Pack, NamesOfThePackedFormatAreRefused) {
               ThrowsMessage<ConfigError>(HasSubstr(".safetensors")));
 }
 
+TEST(Pack, ACheckpointWithoutTensorsIsRefused) {
+  const TemporaryFolder folder;
+  for (const char* header : {"{}", R"({"__metadata__":{"format":"pt"}})"}) {
+    const std::string path = folder.write("src/model.safetensors", safetensors_bytes(header, 0));
+    for (const std::string& source : {path, folder.path("src")}) {
+      EXPECT_THAT([&] { pack_checkpoint(source, folder.path("p"), kTwoThreads, {}); },
+                  ThrowsMessage<ConfigError>(AllOf(HasSubstr(path), HasSubstr("no tensors"))));
+    }
+  }
+  EXPECT_FALSE(fs::exists(folder.path("p")));
+}
+
+TEST(Pack, AShardThatIsNamedAsThePackedFileOfAnotherIsRefused) {
+  const TemporaryFolder folder;
+  folder.write("src/a.safetensors", one_tensor("a", 4));
+  folder.write("src/packed-a.safetensors", one_tensor("b", 4));
+  folder.write(std::string("src/") + kIndex,
+               R"({"weight_map":{"a":"a.safetensors","b":"packed-a.safetensors"}})");
+  EXPECT_THAT([&] { pack_checkpoint(folder.path("src"), folder.path("p"), kTwoThreads, {}); },
+              ThrowsMessage<UnsupportedError>(
+                  AllOf(HasSubstr("packed-a.safetensors"), HasSubstr("rename"))));
+  EXPECT_FALSE(fs::exists(folder.path("p")));
+}
+
 TEST(Pack, ATargetThatHoldsSomethingIsLeftAlone) {
   const TemporaryFolder folder;
   const std::string path = folder.write("m.safetensors", one_tensor("w", 4));
