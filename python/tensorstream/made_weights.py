@@ -87,14 +87,14 @@ def renamed_by_transformers(model: nn.Module) -> Renamed:
 
 
 def keep_types_of_transformers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Gives parameters that transformers keeps in another type than `dtype` that type."""
+    """Gives weights and saved buffers that transformers keeps in another type than `dtype` that type."""
     from transformers.core_model_loading import build_glob_alternation
 
     kept = model._get_dtype_plan(dtype)  # type: ignore[operator]
     if not kept:
         return
     pattern, by_group, _ = build_glob_alternation(list(kept))
-    for name, parameter in model.named_parameters():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         found = pattern.search(name)
-        if found is not None and parameter.is_floating_point():
-            parameter.data = parameter.data.to(kept[by_group[found.lastgroup]])
+        if found is not None and tensor.is_floating_point():
+            tensor.data = tensor.data.to(kept[by_group[found.lastgroup]])

@@ -36,6 +36,17 @@ def _t5() -> nn.Module:
     return _made(tf.T5ForConditionalGeneration, tf.T5Config(vocab_size=500, **sizes))
 
 
+def _deepseek() -> nn.Module:
+    """A buffer of its routers stays float32, and its files have each expert by itself."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16}
+    ranks = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+    experts = {"n_routed_experts": 8, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2}
+    shape = {"num_hidden_layers": 3, "first_k_dense_replace": 1, "vocab_size": 500}
+    config = tf.DeepseekV3Config(**sizes, **heads, **ranks, **experts, **shape)
+    return _made(tf.DeepseekV3ForCausalLM, config)
+
+
 def _base() -> nn.Module:
     """Its names have no prefix in files, and one in the model of the class below."""
     return SHAPES["bert"].make(3)
@@ -49,6 +60,7 @@ CASES: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "cast": (lambda: SHAPES["llama"].make(4), torch.bfloat16, "all"),
     "cast by name": (lambda: SHAPES["llama"].make(4), "bfloat16", "all"),
     "merged": (_mixtral, None, "some"),
+    "a buffer kept": (lambda: _deepseek().bfloat16(), None, "some"),
     "some cast": (lambda: _t5().half(), torch.float16, "some"),
 }
 
