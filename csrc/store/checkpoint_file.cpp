@@ -33,6 +33,9 @@ constexpr std::size_t kListedOthers = 5;
 constexpr std::string_view kHowToConvert =
     "convert it to safetensors: load it where it can be loaded, then save_pretrained of "
     "transformers or safetensors.torch.save_file";
+// from_pretrained and plans take folders alone.
+constexpr std::string_view kWhereFilesAreTaken =
+    "to pack, unpack, verify or offload(checkpoint=), give the path of the one that is meant";
 
 bool is_other_format(std::string_view name) {
   return std::any_of(kOtherFormats.begin(), kOtherFormats.end(),
@@ -99,9 +102,9 @@ std::vector<std::string> file_names(const std::string& folder) {
 /// The only one of `candidates`, which is not empty; several are refused by name.
 CheckpointFile only_one(const std::string& folder, const std::vector<std::string>& candidates) {
   if (candidates.size() > 1) {
-    throw ConfigError(
-        "'" + folder + "' holds several checkpoints: " + quoted_list(candidates) +
-        "; give the path of the one that is meant, or remove what an earlier save left");
+    throw ConfigError("'" + folder + "' holds several checkpoints: " + quoted_list(candidates) +
+                      "; remove what an earlier save left, or, " +
+                      std::string(kWhereFilesAreTaken));
   }
   const std::string& name = candidates.front();
   check_stays_in_folder(folder, name);
@@ -148,10 +151,10 @@ void check_only_packed(const std::string& folder, std::span<const std::string> n
   if (plain.empty()) return;
   throw ConfigError("'" + folder + "' holds a packed checkpoint and plain weights beside it, " +
                     quoted_list(plain) +
-                    ": which of them are meant, it does not say. Give the path of the one, '" +
-                    kPackedIndexName +
-                    "' or the plain file, or remove the other: the plain files, or that index "
-                    "with the packed-*.safetensors");
+                    ": which of them are meant, it does not say. Remove the other: the plain "
+                    "files, or '" +
+                    kPackedIndexName + "' with the packed-*.safetensors; or, " +
+                    std::string(kWhereFilesAreTaken));
 }
 
 CheckpointFile find_in_folder(const std::string& folder) {

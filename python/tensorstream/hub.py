@@ -48,11 +48,16 @@ def model_folder(path: str, kwargs: dict[str, Any]) -> str:
         kwargs: Its options, of which `revision`, `cache_dir` and `subfolder` count.
 
     Raises:
-        ConfigError: There is no such folder, and no such model in the cache.
+        ConfigError: There is no such folder, and no such model in the cache; or the path is a file's.
         UnsupportedError: The path is that of a GGUF file.
     """
     if path.endswith(".gguf") and not os.path.isdir(path):
         refuse_gguf(path)
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise ConfigError(
+            f"'{path}' is a file, and a model is loaded from the folder that holds its config and all of its "
+            f"weights: give '{os.path.dirname(path) or os.curdir}'"
+        )
     folder = path if os.path.isdir(path) else _snapshot(path, kwargs)
     return os.path.join(folder, kwargs.get("subfolder") or "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -106,6 +107,25 @@ def test_the_cache_that_the_environment_names(cache: Path) -> None:
 def test_what_is_not_there_is_said(call: Any, name: str, cache: Path) -> None:
     with pytest.raises(ts.ConfigError, match=f"'{name}' is no folder, and no model of that name"):
         call(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "packed.safetensors.index.json"]
+)
+@pytest.mark.parametrize("call", [ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze])
+def test_a_file_in_place_of_a_folder_is_said(
+    call: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(SHAPES["llama"].make(1), tmp_path / "plain", shard="1GB")
+    if name.startswith("packed"):
+        ts.pack(folder, tmp_path / "packed")
+        folder = tmp_path / "packed"
+    with pytest.raises(ts.ConfigError, match=rf"is a file.*give '{re.escape(str(folder))}'"):
+        call(folder / name)
+    monkeypatch.chdir(folder)
+    with pytest.raises(ts.ConfigError, match=r"is a file.*give '\.'"):
+        call(name)
+    call(".")
 
 
 def test_a_revision_that_is_not_there_is_said(cache: Path) -> None:

@@ -157,8 +157,8 @@ TEST(Pack, PlainWeightsBesidePackedOnesAreRefused) {
     folder.write("p/other.safetensors", plain);
     EXPECT_TRUE(Checkpoint::open(folder.path("p")).packed());
     folder.write("p/" + source, plain);
-    const auto refusal = ThrowsMessage<ConfigError>(
-        AllOf(HasSubstr("'" + source + "'"), HasSubstr("remove the other")));
+    const auto refusal = ThrowsMessage<ConfigError>(AllOf(
+        HasSubstr("'" + source + "'"), HasSubstr("Remove the other"), HasSubstr("checkpoint=")));
     EXPECT_THAT([&] { Checkpoint::open(folder.path("p")); }, refusal);
     EXPECT_THAT([&] { verify_checkpoint(folder.path("p"), 1, {}); }, refusal);
     EXPECT_THAT([&] { unpack_checkpoint(folder.path("p"), folder.path("u"), 1, {}); }, refusal);
