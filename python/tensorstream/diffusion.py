@@ -17,7 +17,7 @@ from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import check_complete, named_weights, open_checkpoint, read_json
 from tensorstream.made_weights import Described, described
-from tensorstream.model_class import OPTION_ADVICE, library_errors
+from tensorstream.model_class import OPTION_ADVICE, library_errors, transformers_module
 from tensorstream.parts import Parts, ordered_parts, parts_of
 
 logger = logging.getLogger("tensorstream")
@@ -165,8 +165,10 @@ def _parts_in(folder: str) -> Iterator[tuple[str, str, Any]]:
                 f"'{name}' in '{folder}/{PIPELINE_INDEX}' names no part of a pipeline"
             )
         library, class_name, *_ = map(str, entry)
-        if library in ("diffusers", "transformers"):
-            where: Any = importlib.import_module(library)
+        if library == "transformers":
+            where = transformers_module(f"'{folder}/{name}'")
+        elif library == "diffusers":
+            where = _diffusers()
         else:  # a package within diffusers, or the user's own module, which diffusers would not import
             where = getattr(_diffusers().pipelines, library, sys.modules.get(library))
         found = getattr(where, class_name, None)

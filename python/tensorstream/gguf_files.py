@@ -9,7 +9,7 @@ from typing import Any
 
 from tensorstream.exceptions import ConfigError, FormatError, UnsupportedError
 from tensorstream.hub import check_complete, model_folder
-from tensorstream.model_class import OPTION_ADVICE
+from tensorstream.model_class import OPTION_ADVICE, transformers_module
 
 _MAGIC = b"GGUF"
 
@@ -56,8 +56,7 @@ def load(file: str, model_class: Any, kwargs: dict[str, Any]) -> Any:
         raise UnsupportedError(
             f"'{file}' is a GGUF file, which transformers reads by the package gguf: pip install gguf"
         )
-    import transformers
-
+    transformers = transformers_module(f"'{file}'")
     loader = model_class or transformers.AutoModelForCausalLM
     folder, name = os.path.split(file)
     try:

@@ -73,7 +73,13 @@ def refuse_gguf(name: str) -> None:
 
 def _snapshot(path: str, kwargs: dict[str, Any]) -> str:
     """The folder of a revision of a model in the cache."""
-    from huggingface_hub import constants, snapshot_download
+    try:
+        from huggingface_hub import constants, snapshot_download
+    except ImportError as error:
+        raise UnsupportedError(
+            f"'{path}' is no folder, and the local cache is looked up by huggingface_hub, which cannot be "
+            f"imported ({error}): give a folder, or pip install huggingface_hub"
+        ) from error
 
     cache = kwargs.get("cache_dir") or constants.HF_HUB_CACHE
     revision = kwargs.get("revision")

@@ -33,6 +33,7 @@ from tensorstream.model_class import (
     class_for,
     library_errors,
     read_config,
+    transformers_module,
 )
 from tensorstream.orchestrator import Orchestrator
 from tensorstream.packed import concrete_class, load_packed
@@ -235,9 +236,7 @@ def _check_options(config: Any, model_class: Any, kwargs: dict[str, Any]) -> Con
         )
     if config is None or isinstance(config, Config):
         return config
-    from transformers import PretrainedConfig
-
-    if not isinstance(config, PretrainedConfig):
+    if not isinstance(config, transformers_module("what config= has").PretrainedConfig):
         raise ConfigError(
             f"config is {type(config).__name__}, neither a tensorstream.Config nor a config of transformers"
         )

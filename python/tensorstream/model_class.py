@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
+
+import torch
+from safetensors import SafetensorError
 
 from tensorstream.exceptions import ConfigError, IoError, TensorStreamError, UnsupportedError
 from tensorstream.hub import hub_options
@@ -30,7 +34,7 @@ def library_errors(path: str, advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except TensorStreamError:
+    except (TensorStreamError, torch.OutOfMemoryError):
         raise
     except ImportError as error:
         raise UnsupportedError(f"'{path}' needs what is not installed: {error}") from error
@@ -44,13 +48,36 @@ def library_errors(path: str, advice: str) -> Iterator[None]:
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """What the libraries raise of what they cannot use."""
-    named: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, KeyError, AttributeError)
-    # Of a field of another type; older releases of huggingface_hub have none.
-    of_field = getattr(
-        importlib.import_module("huggingface_hub.errors"), "StrictDataclassError", None
+    """What the libraries, and torch below them, raise of what they cannot use."""
+    named: tuple[type[Exception], ...] = (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RuntimeError,  # RecursionError and NotImplementedError are some
+        SafetensorError,
+        TypeError,
+        ValueError,
     )
+    # Of a field of another type; older releases of huggingface_hub have none.
+    errors = sys.modules.get("huggingface_hub.errors")
+    of_field = getattr(errors, "StrictDataclassError", None)
     return named if of_field is None else (*named, of_field)
+
+
+def transformers_module(what: str) -> Any:
+    """The package transformers, which `what` needs.
+
+    Raises:
+        UnsupportedError: It is not installed.
+    """
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{what} is for transformers, which cannot be imported ({error}): pip install transformers"
+        ) from error
 
 
 def read_config(path: str, kwargs: dict[str, Any]) -> Any:
@@ -61,14 +88,13 @@ def read_config(path: str, kwargs: dict[str, Any]) -> Any:
     """
     if kwargs.get("config") is not None:
         return kwargs["config"]
-    from transformers import AutoConfig
-
+    transformers = transformers_module(f"'{path}'")
     options = hub_options(kwargs)
     for name in ("trust_remote_code", "code_revision"):
         if kwargs.get(name) is not None:
             options[name] = kwargs[name]
     with library_errors(path, CONFIG_ADVICE):
-        return kwargs.get("config_class", AutoConfig).from_pretrained(path, **options)
+        return kwargs.get("config_class", transformers.AutoConfig).from_pretrained(path, **options)
 
 
 def class_for(path: str, kwargs: dict[str, Any]) -> Any:
@@ -83,8 +109,7 @@ def class_for(path: str, kwargs: dict[str, Any]) -> Any:
     Raises:
         ConfigError: The config names a class that cannot be had, or one class while its code has another.
     """
-    import transformers
-
+    transformers = transformers_module(f"'{path}'")
     config = read_config(path, kwargs)
     names = getattr(config, "architectures", None) or ()
     theirs = _classes_of_code(config)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 import tensorstream as ts
@@ -33,6 +36,10 @@ CONFIG_TEXTS = {
     "another type": '{"model_type": "zork"}',
     "a field of another type": '{"model_type": "llama", "hidden_size": "x"}',
     "no JSON": "{",
+    "a divisor that is 0": '{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 0}',
+    "an index out of bounds": '{"model_type": "llama", "vocab_size": 100, "pad_token_id": 5000}',
+    "more bytes than there are addresses": '{"model_type": "llama", "hidden_size": 1000000000000}',
+    "too deep": '{"a":' * 50_000 + "1" + "}" * 50_000,
     "classes as text": '{"model_type": "llama", "architectures": "LlamaForCausalLM"}',
 }
 
@@ -129,3 +136,56 @@ def test_options_of_packing_that_cannot_be_used(
         with pytest.raises(ts.ConfigError, match=f"{next(iter(options))} is "):
             call()
     assert not (tmp_path / "packed").exists()
+
+
+class _Refused(transformers.LlamaForCausalLM):
+    raised: BaseException
+
+    def __init__(self, config: Any) -> None:
+        raise self.raised
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (NotImplementedError("text"), ts.ConfigError),
+        (ZeroDivisionError("text"), ts.ConfigError),
+        (RuntimeError("text"), ts.ConfigError),
+        (IndexError("text"), ts.ConfigError),
+        (SafetensorError("text"), ts.ConfigError),
+        (torch.OutOfMemoryError("text"), torch.OutOfMemoryError),
+        (ts.BudgetError("text"), ts.BudgetError),
+        (KeyboardInterrupt("text"), KeyboardInterrupt),
+    ],
+)
+def test_what_a_library_raises_is_typed(
+    raised: BaseException,
+    expected: type[BaseException],
+    original: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_Refused, "raised", raised, raising=False)
+    with pytest.raises(expected, match="text") as caught:
+        ts.from_pretrained(original, model_class=_Refused, ram_budget="1GiB")
+    if expected is ts.ConfigError:
+        assert caught.value.__cause__ is raised
+    else:
+        assert caught.value is raised
+
+
+def test_packages_that_are_missing_are_named(
+    original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze)
+    config = transformers.LlamaConfig()
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "transformers", None)
+        for call in calls:
+            with pytest.raises(ts.UnsupportedError, match="pip install transformers"):
+                call(original)
+        with pytest.raises(ts.UnsupportedError, match=r"config= .*pip install transformers"):
+            ts.from_pretrained(original, config)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for call in calls:
+        with pytest.raises(ts.UnsupportedError, match="pip install huggingface_hub"):
+            call("somebody/tiny-llama")
