@@ -111,7 +111,7 @@ def class_for(path: str, kwargs: dict[str, Any]) -> Any:
     """
     transformers = transformers_module(f"'{path}'")
     config = read_config(path, kwargs)
-    names = getattr(config, "architectures", None) or ()
+    names = _architectures(config, path, kwargs)
     theirs = _classes_of_code(config)
     trusted = theirs if kwargs.get("trust_remote_code") else {}
     for name in names:
@@ -136,6 +136,20 @@ def class_for(path: str, kwargs: dict[str, Any]) -> Any:
             f"none; {advice}"
         )
     return transformers.AutoModel
+
+
+def _architectures(config: Any, path: str, kwargs: dict[str, Any]) -> Any:
+    """The names of classes in a config; where it was given and has none, in that of the folder."""
+    names = getattr(config, "architectures", None)
+    if names or kwargs.get("config") is None:
+        return names or ()
+    try:
+        stored = read_config(path, {name: kwargs[name] for name in kwargs if name != "config"})
+    except ConfigError:  # the one that was given may be there for that
+        return ()
+    if stored.model_type != config.model_type:
+        return ()
+    return getattr(stored, "architectures", None) or ()
 
 
 def _classes_of_code(config: Any) -> dict[str, str]:

@@ -189,3 +189,16 @@ def test_packages_that_are_missing_are_named(
     for call in calls:
         with pytest.raises(ts.UnsupportedError, match="pip install huggingface_hub"):
             call("somebody/tiny-llama")
+
+
+def test_a_config_without_a_class_leaves_it_to_the_folder(original: Path, tmp_path: Path) -> None:
+    stored = transformers.AutoConfig.from_pretrained(original)
+    config = transformers.LlamaConfig(**stored.to_dict() | {"architectures": None})
+    plain = transformers.LlamaForCausalLM.from_pretrained(original)
+    ts.pack(original, tmp_path / "packed")
+    for folder in (original, tmp_path / "packed"):
+        model = ts.from_pretrained(folder, config, ram_budget="1GiB")
+        assert type(model) is transformers.LlamaForCausalLM
+        assert_same(model(token_ids()), plain(token_ids()))
+    other = transformers.MistralConfig(**config.to_dict() | {"model_type": "mistral"})
+    assert type(ts.from_pretrained(original, other, ram_budget="1GiB")) is transformers.MistralModel
