@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,6 +115,8 @@ class Config:
             raise ConfigError(f"keep_resident is {names!r}; give a sequence of names")
         if isinstance(names, str):
             raise ConfigError(f"keep_resident is one text, {names!r}; give ({names!r},)")
+        if not isinstance(self.self_check, bool):
+            raise ConfigError(f"self_check is {self.self_check!r}; give True or False")
         if self.torch_device.type not in ("cpu", "cuda"):
             raise UnsupportedError(
                 f"device '{self.torch_device}' is not supported; use 'cuda', 'cuda:N' or 'cpu'"
@@ -135,13 +138,16 @@ class Config:
             chosen = "cuda" if on_gpu else "cpu"
         try:
             return torch.device(chosen)
-        except RuntimeError as error:
-            raise ConfigError(f"device: {error}") from error
+        except (RuntimeError, TypeError) as error:
+            why = f": {error}" if isinstance(error, RuntimeError) else ""
+            raise ConfigError(
+                f"device is {chosen!r}{why}; give 'cuda', 'cuda:N' or 'cpu'"
+            ) from error
 
     @property
     def compression_level(self) -> int | None:
         """The level, 0 for none, None where the engine chooses."""
-        return COMPRESSION[str(self.compression)]
+        return COMPRESSION[str(_as_text(self.compression))]
 
     def plan(
         self,
@@ -231,9 +237,20 @@ class Config:
 
 
 def _size_bytes(option: str, size: Size, whole_bytes: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int | str):
+    text = size if isinstance(size, str) else whole_number(size)
+    if text is None:
         raise ConfigError(f"{option} is {size!r}; give bytes or text like '4GiB'")
-    return _native.parse_size(str(size), option, whole_bytes)
+    return _native.parse_size(str(text), option, whole_bytes)
+
+
+def whole_number(value: Any) -> int | None:
+    """A number of any integral type, NumPy's too, as an int; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def chosen_dtype(dtype: Any) -> Any:
@@ -276,10 +293,11 @@ def make_config(config: Config | None, options: dict[str, Any]) -> Config:
 
 
 def _as_text(compression: object) -> object:
-    return str(compression) if type(compression) is int else compression
+    number = whole_number(compression)
+    return compression if number is None else str(number)
 
 
 def _check_choice(option: str, value: object, choices: dict[str, Any]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         hint = _native.did_you_mean(str(value), list(choices))
         raise ConfigError(f"{option} is {value!r}{hint}; it can be {', '.join(choices)}")

@@ -58,6 +58,14 @@ def model_folder(path: str, kwargs: dict[str, Any]) -> str:
             f"'{path}' is a file, and a model is loaded from the folder that holds its config and all of its "
             f"weights: give '{os.path.dirname(path) or os.curdir}'"
         )
+    for option in ("subfolder", "cache_dir"):
+        given = kwargs.get(option)
+        if given is not None and not isinstance(given, str | os.PathLike):
+            raise ConfigError(f"{option} is {given!r}; give text or a pathlib.Path")
+    if not isinstance(kwargs.get("revision"), str | None):
+        raise ConfigError(
+            f"revision is {kwargs['revision']!r}; give the name of a branch, tag or commit"
+        )
     folder = path if os.path.isdir(path) else _snapshot(path, kwargs)
     return os.path.join(folder, kwargs.get("subfolder") or "")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tensorstream import _native
 from tensorstream.api import PathLike
+from tensorstream.config import whole_number
 from tensorstream.exceptions import ConfigError
 from tensorstream.hub import path_text, weights_in_config
 from tensorstream.report import CheckpointReport, make_checkpoint_report
@@ -48,7 +49,8 @@ def pack(
             or the source changed meanwhile.
         UnsupportedError: The source is packed already.
     """
-    if not isinstance(level, int) or not 0 <= level <= _HIGHEST_LEVEL:
+    number = whole_number(level)
+    if number is None or not 0 <= number <= _HIGHEST_LEVEL:
         raise ConfigError(f"level is {level!r}; give a whole number from 0 to {_HIGHEST_LEVEL}")
     path = path_text(source)
     named = weights_in_config(path)
@@ -58,7 +60,7 @@ def pack(
             "folder cannot have: give that file the usual name, model.safetensors, and remove that key"
         )
     summary = _native.pack_checkpoint(
-        path, path_text(target), level, _threads(threads), _shown(progress, "packing")
+        path, path_text(target), number, _threads(threads), _shown(progress, "packing")
     )
     return make_checkpoint_report(summary)
 
@@ -122,11 +124,12 @@ def _threads(threads: int | None) -> int:
     """The engine's number: 0 is one a processor."""
     if threads is None:
         return 0
-    if not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS:
+    number = whole_number(threads)
+    if number is None or not 1 <= number <= _MOST_THREADS:
         raise ConfigError(
             f"threads is {threads!r}; give a whole number from 1 to {_MOST_THREADS}, or None"
         )
-    return threads
+    return number
 
 
 def _shown(progress: Progress | None, what: str) -> Progress:

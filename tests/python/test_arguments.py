@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -84,6 +85,9 @@ def test_what_is_no_path(path: Any, tmp_path: Path) -> None:
         ({"dtype": "float17"}, "dtype is 'float17'"),
         ({"torch_dtype": 3}, "dtype is 3"),
         ({"attn_implementation": "no such"}, "no such"),
+        ({"subfolder": 5}, "subfolder is 5"),
+        ({"cache_dir": 5}, "cache_dir is 5"),
+        ({"revision": 5}, "revision is 5"),
     ],
 )
 def test_options_of_transformers_that_cannot_be_used(
@@ -122,7 +126,9 @@ def test_a_config_of_transformers_is_that_of_the_model(original: Path, tmp_path:
         {"level": 2**40},
         {"level": 10},
         {"threads": 2**40},
+        {"level": True},
         {"threads": 0},
+        {"threads": 1.0},
         {"progress": 3},
     ],
 )
@@ -202,3 +208,33 @@ def test_a_config_without_a_class_leaves_it_to_the_folder(original: Path, tmp_pa
         assert_same(model(token_ids()), plain(token_ids()))
     other = transformers.MistralConfig(**config.to_dict() | {"model_type": "mistral"})
     assert type(ts.from_pretrained(original, other, ram_budget="1GiB")) is transformers.MistralModel
+
+
+@pytest.mark.parametrize("option", ["backend", "prefetch", "pressure", "compression"])
+@pytest.mark.parametrize("value", [["auto"], {"auto": 1}, None, True, b"auto", object()])
+def test_choices_that_are_none(option: str, value: Any) -> None:
+    with pytest.raises(ts.ConfigError, match=f"{option} is .*it can be"):
+        ts.Config(**{option: value})
+
+
+def test_devices_and_checks_that_are_none() -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: ts.Config(device=object()),  # type: ignore[arg-type]
+        lambda: ts.Config(device="zork"),
+        lambda: ts.probe_backends(object()),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(ts.ConfigError, match=r"device is .*'cuda:N'"):
+            call()
+    for value in ("no", 1, None):
+        with pytest.raises(ts.ConfigError, match=r"self_check is .*True or False"):
+            ts.Config(self_check=value)  # type: ignore[arg-type]
+
+
+def test_whole_numbers_may_be_of_any_integral_type(original: Path, tmp_path: Path) -> None:
+    assert ts.Config(ram_budget=np.int64(1 << 30)).budget_bytes() == 1 << 30
+    with pytest.raises(ts.ConfigError, match="ram_budget is "):
+        ts.Config(ram_budget=np.float64(1e9)).budget_bytes()
+    assert ts.Config(device="cpu", compression=np.uint8(4)).compression_level == 4
+    ts.pack(original, tmp_path / "packed", level=np.int64(1), threads=np.int32(2))
+    ts.verify(tmp_path / "packed", threads=np.int32(2))
