@@ -93,6 +93,9 @@ def describe(folder: str, dtype: Any) -> Described:
     Args:
         folder: Where the files are.
         dtype: A type, or types by parts of the pipeline; None for what diffusers takes by itself.
+
+    Raises:
+        UnsupportedError: Weights are packed.
     """
     if not is_pipeline(folder):
         return _describe_model(_class_named(folder, "config.json"), folder, dtype)
@@ -102,6 +105,7 @@ def describe(folder: str, dtype: Any) -> Described:
     for name, library, part_class in _parts_in(folder):
         below, of_part = os.path.join(folder, name), _of_part(dtype, name)
         if library == "transformers":
+            _check_weights(below, _STEM_OF_TRANSFORMERS, {})
             parts[name] = describe_transformers(below, of_part, model_class=part_class)
         else:
             parts[name] = _describe_model(part_class, below, of_part)
@@ -276,7 +280,7 @@ def _describe_model(model_class: Any, folder: str, dtype: Any) -> Described:
     """A model of diffusers on the meta device, in the types that loading gives it."""
     if isinstance(dtype, dict):
         raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
-    checkpoint = open_checkpoint(folder, _STEM, None)
+    checkpoint = _check_weights(folder, _STEM, {})
     with library_errors(folder, _CONFIG_ADVICE), torch.device("meta"):
         model: nn.Module = model_class.from_config(model_class.load_config(folder))
     for name, parameter in model.named_parameters():

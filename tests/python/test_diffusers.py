@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -371,8 +372,14 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
         _load(NAME, folder)
     index.write_text(plain)
     ts.pack(folder / "unet", tmp_path / "packed")
-    with pytest.raises(ts.UnsupportedError, match="unpack"):
-        ts.from_pretrained(tmp_path / "packed")
+    whole = Path(shutil.copytree(folder, tmp_path / "whole"))
+    ts.pack(folder / "text_encoder", tmp_path / "packed_encoder")
+    shutil.rmtree(whole / "text_encoder")
+    (tmp_path / "packed_encoder").rename(whole / "text_encoder")
+    for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
+        for packed in (tmp_path / "packed", whole):
+            with pytest.raises(ts.UnsupportedError, match="unpack"):
+                call(packed)
     _edit(folder / "unet" / "config.json", quantization_config={"quant_method": "gguf"})
     with pytest.raises(ts.UnsupportedError, match="quantised"):
         _load(NAME, folder)
