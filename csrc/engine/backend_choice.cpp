@@ -36,7 +36,8 @@ BackendChoice choose_backend(const Plan& plan, ComputePlace place, const RamRoom
                              const CachedFiles& files, const ProbeResult& gpudirect) {
   const bool on_host = place == ComputePlace::kHost;
   const std::uint64_t read = on_host ? plan.streamed_bytes : plan.disk_bytes;
-  if (read == 0) return {FileBackend::kPread, "no pass reads files"};
+  const bool all_in_ram = on_host && files.file_bytes == 0;
+  if (read == 0 || all_in_ram) return {FileBackend::kPread, "no pass reads files"};
   const std::uint64_t own = on_host ? plan.resident_bytes + plan.arena_bytes : plan.home_bytes;
   const std::uint64_t left =
       default_budget_bytes(room.available_bytes - std::min(room.available_bytes, own));

@@ -45,7 +45,8 @@ TEST(BackendChoice, BesideAGpuWhatHasNoHomeCounts) {
 TEST(BackendChoice, GpudirectIsTakenWhereItIsProvenAlone) {
   const auto choose = [](const ProbeResult& gpudirect, ComputePlace place,
                          std::uint64_t available) {
-    return choose_backend(plan_of(20_GiB, 4_GiB, 0), place, room_of(available), {}, gpudirect);
+    return choose_backend(plan_of(20_GiB, 4_GiB, 0), place, room_of(available),
+                          {.file_bytes = 20_GiB}, gpudirect);
   };
   const ProbeResult proven{true, true, "from peer to peer"};
   EXPECT_EQ(choose(proven, ComputePlace::kAccelerator, 2_GiB).backend, FileBackend::kGpudirect);
@@ -64,11 +65,18 @@ TEST(BackendChoice, OnAHostAllThatIsStreamedCounts) {
   plan.resident_bytes = 1_GiB;
   plan.arena_bytes = 1_GiB;
   const auto choose = [&](std::uint64_t available) {
-    return choose_backend(plan, ComputePlace::kHost, room_of(available), {});
+    return choose_backend(plan, ComputePlace::kHost, room_of(available), {.file_bytes = 8_GiB});
   };
   EXPECT_EQ(choose(7_GiB).backend, FileBackend::kPread);
   EXPECT_EQ(choose(7_GiB - 1).backend, FileBackend::kDirect);
   EXPECT_THAT(choose(7_GiB - 1).reason, HasSubstr("each pass reads 4.00 GiB"));
+}
+
+TEST(BackendChoice, OfAModelInRamNoPassReadsFiles) {
+  const BackendChoice choice =
+      choose_backend(plan_of(4_GiB, 0, 0), ComputePlace::kHost, room_of(1_GiB), {});
+  EXPECT_EQ(choice.backend, FileBackend::kPread);
+  EXPECT_EQ(choice.reason, "no pass reads files");
 }
 
 /// A pass reads 6 GiB of files of 8 GiB, and the page cache has room for 1 GiB.
