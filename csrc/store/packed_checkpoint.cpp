@@ -84,9 +84,10 @@ void check_version(const std::string& path, const SafetensorsHeader& header) {
   });
   if (ours) return;
   const auto key = header.metadata.lower_bound(std::string(kReservedPrefix));
-  throw UnsupportedError("'" + path + "' was packed by a newer TensorStream (its metadata has '" +
-                         shown(key->first) +
-                         "'); upgrade TensorStream, or give the checkpoint it was packed from");
+  throw UnsupportedError(
+      "'" + path + "' was packed by a newer TensorStream (its metadata has '" + shown(key->first) +
+      "'); upgrade TensorStream, or give the checkpoint it was packed from; if it is a plain "
+      "file, remove that key");
 }
 
 }  // namespace

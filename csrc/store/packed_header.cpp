@@ -143,9 +143,12 @@ PackedHeader read_packed_header(const File& file) {
   const HeaderText text = read_header_text(file);
   SafetensorsHeader stored = parse_header(file.path(), text);
   if (!is_sealed(text.text, kSealedHeaderStart)) {  // guard: packed-header-sealed
-    throw FormatError(file.path(), "",
-                      "packed header: its checksum is not that of its bytes; the file is damaged, "
-                      "or not one that tensorstream.pack wrote");
+    throw FormatError(
+        file.path(), "",
+        "packed header: its checksum is not that of its bytes; the file is damaged, "
+        "or not one that tensorstream.pack wrote: of a plain file remove the keys that "
+        "begin with '" +
+            std::string(kReservedPrefix) + "' from its metadata");
   }
   const auto version = stored.metadata.find(std::string(kVersionKey));
   if (version != stored.metadata.end() && version->second != kVersion) {

@@ -332,7 +332,17 @@ TEST(CheckpointOpen, FilesPackedByANewerTensorStreamAreUnsupported) {
   const std::string path = folder.write("p.safetensors", with_metadata("tensorstream.codec"));
   EXPECT_THAT([&] { Checkpoint::open(path); },
               ThrowsMessage<UnsupportedError>(
-                  AllOf(HasSubstr(path), HasSubstr("'tensorstream.codec'"), HasSubstr("newer"))));
+                  AllOf(HasSubstr(path), HasSubstr("'tensorstream.codec'"), HasSubstr("newer"),
+                        HasSubstr("if it is a plain file, remove that key"))));
+}
+
+TEST(CheckpointOpen, APlainFileWithAKeyOfThePackedFormatsSaysWhatToRemove) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write(
+      "w.safetensors", safetensors_bytes(R"({"__metadata__":{"tensorstream.version":"7"}})", 0));
+  EXPECT_THAT([&] { Checkpoint::open(path); },
+              ThrowsMessage<FormatError>(
+                  AllOf(HasSubstr(path), HasSubstr("of a plain file remove the keys"))));
 }
 
 TEST(CheckpointOpen, OtherMetadataIsNotMistakenForPacking) {
