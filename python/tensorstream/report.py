@@ -83,7 +83,8 @@ class Plan:
         kept_bytes: What groups that are resident coded take: they are decoded at each use.
         kept_weights_bytes: What these are as weights.
         arena_bytes: Memory that streamed groups, and those that are resident coded, compute in.
-        streamed_bytes: Loaded in each pass over the model.
+        streamed_bytes: Loaded in each pass over the model, by the places that these take: up to 4 KiB a group
+            more than what is moved.
         link_bytes: What of these crosses the link: less where weights cross it coded.
         disk_bytes: What of these is read from files, as it finds no room in host memory beside a GPU.
         home_bytes: Pinned host memory that the others take beside a GPU.
