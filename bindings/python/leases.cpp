@@ -187,8 +187,9 @@ void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
   refuse_tracing_();
   auto& leases = nb::cast<Leases&>(leases_);
   const nb::object frame = frame_of_call();
+  if (!running_.empty() && running_.back().frame.is(frame)) return;  // guard: begun-once
   if (!leases.enter(frame, attached)) {
-    running_.emplace_back();
+    running_.push_back({frame});
     return;
   }
   const nb::list wanted = groups;
@@ -200,7 +201,7 @@ void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
       if (leases.take(leased)) held.push_back(std::move(leased));
     }
   });
-  running_.push_back({frame, std::move(held)});  // what was leased is given back by after()
+  running_.push_back({frame, true, std::move(held)});  // what was leased is given back by after()
   if (error) std::rethrow_exception(error);
 }
 
@@ -210,7 +211,7 @@ nb::object Unit::after(const nb::object& /*module*/, const nb::object& /*args*/,
   const UncompiledScope scope(set_eval_frame_);
   Running running = std::move(running_.back());
   running_.pop_back();
-  if (!running.frame.is_valid()) return nb::none();
+  if (!running.entered) return nb::none();
   auto& leases = nb::cast<Leases&>(leases_);
   nb::object result = nb::none();
   std::exception_ptr error;

@@ -92,7 +92,7 @@ class Unit {
   Unit(nb::object leases, nb::list groups, nb::str module_code, nb::object refuse_tracing,
        nb::object set_eval_frame);
 
-  /// The pre-hook: leases the groups.
+  /// The pre-hook: leases the groups. Of one call it does so once, however often it is called.
   void before(const nb::object& module, const nb::object& args);
   /// The post-hook: gives them back; the output without views of their places, or None.
   nb::object after(const nb::object& module, const nb::object& args, const nb::object& output);
@@ -105,8 +105,9 @@ class Unit {
  private:
   /// A forward under way, and what it leased.
   struct Running {
-    nb::object frame;  // null where it runs for another thread's forward
-    std::vector<nb::object> held;
+    nb::object frame;
+    bool entered = false;  // false where it runs for another thread's forward
+    std::vector<nb::object> held{};
   };
   template <typename Visit>
   friend void visit_references(Unit& unit, const Visit& visit) {

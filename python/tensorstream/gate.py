@@ -88,11 +88,11 @@ class Gate:
             finally:
                 self._session.leave(frame)
         finally:
-            for stop in stops:
-                stop.detach()
             with self._changed:
                 self._is_closed = False
                 self._changed.notify_all()
+            for stop in stops:
+                stop.detach()
             self._turn.release()
 
     def closed_to_others(
@@ -157,8 +157,13 @@ class Gate:
                 outermost = id(module)
         return outermost is not None and outermost not in self._seen
 
-    def _stop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a forward: waits, unless it is part of one that is waited for."""
+    def _stop(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Before a forward: waits, unless it is part of one that is waited for.
+
+        Torch gives no `kwargs` where the hook was taken off since it looked for hooks.
+        """
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename == _CALL.co_filename:
             frame = frame.f_back  # the call that this is
@@ -172,9 +177,10 @@ class Gate:
                     self._changed.wait()
             finally:
                 self._waiting.discard(me)
-        hooked = self._hooked.get(self._numbers.get(id(module), -1))
-        if hooked is not None:  # torch looked for hooks before it had any
-            hooked.begin(module, args, kwargs)
+        places = (place for place, found in enumerate(self._modules) if found() is module)
+        hooked = self._hooked.get(next(places, -1))
+        if hooked is not None:  # torch may have looked for hooks before it had any
+            hooked.begin(module, args, kwargs or {})
 
 
 class _Gradients:

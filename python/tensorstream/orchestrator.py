@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorstream import _native, registry, report
+from tensorstream import _native, conversions, registry
 from tensorstream.backward import OutermostForward, in_backward
 from tensorstream.compute_device import ComputeDevice, open_device
 from tensorstream.config import PRESSURE, Config
-from tensorstream.exceptions import BudgetError, IoError
-from tensorstream.fixed import Completion, complete
+from tensorstream.fixed import complete
 from tensorstream.fused import may_pack
 from tensorstream.gate import Gate
+from tensorstream.homes import bring_home
 from tensorstream.hooks import HookedModule, refuse_moved_by_others
 from tensorstream.interrupts import HeldBack
 from tensorstream.lent import LentGroup, Written
@@ -74,29 +74,10 @@ class Orchestrator:
         refuse_moved_by_others(module)
         self.config = config
         self.device: ComputeDevice = open_device(config.torch_device, config.self_check)
-        found = walk(module, config.keep_resident)
-        opener = _native.FileOpener(config.file_backend, self.device.native)
-        sources = sources_of(found, opener, checkpoint, stored or {})
-        if ram_counts and self.device.is_host:
-            for tensor in sources.in_ram:
-                found.tree.keep_resident(found.weights[tensor].names[0])
-        self._open(found, sources)
-        if checkpoint is not None:
-            check_equal(found, self.engine)  # guard: checkpoint-equal
-        made = complete(found, sources.fixed, self.device.torch_device)
         self.loans, self.saved, self._forward = Loans(), SavedHooks(), OutermostForward()
         self.session = _native.Session(self._reclaim, self._forward.waits_for_caller)
-        self._leases = _native.Leases(
-            self,
-            self.engine,
-            self.session,
-            self.saved.stack,
-            self.device.lease_functions(self.loans.weights),
-        )
-        self.names = [weight.names for weight in found.weights]
         # By the ids of the tree. The model is not to be kept alive from here.
-        self._members, self._entries = found.weights, found.entries
-        self._modules = [weakref.ref(each) for each in found.modules]
+        self._modules = [weakref.ref(each) for each in module.modules()]
         # Settled residents whose parameters are on the engine's memory, not on their own.
         self._resident: dict[int, FoundWeight] = {}
         # Where parameters of settled groups were put: elsewhere they have what somebody gave them.
@@ -107,19 +88,53 @@ class Orchestrator:
         self._hooked: dict[int, HookedModule] = {}
         self._gate = Gate(self._modules, self._hooked, self.session)
         self._place_moves = 0
-        self.pool = self.saved.pool = self._make_pool(found.tree.fixed_bytes - sources.device_bytes)
         self._awaits_backward = False  # what follows a forward is done after its backward
         self._moved = Moved(self.device.torch_device)
-        with self._gate.closed_to_others(sys._getframe(), HeldBack()):
-            self._attach_or_undo(found, sources, made)
-            registry.register(model, self)
-        if self.device.is_host:
-            if self._weights:
-                sources.warn_of_no_gain()
-        else:
-            sources.readers.clear()  # what is in RAM goes as it is brought home
-            sources.in_ram.clear()
-            self._bring_home(HeldBack())
+        conversions.watch()
+        with HeldBack() as held, registry.claimed(model):
+            with self._gate.closed_to_others(sys._getframe(), held):
+                with held.let_through():  # nothing of the model is changed until then
+                    found = walk(module, config.keep_resident)
+                    sources = self._bind(found, checkpoint, stored or {}, ram_counts=ram_counts)
+                self._take_over(found, sources, held)
+                registry.register(model, self)
+            if self.device.is_host:
+                if self._weights:
+                    sources.warn_of_no_gain()
+            else:
+                sources.readers.clear()  # what is in RAM goes as it is brought home
+                sources.in_ram.clear()
+                bring_home(self.engine, self._weights, self._tensors_of, held)
+
+    def _bind(
+        self,
+        found: Walk,
+        checkpoint: str | None,
+        stored: Mapping[int, StoredPlace],
+        *,
+        ram_counts: bool,
+    ) -> Sources:
+        """Finds the weights' bytes, plans, and opens the engine."""
+        opener = _native.FileOpener(self.config.file_backend, self.device.native)
+        sources = sources_of(found, opener, checkpoint, stored)
+        if ram_counts and self.device.is_host:
+            for tensor in sources.in_ram:
+                found.tree.keep_resident(found.weights[tensor].names[0])
+        self._open(found, sources)
+        if checkpoint is not None:
+            check_equal(found, self.engine)  # guard: checkpoint-equal
+        self._leases = _native.Leases(
+            self,
+            self.engine,
+            self.session,
+            self.saved.stack,
+            self.device.lease_functions(self.loans.weights),
+        )
+        self.names = [weight.names for weight in found.weights]
+        self._members, self._entries = found.weights, found.entries
+        self._modules[:] = [weakref.ref(each) for each in found.modules]
+        self.pool = self.saved.pool = self._make_pool(found.tree.fixed_bytes - sources.device_bytes)
+        return sources
 
     def _make_pool(self, fixed_bytes: int) -> TorchPool | None:
         memory = self.device.torch_memory()
@@ -205,7 +220,9 @@ class Orchestrator:
             device.native, self.budget, found.tree, self.grouping, sources.readers, options
         )
 
-    def _attach_or_undo(self, found: Walk, sources: Sources, made: Completion) -> None:
+    def _take_over(self, found: Walk, sources: Sources, held: HeldBack) -> None:
+        """Gives fixed tensors their values, parks weights and hooks; undoes all of it where that fails."""
+        made = complete(found, sources.fixed, self.device.torch_device)
         # On the host aliases would count as holders of the weights, and there is room to read them anew.
         undone = [] if self.device.is_host else found.weights
         before = [(weight.parameter, weight.parameter.data) for weight in undone]
@@ -214,6 +231,7 @@ class Orchestrator:
             if not self.device.is_host:
                 self._moved.bring(found.modules[0])
             self._hook()
+            held.check()
         except BaseException:
             for hooked in self._hooked.values():
                 hooked.detach()
@@ -317,7 +335,7 @@ class Orchestrator:
             finally:
                 self._follow(written)
             if not self.device.is_host:
-                self._bring_home(held)
+                bring_home(self.engine, self._weights, self._tensors_of, held)
 
     def _leave(self, will_settle: list[bool], replaced: dict[int, torch.Tensor]) -> None:
         """Parks the parameters of groups that will not be settled any more.
@@ -382,34 +400,6 @@ class Orchestrator:
         parameter._tensorstream_weight = weight  # type: ignore[attr-defined]
         self._weights[member.tensor] = weight
         return weight
-
-    def _bring_home(self, held: HeldBack) -> None:
-        """Moves what is streamed into pinned host memory, as far as there is room.
-
-        Between groups it may be given up: `held` says when.
-        """
-        refused: BudgetError | IoError | None = None
-        for _ in range(2):  # homes that came out smaller than expected leave room for more
-            for group in self.engine.groups_to_bring_home():
-                held.check()
-                try:
-                    self.engine.bring_home(group)
-                except (BudgetError, IoError) as error:
-                    refused = error
-                    continue
-                for tensor in self._tensors_of[group]:
-                    if not self._weights[tensor].is_home:
-                        self._weights[tensor].come_home()
-            self.engine.plan_anew()
-        plan = self.engine.plan
-        if plan.homeless_groups:
-            logger.warning(
-                "host memory holds only a part of the weights: %d groups are read from where they are "
-                "at each use, which is slower%s%s",
-                plan.homeless_groups,
-                f"; {report.size(plan.disk_bytes)} a pass from files" if plan.disk_bytes else "",
-                f": {refused}" if refused is not None else "",
-            )
 
     def streamed_ids(self) -> set[int]:
         """The identities of the streamed parameters."""

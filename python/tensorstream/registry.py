@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from tensorstream import conversions
 from tensorstream.exceptions import ConfigError
 from tensorstream.parts import as_module, parts_of, top_modules
 
@@ -22,9 +24,33 @@ _by_part: weakref.WeakKeyDictionary[nn.Module, Orchestrator] = weakref.WeakKeyDi
 _alive: weakref.WeakSet[Orchestrator] = weakref.WeakSet()
 
 
+# Modules that a thread is offloading, by id.
+_claimed: set[int] = set()
+_claiming = threading.Lock()
+
+
+@contextlib.contextmanager
+def claimed(model: Any) -> Iterator[None]:
+    """Within it no other thread offloads a model or pipeline, or what it shares a part with.
+
+    Raises:
+        ConfigError: One is doing so, or it is offloaded already.
+    """
+    ours = {id(part) for part in as_module(model).modules()}
+    with _claiming:
+        check_not_offloaded(model)
+        if not _claimed.isdisjoint(ours):  # guard: offloaded-by-another
+            raise ConfigError("another thread is offloading this model, or a part of it")
+        _claimed.update(ours)
+    try:
+        yield
+    finally:
+        with _claiming:
+            _claimed.difference_update(ours)
+
+
 def register(model: Any, orchestrator: Orchestrator) -> None:
     """Says that `orchestrator` runs a model or pipeline, and keeps it as long as that is kept."""
-    conversions.watch()
     _by_model[model] = orchestrator
     module = as_module(model)
     if module is not model:

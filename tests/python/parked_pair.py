@@ -23,7 +23,6 @@ class Pair:
 
     plain: Stack
     streamed: Stack
-    source: str = "memory"
 
     @property
     def weights(self) -> tuple[nn.Parameter, nn.Parameter]:
@@ -51,7 +50,7 @@ def make_pair(source: str, folder: Path, **options: Any) -> Pair:
     if source == "file":
         options["checkpoint"] = folder / "model.safetensors"
         save_file(model.state_dict(), options["checkpoint"])
-    pair = Pair(plain, offload_tightly(model, **options), source)
+    pair = Pair(plain, offload_tightly(model, **options))
     parked, _ = pair.weights
     assert isinstance(parked, ParkedParameter), "the weight under test is not streamed"
     return pair

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tensorstream as ts
 from conftest import assert_same, hooks_of, offload_tightly
 from model_shapes import make_stack, row_ids
+from tensorstream.orchestrator import Orchestrator, orchestrator_of
 
 PATIENCE_S = 30
 
@@ -87,6 +91,85 @@ def test_a_forward_without_hooks_is_waited_for(how: str) -> None:
         assert_same(outputs_later, expected)
         assert_same(model(row_ids()), expected)
     assert bool(hooks_of(model)) == (how == "set_budget")
+
+
+@pytest.mark.parametrize("source", ["memory", "file"])
+def test_what_is_written_while_an_offload_waits_is_kept(source: str, tmp_path: Path) -> None:
+    model, plain = make_stack(4), make_stack(4)
+    if source == "file":
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        held_values = load_file(tmp_path / "model.safetensors")
+        for name, parameter in model.named_parameters():
+            parameter.data = held_values[name]
+    held = Held(model.blocks[1])
+
+    def forward() -> torch.Tensor:
+        output: torch.Tensor = model(row_ids())
+        return output
+
+    def double(either: Any) -> None:
+        for parameter in either.blocks[3].parameters():
+            parameter.data = parameter.data * 2
+
+    handle = model.blocks[2].register_forward_hook(lambda *_: double(model))
+    running, _ = in_thread(forward)
+    assert held.inside.wait(PATIENCE_S)
+    offloading, offloaded = in_thread(lambda: offload_tightly(model))
+    offloading.join(0.2)
+    held.go_on.set()
+    for thread in (running, offloading):
+        thread.join(PATIENCE_S)
+    handle.remove()
+    assert offloaded == [model]
+    double(plain)
+    with torch.no_grad():
+        assert_same(model(row_ids()), plain(row_ids()))
+
+
+def test_of_two_offloads_of_one_model_one_is_refused() -> None:
+    model, plain = make_stack(4), make_stack(4)
+    held = Held(model.blocks[1])
+    forward, _ = in_thread(lambda: model(row_ids()))
+    assert held.inside.wait(PATIENCE_S)
+    threads, results = zip(
+        *(in_thread(lambda: offload_tightly(model)) for _ in range(2)), strict=True
+    )
+    time.sleep(0.1)
+    held.go_on.set()
+    for thread in (forward, *threads):
+        thread.join(PATIENCE_S)
+    outcomes = [result for each in results for result in each]
+    refused = [outcome for outcome in outcomes if outcome is not model]
+    assert len(outcomes) == 2
+    assert len(refused) == 1
+    assert isinstance(refused[0], ts.ConfigError)
+    with torch.no_grad():
+        assert_same(model(row_ids()), plain(row_ids()))
+        ts.restore(model)
+        assert_same(model(row_ids()), plain(row_ids()))
+
+
+def test_a_forward_that_begins_where_hooks_were_put_on_leases_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, plain = make_stack(4), make_stack(4)
+    hook, hooked = Orchestrator._hook, threading.Event()
+
+    def hook_and_wait(orchestrator: Orchestrator) -> None:
+        hook(orchestrator)
+        hooked.set()
+        time.sleep(0.3)
+
+    monkeypatch.setattr(Orchestrator, "_hook", hook_and_wait)
+    offloading, _ = in_thread(lambda: offload_tightly(model))
+    assert hooked.wait(PATIENCE_S)
+    forward, outputs = in_thread(lambda: model(row_ids()))
+    for thread in (offloading, forward):
+        thread.join(PATIENCE_S)
+    with torch.no_grad():
+        assert_same(outputs, [plain(row_ids())])
+        assert {lent.depth for lent in orchestrator_of(model)._lent.values()} == {0}
+        assert_same(model(row_ids()), plain(row_ids()))
 
 
 def test_an_offload_waits_for_forwards_of_the_plain_model() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import tensorstream as ts
-from conftest import assert_same, offload_tightly
+from conftest import assert_same, hooks_of, offload_tightly
 from fake_gpu import use_fake_gpu
 from model_shapes import make_stack, row_ids
 from tensorstream.interrupts import HeldBack
@@ -69,8 +70,6 @@ def offloaded(where: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
         smallest = max(smallest, 2 << 20)
         return ts.offload(model, ram_budget=smallest), smallest
     if where == "file":
-        from safetensors.torch import save_file
-
         path = folder / "model.safetensors"
         save_file(model.state_dict(), path)
         return offload_tightly(model, checkpoint=path), smallest
@@ -115,6 +114,50 @@ def test_an_interrupted_call_leaves_a_model_that_works(
             assert_same(model(row_ids()), expected, f"line {line}, restored")
             line += 211
     assert tried > 2
+
+
+@pytest.mark.parametrize("where", ["memory", "meta", "gpu"])
+def test_an_interrupted_offload_leaves_a_model_that_works(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = make_stack(3)
+    options: dict[str, Any] = {"ram_budget": ts.estimate_memory(plain).smallest_budget_bytes}
+    if where == "meta":
+        options["checkpoint"] = tmp_path / "model.safetensors"
+        save_file(plain.state_dict(), options["checkpoint"])
+    if where == "gpu":
+        use_fake_gpu(monkeypatch, homes=True)
+        options["ram_budget"] = max(options["ram_budget"], 2 << 20)
+    line, tried = 1, 0
+    with torch.no_grad():
+        expected = plain(row_ids())
+        while True:
+            model: Any = make_stack(3).to("meta" if where == "meta" else "cpu")
+            interrupt = InterruptAtLine(line)
+            try:
+                with interrupt:
+                    ts.offload(model, **options)
+            except KeyboardInterrupt:
+                tried += 1
+            if not interrupt.came:
+                break
+            if not is_offloaded(model):
+                assert hooks_of(model) == []
+                assert len({parameter.device for parameter in model.parameters()}) == 1
+                assert {type(parameter) for parameter in model.parameters()} == {torch.nn.Parameter}
+                ts.offload(model, **options)
+            assert_same(model(row_ids()), expected, f"line {line}")
+            ts.restore(model)
+            line += 97
+    assert tried > 5
+
+
+def is_offloaded(model: Any) -> bool:
+    try:
+        ts.stats(model)
+    except ts.ConfigError:
+        return False
+    return True
 
 
 def test_a_wait_for_a_forward_can_be_given_up() -> None:
