@@ -8,50 +8,77 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from tensorstream.proxy import ParkedParameter, weight_of
+from tensorstream.proxy import LentParameter, ParkedParameter, refuse, weight_of
+from tensorstream.registry import orchestrators
 
-_apply: Any = nn.Module._apply
 _under_way = threading.local()
+
+
+def watch() -> None:
+    """Has torch's modules ask before they convert anything, from now on; plain ones go on as ever."""
+    if not _is_watching():
+        plain: Any = nn.Module._apply
+
+        @functools.wraps(plain)
+        def apply(
+            module: nn.Module, fn: Callable[..., Any], *args: Any, **kwargs: Any
+        ) -> nn.Module:
+            outer = getattr(_under_way, "fn", None)
+            if outer is not fn and orchestrators():
+                _check(module, fn)  # guard: whole-conversion
+            _under_way.fn = fn
+            try:
+                converted: nn.Module = plain(module, fn, *args, **kwargs)
+            finally:
+                _under_way.fn = outer
+            return converted
+
+        apply.watches_streamed_weights = True  # type: ignore[attr-defined]
+        nn.Module._apply = apply  # type: ignore[method-assign, assignment]
+
+
+def _is_watching() -> bool:
+    """Whether it does already, also below what others have put there since."""
+    found: Any = nn.Module._apply
+    while found is not None:
+        if vars(found).get("watches_streamed_weights"):
+            return True
+        found = getattr(found, "__wrapped__", None)
+    return False
+
+
+def _streamed(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The streamed weights below a module, by what torch goes through, and no method of its own."""
+    for held in module._parameters.values():
+        if isinstance(held, ParkedParameter | LentParameter):
+            yield held
+    for part in module._modules.values():
+        if part is not None:
+            yield from _streamed(part)
 
 
 def _check(module: nn.Module, convert: Callable[[torch.Tensor], Any]) -> None:
     """Checks that a conversion leaves the streamed weights of a module what they are.
 
+    It is tried on an empty tensor of each kind that they have.
+
     Raises:
-        UnsupportedError: It gives another type or device.
+        UnsupportedError: It gives another type, device or kind of memory.
     """
-    parked = [each for each in module.parameters() if isinstance(each, ParkedParameter)]
-    for parameter in {(each.dtype, each.device): each for each in parked}.values():
+    for kind, weight in {(each.dtype, each.device): each for each in _streamed(module)}.items():
+        dtype, device = kind
         try:
-            made = convert(torch.empty(0, dtype=parameter.dtype, device=parameter.device))
+            made = convert(torch.empty(0, dtype=dtype, device=device))
         except Exception:  # noqa: BLE001 - of a function that wants more: it is torch's to call it
             continue
-        if isinstance(made, torch.Tensor):
-            weight_of(parameter).check_kind(made.dtype, made.device)
-
-
-@functools.wraps(_apply)
-def _apply_to_all(
-    module: nn.Module, fn: Callable[[torch.Tensor], Any], *args: Any, **kwargs: Any
-) -> nn.Module:
-    """`Module._apply`, of a whole or of a part in it."""
-    outer = getattr(_under_way, "fn", None)
-    if outer is not fn:
-        _check(module, fn)  # guard: whole-conversion
-    _under_way.fn = fn
-    try:
-        converted: nn.Module = _apply(module, fn, *args, **kwargs)
-    finally:
-        _under_way.fn = outer
-    return converted
-
-
-def watch() -> None:
-    """Has torch's modules ask before they convert anything, from now on; plain ones go on as ever."""
-    nn.Module._apply = _apply_to_all  # type: ignore[method-assign, assignment]
+        if not isinstance(made, torch.Tensor):
+            continue
+        weight_of(weight).check_kind(made.dtype, made.device)
+        if made.device.type == "cpu" and made.is_shared():
+            refuse(weight, "share_memory_")

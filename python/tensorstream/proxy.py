@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -213,13 +213,18 @@ _IN_PLACE = frozenset(
 ) | frozenset(("__setitem__",))
 
 
+def refuse(parameter: torch.Tensor, method: str) -> NoReturn:
+    """Raises UnsupportedError: what the method makes of a streamed weight cannot be kept."""
+    raise UnsupportedError(
+        f"{method}() on the streamed weight '{weight_of(parameter).name}' cannot be kept; call "
+        "tensorstream.restore(model) first"
+    )
+
+
 def _check_method(func: Callable[..., Any], name: str, parameter: ParkedParameter) -> None:
     """Raises where what `func` does to `parameter` cannot be kept, or where torch would refuse it."""
     if name in _REFUSED:
-        raise UnsupportedError(
-            f"{name}() on the streamed weight '{weight_of(parameter).name}' cannot be kept; call "
-            "tensorstream.restore(model) first"
-        )
+        refuse(parameter, name)
     if getattr(torch.Tensor, name, None) is not func:
         return
     in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
@@ -393,7 +398,9 @@ def _seen_as(func: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(parameter, ParkedParameter) or parameter.shape != other.shape:
             return _on_the_truth(func, (parameter, other), {})
         refuse_tracing()
+        refuse_capture()
         with weight_of(parameter)._loans.lock:
+            weight_of(parameter)._loans.sweep()
             weight, value, alias, version = _use(parameter)
             weight.after_use(value, version)
         return alias

@@ -398,6 +398,7 @@ CONVERSIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "double": lambda model: model.double(),
     "to a type": lambda model: model.to(torch.bfloat16),
     "to meta": lambda model: model.to("meta"),
+    "to shared memory": lambda model: model.share_memory(),
     "to empty": lambda model: model.to_empty(device="meta"),
     "of a part": lambda model: model[1:].half(),
 }
@@ -419,6 +420,7 @@ def test_a_conversion_that_is_refused_converts_nothing(name: str) -> None:
         CONVERSIONS[name](model)
     for tensor in (*model.parameters(), *model.buffers()):
         assert tensor.dtype in (torch.float32, torch.int64)
+        assert not tensor.is_shared()
     with torch.no_grad():
         assert_same(model.to(model[1].weight.device)(x), plain(x), "refused")
         ts.restore(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tensorstream as ts
-from conftest import assert_same, hooks_of, smallest_budget
+from conftest import assert_same, hooks_of, offload_tightly, smallest_budget
 from fake_gpu import use_fake_gpu
 from model_shapes import make_stack, row_ids
 from tensorstream import orchestrator, weight
@@ -229,6 +230,36 @@ def test_a_scripted_model_stays_as_it_is() -> None:
     model: Any = copy.deepcopy(plain)
     ts.offload(model, ram_budget="1GiB")
     assert_same(model(X), plain(X))
+
+
+class OwnParameters(nn.Linear):
+    """Takes a name of torch's for itself."""
+
+    parameters = {"rank": 4}  # type: ignore[assignment] # noqa: RUF012
+
+
+def test_plain_models_are_converted_as_ever() -> None:
+    model = ts.offload(make_stack(2), ram_budget="1GiB")
+    assert OwnParameters(4, 4).half().weight.dtype is torch.float16
+    ts.restore(model)
+    assert OwnParameters(4, 4).half().weight.dtype is torch.float16
+
+
+def test_what_others_put_around_conversions_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    ts.restore(ts.offload(make_stack(2), ram_budget="1GiB"))
+    ours, calls = nn.Module._apply, []
+
+    @functools.wraps(ours)
+    def counted(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        calls.append(module)
+        return ours(module, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "_apply", counted)
+    model = offload_tightly(make_stack(2))
+    nn.Linear(2, 2).half()
+    assert len(calls) == 1
+    with pytest.raises(ts.UnsupportedError, match="restore"):
+        model.half()
 
 
 def test_taking_over_thousands_of_modules_takes_seconds() -> None:
