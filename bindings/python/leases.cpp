@@ -187,7 +187,7 @@ void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
   refuse_tracing_();
   auto& leases = nb::cast<Leases&>(leases_);
   const nb::object frame = frame_of_call();
-  if (!running_.empty() && running_.back().frame.is(frame)) return;  // guard: begun-once
+  if (!running_.empty() && running_.back().frame.is(frame)) return;
   if (!leases.enter(frame, attached)) {
     running_.push_back({frame});
     return;
