@@ -102,6 +102,17 @@ bool Session::leave(const nb::object& frame) {
   return true;
 }
 
+void Session::end_abandoned() {
+  if (frames_.empty() || reclaimer_ != 0) return;
+  nb::object running = nb::none();
+  if (is_mine()) {
+    running = nb::borrow(reinterpret_cast<PyObject*>(PyEval_GetFrame()));
+  } else {
+    running = frame_of_thread(owner_);
+  }
+  static_cast<void>(end_if_abandoned(std::move(running)));
+}
+
 // Gives the session up where its outermost forward is not on the stack of `running`.
 bool Session::end_if_abandoned(nb::object running) {
   const nb::object outermost = frames_.front();
@@ -145,6 +156,8 @@ void init_session(nb::module_& module) {
            "The same, for what cannot be done in the midst of a forward: False, and nothing is "
            "done, "
            "where this thread runs one, or runs for one.")
+      .def("end_abandoned", &Session::end_abandoned,
+           "Ends a forward that will never run its post-hooks, if there is one.")
       .def("is_outermost", &Session::is_outermost, "frame"_a,
            "Whether this thread runs the model, and the forward of `frame` is in no other.")
       .def("leave", &Session::leave, "frame"_a,

@@ -41,6 +41,8 @@ class Session {
   bool is_outermost(const nb::object& frame) const;
   /// Ends the forward that entered with `frame`. False where it was given up before.
   bool leave(const nb::object& frame);
+  /// Ends a forward that is on no stack any more, and whose leases nobody gives back.
+  void end_abandoned();
 
  private:
   template <typename Visit>

@@ -317,14 +317,24 @@ void Engine::State::follow_limit(std::uint64_t limit_bytes) {
       keep_written(id);  // guard: written-resident
     }
   }
-  if (limit_bytes > budget.limit_bytes()) static_cast<void>(budget.try_set_limit(limit_bytes));
-  follow(wanted, limit_bytes, room_bytes, Why::kBudget);
-  if (!budget.try_set_limit(limit_bytes)) {
-    throw BudgetError("budget: others hold so much of it that it cannot be lowered to " +
-                          format_size(limit_bytes) + "; " + format_size(budget.used_bytes()) +
-                          " are in use",
-                      budget.used_bytes(), limit_bytes);
+  const std::uint64_t before = budget.limit_bytes();
+  if (limit_bytes > before) set_limit(limit_bytes);
+  try {
+    follow(wanted, limit_bytes, room_bytes, Why::kBudget);
+  } catch (...) {
+    static_cast<void>(budget.try_set_limit(before));
+    throw;
   }
+  set_limit(limit_bytes);
+}
+
+void Engine::State::set_limit(std::uint64_t limit_bytes) {
+  Budget& budget = pool.budget();
+  if (budget.try_set_limit(limit_bytes)) return;
+  throw BudgetError("budget: others hold so much of it that it cannot be " +
+                        format_size(limit_bytes) + "; " + format_size(budget.used_bytes()) +
+                        " are in use",
+                    budget.used_bytes(), limit_bytes);
 }
 
 const TensorSpec& Engine::State::tensor(TensorId id) const {

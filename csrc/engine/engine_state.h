@@ -134,6 +134,8 @@ class Engine::State {
 
   /// Plans and arranges for another limit of the budget, and moves it there.
   void follow_limit(std::uint64_t limit_bytes);
+  /// Raises BudgetError where what is in use is more.
+  void set_limit(std::uint64_t limit_bytes);
 
   /// Makes what the device's memory of a settled tensor holds its source, where the source has
   /// something else.

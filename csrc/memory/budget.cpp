@@ -66,7 +66,8 @@ std::uint64_t Budget::left() const {
 
 bool Budget::try_set_limit(std::uint64_t limit_bytes) {
   const MutexLock lock(mutex_);
-  if (used_bytes_ > limit_bytes) return false;  // guard: limit-in-use
+  const bool is_lower = limit_bytes < limit_bytes_;
+  if (is_lower && used_bytes_ > limit_bytes) return false;  // guard: limit-in-use
   limit_bytes_ = limit_bytes;
   return true;
 }

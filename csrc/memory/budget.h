@@ -46,7 +46,8 @@ class Budget : public std::enable_shared_from_this<Budget> {
   /// Takes `size_bytes` for `purpose`, or raises BudgetError with the numbers.
   [[nodiscard]] Reservation reserve(std::uint64_t size_bytes, std::string_view purpose);
 
-  /// Moves the ceiling. False, and nothing changes, where more than that is in use.
+  /// Moves the ceiling. False, and nothing changes, where it would come below what is in use; one
+  /// that is passed already may be raised by less than that takes.
   [[nodiscard]] bool try_set_limit(std::uint64_t limit_bytes);
 
   std::uint64_t limit_bytes() const;

@@ -846,6 +846,9 @@ class Session:
         The same, for what cannot be done in the midst of a forward: False, and nothing is done, where this thread runs one, or runs for one.
         """
 
+    def end_abandoned(self) -> None:
+        """Ends a forward that will never run its post-hooks, if there is one."""
+
     def is_outermost(self, frame: object) -> bool:
         """
         Whether this thread runs the model, and the forward of `frame` is in no other.

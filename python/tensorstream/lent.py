@@ -84,7 +84,7 @@ class LentGroup(_native.LentParameters):
         with plain_tensors():
             parameters = [self.weights[i].parameter for i in positions]
             return [
-                (self.weights[i], torch.clone(parameter.detach()), parameter._version)
+                (self.weights[i], torch.clone(torch.Tensor.detach(parameter)), parameter._version)
                 for i, parameter in zip(positions, parameters, strict=True)
             ]
 

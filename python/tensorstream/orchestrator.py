@@ -74,8 +74,9 @@ class Orchestrator:
         refuse_moved_by_others(module)
         self.config = config
         self.device: ComputeDevice = open_device(config.torch_device, config.self_check)
-        self.loans, self.saved, self._forward = Loans(), SavedHooks(), OutermostForward()
+        self.saved, self._forward = SavedHooks(), OutermostForward()
         self.session = _native.Session(self._reclaim, self._forward.waits_for_caller)
+        self.loans = Loans(self.session.end_abandoned)
         # By the ids of the tree. The model is not to be kept alive from here.
         self._modules = [weakref.ref(each) for each in module.modules()]
         # Settled residents whose parameters are on the engine's memory, not on their own.
@@ -439,8 +440,8 @@ class Orchestrator:
 
     def renew_locks(self) -> None:
         """In a forked child: threads of the parent may have held the locks, and are not here."""
-        self.loans.enter_child()
         self.session = _native.Session(self._reclaim, self._forward.waits_for_caller)
+        self.loans.enter_child(self.session.end_abandoned)
         self._leases.renew(self.session)
         self._gate.renew(self.session)
 

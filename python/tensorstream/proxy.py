@@ -100,6 +100,13 @@ class LentParameter(nn.Parameter):
         with torch.no_grad():
             self.copy_(value.clone())  # it may be a view of what it replaces
 
+    def detach(self) -> torch.Tensor:
+        """The weight without its history. After an interrupted forward that is no part of the arena."""
+        weight_of(self)._loans.end_abandoned()
+        of_now: Any = torch.Tensor.detach if type(self) is LentParameter else ParkedParameter.detach
+        value: torch.Tensor = of_now(self)
+        return value
+
     def set_(self, *source: Any, **kwargs: Any) -> torch.Tensor:
         """Takes the value, as `data` does: torch's own exchanges the memory, unseen."""
         self.data = _given_to_set(self, source, kwargs)

@@ -38,13 +38,16 @@ SOLE_USER = storage_users(_ALONE)
 class Loans:
     """The weights of one model whose true values somebody may still hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, end_abandoned: Callable[[], None]) -> None:
+        """`end_abandoned` ends a forward of the model that was interrupted, if there is one."""
+        self.end_abandoned = end_abandoned
         self.lock = threading.RLock()
         self.weights: set[Weight] = set()
         self.forked = False  # the process is a child of that with the engine
 
-    def enter_child(self) -> None:
+    def enter_child(self, end_abandoned: Callable[[], None]) -> None:
         """In a forked child: threads of the parent may have held the lock, and are not here."""
+        self.end_abandoned = end_abandoned
         self.lock = threading.RLock()
         self.forked = True
 

@@ -17,7 +17,7 @@ from torch import nn
 import tensorstream as ts
 from conftest import assert_same, offload_tightly, smallest_budget
 from flexible_model import Flexible, X, make_flexible
-from model_shapes import Block
+from model_shapes import Block, make_stack, row_ids
 from tensorstream.orchestrator import orchestrator_of
 
 
@@ -207,6 +207,43 @@ def test_an_interrupt_that_the_model_itself_catches() -> None:
             handle.remove()
         assert_same(streamed(X), plain(X))
     assert sum(lent.depth for lent in orchestrator_of(streamed)._lent.values()) == 0
+
+
+@pytest.mark.parametrize("thread", ["same", "another"])
+@pytest.mark.parametrize("take", ["state_dict", "data", "detach"])
+def test_what_is_taken_after_an_interrupt_stays_as_it_is(take: str, thread: str) -> None:
+    model, plain = offload_tightly(make_stack(8)), make_stack(8)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.blocks[5].down.register_forward_pre_hook(interrupt)
+
+    def run() -> None:
+        with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+            model(row_ids())
+
+    if thread == "same":
+        run()
+    else:
+        running = threading.Thread(target=run)
+        running.start()
+        running.join()
+    handle.remove()
+    if take == "state_dict":
+        taken = model.state_dict()
+    else:
+        taken = {
+            name: weight.data if take == "data" else weight.detach()
+            for name, weight in model.named_parameters()
+        }
+    expected = {name: plain.state_dict()[name] for name in taken}
+    x = torch.randn(1, 256)
+    with torch.no_grad():
+        for block, plain_block in zip(model.blocks, plain.blocks, strict=True):
+            assert_same(block(x), plain_block(x))
+            assert_same(taken, expected)
+        assert_same(model(row_ids()), plain(row_ids()))
 
 
 def test_writes_of_a_forward_that_is_ended_are_kept(twins: Twins) -> None:

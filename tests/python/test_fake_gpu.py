@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 import tensorstream as ts
 from conftest import assert_same, offload_tightly, save
-from fake_gpu import FakeGpu, use_fake_gpu
+from fake_gpu import FakeDriver, FakeGpu, FakeTorchMemory, use_fake_gpu
 from model_shapes import SHAPES, make_stack, row_ids
 from parked_pair import make_pair
 from tensorstream import _native
@@ -153,3 +154,45 @@ def test_forwards_say_what_the_host_takes_for_them() -> None:
     stats = ts.stats(model)
     assert stats.host_seconds > 0.04
     assert stats.predicted_seconds > max(expected, stats.host_seconds)
+
+
+def test_the_budget_that_an_error_names_works(monkeypatch: pytest.MonkeyPatch, homes: bool) -> None:
+    memory = FakeTorchMemory()
+    use_fake_gpu(monkeypatch, homes=homes, memory=memory, link_bytes_per_second=25e6)
+    model, plain = make_stack(8), make_stack(8)
+    smallest = ts.estimate_memory(model).smallest_budget_bytes
+    ts.offload(model, ram_budget=9 * smallest, compression="none", pressure="lenient")
+    kept: list[int] = []
+    handle = model.blocks[1].register_forward_pre_hook(
+        lambda *_: kept.append(memory.malloc(8 * smallest))
+    )
+    with torch.no_grad():
+        model(row_ids())
+        handle.remove()
+        with pytest.raises(ts.BudgetError) as refused:
+            ts.set_budget(model, ram_budget=smallest)
+        ts.set_budget(model, ram_budget=refused.value.needed_bytes)
+        assert ts.stats(model).budget_bytes == refused.value.needed_bytes
+        assert_same(model(row_ids()), plain(row_ids()))
+    for segment in kept:
+        memory.free(segment)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 5, 8])
+def test_a_use_whose_end_is_not_recorded_is_over_all_the_same(nth: int) -> None:
+    model, plain = make_stack(5), make_stack(5)
+    smallest = ts.estimate_memory(model).smallest_budget_bytes
+    ts.offload(model, ram_budget=2 * smallest)
+    with torch.no_grad():
+        assert_same(model(row_ids()), plain(row_ids()))
+        FakeDriver().fail("cuEventRecord", nth, 1)
+        with contextlib.suppress(ts.CudaError):
+            model(row_ids())
+        FakeDriver().fail("cuEventRecord", 0, 0)
+        assert_same(model(row_ids()), plain(row_ids()), "after the failure")
+        for either in (model, plain):
+            for parameter in either.parameters():
+                parameter.mul_(2)
+        assert_same(model(row_ids()), plain(row_ids()), "after a write")
+        ts.set_budget(model, ram_budget=3 * smallest)
+        assert_same(model(row_ids()), plain(row_ids()), "after the budget moved")
