@@ -236,17 +236,23 @@ TEST_F(FindFileBacking, MemoryThatIsSharedAndWritableIsNothing) {
 }
 
 TEST_F(FindFileBacking, WithoutDescriptorsLeftItIsAnError) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the sanitizers look at objects by descriptors of their own";
+#endif
   rlimit before{};
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
   const rlimit none{0, before.rlim_max};
+  const std::byte* const data = mapping_.data();
+  const std::uint64_t size_bytes = page_;
+  int error_number = 0;
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
   try {
-    static_cast<void>(find_file_backing(mapping_.data(), page_));
-    ADD_FAILURE() << "no IoError";
+    static_cast<void>(find_file_backing(data, size_bytes));
   } catch (const IoError& error) {
-    EXPECT_EQ(error.error_number(), EMFILE);
+    error_number = error.error_number();
   }
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(error_number, EMFILE);
 }
 
 TEST_F(FindFileBacking, WithoutMapsThereIsNothing) {
