@@ -25,6 +25,17 @@ struct Scratch {
   std::uint64_t size;
 };
 
+/// Runs a step that finds damage, and says where the file changed that this is no damage.
+template <typename Step>
+void find_damage(const File& file, const Step& step) {
+  try {
+    step();
+  } catch (const FormatError&) {
+    file.check_unchanged();  // guard: packed-changed-not-damaged
+    throw;
+  }
+}
+
 }  // namespace
 
 PackedFile::PackedFile(const std::string& path)
@@ -60,7 +71,7 @@ void PackedFile::read(std::uint64_t offset_bytes, std::span<std::byte> out) cons
     const PackedPart part = part_of(*tensor, in_tensor / kPartBytes);
     const std::uint64_t skip = in_tensor - part.offset_bytes;
     const std::uint64_t size = std::min<std::uint64_t>(part.size_bytes - skip, out.size() - done);
-    read_part(part, skip, out.subspan(done, size));
+    find_damage(file_, [&] { read_part(part, skip, out.subspan(done, size)); });
     done += size;
   }
   // Afterwards: bytes of a file that was rewritten meanwhile are not handed out either.
@@ -144,11 +155,12 @@ std::uint64_t PackedFile::read_frame(std::uint64_t offset_bytes, std::uint64_t d
   // A frame is never longer than a raw one of as many bytes: that is why this fits, or is damaged.
   const auto stored = out.first(std::min<std::uint64_t>(place.size_bytes, out.size()));
   file_.read_exact(place.offset_bytes, stored);
-  const FrameView frame = checked_frame(path(), part, stored);
-  const auto fault = verify_frame(frame);
-  if (fault) {  // guard: packed-frame-verified
-    refuse_frame(path(), part, *fault);
-  }
+  find_damage(file_, [&] {
+    const auto fault = verify_frame(checked_frame(path(), part, stored));
+    if (fault) {  // guard: packed-frame-verified
+      refuse_frame(path(), part, *fault);
+    }
+  });
   file_.check_unchanged();
   return stored.size();
 }
@@ -176,8 +188,7 @@ std::optional<PackedSpan> PackedFile::span_at(std::uint64_t offset_bytes,
 
 void PackedFile::decode(const PackedSpan& span, std::span<const std::byte> stored,
                         std::span<std::byte> out) const {
-  for (std::uint64_t number = span.first; number < span.first + span.count; ++number) {
-    const PackedPart part = part_of(*span.tensor, number);
+  const auto decode_part = [&](const PackedPart& part) {
     const std::span<std::byte> target = out.first(part.size_bytes);
     const std::span<const std::byte> bytes = stored.first(place_of(part).size_bytes);
     if (!span.tensor->encoded) {
@@ -188,7 +199,12 @@ void PackedFile::decode(const PackedSpan& span, std::span<const std::byte> store
     }
     stored = stored.subspan(bytes.size());
     out = out.subspan(target.size());
-  }
+  };
+  find_damage(file_, [&] {
+    for (std::uint64_t number = span.first; number < span.first + span.count; ++number) {
+      decode_part(part_of(*span.tensor, number));
+    }
+  });
   file_.check_unchanged();  // guard: packed-span-unchanged
 }
 
@@ -203,11 +219,13 @@ void PackedFile::verify(const PackedSpan& span, std::span<const std::byte> store
       refuse_frame(path(), part, *fault);  // guard: packed-span-verified
     }
   };
-  if (team != nullptr) {
-    team->share(span.count, verify_part);
-  } else {
-    for (std::size_t index = 0; index < span.count; ++index) verify_part(index);
-  }
+  find_damage(file_, [&] {
+    if (team != nullptr) {
+      team->share(span.count, verify_part);
+    } else {
+      for (std::size_t index = 0; index < span.count; ++index) verify_part(index);
+    }
+  });
   file_.check_unchanged();  // guard: verified-span-unchanged
 }
 
@@ -233,7 +251,8 @@ PackedFile::Range PackedFile::frame_of(const PackedPart& part) const {
       return {begins[part.number], begins[part.number + 1] - begins[part.number]};
     }
   }
-  std::vector<std::uint64_t> begins = find_frames(part.tensor);
+  std::vector<std::uint64_t> begins;
+  find_damage(file_, [&] { begins = find_frames(part.tensor); });
   const Range place{begins[part.number], begins[part.number + 1] - begins[part.number]};
   const MutexLock lock(mutex_);
   if (frames_[tensor].empty()) frames_[tensor] = std::move(begins);

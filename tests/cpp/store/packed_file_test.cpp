@@ -175,6 +175,25 @@ TEST_F(PackedFileTest, DecodesNothingOfAFileThatChanged) {
   EXPECT_THROW(decode(), IoError);
 }
 
+/// Other bytes in the place of those that were packed are no damage: the advice is another.
+TEST_F(PackedFileTest, WhatIsWrittenOverItIsAChangeAndNoDamage) {
+  const StoredTensor& big = tensor("big");
+  const PackedFile fresh(path());  // which has not looked for a frame yet
+  const PackedFile known(path());
+  const auto span = known.span_at(big.offset_bytes, kPartBytes, kPartBytes);
+  ASSERT_TRUE(span);
+  std::string other = read_file(path());
+  for (std::size_t i = span->offset_bytes; i < other.size(); ++i) other[i] ^= 0x55;
+  std::ofstream(path(), std::ios::binary) << other;
+  std::string out(kPartBytes, '\0');
+  const auto bytes = std::as_writable_bytes(std::span(out));
+  const auto stored = std::as_bytes(std::span(other)).subspan(span->offset_bytes, span->size_bytes);
+  EXPECT_THROW(fresh.read(big.offset_bytes, bytes), IoError);
+  EXPECT_THROW(known.read(big.offset_bytes, bytes), IoError);
+  EXPECT_THROW(known.decode(*span, stored, bytes), IoError);
+  EXPECT_THROW(known.verify(*span, stored, nullptr), IoError);
+}
+
 TEST_F(PackedFileTest, IsACheckpointOfTheTensorsThatWerePacked) {
   for (const std::string& where : {folder_.path("p"), path()}) {
     const Checkpoint checkpoint = Checkpoint::open(where);
