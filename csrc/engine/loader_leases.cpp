@@ -46,7 +46,7 @@ std::exception_ptr Loader::end_use(Slot& slot, Stream& stream, bool is_last) {
     note_use(slot, stream);
     return nullptr;
   } catch (...) {
-    const std::exception_ptr error = std::current_exception();
+    std::exception_ptr error = std::current_exception();
     wait_for_uses(slot, stream);
     return error;
   }

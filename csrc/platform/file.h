@@ -38,6 +38,8 @@ class File {
 
   File(File&& other) noexcept;
   File& operator=(File&& other) noexcept;
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
   ~File();
 
   const std::string& path() const noexcept { return path_; }

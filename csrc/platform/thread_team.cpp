@@ -35,7 +35,7 @@ void ThreadTeam::share(std::size_t count, const std::function<void(std::size_t)>
     job_ = &job;
     changed_.notify_all();
   }
-  work_on(job, lock);
+  work_on(job);
   while (job.under_way != 0) done_.wait(lock);  // guard: team-waits
   job_ = nullptr;
   if (job.error) std::rethrow_exception(job.error);
@@ -47,24 +47,24 @@ void ThreadTeam::run() {
     if (job_ == nullptr || job_->next == job_->count) {
       changed_.wait(lock);
     } else {
-      work_on(*job_, lock);
+      work_on(*job_);
     }
   }
 }
 
 // The job goes once no call of it is under way: nobody looks at it after that.
-void ThreadTeam::work_on(Job& job, MutexLock& lock) {
+void ThreadTeam::work_on(Job& job) {
   while (job.next < job.count) {
     const std::size_t number = job.next++;
     ++job.under_way;
     std::exception_ptr error;
-    lock.unlock();
+    mutex_.unlock();
     try {
       (*job.work)(number);
     } catch (...) {
       error = std::current_exception();
     }
-    lock.lock();
+    mutex_.lock();
     --job.under_way;
     if (error && number < job.failed) {
       job.failed = number;

@@ -38,7 +38,7 @@ class ThreadTeam {
 
   void start() noexcept TS_REQUIRES(mutex_);
   void run();
-  void work_on(Job& job, MutexLock& lock) TS_REQUIRES(mutex_);
+  void work_on(Job& job) TS_REQUIRES(mutex_);
 
   const std::size_t wanted_;
 
