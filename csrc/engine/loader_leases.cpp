@@ -125,7 +125,7 @@ void Loader::release_all(Stream& stream) noexcept {
   }
   const MutexLock lock(mutex_);
   try {
-    join_leased(stream);  // guard: join-before-all-go
+    join_leased(stream);
   } catch (const std::exception& error) {
     log_unreleased(error);
   }
