@@ -97,7 +97,7 @@ class StoppingHook:
     def __init__(self, module: nn.Module, stop: Callable[..., None]) -> None:
         """`stop` is called with the module, and the arguments by position and by name."""
         self._module = module
-        if isinstance(module, COUNTS_HOOKS):
+        if isinstance(module, COUNTS_HOOKS):  # guard: uncounted-hooks
             _hide_hooks(module)
         self._handle = module.register_forward_pre_hook(_Hook(stop), prepend=True, with_kwargs=True)
 
