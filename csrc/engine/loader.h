@@ -261,7 +261,7 @@ class Loader {
   void join_uses(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
   void join_leased(Stream& stream) TS_REQUIRES(mutex_);
   void note_use(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
-  std::exception_ptr end_use(Slot& slot, Stream& stream, bool is_last) TS_REQUIRES(mutex_);
+  std::exception_ptr end_use(Slot& slot, Stream& stream, bool all) TS_REQUIRES(mutex_);
   void wait_for_uses(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
   void release_for_all(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
   static void record_use(Slot& slot);

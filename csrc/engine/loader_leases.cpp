@@ -21,10 +21,10 @@ void Loader::release(GroupId group, Stream& stream) {
   Slot& slot = slot_of(group);
   if (!slot.group.windows.empty()) finish_work(stream);  // guard: wait-for-window-reader
   const MutexLock lock(mutex_);
+  std::exception_ptr error = end_use(slot, stream, false);
   if (slot.leases == 0) {  // guard: lease-check
     throw LeaseError("group '" + std::to_string(group) + "' is released but not leased");
   }
-  std::exception_ptr error = end_use(slot, stream, slot.leases == 1);
   --slot.leases;
   if (!slot.settled && slot.where != Where::kPrivate) {  // nothing waits for memory of its own
     wake_if_needed();
@@ -35,12 +35,15 @@ void Loader::release(GroupId group, Stream& stream) {
   if (error) std::rethrow_exception(error);
 }
 
-// A device that does not record the end of a use is waited for instead: then the place is free all
-// the same. Null, or why it did not.
-std::exception_ptr Loader::end_use(Slot& slot, Stream& stream, bool is_last) {
+// Of one lease, or of all that are not waited for; others may come and go meanwhile. A device that
+// does not record the end of a use is waited for instead: then the place is free all the same.
+// Null, or why it did not.
+std::exception_ptr Loader::end_use(Slot& slot, Stream& stream, bool all) {
   try {
     join_uses(slot, stream);
-    if (!slot.settled && is_last) {  // guard: access-rights
+    if (slot.leases == 0) return nullptr;
+    const std::uint32_t left = all ? slot.waiting : slot.leases - 1;
+    if (!slot.settled && left == 0) {  // guard: access-rights
       stream.set_access(slot.data, slot.group.layout.size_bytes, Access::kNone);
     }
     note_use(slot, stream);
@@ -53,16 +56,19 @@ std::exception_ptr Loader::end_use(Slot& slot, Stream& stream, bool is_last) {
 }
 
 void Loader::wait_for_uses(Slot& slot, Stream& stream) {
+  Stream* const unrecorded = slot.unrecorded;
   mutex_.unlock();
   std::exception_ptr error;
   try {
     stream.synchronize();
+    if (unrecorded != nullptr) unrecorded->synchronize();
     slot.last_use->synchronize();
   } catch (...) {  // it stays leased
     error = std::current_exception();
   }
   mutex_.lock();
   if (error) std::rethrow_exception(error);
+  slot.unrecorded = nullptr;
   slot.last_stream = &stream;
   slot.last_used = ++uses_;
 }
@@ -141,7 +147,7 @@ void Loader::release_all(Stream& stream) noexcept {
 }
 
 void Loader::release_for_all(Slot& slot, Stream& stream) {
-  const std::exception_ptr error = end_use(slot, stream, slot.waiting == 0);
+  const std::exception_ptr error = end_use(slot, stream, true);
   slot.leases = slot.waiting;  // who still waits for its lease gets it
   if (slot.leases == 0) static_cast<void>(close_windows(slot));
   if (error) std::rethrow_exception(error);
