@@ -187,7 +187,6 @@ void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
   refuse_tracing_();
   auto& leases = nb::cast<Leases&>(leases_);
   const nb::object frame = frame_of_call();
-  if (!running_.empty() && running_.back().frame.is(frame)) return;
   if (!leases.enter(frame, attached)) {
     running_.push_back({frame});
     return;
@@ -203,6 +202,11 @@ void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
   });
   running_.push_back({frame, true, std::move(held)});  // what was leased is given back by after()
   if (error) std::rethrow_exception(error);
+}
+
+void Unit::begin(const nb::object& module, const nb::object& args) {
+  if (!running_.empty() && running_.back().frame.is(frame_of_call())) return;
+  before(module, args);
 }
 
 nb::object Unit::after(const nb::object& /*module*/, const nb::object& /*args*/,
@@ -260,6 +264,8 @@ void init_leases(nb::module_& module) {
       .def_rw("groups", &Unit::groups)
       .def_rw("attached", &Unit::attached, "False once its hooks are taken off.")
       .def("before", &Unit::before, "module"_a, "args"_a, "The pre-hook: leases the groups.")
+      .def("begin", &Unit::begin, "module"_a, "args"_a,
+           "The same for a call that may not have seen the pre-hook; once for each.")
       .def("after", &Unit::after, "module"_a, "args"_a, "output"_a.none(),
            "The post-hook: gives them back; the output without views of their places, or None.")
       .def("forget", &Unit::forget, "Drops what an abandoned forward left.");

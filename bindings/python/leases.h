@@ -92,8 +92,10 @@ class Unit {
   Unit(nb::object leases, nb::list groups, nb::str module_code, nb::object refuse_tracing,
        nb::object set_eval_frame);
 
-  /// The pre-hook: leases the groups. Of one call it does so once, however often it is called.
+  /// The pre-hook: leases the groups.
   void before(const nb::object& module, const nb::object& args);
+  /// before(), where that was not called for this call of the module.
+  void begin(const nb::object& module, const nb::object& args);
   /// The post-hook: gives them back; the output without views of their places, or None.
   nb::object after(const nb::object& module, const nb::object& args, const nb::object& output);
   /// Drops what an abandoned forward left.

@@ -103,13 +103,11 @@ bool Session::leave(const nb::object& frame) {
 }
 
 void Session::end_abandoned() {
-  if (frames_.empty() || reclaimer_ != 0) return;
-  nb::object running = nb::none();
-  if (is_mine()) {
-    running = nb::borrow(reinterpret_cast<PyObject*>(PyEval_GetFrame()));
-  } else {
-    running = frame_of_thread(owner_);
-  }
+  if (reclaimer_ == PyThread_get_thread_ident()) return;
+  wait_for_reclaim();
+  if (frames_.empty()) return;
+  nb::object running = is_mine() ? nb::borrow(reinterpret_cast<PyObject*>(PyEval_GetFrame()))
+                                 : frame_of_thread(owner_);
   static_cast<void>(end_if_abandoned(std::move(running)));
 }
 

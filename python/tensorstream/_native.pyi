@@ -1009,6 +1009,11 @@ class Unit:
     def before(self, module: object, args: object) -> None:
         """The pre-hook: leases the groups."""
 
+    def begin(self, module: object, args: object) -> None:
+        """
+        The same for a call that may not have seen the pre-hook; once for each.
+        """
+
     def after(self, module: object, args: object, output: object | None) -> object:
         """
         The post-hook: gives them back; the output without views of their places, or None.

@@ -22,7 +22,7 @@ _under_way = threading.local()
 
 def watch() -> None:
     """Has torch's modules ask before they convert anything, from now on; plain ones go on as ever."""
-    if not _is_watching():
+    if not getattr(nn.Module._apply, "watches_streamed_weights", False):
         plain: Any = nn.Module._apply
 
         @functools.wraps(plain)
@@ -41,16 +41,6 @@ def watch() -> None:
 
         apply.watches_streamed_weights = True  # type: ignore[attr-defined]
         nn.Module._apply = apply  # type: ignore[method-assign, assignment]
-
-
-def _is_watching() -> bool:
-    """Whether it does already, also below what others have put there since."""
-    found: Any = nn.Module._apply
-    while found is not None:
-        if vars(found).get("watches_streamed_weights"):
-            return True
-        found = getattr(found, "__wrapped__", None)
-    return False
 
 
 def _streamed(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -126,7 +126,7 @@ class HookedModule:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Does what the hooks before a forward do, for a call that may have begun when there were none."""
-        self._unit.before(module, args)
+        self._unit.begin(module, args)
         if may_pack(module):
             refuse_packing(module, args, kwargs)
 
