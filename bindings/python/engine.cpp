@@ -185,6 +185,9 @@ void init_readers(nb::module_& module) {
   nb::class_<Reader>(module, "Reader")
       .def_prop_ro("name", &Reader::name)
       .def_prop_ro("size_bytes", &Reader::size_bytes)
+      .def_prop_ro(
+          "is_pinned", [](const Reader& self) { return self.pinned_file() != nullptr; },
+          "Whether it is a file in RAM that the device copies from by itself.")
       .def(
           "frame_bytes", &Reader::frame_bytes, "offset_bytes"_a, "size_bytes"_a,
           "About what frames take that the source has of a range; 0 where it has its bytes as they "

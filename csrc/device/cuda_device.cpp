@@ -50,6 +50,8 @@ class CudaDevice final : public Device {
         context_(driver, options.index),
         total_bytes_(total_bytes_of(context_)),
         registers_host_memory_(attribute_of(context_, kCudaAttributeHostRegisterSupported) != 0),
+        registers_sources_(attribute_of(context_, kCudaAttributeReadOnlyHostRegisterSupported) !=
+                           0),
         numa_node_(numa_node_of_pci_device(context_.pci_bus_id(), "")),
         caller_stream_(context_, next_checks(), nullptr) {}
 
@@ -68,6 +70,7 @@ class CudaDevice final : public Device {
   Stream& stream_of(std::uintptr_t native_handle) override;
   std::unique_ptr<Event> create_event() override { return std::make_unique<CudaEvent>(context_); }
   std::unique_ptr<HostRegistration> try_register_host(std::span<std::byte> bytes) override;
+  std::unique_ptr<HostRegistration> try_register_source(std::span<const std::byte> bytes) override;
 
   CudaKernel kernel(const KernelSource& source, const char* function);
   /// `owner` keeps this device alive.
@@ -86,6 +89,7 @@ class CudaDevice final : public Device {
   const CudaContext context_;
   const std::uint64_t total_bytes_;
   const bool registers_host_memory_;
+  const bool registers_sources_;
   const std::optional<int> numa_node_;
 
   // Own synchronisation.
@@ -137,6 +141,15 @@ std::unique_ptr<HostRegistration> CudaDevice::try_register_host(std::span<std::b
   }
   if (!registers_host_memory_) return nullptr;
   return CudaHostRegistration::try_create(context_, bytes);
+}
+
+std::unique_ptr<HostRegistration> CudaDevice::try_register_source(
+    std::span<const std::byte> bytes) {
+  if (bytes.empty()) {
+    throw ConfigError(context_.description() + ": a registration of 0 bytes was asked for");
+  }
+  if (!registers_sources_) return nullptr;
+  return CudaHostRegistration::try_create_source(context_, bytes);
 }
 
 CudaKernel CudaDevice::kernel(const KernelSource& source, const char* function) {

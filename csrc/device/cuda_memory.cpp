@@ -77,11 +77,23 @@ void CudaMemory::give_back() const noexcept {
 
 std::unique_ptr<CudaHostRegistration> CudaHostRegistration::try_create(const CudaContext& context,
                                                                        std::span<std::byte> bytes) {
+  return try_create_with(context, bytes, 0);
+}
+
+std::unique_ptr<CudaHostRegistration> CudaHostRegistration::try_create_source(
+    const CudaContext& context, std::span<const std::byte> bytes) {
+  return try_create_with(context, {const_cast<std::byte*>(bytes.data()), bytes.size()},
+                         kCudaHostRegisterReadOnly);
+}
+
+std::unique_ptr<CudaHostRegistration> CudaHostRegistration::try_create_with(
+    const CudaContext& context, std::span<std::byte> bytes, unsigned int more_flags) {
   std::unique_ptr<CudaHostRegistration> made(new CudaHostRegistration(context, nullptr));
   const CudaContext::Current current(context);
   const CudaDriver& driver = context.driver();
   const CudaResult result = driver.cuMemHostRegister_v2(
-      bytes.data(), bytes.size(), kCudaHostRegisterPortable | kCudaHostRegisterDeviceMap);
+      bytes.data(), bytes.size(),
+      kCudaHostRegisterPortable | kCudaHostRegisterDeviceMap | more_flags);
   if (refuses(result)) {
     log(LogLevel::kInfo, context.description() + ": " + format_size(bytes.size()) +
                              " of host memory are not pinned: " + describe_result(driver, result));

@@ -48,6 +48,9 @@ class CudaHostRegistration final : public HostRegistration {
   /// for anything else.
   static std::unique_ptr<CudaHostRegistration> try_create(const CudaContext& context,
                                                           std::span<std::byte> bytes);
+  /// As try_create(), of memory that this process may only read.
+  static std::unique_ptr<CudaHostRegistration> try_create_source(const CudaContext& context,
+                                                                 std::span<const std::byte> bytes);
   ~CudaHostRegistration() override;
   CudaHostRegistration(const CudaHostRegistration&) = delete;
   CudaHostRegistration& operator=(const CudaHostRegistration&) = delete;
@@ -55,6 +58,9 @@ class CudaHostRegistration final : public HostRegistration {
   std::byte* device_address() const noexcept override;
 
  private:
+  static std::unique_ptr<CudaHostRegistration> try_create_with(const CudaContext& context,
+                                                               std::span<std::byte> bytes,
+                                                               unsigned int more_flags);
   CudaHostRegistration(const CudaContext& context, std::byte* data)
       : context_(context), data_(data) {}
 

@@ -119,6 +119,10 @@ class Device : public std::enable_shared_from_this<Device> {
   /// Registers `bytes` (more than 0, none of their pages registered yet). Null where the system
   /// does not pin so much: copies are staged then.
   virtual std::unique_ptr<HostRegistration> try_register_host(std::span<std::byte> bytes) = 0;
+  /// As try_register_host(), of memory that nobody writes to through its mapping: it is copied
+  /// from. Null, too, where the device registers only what it may write to.
+  virtual std::unique_ptr<HostRegistration> try_register_source(
+      std::span<const std::byte> bytes) = 0;
 };
 
 }  // namespace tensorstream

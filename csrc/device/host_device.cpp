@@ -48,6 +48,9 @@ class HostDevice final : public Device {
     if (bytes.empty()) throw ConfigError("device cpu: a registration of 0 bytes was asked for");
     return std::make_unique<OpenHostMemory>(bytes.data());
   }
+  std::unique_ptr<HostRegistration> try_register_source(std::span<const std::byte> bytes) override {
+    return try_register_host({const_cast<std::byte*>(bytes.data()), bytes.size()});
+  }
 
  private:
   // Constant after construction.

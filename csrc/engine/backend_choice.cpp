@@ -24,10 +24,12 @@ std::uint64_t missing_bytes(std::uint64_t read_bytes, std::uint64_t held_bytes,
 
 CachedFiles cached_files(const std::vector<std::string>& paths) {
   CachedFiles files;
+  files.in_ram = !paths.empty();
   for (const std::string& path : paths) {
     const File file = File::open_for_reading(path);
     files.file_bytes += file.size_bytes();
     files.cached_bytes += bytes_in_page_cache(file, 0, file.size_bytes());
+    files.in_ram = files.in_ram && lies_in_ram(file);
   }
   return files;
 }
@@ -38,6 +40,7 @@ BackendChoice choose_backend(const Plan& plan, ComputePlace place, const RamRoom
   const std::uint64_t read = on_host ? plan.streamed_bytes : plan.disk_bytes;
   const bool all_in_ram = on_host && files.file_bytes == 0;
   if (read == 0 || all_in_ram) return {FileBackend::kPread, "no pass reads files"};
+  if (files.in_ram) return {FileBackend::kPread, "the files are in RAM"};
   const std::uint64_t own = on_host ? plan.resident_bytes + plan.arena_bytes : plan.home_bytes;
   const std::uint64_t left =
       default_budget_bytes(room.available_bytes - std::min(room.available_bytes, own));

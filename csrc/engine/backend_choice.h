@@ -20,16 +20,19 @@ struct BackendChoice {
 struct CachedFiles {
   std::uint64_t file_bytes = 0;
   std::uint64_t cached_bytes = 0;
+  /// Whether all of them lie in RAM alone (lies_in_ram()).
+  bool in_ram = false;
 };
 
 /// Raises IoError.
 CachedFiles cached_files(const std::vector<std::string>& paths);
 
-/// Through the page cache where it has room for what each pass by `plan` reads from files; `room`
-/// is before the plan's own memory is taken. Where it has not, it would never have what is read
-/// next: past it then, but what it has already, charged to others, so that what is missing would
-/// find room, is used there (FileBackend::kCached), and what is read past it goes straight to a GPU
-/// where `gpudirect` (probe_peer_to_peer()) proves that the disk does that itself.
+/// Through the page cache where the files have no disk, or where it has room for what each pass by
+/// `plan` reads from files; `room` is before the plan's own memory is taken. Where it has not, it
+/// would never have what is read next: past it then, but what it has already, charged to others, so
+/// that what is missing would find room, is used there (FileBackend::kCached), and what is read
+/// past it goes straight to a GPU where `gpudirect` (probe_peer_to_peer()) proves that the disk
+/// does that itself.
 BackendChoice choose_backend(const Plan& plan, ComputePlace place, const RamRoom& room,
                              const CachedFiles& files, const ProbeResult& gpudirect = {});
 

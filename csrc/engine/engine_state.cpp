@@ -12,6 +12,7 @@
 #include "engine/model_plan.h"
 #include "platform/process_memory.h"
 #include "platform/processors.h"
+#include "scheduler/homes.h"
 #include "scheduler/planner.h"
 #include "tensorstream/error.h"
 
@@ -170,7 +171,15 @@ std::vector<GroupFootprint> Engine::State::footprints_of(Crossing crossing) cons
       crossing == Crossing::kRaw
           ? footprints(groups, sources.tensors(), place)
           : coded_footprints(groups, sources.tensors(), place, options.kept_page_bytes);
-  for (GroupId group = 0; group < groups.size(); ++group) result[group].in_files = in_files[group];
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    result[group].in_files = in_files[group];
+    // What crosses as it is crosses from there: a home would be the same once more.
+    const bool crosses_raw =
+        !result[group].coded_bytes && groups[group].residency != Residency::kByRows;
+    if (in_files[group] && crosses_raw && sources.in_pinned_files(groups[group].tensors)) {
+      result[group].home = HomeState::kAtSource;
+    }
+  }
   homes.correct(result, options.kept_page_bytes);
   return result;
 }
@@ -232,7 +241,8 @@ std::vector<GroupId> Engine::State::groups_to_bring_home() const {
   const auto add = [&](Placement placement) {
     for (GroupId group = 0; group < groups.size(); ++group) {
       const GroupPlacement& placed = now.groups[group];
-      if (placed.placement != placement || placed.from_disk || homes.has(group)) continue;
+      if (placed.placement != placement || placed.from_disk) continue;
+      if (is_home(sizes[group].home)) continue;
       const std::uint64_t bytes = sizes[group].coded_bytes.value_or(sizes[group].size_bytes);
       if (loader->settled(group) || bytes > room) continue;
       room -= bytes;

@@ -59,11 +59,6 @@ void HomeTable::forget_absent() {
   for (Home& home : homes_) home.absent = false;
 }
 
-bool HomeTable::has(GroupId group) const {
-  const MutexLock lock(mutex_);
-  return homes_[group].is_there();
-}
-
 std::byte* HomeTable::device_address(GroupId group, const BoundExtent& extent) const {
   const MutexLock lock(mutex_);
   const std::shared_ptr<HostHome>& home = homes_[group].plain;

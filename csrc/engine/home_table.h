@@ -45,7 +45,6 @@ class HomeTable {
   void note_absent(GroupId group);
   /// Lets those that were said to be absent be brought again.
   void forget_absent();
-  bool has(GroupId group) const;
   /// Where kernels see `extent`, one of the group's tensors, in its home; null where they do not.
   std::byte* device_address(GroupId group, const BoundExtent& extent) const;
   HomeSizes sizes() const;

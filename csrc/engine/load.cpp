@@ -34,11 +34,29 @@ std::uint64_t shared_read_bytes(const BoundExtent& extent, std::uint64_t done) {
 
 }  // namespace
 
-std::uint64_t Load::copied_bytes(const BoundExtent& extent, std::uint64_t offset_bytes) const {
+std::span<const std::byte> Load::source_of(const BoundExtent& extent, std::uint64_t offset_bytes) {
+  const Reader& reader = *extent.reader;
   const std::uint64_t left = extent.offset_bytes + extent.size_bytes - offset_bytes;
-  if (extent.reader->address(offset_bytes) == nullptr) return 0;
-  if (how_ == Reads::kInPlace) return left;
-  return std::min(left, extent.reader->pinned_end(offset_bytes) - offset_bytes);
+  if (is_pinned(reader)) {
+    PinnedFile& file = *reader.pinned_file();
+    if (!holds(file)) return {};
+    return {file.address(offset_bytes),
+            std::min(left, file.piece_end(offset_bytes) - offset_bytes)};
+  }
+  const std::byte* const address = reader.address(offset_bytes);
+  if (address == nullptr) return {};
+  if (how_ == Reads::kInPlace) return {address, left};
+  return {address, std::min(left, reader.pinned_end(offset_bytes) - offset_bytes)};
+}
+
+bool Load::holds(PinnedFile& file) {
+  const auto is_of_file = [&](const PinnedFile::Hold& hold) { return hold.is_of(file); };
+  if (std::ranges::any_of(holds_, is_of_file)) return true;
+  std::optional<PinnedFile::Hold> hold = file.try_hold();
+  if (!hold) return false;
+  holds_.push_back(std::move(*hold));
+  is_held_ = true;
+  return true;
 }
 
 std::optional<FrameSpan> Load::frames_at(const BoundExtent& extent, std::uint64_t done_bytes,
@@ -52,7 +70,8 @@ std::optional<FrameSpan> Load::frames_at(const BoundExtent& extent, std::uint64_
 
 void Load::keep(const BoundExtent& extent) {
   extents_.push_back(extent);
-  (extent.reader->tier() == Tier::kRam ? ram_bytes_ : disk_bytes_) += extent.size_bytes;
+  const bool in_ram = extent.reader->tier() == Tier::kRam || is_pinned(*extent.reader);
+  (in_ram ? ram_bytes_ : disk_bytes_) += extent.size_bytes;
   decoded_bytes_ += extent.size_bytes;
   crosses_link_ |= extent.size_bytes != 0;
 }
@@ -97,12 +116,13 @@ void Load::add(const BoundExtent& extent, std::byte* target, std::uint64_t piece
   for (std::uint64_t done = 0; done < extent.size_bytes;) {
     const std::uint64_t offset = extent.offset_bytes + done;
     const std::uint64_t taken = joins ? copies_.back().target.size() : 0;
-    std::uint64_t size = std::min(copied_bytes(extent, offset), piece_bytes - taken);
+    const std::span<const std::byte> source = source_of(extent, offset);
+    std::uint64_t size = std::min<std::uint64_t>(source.size(), piece_bytes - taken);
     if (joins) {
       copies_.back().target = {copies_.back().target.data(), taken + size};
       joins = false;
     } else if (size > 0) {
-      copies_.push_back({extent.reader->address(offset), {target + done, size}});
+      copies_.push_back({source.data(), {target + done, size}});
     } else if (const auto frames = frames_at(extent, done, target + done)) {
       size = frames->decoded_bytes;
       add_read(*extent.reader, offset, {target + done, size});
@@ -215,6 +235,19 @@ std::vector<StagedRead> Load::staged_reads(std::uint64_t piece_bytes) const {
         {read.reader->shared_from_this(), read.offset_bytes, read.target, read.frames});
   }
   return cut_for_staging(std::move(extents), piece_bytes);
+}
+
+void Load::end() noexcept {
+  for (const PinnedFile::Hold& hold : holds_) {
+    try {
+      hold.check_unchanged();  // guard: pinned-file-unchanged-at-the-end
+    } catch (...) {
+      fail(std::current_exception());
+    }
+  }
+  holds_.clear();
+  extents_.clear();
+  ended_ = Clock::now();
 }
 
 // acquire() raises it.

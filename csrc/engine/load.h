@@ -17,6 +17,7 @@
 #include "engine/encoded_home.h"
 #include "engine/source_table.h"
 #include "engine/staged_reader.h"
+#include "io/pinned_file.h"
 #include "tensorstream/plan.h"
 
 namespace tensorstream {
@@ -74,8 +75,10 @@ class Load {
   std::uint64_t kept_decoded_bytes() const noexcept { return kept_decoded_bytes_; }
   const std::vector<Copy>& copies() const noexcept { return copies_; }
   const std::vector<CodedCopy>& coded() const noexcept { return coded_; }
-  /// True where some piece is read, which can fail, and not copied.
-  bool can_fail() const noexcept { return !reads_.empty(); }
+  /// True where some piece is read, and not copied.
+  bool has_reads() const noexcept { return !reads_.empty(); }
+  /// True where it may turn out at its end that it failed: bytes are read, or copied from files.
+  bool can_fail() const noexcept { return has_reads() || is_held_; }
   /// True where some of it is read straight to the device: of Reads::kStaged, what its reader can.
   bool reads_to_device() const noexcept { return reads_to_device_; }
   /// True where some of it is read as frames, which the device decodes.
@@ -103,11 +106,9 @@ class Load {
   /// What is read straight to the device is there, or failed, and all reads were begun: lets those
   /// readers go, which may call the device then, as callbacks of streams must not.
   void end_device_reads();
-  /// What it was for is over: lets the readers go.
-  void end() {
-    extents_.clear();
-    ended_ = Clock::now();
-  }
+  /// What it was for is over: lets the readers go, and fails where a file that was copied from has
+  /// changed.
+  void end() noexcept;
   Clock::time_point ended() const noexcept { return ended_; }
   /// Belongs to FinishedLoads.
   std::shared_ptr<Load> next_finished;
@@ -127,8 +128,14 @@ class Load {
     return how_ == Reads::kStaged && reader.reads_to_device();
   }
 
-  /// The longest copy that the device makes by itself from here; 0 where the bytes are to be read.
-  std::uint64_t copied_bytes(const BoundExtent& extent, std::uint64_t offset_bytes) const;
+  /// Whether the device copies from the file that it reads.
+  bool is_pinned(const Reader& reader) const noexcept {
+    return how_ == Reads::kStaged && reader.pinned_file() != nullptr;
+  }
+  /// What the device copies by itself, at most, from here on; empty where the bytes are to be read.
+  std::span<const std::byte> source_of(const BoundExtent& extent, std::uint64_t offset_bytes);
+  /// Whether `file` may be copied from until this ends.
+  bool holds(PinnedFile& file);
   /// Makes the last copy reach up to `extent`, where copies of both can be one; false elsewhere.
   bool bridge_gap(const BoundExtent& extent, const std::byte* target, std::uint64_t piece_bytes);
   /// The frames that decode to what begins at `target`, where the device is to decode them.
@@ -142,6 +149,8 @@ class Load {
   const Reads how_;
   const std::uint64_t frame_room_bytes_;
   std::vector<BoundExtent> extents_;
+  std::vector<PinnedFile::Hold> holds_;  // of files of these
+  bool is_held_ = false;
   std::vector<Copy> copies_;
   std::vector<CodedCopy> coded_;
   std::vector<Read> reads_;

@@ -17,7 +17,7 @@ void Loader::load_apart(GroupId group) {
   try {
     Issue ready = issue(slot);
     const bool on_gpu = staging_ != nullptr;
-    if (on_gpu && ready.load->can_fail()) ready.next = next_disk_reads(group);
+    if (on_gpu && ready.load->has_reads()) ready.next = next_disk_reads(group);
     if (on_gpu || !ready.load->coded().empty()) {
       enqueuing_.assign(ready.overwritten.begin(), ready.overwritten.end());
       enqueuing_.push_back(&slot);
@@ -182,7 +182,7 @@ void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
     ring_->decode(*copy_stream_, load->coded());
   }
   if (load->reads_to_device()) read_to_device(stream, slot, *load);
-  if (load->can_fail()) enqueue_reads(stream, issue);
+  if (load->has_reads()) enqueue_reads(stream, issue);
   stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
   stream.record(*slot.loaded);
   slot.told = true;

@@ -1,6 +1,7 @@
 #include "engine/source_table.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "base/units.h"
@@ -39,11 +40,20 @@ std::vector<BoundExtent> bind_extents(const TensorSpec& tensor,
   return result;
 }
 
+std::vector<std::shared_ptr<Reader>> pinned_files_of(
+    const std::vector<std::shared_ptr<Reader>>& sources) {
+  std::vector<std::shared_ptr<Reader>> pinned;
+  std::ranges::copy_if(sources, std::back_inserter(pinned),
+                       [](const auto& reader) { return reader->pinned_file() != nullptr; });
+  return pinned;
+}
+
 }  // namespace
 
 SourceTable::SourceTable(const std::vector<std::shared_ptr<Reader>>& sources,
                          std::vector<TensorSpec> tensors)
     : tensors_(std::move(tensors)) {
+  pinned_files_ = pinned_files_of(sources);  // guard: pinned-files-outlive-loads
   const MutexLock lock(mutex_);
   bound_.reserve(tensors_.size());
   for (const TensorSpec& tensor : tensors_) bound_.push_back(bind_extents(tensor, sources));
@@ -92,6 +102,15 @@ bool SourceTable::in_files(std::span<const TensorId> tensors) const {
   return std::ranges::any_of(tensors, [&](TensorId tensor) TS_REQUIRES(mutex_) {
     return std::ranges::any_of(bound_.at(tensor), [](const BoundExtent& piece) {
       return piece.reader->tier() == Tier::kDisk;
+    });
+  });
+}
+
+bool SourceTable::in_pinned_files(std::span<const TensorId> tensors) const {
+  const MutexLock lock(mutex_);
+  return std::ranges::all_of(tensors, [&](TensorId tensor) TS_REQUIRES(mutex_) {
+    return std::ranges::all_of(bound_.at(tensor), [](const BoundExtent& piece) {
+      return piece.reader->pinned_file() != nullptr;
     });
   });
 }

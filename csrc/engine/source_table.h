@@ -39,6 +39,8 @@ class SourceTable {
   bool cached(TensorId tensor) const noexcept;
   /// Whether bytes of some of the tensors are read from files.
   bool in_files(std::span<const TensorId> tensors) const;
+  /// Whether all bytes of the tensors are in files that the device copies from (PinnedFile).
+  bool in_pinned_files(std::span<const TensorId> tensors) const;
   /// Makes `reader`, whole, the tensor's bytes. Returns the old ones, for the caller to drop once
   /// it holds no lock: what a reader keeps alive may run any code when it goes.
   std::vector<BoundExtent> replace(TensorId tensor, std::shared_ptr<Reader> reader);
@@ -53,6 +55,8 @@ class SourceTable {
  private:
   // Constant after construction.
   const std::vector<TensorSpec> tensors_;
+  // Shared with the extents. Loads let readers go in callbacks, where these must not end.
+  std::vector<std::shared_ptr<Reader>> pinned_files_;
 
   // Guarded by mutex_.
   mutable Mutex mutex_;

@@ -65,6 +65,7 @@ ProbeResult probe_peer_to_peer(const std::shared_ptr<Device>& device) {
 FileOpener::FileOpener(FileBackend backend, const std::shared_ptr<Device>& device)
     : backend_(backend) {
   if (is_gpu(device.get())) {
+    gpu_ = device;
     team_ =
         std::make_shared<ThreadTeam>(std::min<std::size_t>(usable_processors() - 1, kMostHelpers));
   }
@@ -131,8 +132,8 @@ std::unique_ptr<Reader> FileOpener::open(const std::string& path) const {
     return backend_ == FileBackend::kCached ? create_cached_reader(std::move(file), queue_)
                                             : create_disk_reader(std::move(file), queue_);
   }
-  return backend_ == FileBackend::kMmap ? create_mmap_reader(path)
-                                        : create_pread_reader(path, page_queue_);
+  return backend_ == FileBackend::kMmap ? create_mmap_reader(path, gpu_)
+                                        : create_pread_reader(path, page_queue_, gpu_);
 }
 
 std::unique_ptr<Reader> open_file_reader(const std::string& path, FileBackend backend) {

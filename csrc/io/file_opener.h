@@ -87,7 +87,8 @@ class FileOpener {
   void make_device_queue(const std::shared_ptr<Device>& device);
 
   const FileBackend backend_;
-  std::shared_ptr<DiskQueue> queue_;         // shared with the readers
+  std::shared_ptr<Device> gpu_;              // shared with the readers; null for the host
+  std::shared_ptr<DiskQueue> queue_;         // likewise
   std::shared_ptr<DiskQueue> page_queue_;    // likewise, through the page cache
   std::shared_ptr<ReadMemory> memory_;       // likewise
   std::shared_ptr<ThreadTeam> team_;         // likewise
@@ -101,12 +102,15 @@ class FileOpener {
 /// One reader with all that it needs, as FileOpener::open(). Raises as that and its constructor do.
 std::unique_ptr<Reader> open_file_reader(const std::string& path, FileBackend backend);
 
-/// One way each to read a file. Raise IoError.
-std::unique_ptr<Reader> create_mmap_reader(const std::string& path);
+/// One way each to read a file. Raise IoError. A file in RAM is registered with `device`, where
+/// there is one, which then copies from it (PinnedFile).
+std::unique_ptr<Reader> create_mmap_reader(const std::string& path,
+                                           std::shared_ptr<Device> device = nullptr);
 /// What is begun is read by `queue`, where there is one; raises IoError, too, where another file is
 /// there when it is opened a second time for that.
 std::unique_ptr<Reader> create_pread_reader(const std::string& path,
-                                            std::shared_ptr<DiskQueue> queue = nullptr);
+                                            std::shared_ptr<DiskQueue> queue = nullptr,
+                                            std::shared_ptr<Device> device = nullptr);
 /// Opens the file a second time, to be read through the page cache. Raises IoError, too, where
 /// another is there by then.
 std::unique_ptr<Reader> create_cached_reader(DiskFile file, std::shared_ptr<DiskQueue> queue);

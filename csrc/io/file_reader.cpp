@@ -6,6 +6,7 @@
 #include "io/disk_queue.h"
 #include "io/file_opener.h"
 #include "io/file_window.h"
+#include "io/pinned_file.h"
 #include "io/reader.h"
 #include "platform/disk_file.h"
 #include "platform/file.h"
@@ -20,12 +21,18 @@ namespace {
 /// What both ways to read a file have in common.
 class FileReader : public Reader {
  public:
-  explicit FileReader(const std::string& path) : file_(File::open_for_reading(path)) {}
+  /// `device` is what copies from the file by itself, where it can; null for none.
+  explicit FileReader(const std::string& path, std::shared_ptr<Device> device = nullptr)
+      : file_(File::open_for_reading(path)) {
+    if (device != nullptr) pinned_ = PinnedFile::try_create(std::move(device), file_, lease_);
+  }
 
   const std::string& name() const noexcept override { return file_.path(); }
   Tier tier() const noexcept override { return Tier::kDisk; }
   std::uint64_t size_bytes() const noexcept override { return file_.size_bytes(); }
   const FileIdentity* identity() const noexcept override { return &file_.identity(); }
+
+  PinnedFile* pinned_file() const noexcept override { return pinned_.get(); }
 
   bool cached(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept override {
     return ends_in_page_cache(file_, offset_bytes, size_bytes);
@@ -48,14 +55,16 @@ class FileReader : public Reader {
   const File file_;
 
   mutable FileLease lease_{file_};
+  std::unique_ptr<PinnedFile> pinned_;  // of both
 };
 
 /// With a queue, reads that are begun go on by themselves, each by several threads: one copies a
 /// few GB/s out of the page cache.
 class PreadReader final : public FileReader {
  public:
-  PreadReader(const std::string& path, std::shared_ptr<DiskQueue> queue)
-      : FileReader(path), queue_(std::move(queue)) {
+  PreadReader(const std::string& path, std::shared_ptr<DiskQueue> queue,
+              std::shared_ptr<Device> device)
+      : FileReader(path, std::move(device)), queue_(std::move(queue)) {
     if (queue_ == nullptr) return;
     in_pieces_ = std::make_shared<const DiskFile>(DiskFile::open_buffered(path));
     in_pieces_->check_same(file());
@@ -88,8 +97,8 @@ class PreadReader final : public FileReader {
 /// copy, and the kernel may map 2 MiB for one byte.
 class MmapReader final : public FileReader {
  public:
-  explicit MmapReader(const std::string& path)
-      : FileReader(path), mapping_(Mapping::of_file(file())) {}
+  MmapReader(const std::string& path, std::shared_ptr<Device> device)
+      : FileReader(path, std::move(device)), mapping_(Mapping::of_file(file())) {}
 
   std::unique_ptr<FileWindow> window(std::uint64_t offset_bytes,
                                      std::uint64_t size_bytes) const override {
@@ -203,13 +212,15 @@ std::unique_ptr<Reader> create_cached_reader(DiskFile file, std::shared_ptr<Disk
   return std::make_unique<CachedReader>(std::move(file), std::move(queue));
 }
 
-std::unique_ptr<Reader> create_mmap_reader(const std::string& path) {
-  return std::make_unique<MmapReader>(path);
+std::unique_ptr<Reader> create_mmap_reader(const std::string& path,
+                                           std::shared_ptr<Device> device) {
+  return std::make_unique<MmapReader>(path, std::move(device));
 }
 
 std::unique_ptr<Reader> create_pread_reader(const std::string& path,
-                                            std::shared_ptr<DiskQueue> queue) {
-  return std::make_unique<PreadReader>(path, std::move(queue));
+                                            std::shared_ptr<DiskQueue> queue,
+                                            std::shared_ptr<Device> device) {
+  return std::make_unique<PreadReader>(path, std::move(queue), std::move(device));
 }
 
 }  // namespace tensorstream

@@ -47,6 +47,8 @@ const std::byte* Reader::address(std::uint64_t /*offset_bytes*/) const noexcept 
 
 std::uint64_t Reader::pinned_end(std::uint64_t offset_bytes) const noexcept { return offset_bytes; }
 
+PinnedFile* Reader::pinned_file() const noexcept { return nullptr; }
+
 std::unique_ptr<FileWindow> Reader::window(std::uint64_t /*offset_bytes*/,
                                            std::uint64_t /*size_bytes*/) const {
   return nullptr;

@@ -13,6 +13,7 @@ namespace tensorstream {
 
 struct FileIdentity;
 class FileWindow;
+class PinnedFile;
 
 /// Where a reader's bytes live.
 enum class Tier { kRam, kDisk };
@@ -122,6 +123,10 @@ class Reader : public std::enable_shared_from_this<Reader> {
   /// How far one asynchronous copy to a device may go that begins at `offset_bytes`; that offset
   /// where the device cannot copy these bytes by itself.
   virtual std::uint64_t pinned_end(std::uint64_t offset_bytes) const noexcept;
+
+  /// The file, where the device that it was opened for copies from it by itself; null elsewhere. It
+  /// lives as long as the reader, which must not go in a callback of a stream then.
+  virtual PinnedFile* pinned_file() const noexcept;
 
   /// Where the bytes of the range can be used without a copy of them; null where they cannot, or
   /// where that would be no quicker than to read them. For readers that a shared_ptr owns.

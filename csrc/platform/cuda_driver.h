@@ -83,7 +83,9 @@ inline constexpr unsigned int kCudaEventDisableTiming = 0x2;
 inline constexpr int kCudaCaptureNone = 0;
 inline constexpr unsigned int kCudaHostRegisterPortable = 0x1;
 inline constexpr unsigned int kCudaHostRegisterDeviceMap = 0x2;
+inline constexpr unsigned int kCudaHostRegisterReadOnly = 0x8;
 inline constexpr int kCudaAttributeHostRegisterSupported = 99;
+inline constexpr int kCudaAttributeReadOnlyHostRegisterSupported = 113;
 inline constexpr int kCudaAttributeComputeCapabilityMajor = 75;
 inline constexpr int kCudaAttributeComputeCapabilityMinor = 76;
 /// Of a function: the share of a multiprocessor's memory that is to be shared memory, in percent.

@@ -1,8 +1,10 @@
 #include "platform/page_cache.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -49,6 +51,12 @@ constexpr std::uint64_t kMostSamples = 64;
 constexpr std::uint64_t kMissingShare = 16;
 
 }  // namespace
+
+bool lies_in_ram(const File& file) noexcept {
+  struct statfs system{};
+  if (::fstatfs(file.descriptor(), &system) != 0) return false;
+  return system.f_type == TMPFS_MAGIC || system.f_type == RAMFS_MAGIC;
+}
 
 bool ends_in_page_cache(const File& file, std::uint64_t offset_bytes,
                         std::uint64_t size_bytes) noexcept {

@@ -7,6 +7,9 @@
 
 namespace tensorstream {
 
+/// Whether the file lies in a file system that has it in RAM alone (tmpfs): no disk has its bytes.
+bool lies_in_ram(const File& file) noexcept;
+
 /// Whether the first and the last byte of the range can be read without the disk. To look costs a
 /// microsecond. True on file systems that do not tell: those in memory, and some on a network.
 bool ends_in_page_cache(const File& file, std::uint64_t offset_bytes,

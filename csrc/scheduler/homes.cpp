@@ -14,7 +14,7 @@ std::optional<std::vector<bool>> choose_homes(std::span<const HomeCandidate> gro
   std::vector<std::uint64_t> sizes;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     const HomeCandidate& group = groups[i];
-    home[i] = group.needed || group.state == HomeState::kThere;
+    home[i] = group.needed || is_home(group.state);
     if (group.needed && group.state == HomeState::kRefused) return std::nullopt;
     if (group.state != HomeState::kOpen) continue;
     if (!group.needed) {

@@ -19,6 +19,11 @@ struct HomeCandidate {
   bool needed = false;
 };
 
+/// Whether loads come from host memory that the device copies from.
+constexpr bool is_home(HomeState state) {
+  return state == HomeState::kThere || state == HomeState::kAtSource;
+}
+
 /// Chooses homes among `groups`, in the cyclic order of use, for `room_bytes` of host memory beside
 /// the homes that are there: those that are needed, and of the others as many bytes as find room,
 /// spread evenly, so that the disk, which reads the rest, and the link are both busy all the time.

@@ -237,7 +237,8 @@ void set_homes(std::span<const GroupFootprint> groups, const std::vector<bool>& 
     placed.at_home = is_loaded(placed) && homes[i];
     placed.from_disk = streamed && groups[i].in_files && !homes[i];
     if (placed.from_disk) plan.disk_bytes += groups[i].frame_bytes.value_or(groups[i].size_bytes);
-    if (placed.at_home) plan.home_bytes += home_bytes(groups[i]);
+    const bool takes_memory = placed.at_home && groups[i].home != HomeState::kAtSource;
+    if (takes_memory) plan.home_bytes += home_bytes(groups[i]);
   }
 }
 
@@ -329,7 +330,7 @@ Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_byte
 
 void note_homes(std::span<const GroupFootprint> groups, Plan& plan) {
   std::vector<bool> there;
-  for (const GroupFootprint& group : groups) there.push_back(group.home == HomeState::kThere);
+  for (const GroupFootprint& group : groups) there.push_back(is_home(group.home));
   set_homes(groups, there, plan);
 }
 

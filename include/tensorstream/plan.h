@@ -39,6 +39,8 @@ enum class HomeState {
   /// Not yet.
   kOpen,
   kThere,
+  /// None is needed: its source is a file in RAM that the device copies from by itself.
+  kAtSource,
   /// It was refused: its loads go to its sources.
   kRefused,
 };

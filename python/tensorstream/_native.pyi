@@ -430,6 +430,10 @@ class Reader:
     @property
     def size_bytes(self) -> int: ...
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it is a file in RAM that the device copies from by itself."""
+
     def frame_bytes(self, offset_bytes: int, size_bytes: int) -> int:
         """
         About what frames take that the source has of a range; 0 where it has its bytes as they are.

@@ -26,7 +26,7 @@ class Sources:
     Attributes:
         readers: By the source ids that the tree's extents name.
         in_ram: The values that host RAM owns, by the tree's tensor ids.
-        about: How the files are read, for people.
+        about: How files are read that are, for people.
         plain_files: Source ids by the paths of files that are read as they are.
         packed_files: Source ids by the paths of files that are packed.
         device_bytes: What reading takes of the device's memory, beside the weights' places.
@@ -67,6 +67,13 @@ class Sources:
         """Has what is said of the files be what `opener` says, which reads them."""
         self.about = opener.about
         self.device_bytes = opener.device_memory_bytes
+
+    def how_read(self) -> str:
+        """How the files are read, for people."""
+        pinned = sum(reader.is_pinned for reader in self.readers)
+        if not pinned:
+            return self.about
+        return f"{self.about}; those in RAM ({pinned}) are copied from where they lie"
 
     def warn_of_no_gain(self) -> None:
         """Says where streaming to the CPU, which shares RAM with what it streams, saves nothing."""

@@ -55,7 +55,7 @@ def plan_tiers(
         rate = disk_rate(sources.largest_file())
         planned = config.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate)
     if config.backend != "auto":
-        about = f"{config.backend} (asked for): {sources.about}"
+        about = f"{config.backend} (asked for): {sources.how_read()}"
         return TierPlan(planned, config, rate, about)
     choose = functools.partial(
         _native.choose_backend,
@@ -83,7 +83,7 @@ def plan_tiers(
     if name != "pread":
         config = dataclasses.replace(config, backend=name)
         planned = config.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate)
-    return TierPlan(planned, config, rate, f"{name} (auto: {reason}): {sources.about}")
+    return TierPlan(planned, config, rate, f"{name} (auto: {reason}): {sources.how_read()}")
 
 
 def disk_rate(path: str | None) -> float | None:

@@ -146,13 +146,16 @@ def use_fake_gpu(
     memory: FakeTorchMemory | None = None,
     link_bytes_per_second: float | None = None,
     nvidia_fs: Path | None = None,
+    copies_from_files: bool = False,
 ) -> None:
     """Makes models run on it; without `homes`, none of their weights fits host memory, or so many bytes.
 
-    With a slow link a small model waits for it, and not for the host, as a large one does on a GPU.
+    With a slow link a small model waits for it, and not for the host, as a large one does on a GPU. Files are
+    read, also where folders for tests are in RAM, but with `copies_from_files`.
     """
     assert LIBRARY.exists(), f"{LIBRARY} is missing: make test-cpp builds it"
     ram_bytes = RING_BYTES + int(homes)
+    FakeDriver().set("source_register_supported", int(copies_from_files))
 
     def opened(device: Any, self_check: bool) -> FakeGpu:
         made = FakeGpu(nvidia_fs) if memory is None else FakeGpuWithTorch(memory)

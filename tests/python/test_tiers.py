@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,35 @@ def test_models_are_bit_identical(
         ts.restore(model)
         with torch.no_grad():
             assert_same(model(**shape.inputs()), expected, f"restored, share {share}")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("backend", ["auto", "mmap"])
+@pytest.mark.parametrize("homes", [0, True])
+def test_models_in_ram_are_bit_identical_and_copied_from_where_they_lie(
+    name: str, backend: str, homes: bool | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_gpu(monkeypatch, homes=homes, copies_from_files=True)
+    shape = SHAPES[name]
+    plain: Any = shape.make(4)
+    with torch.no_grad():
+        expected = plain(**shape.inputs())
+    estimate = ts.estimate_memory(plain)
+    smallest, fits = estimate.smallest_budget_bytes, estimate.everything_fits_bytes
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        model = type(plain).from_pretrained(save(plain, Path(folder) / name))
+        ts.offload(model, ram_budget=smallest, backend=backend, compression="none")
+        with torch.no_grad():
+            for budget in (smallest, (smallest + fits) // 2, smallest):
+                ts.set_budget(model, ram_budget=budget)
+                for round_ in range(2):
+                    assert_same(model(**shape.inputs()), expected, f"{budget}, forward {round_}")
+        stats = ts.stats(model)
+        assert stats.streamed_ram_bytes > 0
+        assert "are copied from where they lie" in stats.backend
+        ts.restore(model)
+        with torch.no_grad():
+            assert_same(model(**shape.inputs()), expected, "restored")
 
 
 @pytest.mark.parametrize("homes", [0, 2, 5, 7])

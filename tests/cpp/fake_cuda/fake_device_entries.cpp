@@ -29,6 +29,8 @@ const char* setting_of(int attribute) {
   switch (attribute) {
     case kCudaAttributeHostRegisterSupported:
       return "host_register_supported";
+    case kCudaAttributeReadOnlyHostRegisterSupported:
+      return "source_register_supported";
     case kCudaAttributeComputeCapabilityMajor:
       return "compute_capability_major";
     case kCudaAttributeComputeCapabilityMinor:

@@ -1,4 +1,6 @@
 // The fake driver's functions of memory.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -15,6 +17,7 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kSmallAlignment = 512;
+constexpr std::size_t kMostTouched = std::size_t{128} << 20;
 constexpr std::size_t kLarge = std::size_t{1} << 20;
 
 std::size_t round_up(std::size_t value, std::size_t multiple) {
@@ -55,6 +58,24 @@ bool overlaps_registered_pages(std::uintptr_t begin, std::size_t size_bytes) {
     }
   }
   return false;
+}
+
+/// Asked of the kernel, by writing the byte that is there.
+bool is_writable(void* data) {
+  int ends[2];
+  if (::pipe(ends) != 0) return true;
+  const bool writable = ::write(ends[1], data, 1) == 1 && ::read(ends[0], data, 1) == 1;
+  ::close(ends[0]);
+  ::close(ends[1]);
+  return writable;
+}
+
+/// As the driver does to what it pins; the beginning will do.
+void touch(const void* data, std::size_t size_bytes) {
+  const auto* const bytes = static_cast<const volatile char*>(data);
+  for (std::size_t i = 0; i < std::min(size_bytes, kMostTouched); i += kPage) {
+    static_cast<void>(bytes[i]);
+  }
 }
 
 struct Copy {
@@ -142,7 +163,11 @@ TS_FAKE_EXPORT CudaResult cuMemHostRegister_v2(void* data, std::size_t size_byte
   if (early != CudaResult::kSuccess) return early;
   const std::lock_guard lock(state().mutex);
   if (size_bytes == 0) return CudaResult::kInvalidValue;
-  if (flags != (kCudaHostRegisterPortable | kCudaHostRegisterDeviceMap)) {
+  if ((flags & ~kCudaHostRegisterReadOnly) !=
+      (kCudaHostRegisterPortable | kCudaHostRegisterDeviceMap)) {
+    return CudaResult::kInvalidValue;
+  }
+  if ((flags & kCudaHostRegisterReadOnly) == 0 && !is_writable(data)) {
     return CudaResult::kInvalidValue;
   }
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
@@ -152,6 +177,7 @@ TS_FAKE_EXPORT CudaResult cuMemHostRegister_v2(void* data, std::size_t size_byte
   if (static_cast<long long>(size_bytes) > state().setting("most_registered_bytes")) {
     return static_cast<CudaResult>(state().setting("registration_refusal"));
   }
+  if ((flags & kCudaHostRegisterReadOnly) != 0) touch(data, size_bytes);
   state().registrations[begin] = size_bytes;
   return CudaResult::kSuccess;
 }

@@ -31,6 +31,7 @@ std::map<std::string, long long> default_settings() {
           {"most_registered_bytes", 1LL << 40},
           {"registration_refusal", static_cast<long long>(CudaResult::kOutOfMemory)},
           {"host_register_supported", 1},
+          {"source_register_supported", 1},
           {"compute_capability_major", 9},
           {"compute_capability_minor", 0},
           {"serial_host_functions", 1},

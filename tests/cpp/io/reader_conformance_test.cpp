@@ -43,6 +43,14 @@ ReaderKind page_reader() {
           }};
 }
 
+/// Of a file that the fake driver's GPU copies from: what else is read of it.
+ReaderKind pinned_reader(const std::string& name, FileBackend backend) {
+  return {name, Tier::kDisk, [backend](const TemporaryFolder&, std::span<const std::byte> bytes) {
+            const TemporaryFolder in_ram("/dev/shm/");  // an open file outlives its name
+            return FileOpener(backend, reading_gpu()).open(in_ram.write("source.bin", bytes));
+          }};
+}
+
 /// Of the fake driver's GPU: what goes to host memory, or to the device's and back.
 ReaderKind gpudirect_reader() {
   return {"Gpudirect", Tier::kDisk,
@@ -78,6 +86,8 @@ INSTANTIATE_TEST_SUITE_P(All, ReaderConformance,
                                            file_reader("Direct", FileBackend::kDirect),
                                            file_reader("Cached", FileBackend::kCached),
                                            page_reader(), cold_file_reader(),
+                                           pinned_reader("PinnedPread", FileBackend::kPread),
+                                           pinned_reader("PinnedMmap", FileBackend::kMmap),
                                            disk_reader("Threads", DiskFile::open_direct),
                                            disk_reader("Buffered", DiskFile::open_buffered),
                                            gpudirect_reader(), device_reader("ToDevice", 1LL << 40),

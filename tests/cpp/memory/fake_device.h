@@ -62,6 +62,10 @@ class FakeDevice final : public Device {
     if (refused_registration != 0 && nth >= refused_registration) return nullptr;
     return std::make_unique<Registration>(*this, bytes.data());
   }
+  std::unique_ptr<HostRegistration> try_register_source(
+      std::span<const std::byte> /*bytes*/) override {
+    return nullptr;
+  }
   /// Added to the addresses of the n-th registration's memory, n times: where kernels see it.
   static constexpr std::uint64_t kSeenAt = 1ULL << 52U;
 

@@ -18,8 +18,8 @@ namespace tensorstream {
 
 class TemporaryFolder {
  public:
-  TemporaryFolder() {
-    std::string name = ::testing::TempDir() + "tensorstream_XXXXXX";
+  explicit TemporaryFolder(const std::string& parent = ::testing::TempDir()) {
+    std::string name = parent + "tensorstream_XXXXXX";
     if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder " + name);
     path_ = std::filesystem::canonical(name);
   }
