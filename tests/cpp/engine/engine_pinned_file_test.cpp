@@ -15,7 +15,6 @@
 #include <utility>
 #include <vector>
 
-#include "device/gate.h"
 #include "engine/on_gpu.h"
 #include "io/file_opener.h"
 #include "memory/budget.h"
@@ -181,26 +180,6 @@ TEST_P(EnginePinnedFile, WeightsThatAreReplacedAreNotTheFiles) {
   }
   read.pass();
   EXPECT_EQ(read.wrong(), 0);
-}
-
-TEST_P(EnginePinnedFile, TheDriverIsNotAskedInACallbackToLetTheFileGo) {
-  const TestModel model = equal_model(8, kTensorBytes);
-  auto engine = open(model, 4, without_homes(Prefetch::kAhead));
-  ReadBack read(*engine, model, *stream_);
-  for (int i = 0; i < 3; ++i) read.pass();
-  {
-    Gate gate(*stream_);
-    ASSERT_TRUE(read.use(static_cast<GroupId>(model.group_count() -
-                                              1)));  // loads for what comes next wait for the gate
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    for (TensorId tensor = 0; tensor < model.group_count(); ++tensor) {
-      engine->replace_tensor(tensor, *model.bytes(tensor), model.bytes(tensor));
-    }
-  }
-  read.pass();
-  EXPECT_EQ(read.wrong(), 0);
-  engine = nullptr;
-  EXPECT_EQ(fake_.get("registrations"), 0);
 }
 
 TEST_P(EnginePinnedFile, WeightsThatAreToCrossCodedAreBroughtHome) {

@@ -5,9 +5,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/test_model.h"
+#include "io/device_reads.h"
+#include "io/file_opener.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -66,6 +70,26 @@ TEST(SourceTable, ExtentsThatDoNotAddUpToTheirTensorAreRefused) {
   EXPECT_THROW(table_of(10, {{0, 0, 9}, {1, 0, 2}}), ConfigError);
   EXPECT_THROW(table_of(10, {}), ConfigError);
   EXPECT_NO_THROW(table_of(0, {}));
+}
+
+TEST(SourceTable, KeepsFilesThatADeviceCopiesFrom) {
+  const FakeCuda fake;
+  fake.reset();
+  const TemporaryFolder folder("/dev/shm/");
+  const std::string path = folder.write("w", *numbered(100));
+  std::shared_ptr<Reader> reader = FileOpener(FileBackend::kPread, reading_gpu()).open(path);
+  ASSERT_NE(reader->pinned_file(), nullptr);
+  const std::weak_ptr<Reader> watched = reader;
+  {
+    SourceTable table({std::exchange(reader, nullptr)}, {{"w", Dtype::kU8, 100, {{0, 0, 100}}}});
+    const std::vector<TensorId> tensors = {0};
+    EXPECT_TRUE(table.in_pinned_files(tensors));
+    table.replace(0, memory_reader("new bytes", numbered(100)));
+    EXPECT_FALSE(table.in_pinned_files(tensors));
+    EXPECT_FALSE(watched.expired());
+  }
+  EXPECT_TRUE(watched.expired());
+  EXPECT_EQ(fake.get("registrations"), 0);
 }
 
 TEST(SourceTable, UnknownSourcesAreRefused) { EXPECT_THROW(table_of(1, {{2, 0, 1}}), ConfigError); }
