@@ -41,7 +41,9 @@ void find_damage(const File& file, const Step& step) {
 PackedFile::PackedFile(const std::string& path)
     : file_(File::open_for_reading(path)),
       header_(read_packed_header(file_)),
-      frames_(header_.tensors.size()) {}
+      lies_in_ram_(tensorstream::lies_in_ram(file_)),
+      frames_(header_.tensors.size()),
+      verified_(header_.tensors.size()) {}
 
 std::uint64_t PackedFile::size_bytes() const noexcept {
   return kHeaderLengthBytes + header_.original.text.size() + header_.original.data_bytes;
@@ -219,14 +221,39 @@ void PackedFile::verify(const PackedSpan& span, std::span<const std::byte> store
       refuse_frame(path(), part, *fault);  // guard: packed-span-verified
     }
   };
-  find_damage(file_, [&] {
-    if (team != nullptr) {
-      team->share(span.count, verify_part);
-    } else {
-      for (std::size_t index = 0; index < span.count; ++index) verify_part(index);
-    }
-  });
+  if (!was_verified(span)) {
+    find_damage(file_, [&] {
+      if (team != nullptr) {
+        team->share(span.count, verify_part);
+      } else {
+        for (std::size_t index = 0; index < span.count; ++index) verify_part(index);
+      }
+    });
+  }
   file_.check_unchanged();  // guard: verified-span-unchanged
+  note_verified(span);
+}
+
+bool PackedFile::was_verified(const PackedSpan& span) const {
+  if (!lies_in_ram_) return false;  // guard: disks-verified-each-time
+  const MutexLock lock(mutex_);
+  const std::vector<bool>& parts = verified_[number_of(*span.tensor)];
+  if (parts.empty()) return false;
+  const auto first = parts.begin() + static_cast<std::ptrdiff_t>(span.first);
+  return std::all_of(first, first + static_cast<std::ptrdiff_t>(span.count),
+                     [](bool verified) { return verified; });
+}
+
+void PackedFile::note_verified(const PackedSpan& span) const {
+  if (!lies_in_ram_) return;
+  const MutexLock lock(mutex_);
+  std::vector<bool>& parts = verified_[number_of(*span.tensor)];
+  parts.resize(span.tensor->checksums.size());
+  std::fill_n(parts.begin() + static_cast<std::ptrdiff_t>(span.first), span.count, true);
+}
+
+std::size_t PackedFile::number_of(const PackedTensor& tensor) const noexcept {
+  return static_cast<std::size_t>(&tensor - header_.tensors.data());
 }
 
 std::uint64_t PackedFile::part_end(std::uint64_t offset_bytes) const noexcept {
@@ -243,7 +270,7 @@ PackedFile::Range PackedFile::place_of(const PackedPart& part) const {
 }
 
 PackedFile::Range PackedFile::frame_of(const PackedPart& part) const {
-  const auto tensor = static_cast<std::size_t>(&part.tensor - header_.tensors.data());
+  const std::size_t tensor = number_of(part.tensor);
   {
     const MutexLock lock(mutex_);
     const std::vector<std::uint64_t>& begins = frames_[tensor];

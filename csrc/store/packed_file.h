@@ -31,7 +31,8 @@ struct PackedSpan {
 };
 
 /// Offsets are those of the file that was packed. Every byte that is given out was checked against
-/// the checksums of the header, in this very read. Thread-safe.
+/// the checksums of the header: in this very read, or, in verify() of a file that lies in RAM, in
+/// one before it. Thread-safe.
 class PackedFile {
  public:
   /// Opens the file at `path` and checks its header. Raises as read_packed_header() does.
@@ -63,7 +64,8 @@ class PackedFile {
   void decode(const PackedSpan& span, std::span<const std::byte> stored,
               std::span<std::byte> out) const;
   /// Raises as read() does where `stored`, read of an encoded span in the file, is not what was
-  /// packed. The work is shared with `team`, unless that is null.
+  /// packed. The work is shared with `team`, unless that is null. What lies in RAM is looked at
+  /// once: no disk brings it anew, and the file is looked at each time.
   void verify(const PackedSpan& span, std::span<const std::byte> stored, ThreadTeam* team) const;
   /// Where the part that has the byte ends; the byte itself where no tensor has it.
   std::uint64_t part_end(std::uint64_t offset_bytes) const noexcept;
@@ -83,6 +85,7 @@ class PackedFile {
     std::uint64_t size_bytes = 0;
   };
 
+  std::size_t number_of(const PackedTensor& tensor) const noexcept;
   /// The tensor that has the byte; null where none has.
   const PackedTensor* tensor_at(std::uint64_t offset_bytes) const noexcept;
   void read_part(const PackedPart& part, std::uint64_t skip_bytes, std::span<std::byte> out) const;
@@ -98,15 +101,20 @@ class PackedFile {
   std::vector<std::uint64_t> find_frames(const PackedTensor& tensor) const;
   void refuse_first_damage(const PackedTensor& tensor, std::span<const std::uint64_t> begins) const;
   Range stored_range(std::uint64_t offset_bytes, std::uint64_t size_bytes) const noexcept;
+  bool was_verified(const PackedSpan& span) const;
+  void note_verified(const PackedSpan& span) const;
 
   // Constant after construction.
   const File file_;
   const PackedHeader header_;
+  const bool lies_in_ram_;
 
   // Guarded by mutex_.
   mutable Mutex mutex_;
   /// By tensor, once one of its frames was asked for.
   mutable std::vector<std::vector<std::uint64_t>> frames_ TS_GUARDED_BY(mutex_);
+  /// By tensor and part, of a file in RAM.
+  mutable std::vector<std::vector<bool>> verified_ TS_GUARDED_BY(mutex_);
 };
 
 }  // namespace tensorstream

@@ -16,6 +16,8 @@
 
 #include "codec/frame_decoder.h"
 #include "packed_files.h"
+#include "platform/page_cache.h"
+#include "platform/temporary_folder.h"
 #include "store/checkpoint.h"
 #include "tensorstream/error.h"
 
@@ -173,6 +175,36 @@ TEST_F(PackedFileTest, DecodesNothingOfAFileThatChanged) {
   stored[span->offset_bytes + span->size_bytes / 2] ^= 1;
   std::filesystem::last_write_time(path(), std::filesystem::file_time_type::min());
   EXPECT_THROW(decode(), IoError);
+}
+
+/// `stored` is what was read of the file; other bytes there stand for a disk's damage.
+TEST_F(PackedFileTest, FilesInRamAreVerifiedOnceAndOthersEachTime) {
+  const tensorstream::TemporaryFolder in_ram("/dev/shm/");
+  for (const bool disk : {true, false}) {
+    const std::string bytes = read_file(path());
+    const PackedFile file(disk ? path() : in_ram.write_text("packed.safetensors", bytes));
+    if (disk && lies_in_ram(file.file())) continue;  // the folder of tests may be in RAM
+    const StoredTensor& big = tensor("big");
+    const auto first = file.span_at(big.offset_bytes, kPartBytes, kPartBytes);
+    const auto both = file.span_at(big.offset_bytes, 2 * kPartBytes, 2 * kPartBytes);
+    ASSERT_TRUE(first && both && both->count == 2);
+    std::string damaged = bytes;
+    damaged[first->offset_bytes + first->size_bytes / 2] ^= 1;
+    const auto verify = [&](const PackedSpan& span, const std::string& read) {
+      const auto stored = std::as_bytes(std::span(read));
+      file.verify(span, stored.subspan(span.offset_bytes, span.size_bytes), nullptr);
+    };
+    EXPECT_THROW(verify(*first, damaged), FormatError);
+    verify(*first, bytes);
+    EXPECT_THROW(verify(*both, damaged), FormatError) << "one of them is new";
+    if (disk) {
+      EXPECT_THROW(verify(*first, damaged), FormatError);
+    } else {
+      verify(*first, damaged);
+    }
+    std::filesystem::last_write_time(file.path(), std::filesystem::file_time_type::min());
+    EXPECT_THROW(verify(*first, bytes), IoError);
+  }
 }
 
 /// Other bytes in the place of those that were packed are no damage: the advice is another.
