@@ -3,6 +3,7 @@
 
 NB_MODULE(_native, module) {
   module.doc() = "TensorStream's engine.";
+  module.attr("version") = TENSORSTREAM_VERSION;
   // Models that live until the process ends are no leak; tests that end theirs turn this on.
   nanobind::set_leak_warnings(false);
   module.def("set_leak_warnings", &nanobind::set_leak_warnings, nanobind::arg("on"),

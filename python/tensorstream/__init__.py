@@ -1,6 +1,7 @@
 """Runs PyTorch models larger than memory, unchanged and bit-identical, by streaming their weights."""
 
 from tensorstream import log as _log
+from tensorstream._native import version as __version__
 from tensorstream.api import analyze, estimate_memory, offload, plan, restore, set_budget, stats
 from tensorstream.backends import BackendProbe, probe_backends
 from tensorstream.config import Config
@@ -44,6 +45,7 @@ __all__ = [
     "Stats",
     "TensorStreamError",
     "UnsupportedError",
+    "__version__",
     "analyze",
     "estimate_memory",
     "from_pretrained",

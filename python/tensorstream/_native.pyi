@@ -8,6 +8,8 @@ import numpy
 from numpy.typing import NDArray
 
 
+version: str = '0.1.0'
+
 def set_leak_warnings(on: bool) -> None:
     """Whether objects alive at the interpreter's end are reported."""
 

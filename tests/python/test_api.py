@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -369,3 +370,7 @@ def test_keep_resident_keeps_what_it_names() -> None:
     assert type(model.blocks[2].up.weight) is not nn.Parameter
     with torch.no_grad():
         assert_same(model(row_ids()), plain(row_ids()))
+
+
+def test_the_version_is_the_packages() -> None:
+    assert ts.__version__ == importlib.metadata.version("tensorstream")
