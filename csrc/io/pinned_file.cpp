@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "platform/page_cache.h"
+#include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
@@ -26,7 +27,12 @@ std::unique_ptr<PinnedFile> PinnedFile::try_create(std::shared_ptr<Device> devic
 }
 
 bool PinnedFile::try_register() {
-  mapping_ = Mapping::of_file(file_);
+  try {
+    mapping_ = Mapping::of_file(file_);
+  } catch (const IoError& error) {  // no addresses left for it
+    log(LogLevel::kInfo, error.what());
+    return false;
+  }
   const std::uint64_t end = align_up(file_.size_bytes(), page_size_bytes());
   for (std::uint64_t begin = 0; begin < end; begin += kPieceBytes) {
     auto registration =

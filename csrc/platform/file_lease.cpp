@@ -4,15 +4,23 @@
 
 #include <csignal>
 
+#include "platform/process_memory.h"
+
 namespace tensorstream {
 
+FileLease::FileLease(const File& file) : file_(file), process_(process_id()) {}
+
 FileLease::~FileLease() {
+  // A forked child has its parent's descriptor, and with it the lease that the parent goes by.
+  if (process_ != process_id()) return;  // guard: lease-of-the-parent
   const MutexLock lock(mutex_);
   if (holders_ > 0) static_cast<void>(::fcntl(file_.descriptor(), F_SETLEASE, F_UNLCK));
 }
 
 bool FileLease::take() noexcept {
   const MutexLock lock(mutex_);
+  const bool asked_for = holders_ > 0 && ::fcntl(file_.descriptor(), F_GETLEASE) != F_RDLCK;
+  if (asked_for) return false;  // guard: lease-asked-for
   if (holders_ == 0) {
     const int descriptor = file_.descriptor();
     // Whoever wants to write is told to the holder by SIGIO, which would end the process: a signal

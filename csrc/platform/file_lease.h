@@ -13,13 +13,14 @@ namespace tensorstream {
 class FileLease {
  public:
   /// `file` outlives the lease.
-  explicit FileLease(const File& file) : file_(file) {}
+  explicit FileLease(const File& file);
   ~FileLease();
   FileLease(const FileLease&) = delete;
   FileLease& operator=(const FileLease&) = delete;
 
-  /// Takes the lease; false where somebody has the file open for writing, where it belongs to
-  /// another user, and on file systems without leases.
+  /// Takes the lease; false where somebody has the file open for writing, or waits to, so that
+  /// holders who follow one another without a gap keep nobody waiting, where it belongs to another
+  /// user, and on file systems without leases.
   [[nodiscard]] bool take() noexcept;
   /// Gives one take() back. Whoever waits goes on with the last of them.
   void give_back() noexcept;
@@ -27,6 +28,7 @@ class FileLease {
  private:
   // Constant after construction.
   const File& file_;
+  const std::int64_t process_;
 
   // Guarded by mutex_.
   Mutex mutex_;

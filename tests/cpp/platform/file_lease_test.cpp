@@ -2,11 +2,13 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <memory>
 #include <thread>
 
 #include "platform/temporary_folder.h"
@@ -93,6 +95,32 @@ TEST_F(FileLeaseTest, AWriterThatWaitsGoesOnAndTheHolderLives) {
   lease_.give_back();
   writer.join();
   EXPECT_TRUE(opened);
+}
+
+/// Holders that overlap, each taken before the one before it is given back, as loads are.
+TEST_F(FileLeaseTest, IsNotTakenAgainWhileAWriterWaits) {
+  ASSERT_TRUE(lease_.take());
+  EXPECT_EQ(error_of_writer(), EWOULDBLOCK);  // which asks for it, as one that waits does
+  EXPECT_FALSE(lease_.take());
+  lease_.give_back();
+  EXPECT_EQ(error_of_writer(), 0);
+  EXPECT_TRUE(lease_.take());
+  lease_.give_back();
+}
+
+TEST_F(FileLeaseTest, AForkedChildLeavesItToItsParent) {
+  auto held = std::make_unique<FileLease>(file_);
+  ASSERT_TRUE(held->take());
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    held = nullptr;
+    ::_exit(0);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(error_of_writer(), EWOULDBLOCK);
 }
 
 }  // namespace
