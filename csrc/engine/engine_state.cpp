@@ -171,16 +171,15 @@ std::vector<GroupFootprint> Engine::State::footprints_of(Crossing crossing) cons
       crossing == Crossing::kRaw
           ? footprints(groups, sources.tensors(), place)
           : coded_footprints(groups, sources.tensors(), place, options.kept_page_bytes);
-  for (GroupId group = 0; group < groups.size(); ++group) {
-    result[group].in_files = in_files[group];
-    // What crosses as it is crosses from there: a home would be the same once more.
-    const bool crosses_raw =
-        !result[group].coded_bytes && groups[group].residency != Residency::kByRows;
-    if (in_files[group] && crosses_raw && sources.in_pinned_files(groups[group].tensors)) {
-      result[group].home = HomeState::kAtSource;
-    }
-  }
   homes.correct(result, options.kept_page_bytes);
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    GroupFootprint& footprint = result[group];
+    const bool pinned = in_files[group] && sources.in_pinned_files(groups[group].tensors);
+    footprint.in_files = in_files[group] && !pinned;
+    if (!pinned || footprint.home == HomeState::kThere || footprint.coded_bytes) continue;
+    // What crosses as it is crosses from there: a home would be the same once more.
+    if (groups[group].residency != Residency::kByRows) footprint.home = HomeState::kAtSource;
+  }
   return result;
 }
 

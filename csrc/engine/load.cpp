@@ -70,8 +70,7 @@ std::optional<FrameSpan> Load::frames_at(const BoundExtent& extent, std::uint64_
 
 void Load::keep(const BoundExtent& extent) {
   extents_.push_back(extent);
-  const bool in_ram = extent.reader->tier() == Tier::kRam || is_pinned(*extent.reader);
-  (in_ram ? ram_bytes_ : disk_bytes_) += extent.size_bytes;
+  (extent.reader->tier() == Tier::kRam ? ram_bytes_ : disk_bytes_) += extent.size_bytes;
   decoded_bytes_ += extent.size_bytes;
   crosses_link_ |= extent.size_bytes != 0;
 }
@@ -118,6 +117,10 @@ void Load::add(const BoundExtent& extent, std::byte* target, std::uint64_t piece
     const std::uint64_t taken = joins ? copies_.back().target.size() : 0;
     const std::span<const std::byte> source = source_of(extent, offset);
     std::uint64_t size = std::min<std::uint64_t>(source.size(), piece_bytes - taken);
+    if (is_pinned(*extent.reader)) {
+      disk_bytes_ -= size;
+      ram_bytes_ += size;
+    }
     if (joins) {
       copies_.back().target = {copies_.back().target.data(), taken + size};
       joins = false;

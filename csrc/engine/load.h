@@ -106,6 +106,8 @@ class Load {
   /// What is read straight to the device is there, or failed, and all reads were begun: lets those
   /// readers go, which may call the device then, as callbacks of streams must not.
   void end_device_reads();
+  /// It was not enqueued, or not all of it: nobody uses what it copied.
+  void give_up() { holds_.clear(); }
   /// What it was for is over: lets the readers go, and fails where a file that was copied from has
   /// changed.
   void end() noexcept;

@@ -337,7 +337,9 @@ std::vector<StagedRead> Loader::next_disk_reads(std::optional<GroupId> issued) c
     const Slot& slot = slot_of(*group);
     if (slot.where == Where::kNowhere || on_device(slot) || group == issued) continue;
     if (slot.content == Content::kFailed) break;
-    if (!sources_.in_files(slot.group.tensors)) continue;
+    const bool is_read =
+        sources_.in_files(slot.group.tensors) && !sources_.in_pinned_files(slot.group.tensors);
+    if (!is_read) continue;
     Load load(*group, Load::Reads::kStaged, staged_->frame_room_bytes());
     try {
       place_of(slot).add_to(load, slot.group, sources_, options_.piece_bytes);

@@ -64,6 +64,7 @@ void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
   }
   // On a host all of it is over by now: readers end here, not under the lock.
   if (error && staging_ == nullptr) issue.load->end();
+  if (error) issue.load->give_up();
   mutex_.lock();
   if (!error) {
     note_enqueued(slot, issue.load);

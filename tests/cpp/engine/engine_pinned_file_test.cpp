@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "engine/on_gpu.h"
 #include "io/file_opener.h"
 #include "memory/budget.h"
@@ -106,10 +107,34 @@ TEST_P(EnginePinnedFile, AFileThatIsOpenForWritingIsRead) {
   read.pass();
   const int writer = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
   ASSERT_GE(writer, 0) << "nobody waits for whom between loads";
+  const std::uint64_t before = engine->statistics().streamed_disk_bytes;
   for (int i = 0; i < 3; ++i) read.pass();
   EXPECT_EQ(read.wrong(), 0);
+  EXPECT_GE(engine->statistics().streamed_disk_bytes, before + kTensorBytes);
   ::close(writer);
   for (int i = 0; i < 3; ++i) read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+}
+
+TEST_P(EnginePinnedFile, WhoWantsToWriteIsLetInWhileLoadsGoOn) {
+  const TestModel model = equal_model(8, kTensorBytes);
+  const auto engine = open(model);
+  std::atomic<bool> over = false;
+  std::thread writer([&] {
+    for (int i = 0; i < 5; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      const int descriptor = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);  // waits
+      EXPECT_GE(descriptor, 0);
+      ::close(descriptor);
+    }
+    over = true;
+  });
+  ReadBack read(*engine, model, *stream_);
+  const Clock::time_point start = Clock::now();
+  while (!over && seconds_since(start) < 40) read.pass();  // less than the kernel's patience
+  EXPECT_TRUE(over);
+  writer.join();
+  read.pass();
   EXPECT_EQ(read.wrong(), 0);
 }
 
