@@ -166,6 +166,14 @@ void init_disk(nb::module_& module) {
       "had.");
 }
 
+std::vector<std::string> dtype_names(const ModelTree& tree, const std::vector<TensorId>& tensors) {
+  std::vector<std::string> names;
+  for (const TensorId tensor : tensors) {
+    names.emplace_back(dtype_torch_name(tree.tensors.at(tensor).dtype));
+  }
+  return names;
+}
+
 void init_tree(nb::module_& module) {
   nb::class_<ModelTree>(module, "ModelTree")
       .def(nb::init<>())
@@ -199,16 +207,7 @@ void init_tree(nb::module_& module) {
           [](ModelTree& self, std::uint64_t size_bytes) { self.fixed_bytes += size_bytes; },
           "size_bytes"_a, "Bytes that stay on the device whatever the plan.")
       .def("size_bytes", &ModelTree::size_bytes, "tensors"_a, "Bytes of some tensors.")
-      .def(
-          "dtypes",
-          [](const ModelTree& self, const std::vector<TensorId>& tensors) {
-            std::vector<std::string> names;
-            for (const TensorId tensor : tensors) {
-              names.emplace_back(dtype_torch_name(self.tensors.at(tensor).dtype));
-            }
-            return names;
-          },
-          "tensors"_a, "Element types of some tensors, as torch names them.")
+      .def("dtypes", &dtype_names, "tensors"_a, "Element types of some tensors, as torch has them.")
       .def_prop_ro("weights_bytes", &ModelTree::weights_bytes)
       .def_ro("fixed_bytes", &ModelTree::fixed_bytes)
       .def("group", &group_model, "The model's groups by structure alone.")
@@ -222,6 +221,8 @@ void init_tree(nb::module_& module) {
       .def(
           "note_in_ram", [](ModelTree& self, TensorId tensor) { self.in_ram.push_back(tensor); },
           "tensor"_a, "Says that a tensor's bytes are in RAM, and in no file.")
+      .def_rw("pinned_sources", &ModelTree::pinned_sources,
+              "Which sources are files in RAM that the device copies from by itself.")
       .def("plan", &plan_tree, "budget_bytes"_a, "prefetch"_a, "place"_a, "known"_a = KnownRates(),
            "compression"_a.none() = 0, "ram_budget_bytes"_a.none() = nb::none(),
            "Groups and plans the model for a budget.");

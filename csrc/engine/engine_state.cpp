@@ -173,12 +173,9 @@ std::vector<GroupFootprint> Engine::State::footprints_of(Crossing crossing) cons
           : coded_footprints(groups, sources.tensors(), place, options.kept_page_bytes);
   homes.correct(result, options.kept_page_bytes);
   for (GroupId group = 0; group < groups.size(); ++group) {
-    GroupFootprint& footprint = result[group];
+    result[group].in_files = in_files[group];
     const bool pinned = in_files[group] && sources.in_pinned_files(groups[group].tensors);
-    footprint.in_files = in_files[group] && !pinned;
-    if (!pinned || footprint.home == HomeState::kThere || footprint.coded_bytes) continue;
-    // What crosses as it is crosses from there: a home would be the same once more.
-    if (groups[group].residency != Residency::kByRows) footprint.home = HomeState::kAtSource;
+    if (pinned) note_pinned(result[group]);
   }
   return result;
 }

@@ -73,4 +73,11 @@ std::vector<GroupFootprint> footprints(std::span<const Group> groups,
   return result;
 }
 
+void note_pinned(GroupFootprint& footprint) {
+  const bool wants_home = footprint.coded_bytes || footprint.residency == Residency::kByRows;
+  if (footprint.home == HomeState::kThere || wants_home) return;
+  footprint.in_files = false;
+  footprint.home = HomeState::kAtSource;
+}
+
 }  // namespace tensorstream

@@ -38,4 +38,9 @@ std::vector<GroupFootprint> footprints(std::span<const Group> groups,
                                        std::span<const TensorSpec> tensors,
                                        ComputePlace place = ComputePlace::kHost);
 
+/// Says that all bytes of the group are in files that the device copies from (PinnedFile): what
+/// crosses as it is crosses from there, and a home would be the same once more. What is to cross
+/// coded, or by rows, counts as in files until it has a home.
+void note_pinned(GroupFootprint& footprint);
+
 }  // namespace tensorstream

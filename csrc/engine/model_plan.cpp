@@ -130,6 +130,8 @@ CutGroups cut_groups(const ModelTree& tree, const Grouping& grouping, const Cut&
         !std::ranges::all_of(grouping.groups[i].tensors, [&](TensorId tensor) {
           return std::ranges::binary_search(target.in_ram, tensor);
         });
+    const bool pinned = made.groups[i].in_files && tree.in_pinned_files(grouping.groups[i].tensors);
+    if (pinned) note_pinned(made.groups[i]);
   }
   made.smallest_bytes = smallest_budget_bytes(made.groups) + made.ring_bytes;
   return made;
@@ -299,6 +301,18 @@ std::uint64_t ModelTree::size_bytes(const std::vector<TensorId>& ids) const {
   std::uint64_t total = 0;
   for (const TensorId id : ids) total += tensors.at(id).size_bytes;
   return total;
+}
+
+bool ModelTree::in_pinned_files(const std::vector<TensorId>& ids) const {
+  return std::ranges::all_of(ids, [&](TensorId id) {
+    const TensorSpec& tensor = tensors.at(id);
+    std::uint64_t pinned_bytes = 0;
+    for (const Extent& extent : tensor.extents) {
+      const auto found = std::ranges::find(pinned_sources, extent.source);
+      if (found != pinned_sources.end()) pinned_bytes += extent.size_bytes;
+    }
+    return pinned_bytes == tensor.size_bytes;
+  });
 }
 
 std::uint64_t default_budget_bytes(std::uint64_t available_bytes) {

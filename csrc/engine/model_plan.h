@@ -22,10 +22,14 @@ struct ModelTree {
   std::vector<std::string> keep_resident;
   /// Whose bytes are in RAM, and in no file.
   std::vector<TensorId> in_ram;
+  /// Of the tensors' extents: files that the device copies from (PinnedFile).
+  std::vector<std::uint32_t> pinned_sources;
 
   std::uint64_t weights_bytes() const;
   /// Bytes of some tensors. Raises std::out_of_range for one that there is not.
   std::uint64_t size_bytes(const std::vector<TensorId>& ids) const;
+  /// Whether all bytes of the tensors are in pinned_sources.
+  bool in_pinned_files(const std::vector<TensorId>& ids) const;
 };
 
 /// A budget that holds any model.

@@ -296,7 +296,7 @@ class ModelTree:
         """Bytes of some tensors."""
 
     def dtypes(self, tensors: Sequence[int]) -> list[str]:
-        """Element types of some tensors, as torch names them."""
+        """Element types of some tensors, as torch has them."""
 
     @property
     def weights_bytes(self) -> int: ...
@@ -314,6 +314,13 @@ class ModelTree:
 
     def note_in_ram(self, tensor: int) -> None:
         """Says that a tensor's bytes are in RAM, and in no file."""
+
+    @property
+    def pinned_sources(self) -> list[int]:
+        """Which sources are files in RAM that the device copies from by itself."""
+
+    @pinned_sources.setter
+    def pinned_sources(self, arg: Sequence[int], /) -> None: ...
 
     def plan(self, budget_bytes: int, prefetch: Prefetch, place: ComputePlace, known: KnownRates = ..., compression: int | None = 0, ram_budget_bytes: int | None = None) -> ModelPlan:
         """Groups and plans the model for a budget."""

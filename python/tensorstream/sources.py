@@ -68,6 +68,10 @@ class Sources:
         self.about = opener.about
         self.device_bytes = opener.device_memory_bytes
 
+    def note_pinned(self, found: Walk) -> None:
+        """Says in the tree which files the device copies from by itself."""
+        found.tree.pinned_sources = [i for i, r in enumerate(self.readers) if r.is_pinned]
+
     def how_read(self) -> str:
         """How the files are read, for people."""
         pinned = sum(reader.is_pinned for reader in self.readers)

@@ -49,6 +49,7 @@ def plan_tiers(
     """Plans for `budgets`, of the device and of host memory, and opens files anew where that is better."""
     budget_bytes, ram_bytes = budgets
     found.tree.add_fixed_bytes(sources.device_bytes)  # guard: readers-memory
+    sources.note_pinned(found)
     planned = config.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes)
     rate = None
     if planned.plan.disk_bytes:
@@ -81,6 +82,7 @@ def plan_tiers(
         except UnsupportedError as error:
             name, reason = "pread", f"{choice.reason}, but {error}"
     if name != "pread":
+        sources.note_pinned(found)
         config = dataclasses.replace(config, backend=name)
         planned = config.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate)
     return TierPlan(planned, config, rate, f"{name} (auto: {reason}): {sources.how_read()}")

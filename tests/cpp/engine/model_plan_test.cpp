@@ -261,6 +261,28 @@ TEST(ModelPlan, TheRingStaysSmallWhereALargeOneLeavesNoRoom) {
   EXPECT_THROW(ring_of(group + small - 1), BudgetError);
 }
 
+TEST(ModelPlan, FilesThatTheDeviceCopiesFromNeedNoHomeAndNoDisk) {
+  ModelTree tree = llama_7b();
+  tree.in_ram.clear();
+  for (TensorSpec& tensor : tree.tensors) tensor.extents = {{0, 0, tensor.size_bytes}};
+  PlanOptions options = {.place = ComputePlace::kAccelerator, .home_bytes = 0};
+  const auto plan = [&] { return plan_model(tree, 1280_MiB, Rates{}, options).plan; };
+  const Plan read = plan();
+  EXPECT_EQ(read.disk_bytes, read.streamed_bytes);
+  tree.pinned_sources = {1, 0};
+  const Plan copied = plan();
+  EXPECT_EQ(copied.disk_bytes, 0U);
+  EXPECT_EQ(copied.home_bytes, 0U);
+  EXPECT_LT(copied.predicted_seconds, 0.5 * read.predicted_seconds);
+  options.compression = std::nullopt;
+  EXPECT_EQ(plan().ring_bytes, 0U) << "coded weights would need homes";
+  options.home_bytes = 20_GiB;
+  EXPECT_GT(plan().ring_bytes, 0U);
+  tree.pinned_sources = {1};
+  options = {.place = ComputePlace::kAccelerator, .home_bytes = 0};
+  EXPECT_EQ(plan().disk_bytes, read.disk_bytes);
+}
+
 TEST(ModelPlan, NothingAskedForCodesWhereAPassGetsShorter) {
   const ModelTree tree = llama();
   const Rates rates;
