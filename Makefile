@@ -13,6 +13,9 @@ export PATH := $(BIN):$(PATH)
 STAMPS := .venv/stamps
 # The tests and the examples need no network, and prove it.
 export HF_HUB_OFFLINE := 1
+# Many tests are of files on a disk, and /tmp may be in RAM: GoogleTest and pytest have their folders here.
+export TEST_TMPDIR := $(CURDIR)/build/tmp/
+export PYTEST_DEBUG_TEMPROOT := $(TEST_TMPDIR)
 
 NATIVE_SOURCES := $(shell find csrc include bindings -type f) CMakeLists.txt pyproject.toml
 CXX_FILES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' | sort)
@@ -38,6 +41,7 @@ help:  ## Show the targets
 
 .PHONY: packages
 packages:
+	@mkdir -p $(TEST_TMPDIR)
 	@scripts/install_debian_packages.sh build
 
 $(STAMPS)/venv: requirements/runtime.txt requirements/dev.txt scripts/create_venv.sh | packages
