@@ -235,7 +235,6 @@ void PackedFile::verify(const PackedSpan& span, std::span<const std::byte> store
 }
 
 bool PackedFile::was_verified(const PackedSpan& span) const {
-  if (!lies_in_ram_) return false;  // guard: disks-verified-each-time
   const MutexLock lock(mutex_);
   const std::vector<bool>& parts = verified_[number_of(*span.tensor)];
   if (parts.empty()) return false;
@@ -245,7 +244,7 @@ bool PackedFile::was_verified(const PackedSpan& span) const {
 }
 
 void PackedFile::note_verified(const PackedSpan& span) const {
-  if (!lies_in_ram_) return;
+  if (!lies_in_ram_) return;  // guard: disks-verified-each-time
   const MutexLock lock(mutex_);
   std::vector<bool>& parts = verified_[number_of(*span.tensor)];
   parts.resize(span.tensor->checksums.size());
