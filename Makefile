@@ -16,6 +16,8 @@ export HF_HUB_OFFLINE := 1
 # Many tests are of files on a disk, and /tmp may be in RAM: GoogleTest and pytest have their folders here.
 export TEST_TMPDIR := $(CURDIR)/build/tmp/
 export PYTEST_DEBUG_TEMPROOT := $(TEST_TMPDIR)
+# What is there is in no repository, for tests of scripts that ask git.
+export GIT_CEILING_DIRECTORIES := $(CURDIR)/build
 
 NATIVE_SOURCES := $(shell find csrc include bindings -type f) CMakeLists.txt pyproject.toml
 CXX_FILES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' | sort)
