@@ -18,7 +18,6 @@
 #include "io/device_reads.h"
 #include "io/file_opener.h"
 #include "io/reader.h"
-#include "platform/mapping.h"
 #include "platform/page_cache.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"
@@ -52,12 +51,16 @@ int write_refusal(const std::string& path) {
   return 0;
 }
 
+/// Of this process's memory: pages of files in RAM.
 std::uint64_t resident_bytes() {
-  std::ifstream statm("/proc/self/statm");
-  std::uint64_t mapped_pages = 0;
-  std::uint64_t resident_pages = 0;
-  statm >> mapped_pages >> resident_pages;
-  return resident_pages * page_size_bytes();
+  std::ifstream status("/proc/self/status");
+  std::string name;
+  while (status >> name && name != "RssShmem:") {
+  }
+  std::uint64_t kibibytes = 0;
+  status >> kibibytes;
+  EXPECT_TRUE(status);
+  return kibibytes * 1024;
 }
 
 TEST_F(PinnedFiles, AGpuCopiesFromWhereTheFileLies) {
