@@ -12,14 +12,18 @@ namespace {
 
 using namespace nb::literals;
 
-/// Reads nothing else than what it looks at: torch searches for no `__torch_function__`.
+/// While it lives, torch searches for no `__torch_function__` of this thread's tensors, which is
+/// most of what its descriptors take. A context of torch's keeps what was before it, so each scope
+/// has its own: what a tensor lets go of may run any code.
 class PlainScope {
  public:
-  explicit PlainScope(const ParameterTypes& types) : types_(types) { types_.enter_plainly(); }
+  explicit PlainScope(const ParameterTypes& types) : types_(types), context_(types.plainly()) {
+    types_.enter_plainly(context_);
+  }
   ~PlainScope() {
     const nb::error_scope error;  // one that is under way is to be seen
     try {
-      types_.exit_plainly();
+      types_.exit_plainly(context_);
     } catch (nb::python_error& failure) {
       failure.discard_as_unraisable("__exit__");
     }
@@ -29,6 +33,7 @@ class PlainScope {
 
  private:
   const ParameterTypes& types_;
+  const nb::object context_;
 };
 
 std::int64_t as_number(PyObject* result) {
@@ -37,6 +42,22 @@ std::int64_t as_number(PyObject* result) {
   const long long number = PyLong_AsLongLong(result);
   if (number == -1 && PyErr_Occurred() != nullptr) throw nb::python_error();
   return number;
+}
+
+/// Sets `data`; its descriptor needs no search for it.
+void set_data(const ParameterTypes& types, PyObject* parameter, PyObject* value) {
+  PyObject* const data = types.data.ptr();
+  if (Py_TYPE(data)->tp_descr_set(data, parameter, value) != 0) throw nb::python_error();
+}
+
+/// As `parameter.__class__ = type`, without its search and checks, for a parameter that is lent or
+/// parked: it became parked by an assignment, which gave it a dictionary of its own, and the two
+/// classes differ in their methods alone.
+void set_class(PyObject* parameter, const nb::type_object& type) {
+  PyTypeObject* const before = Py_TYPE(parameter);
+  Py_INCREF(type.ptr());
+  Py_SET_TYPE(parameter, reinterpret_cast<PyTypeObject*>(type.ptr()));
+  Py_DECREF(reinterpret_cast<PyObject*>(before));
 }
 
 PyObject* item(const nb::list& list, std::size_t position) {
@@ -54,10 +75,9 @@ ParameterTypes::ParameterTypes(nb::type_object lent, nb::type_object parked, nb:
       version(std::move(version)),
       mark(std::move(mark)),
       use_count(std::move(use_count)),
-      plainly(plainly()),
+      plainly(std::move(plainly)),
       enter_plainly(this->plainly.attr("__enter__")),
       exit_plainly(this->plainly.attr("__exit__")),
-      class_name(nb::steal<nb::object>(PyUnicode_InternFromString("__class__"))),
       address(std::move(address)) {}
 
 LentParameters::LentParameters(const ParameterTypes& types, GroupId group, nb::list parameters,
@@ -67,6 +87,7 @@ LentParameters::LentParameters(const ParameterTypes& types, GroupId group, nb::l
       parameters_(std::move(parameters)),
       weights_(std::move(weights)),
       poisons_(std::move(poisons)) {
+  const PlainScope plainly(types_);
   read_versions(versions_);
 }
 
@@ -84,6 +105,7 @@ void LentParameters::set_place(std::uint32_t place_number, bool stays, nb::list 
 }
 
 std::size_t LentParameters::lend() {
+  const PlainScope plainly(types_);
   const std::size_t count = parameters_.size();
   std::vector<std::size_t> own;
   // Memory that was the parameter's own before shares its version with it, so that what is written
@@ -99,7 +121,7 @@ std::size_t LentParameters::lend() {
     if (!nb::handle(parameter).type().is(types_.parked)) return i;
     set_class(parameter, types_.lent);
     if (!is_on_place_ && std::ranges::find(own, i) == own.end()) {
-      set_data(parameter, item(views_, i));
+      set_data(types_, parameter, item(views_, i));
     }
   }
   for (const std::size_t position : own) versions_[position] = -1;
@@ -107,6 +129,7 @@ std::size_t LentParameters::lend() {
 }
 
 std::vector<std::size_t> LentParameters::changed() const {
+  const PlainScope plainly(types_);
   std::vector<std::size_t> result;
   std::vector<std::int64_t> now;
   read_versions(now);
@@ -122,6 +145,7 @@ void LentParameters::park(const std::vector<std::size_t>& changed) {
   for (const std::size_t position : changed) {  // torch exchanges what objects hold with them
     nb::setattr(nb::object(parameters_[position]), types_.mark, nb::object(weights_[position]));
   }
+  const PlainScope plainly(types_);
   is_on_place_ = stays_ && changed.empty();
   park_on(is_on_place_ ? nullptr : &poisons_);
   if (!changed.empty()) read_versions(versions_);
@@ -129,6 +153,7 @@ void LentParameters::park(const std::vector<std::size_t>& changed) {
 
 void LentParameters::leave_place() {
   if (!is_on_place_) return;
+  const PlainScope plainly(types_);
   park_on(&poisons_);
   is_on_place_ = false;
 }
@@ -147,34 +172,22 @@ std::int64_t LentParameters::holders(std::size_t position) const {
   return as_number(tensors) + Py_REFCNT(item(storages_, position));
 }
 
-// On `places`, or, without any, where they are.
+// On `places`, or, without any, where they are. In a PlainScope.
 void LentParameters::park_on(const nb::list* places) const {
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     PyObject* const parameter = item(parameters_, i);
     if (places != nullptr) {
-      if (!nb::handle(parameter).type().is(types_.lent)) set_class(parameter, types_.lent);
-      set_data(parameter, item(*places, i));
+      if (!nb::handle(parameter).type().is(types_.lent)) {
+        set_class(parameter, types_.lent);
+      }
+      set_data(types_, parameter, item(*places, i));
     }
     set_class(parameter, types_.parked);
   }
 }
 
-void LentParameters::set_class(const nb::handle parameter, const nb::type_object& type) const {
-  if (PyObject_SetAttr(parameter.ptr(), types_.class_name.ptr(), type.ptr()) != 0) {
-    throw nb::python_error();
-  }
-}
-
-void LentParameters::set_data(const nb::handle parameter, const nb::handle value) const {
-  PyObject* const data = types_.data.ptr();
-  if (Py_TYPE(data)->tp_descr_set(data, parameter.ptr(), value.ptr()) != 0) {
-    throw nb::python_error();
-  }
-}
-
-// Most of what reading one takes is the search for a `__torch_function__`, which there is not.
+// In a PlainScope.
 void LentParameters::read_versions(std::vector<std::int64_t>& into) const {
-  const PlainScope plainly(types_);
   into.clear();
   into.reserve(parameters_.size());
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -182,9 +195,9 @@ void LentParameters::read_versions(std::vector<std::int64_t>& into) const {
   }
 }
 
-// Positions of parked parameters whose bytes are not what park() put in their place.
+// Positions of parked parameters whose bytes are not what park() put in their place. In a
+// PlainScope.
 std::vector<std::size_t> LentParameters::exchanged_bytes() const {
-  const PlainScope plainly(types_);
   const auto address = [&](PyObject* tensor) {
     return as_number(PyObject_CallOneArg(types_.address.ptr(), tensor));
   };

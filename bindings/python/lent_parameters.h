@@ -26,10 +26,9 @@ struct ParameterTypes {
   nb::object version;
   nb::str mark;
   nb::object use_count;
-  nb::object plainly;  // one such context, used again and again: nothing else runs in it
+  nb::object plainly;
   nb::object enter_plainly;
   nb::object exit_plainly;
-  nb::object class_name;
   nb::object address;
 };
 
@@ -91,8 +90,6 @@ class LentParameters {
   }
 
   std::int64_t holders(std::size_t position) const;
-  void set_class(nb::handle parameter, const nb::type_object& type) const;
-  void set_data(nb::handle parameter, nb::handle value) const;
   void read_versions(std::vector<std::int64_t>& into) const;
   std::int64_t version(PyObject* parameter) const;
   std::vector<std::size_t> exchanged_bytes() const;
