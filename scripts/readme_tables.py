@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 BEGIN, END = "<!-- gpu table -->\n", "<!-- end -->\n"
-MODELS = "gpu_llama.json"
+MODELS = ("gpu_llama_raw.json", "gpu_llama.json")
 LORA = "cuda_lora.json"
 DFLOAT11_OFFLOAD = "cuda_llama_dfloat11.json"
 DECODE = "cuda_decode.json"
@@ -143,8 +143,8 @@ def loading_cell(row: dict[str, Any]) -> str:
 
 def tables() -> str:
     """What README.md holds between its marks."""
-    text = ""
-    text += "".join(model_tables(json.loads((RESULTS / MODELS).read_text())))
+    runs = [run for name in MODELS for run in json.loads((RESULTS / name).read_text())["runs"]]
+    text = "".join(model_tables({"runs": runs}))
     lora = RESULTS / LORA
     if lora.exists():  # it needs a package that nothing else does
         result = json.loads(lora.read_text())
