@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <filesystem>
 #include <system_error>
 #include <utility>
 
@@ -36,6 +37,30 @@ FileIdentity identity_of(const struct stat& status) {
           .changed_ns = nanoseconds(status.st_ctim)};
 }
 
+/// The name of an open file, and the folder that has it. Another working directory, or another name
+/// of a folder above, leave it the same. Empty where the system does not say.
+struct FileName {
+  std::uint64_t device = 0;
+  std::uint64_t folder = 0;
+  std::string name;
+
+  bool operator==(const FileName&) const = default;
+};
+
+FileName name_of(int descriptor) {
+  std::error_code error;
+  const std::filesystem::path path =
+      std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(descriptor), error);
+  if (error) return {};
+  FileName result{.name = path.filename().string()};
+  struct stat folder{};
+  if (::stat(path.parent_path().c_str(), &folder) == 0) {
+    result.device = folder.st_dev;
+    result.folder = folder.st_ino;
+  }
+  return result;
+}
+
 }  // namespace
 
 /// The file when it was last looked at: links to it and its name may have changed since it was
@@ -44,7 +69,7 @@ struct File::Seen {
   Mutex mutex;
   std::int64_t changed_ns TS_GUARDED_BY(mutex) = 0;
   std::uint64_t links TS_GUARDED_BY(mutex) = 0;
-  bool at_path TS_GUARDED_BY(mutex) = true;
+  FileName name TS_GUARDED_BY(mutex);
 };
 
 std::int64_t read_once(int descriptor, std::uint64_t offset_bytes,
@@ -77,6 +102,7 @@ File File::open_for_reading(const std::string& path) {
   const MutexLock lock(file.seen_->mutex);
   file.seen_->changed_ns = file.identity_.changed_ns;
   file.seen_->links = status.st_nlink;
+  file.seen_->name = name_of(file.descriptor());
   return file;
 }
 
@@ -126,14 +152,12 @@ bool File::is_as_seen(const FileIdentity& now, std::uint64_t links) const {
   if (bytes != identity_) return false;
   const MutexLock lock(seen_->mutex);
   if (now.changed_ns == seen_->changed_ns) return true;
-  struct stat at_path{};
-  const bool moved = ::stat(path_.c_str(), &at_path) != 0 || at_path.st_ino != now.inode ||
-                     at_path.st_dev != now.device;
-  const bool explained = links != seen_->links || moved == seen_->at_path;
+  FileName name = name_of(descriptor());
+  const bool explained = links != seen_->links || name != seen_->name;
   if (!explained) return false;  // guard: time-set-back
   seen_->changed_ns = now.changed_ns;
   seen_->links = links;
-  seen_->at_path = !moved;
+  seen_->name = std::move(name);
   return true;
 }
 

@@ -153,6 +153,29 @@ TEST(File, CheckUnchangedSeesWhatWasWrittenAndItsTimeSetBack) {
   EXPECT_THAT(io_error_of([&] { file.check_unchanged(); }).what(), HasSubstr("its time set back"));
 }
 
+TEST(File, AnotherNameOfAFolderAboveDoesNotExplainWhatWasWritten) {
+  const TemporaryFolder folder;
+  const std::string above = folder.path("above");
+  std::filesystem::create_directories(above);
+  const std::string path = folder.write("above/a.bin", patterned_bytes(100));
+  const File file = File::open_for_reading(path);
+  std::filesystem::rename(above, folder.path("elsewhere"));
+  EXPECT_NO_THROW(file.check_unchanged());
+  rewrite_unnoticed(folder.path("elsewhere/a.bin"));
+  EXPECT_THROW(file.check_unchanged(), IoError);
+}
+
+TEST(File, AnotherWorkingDirectoryDoesNotExplainWhatWasWritten) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("a.bin", patterned_bytes(100));
+  const std::filesystem::path before = std::filesystem::current_path();
+  std::filesystem::current_path(folder.path(""));
+  const File file = File::open_for_reading("a.bin");
+  std::filesystem::current_path(before);
+  rewrite_unnoticed(path);
+  EXPECT_THROW(file.check_unchanged(), IoError);
+}
+
 TEST(File, LinksAndNamesComeAndGo) {
   const TemporaryFolder folder;
   const std::string path = folder.write("a.bin", patterned_bytes(100));
