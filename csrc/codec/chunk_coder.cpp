@@ -128,4 +128,24 @@ bool decode_chunk(const ChunkCoding& coding, const std::byte* chunk, const Chunk
   return true;
 }
 
+bool codes_fit(const ChunkCoding& coding, const std::byte* chunk, const ChunkCounts& counts,
+               std::uint64_t size_bytes) noexcept {
+  const LevelWidths& widths = coding.code.widths;
+  const std::uint32_t tiles = tiles_of(size_bytes, coding.layout);
+  const ChunkParts parts = chunk_parts(coding.layout, widths, tiles, counts);
+  std::uint32_t reached = 0;
+  for (std::uint32_t tile = 0; tile < tiles; ++tile) {
+    const std::byte* const codes = chunk + tile_place(coding.layout, tiles, tile).first_level;
+    reached += coding.kernels.count_escapes(codes, kFirstWidth, kTileElements);
+  }
+  std::size_t plane = 0;
+  for (std::uint32_t level = 1; level < widths.count; ++level) {
+    if (reached != counts[level - 1]) return false;
+    reached =
+        coding.kernels.count_escapes(chunk + parts.planes[plane], widths.bits[level], reached);
+    plane += widths.bits[level];
+  }
+  return reached == counts[widths.count - 1];
+}
+
 }  // namespace tensorstream

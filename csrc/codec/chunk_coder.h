@@ -46,4 +46,9 @@ std::optional<EncodedChunk> encode_chunk(const ChunkCoding& coding,
 bool decode_chunk(const ChunkCoding& coding, const std::byte* chunk, const ChunkCounts& counts,
                   std::span<std::byte> out) noexcept;
 
+/// Whether its codes are as many as `counts` says, for who decodes it without looking; of a chunk
+/// of `size_bytes` of elements.
+bool codes_fit(const ChunkCoding& coding, const std::byte* chunk, const ChunkCounts& counts,
+               std::uint64_t size_bytes) noexcept;
+
 }  // namespace tensorstream

@@ -26,6 +26,14 @@ std::optional<FrameFault> decode_chunk(const FrameView& frame, std::uint32_t chu
   return FrameFault{FrameRule::kCodes, chunk};
 }
 
+bool codes_are_sound(const FrameView& frame, std::uint32_t chunk,
+                     const TileKernels& kernels) noexcept {
+  if (frame.header().kind == FrameKind::kRaw) return true;
+  const ChunkCoding coding{kernels, *frame.header().layout, frame.header().code};
+  return codes_fit(coding, frame.chunk(chunk).data(), frame.chunk_counts(chunk),
+                   frame.decoded_bytes(chunk));
+}
+
 }  // namespace
 
 std::optional<FrameFault> verify_chunk(const FrameView& frame, std::uint32_t chunk) noexcept {
@@ -37,8 +45,16 @@ std::optional<FrameFault> verify_chunk(const FrameView& frame, std::uint32_t chu
 }
 
 std::optional<FrameFault> verify_frame(const FrameView& frame) noexcept {
+  return verify_frame(frame, fastest_kernels());
+}
+
+std::optional<FrameFault> verify_frame(const FrameView& frame,
+                                       const TileKernels& kernels) noexcept {
   for (std::uint32_t chunk = 0; chunk < frame.header().chunks; ++chunk) {
     if (const auto fault = verify_chunk(frame, chunk)) return fault;
+    if (!codes_are_sound(frame, chunk, kernels)) {  // guard: codes-verified
+      return FrameFault{FrameRule::kCodes, chunk};
+    }
   }
   return std::nullopt;
 }

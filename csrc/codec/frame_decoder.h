@@ -16,8 +16,10 @@ class TileKernels;
 
 /// Nothing where the bytes of a chunk are those that were encoded.
 std::optional<FrameFault> verify_chunk(const FrameView& frame, std::uint32_t chunk) noexcept;
-/// The same of all chunks of a frame.
+/// Nothing where all chunks of a frame are what was encoded and decode_frame() would find no fault:
+/// so that it may be decoded by who does not look.
 std::optional<FrameFault> verify_frame(const FrameView& frame) noexcept;
+std::optional<FrameFault> verify_frame(const FrameView& frame, const TileKernels& kernels) noexcept;
 
 /// Fills `out`, whose size is decoded_bytes(chunk), with a chunk of a frame, which is verified
 /// first. Where there is a fault, `out` may be partly written, and none of it is to be used.

@@ -258,6 +258,15 @@ class Avx2Kernels final : public TileKernels {
     }
     return true;
   }
+
+  TS_AVX2 std::uint32_t count_escapes(const std::byte* planes, std::uint32_t width,
+                                      std::uint32_t count) const noexcept override {
+    std::uint32_t sum = 0;
+    for (std::uint32_t first = 0; first < count; first += 64) {
+      sum += count_of(escapes_from(planes, width, count, first));
+    }
+    return sum;
+  }
 };
 
 /// Zen 1 and 2 run pext and pdep as microcode, a bit at a time: plain code is faster there.

@@ -59,6 +59,21 @@ inline std::uint64_t read_bits(const std::byte* plane, std::uint32_t first,
   return count >= 64 ? word : word & ((std::uint64_t{1} << count) - 1);
 }
 
+/// Where the elements of a level are escapes, 64 from element `first` on, a multiple of 64: bits of
+/// those behind the first `count` are 0.
+inline std::uint64_t escapes_from(const std::byte* planes, std::uint32_t width, std::uint32_t count,
+                                  std::uint32_t first) noexcept {
+  const std::uint32_t left = count - first;
+  std::uint64_t all = left >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << left) - 1;
+  const std::byte* at = planes + first / 8;
+  for (std::uint32_t plane = 0; plane < width; ++plane, at += (count + 7U) / 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, at, sizeof word);
+    all &= word;
+  }
+  return all;
+}
+
 /// The lower levels of a chunk while it is encoded: planes, literals, and how much there is of
 /// each.
 struct LowerLevelsWriter {
@@ -101,6 +116,10 @@ class TileKernels {
   /// False where the codes ask for more than the counts allow.
   virtual bool decode_symbols(const RankCode& code, const std::byte* first,
                               LowerLevelsReader& lower, TileValues& values) const noexcept = 0;
+  /// How many of the first `count` elements of a level are escapes. Its planes are one behind the
+  /// other; up to 7 bytes behind the last are read.
+  virtual std::uint32_t count_escapes(const std::byte* planes, std::uint32_t width,
+                                      std::uint32_t count) const noexcept = 0;
 
  protected:
   TileKernels() = default;

@@ -239,6 +239,15 @@ class PortableKernels final : public TileKernels {
     }
     return true;
   }
+
+  std::uint32_t count_escapes(const std::byte* planes, std::uint32_t width,
+                              std::uint32_t count) const noexcept override {
+    std::uint32_t sum = 0;
+    for (std::uint32_t first = 0; first < count; first += 64) {
+      sum += static_cast<std::uint32_t>(std::popcount(escapes_from(planes, width, count, first)));
+    }
+    return sum;
+  }
 };
 
 }  // namespace
