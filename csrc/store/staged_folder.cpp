@@ -103,12 +103,15 @@ StagedFolder::StagedFolder(const std::string& target, std::uint64_t needed_bytes
   try {
     const std::uint64_t there = kept_bytes();
     check_room(needed_bytes - std::min(needed_bytes, there));
+    if (described_ && !has_left(kDescriptionName)) describe(work);
   } catch (const Error&) {
     std::error_code ignored;
-    fs::remove(folder_.path(), ignored);
+    if (kept.empty()) fs::remove_all(folder_.path(), ignored);
     throw;
   }
-  if (!described_ || has_left(kDescriptionName)) return;
+}
+
+void StagedFolder::describe(const StagedWork& work) const {
   const OutputFile file = OutputFile::create(path_of(kDescriptionName));
   file.write_at(0, std::as_bytes(std::span(work.description)));
   file.sync();

@@ -47,6 +47,7 @@ class StagedFolder {
 
  private:
   bool is_continued(const StagedWork& work) const;
+  void describe(const StagedWork& work) const;
   void check_room(std::uint64_t needed_bytes) const;
   std::uint64_t kept_bytes() const;
 

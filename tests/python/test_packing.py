@@ -360,3 +360,31 @@ def test_a_disk_that_gets_full_is_an_error_and_the_next_pack_goes_on(
         pytest.skip("this user may mount nothing: no disk can be filled")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{number} "), done.stdout
+
+
+_FIRST_WRITE = """
+import os, resource, signal, sys
+import tensorstream as ts
+source, target = sys.argv[1:]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+try:
+    ts.pack(source, target, progress=lambda *_: None)
+    sys.exit("packed")
+except ts.IoError as error:
+    print(error)
+"""
+
+
+def test_a_first_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    save_file({"w": torch.randn(1000)}, tmp_path / "source" / "model.safetensors")
+    run = subprocess.run(
+        [sys.executable, "-c", _FIRST_WRITE, str(tmp_path / "source"), str(tmp_path / "packed")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
