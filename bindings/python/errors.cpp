@@ -4,6 +4,7 @@
 #include <exception>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 #include "bindings.h"
 #include "tensorstream/error.h"
@@ -29,6 +30,14 @@ nb::object make_exception(const char* type_name, const Error& error) {
 
 void raise(const nb::object& exception) {
   PyErr_SetObject(exception.type().ptr(), exception.ptr());
+}
+
+/// What a std::thread raises that the system refuses.
+UnsupportedError no_thread(const std::system_error& error) {
+  return UnsupportedError(std::string("the system gives this process no thread more (") +
+                          error.what() +
+                          "): raise its limits, `ulimit -u` and `ulimit -v`, and the container's "
+                          "of processes (pids)");
 }
 
 void translate(const std::exception_ptr& raised, void* /*payload*/) {
@@ -71,6 +80,9 @@ void translate(const std::exception_ptr& raised, void* /*payload*/) {
     raise(make_exception("LeaseError", error));
   } catch (const Error& error) {
     raise(make_exception("TensorStreamError", error));
+  } catch (const std::system_error& error) {
+    if (error.code() != std::errc::resource_unavailable_try_again) throw;
+    raise(make_exception("UnsupportedError", no_thread(error)));
   }
 }
 
