@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "io/reader.h"
 #include "store/checkpoint.h"
 #include "tensorstream/error.h"
 
@@ -51,6 +52,14 @@ void init_store(nb::module_& module) {
       .def_static("open", &Checkpoint::open, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
                   "Opens and checks a safetensors file, index or folder.")
       .def_prop_ro("files", &Checkpoint::files)
+      .def(
+          "is_read_by",
+          [](const Checkpoint& self, std::uint32_t file, const Reader& reader) {
+            return reader.identity() != nullptr && *reader.identity() == self.identities().at(file);
+          },
+          "file"_a, "reader"_a,
+          "Whether a reader reads the file of that number, in the state in which its header was "
+          "read.")
       .def_prop_ro("packed", &Checkpoint::packed)
       .def_prop_ro("size_bytes", &Checkpoint::size_bytes)
       .def_prop_ro("tensors",

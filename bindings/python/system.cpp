@@ -12,6 +12,7 @@
 #include "base/nearest_name.h"
 #include "base/units.h"
 #include "bindings.h"
+#include "io/reader.h"
 #include "platform/process_memory.h"
 
 namespace tensorstream {
@@ -32,7 +33,13 @@ void init_system(nb::module_& module) {
 
   nb::class_<FileBacking>(module, "FileBacking")
       .def_ro("path", &FileBacking::path)
-      .def_ro("offset_bytes", &FileBacking::offset_bytes);
+      .def_ro("offset_bytes", &FileBacking::offset_bytes)
+      .def(
+          "is_read_by",
+          [](const FileBacking& self, const Reader& reader) {
+            return reader.identity() != nullptr && *reader.identity() == self.file;
+          },
+          "reader"_a, "Whether a reader reads that file, in the state in which it was found.");
   module.def(
       "find_file_backing",
       [](std::uintptr_t address, std::uint64_t size_bytes) {

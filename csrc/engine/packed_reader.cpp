@@ -228,13 +228,7 @@ class PackedDiskReader final : public PackedReader {
   const bool asks_page_cache_;
 };
 
-}  // namespace
-
-std::unique_ptr<Reader> open_packed_reader(const std::string& path) {
-  return std::make_unique<PackedReader>(path, QueuedFile{});
-}
-
-std::unique_ptr<Reader> open_packed_reader(const std::string& path, const FileOpener& opener) {
+std::unique_ptr<Reader> make_packed_reader(const std::string& path, const FileOpener& opener) {
   if (opener.backend() == FileBackend::kGpudirect) {
     throw UnsupportedError("'" + path +
                            "' is packed, and what is read into device memory is not decoded there; "
@@ -245,6 +239,18 @@ std::unique_ptr<Reader> open_packed_reader(const std::string& path, const FileOp
   auto in_pieces = std::make_shared<const DiskFile>(DiskFile::open_buffered(path));
   return std::make_unique<PackedReader>(
       path, QueuedFile{std::move(in_pieces), opener.page_queue(), opener.team()});
+}
+
+}  // namespace
+
+std::unique_ptr<Reader> open_packed_reader(const std::string& path) {
+  return std::make_unique<PackedReader>(path, QueuedFile{});
+}
+
+std::unique_ptr<Reader> open_packed_reader(const std::string& path, const FileOpener& opener) {
+  std::unique_ptr<Reader> opened = make_packed_reader(path, opener);
+  check_no_writer(*opened, path);
+  return opened;
 }
 
 }  // namespace tensorstream

@@ -10,6 +10,7 @@
 #include "io/disk_queue.h"
 #include "io/read_memory.h"
 #include "platform/disk_file.h"
+#include "platform/file_lease.h"
 #include "platform/io_ring.h"
 #include "platform/processors.h"
 #include "platform/thread_team.h"
@@ -124,6 +125,12 @@ void FileOpener::make_device_queue(const std::shared_ptr<Device>& device) {
 }
 
 std::unique_ptr<Reader> FileOpener::open(const std::string& path) const {
+  std::unique_ptr<Reader> opened = open_reader(path);
+  check_no_writer(*opened, path);
+  return opened;
+}
+
+std::unique_ptr<Reader> FileOpener::open_reader(const std::string& path) const {
   if (device_queue_ != nullptr) {
     return create_gpudirect_reader(path, {device_files_, device_queue_, queue_});
   }
@@ -134,6 +141,13 @@ std::unique_ptr<Reader> FileOpener::open(const std::string& path) const {
   }
   return backend_ == FileBackend::kMmap ? create_mmap_reader(path, gpu_)
                                         : create_pread_reader(path, page_queue_, gpu_);
+}
+
+// Once the reader knows the file's state: what is written from then on shows.
+void check_no_writer(const Reader& reader, const std::string& path) {
+  const File file = File::open_for_reading(path);
+  if (reader.identity() == nullptr || file.identity() != *reader.identity()) return;
+  check_no_writer(file);
 }
 
 std::unique_ptr<Reader> open_file_reader(const std::string& path, FileBackend backend) {

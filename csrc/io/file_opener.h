@@ -62,8 +62,8 @@ class FileOpener {
   /// the reason where files cannot be read so in this process, or for that device.
   explicit FileOpener(FileBackend backend, const std::shared_ptr<Device>& device = nullptr);
 
-  /// A reader of the file at `path`. Raises IoError, and UnsupportedError where its file system
-  /// refuses to be read so.
+  /// A reader of the file at `path`. Raises IoError, also where somebody has the file open for
+  /// writing, and UnsupportedError where its file system refuses to be read so.
   std::unique_ptr<Reader> open(const std::string& path) const;
   /// How files are read, for people: "O_DIRECT by io_uring, 8 requests of 4.00 MiB at a time".
   const std::string& about() const noexcept { return about_; }
@@ -83,6 +83,7 @@ class FileOpener {
   const std::shared_ptr<ThreadTeam>& team() const noexcept { return team_; }
 
  private:
+  std::unique_ptr<Reader> open_reader(const std::string& path) const;
   void make_queue();
   void make_device_queue(const std::shared_ptr<Device>& device);
 
@@ -98,6 +99,9 @@ class FileOpener {
   std::uint64_t device_memory_bytes_ = 0;
   std::string about_;
 };
+
+/// Raises IoError where somebody has the file that `reader` reads, at `path`, open for writing.
+void check_no_writer(const Reader& reader, const std::string& path);
 
 /// One reader with all that it needs, as FileOpener::open(). Raises as that and its constructor do.
 std::unique_ptr<Reader> open_file_reader(const std::string& path, FileBackend backend);

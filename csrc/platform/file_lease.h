@@ -35,4 +35,10 @@ class FileLease {
   std::uint32_t holders_ TS_GUARDED_BY(mutex_) = 0;
 };
 
+/// Checks that nobody has `file` open for writing: what is in the midst of a write, or was mapped
+/// and written to before, changes bytes later without a trace that check_unchanged() sees. Not seen
+/// on file systems of networks, on those without leases, and where the file is another user's.
+/// Raises IoError.
+void check_no_writer(const File& file);
+
 }  // namespace tensorstream

@@ -85,32 +85,31 @@ std::optional<MemoryArea> area_of(std::uint64_t begin, std::uint64_t end, const 
   return std::nullopt;
 }
 
-/// True where a new mapping of `path` shows the device and inode of `area`. On btrfs, and on
+/// True where a new mapping of `file` shows the device and inode of `area`. On btrfs, and on
 /// overlayfs before Linux 6.8, stat() and the maps name a file's device differently.
-bool maps_alike(const std::string& path, const MemoryArea& area, const std::string& maps) {
-  try {
-    const Mapping mapping = Mapping::of_file(File::open_for_reading(path));
-    const auto begin = std::bit_cast<std::uint64_t>(mapping.data());
-    const auto again = area_of(begin, begin + mapping.size_bytes(), maps);
-    return again && again->inode == area.inode && again->device_major == area.device_major &&
-           again->device_minor == area.device_minor;
-  } catch (const IoError& error) {  // a file that cannot be read backs nothing
-    if (is_without_descriptors(error.error_number())) throw;
-    return false;
-  }
+bool maps_alike(const File& file, const MemoryArea& area, const std::string& maps) {
+  const Mapping mapping = Mapping::of_file(file);
+  const auto begin = std::bit_cast<std::uint64_t>(mapping.data());
+  const auto again = area_of(begin, begin + mapping.size_bytes(), maps);
+  return again && again->inode == area.inode && again->device_major == area.device_major &&
+         again->device_minor == area.device_minor;
 }
 
-/// True where `path` names the very file that `area` maps, and it reaches to `file_end`.
-bool names_file(const std::string& path, const MemoryArea& area, std::uint64_t file_end,
-                const std::string& maps) {
-  struct stat status{};
-  if (!path.starts_with('/') || ::stat(path.c_str(), &status) != 0) return false;
-  if (!S_ISREG(status.st_mode) || static_cast<std::uint64_t>(status.st_size) < file_end) {
-    return false;
+/// The file at `path` where it is the very one that `area` maps, and reaches to `file_end`.
+std::optional<FileIdentity> mapped_file(const std::string& path, const MemoryArea& area,
+                                        std::uint64_t file_end, const std::string& maps) {
+  if (!path.starts_with('/')) return std::nullopt;
+  try {
+    const File file = File::open_for_reading(path);
+    const FileIdentity& found = file.identity();
+    if (found.size_bytes < file_end) return std::nullopt;
+    const bool same = found.inode == area.inode && major(found.device) == area.device_major &&
+                      minor(found.device) == area.device_minor;
+    if (same || maps_alike(file, area, maps)) return found;
+  } catch (const IoError& error) {  // a file that cannot be read backs nothing
+    if (is_without_descriptors(error.error_number())) throw;
   }
-  const bool same = status.st_ino == area.inode && major(status.st_dev) == area.device_major &&
-                    minor(status.st_dev) == area.device_minor;
-  return same || maps_alike(path, area, maps);
+  return std::nullopt;
 }
 
 enum class Pages { kUnmodified, kModified, kUnknown };
@@ -216,11 +215,13 @@ std::optional<FileBacking> find_file_backing(const void* address, std::uint64_t 
   const auto file_end = checked_add(backing.offset_bytes, size_bytes);
   if (!file_end) return std::nullopt;
   // The kernel escapes newlines and not backslashes, so a name may be meant either way.
-  const auto named = [&] { return names_file(backing.path, *area, *file_end, files.maps); };
-  if (!named()) {
+  auto file = mapped_file(backing.path, *area, *file_end, files.maps);
+  if (!file) {
     backing.path = unescaped_path(area->path);
-    if (!named()) return std::nullopt;
+    file = mapped_file(backing.path, *area, *file_end, files.maps);
+    if (!file) return std::nullopt;
   }
+  backing.file = *file;
 
   const Pages pages = look_at_pages(begin, *end, files.pagemap);
   if (pages == Pages::kModified) return std::nullopt;

@@ -6,12 +6,16 @@
 #include <optional>
 #include <string>
 
+#include "platform/file.h"
+
 namespace tensorstream {
 
 /// Where memory of this process comes from, when it is an unmodified part of a file.
 struct FileBacking {
   std::string path;
   std::uint64_t offset_bytes = 0;
+  /// Of the file at `path`, which is the one that is mapped.
+  FileIdentity file = {};
 };
 
 /// Finds the file whose mapped, never modified bytes are [address, address + size_bytes). Nothing

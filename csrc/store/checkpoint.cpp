@@ -62,11 +62,13 @@ void Checkpoint::add_file(const std::string& path) {
                            "' is packed, and the index that names it is not; give the file itself");
   }
   files_.push_back(path);
+  identities_.push_back(header.file);
   for (StoredTensor& tensor : header.tensors) add_tensor(std::move(tensor));
 }
 
 void Checkpoint::add_packed(const PackedShard& shard) {
   files_.push_back(shard.file.path());
+  identities_.push_back(shard.file.identity());
   for (const PackedTensor& tensor : shard.header.tensors) add_tensor(tensor.original);
 }
 

@@ -39,6 +39,8 @@ class Checkpoint {
   /// Whether offsets are those of files that were packed: such a file has to be read as one.
   bool packed() const noexcept { return packed_; }
   const std::vector<std::string>& files() const noexcept { return files_; }
+  /// Of these files, when their headers were read: offsets are those of files in that state.
+  const std::vector<FileIdentity>& identities() const noexcept { return identities_; }
   /// By name.
   const std::map<std::string, CheckpointTensor, std::less<>>& tensors() const noexcept {
     return tensors_;
@@ -54,6 +56,7 @@ class Checkpoint {
 
   bool packed_ = false;
   std::vector<std::string> files_;
+  std::vector<FileIdentity> identities_;
   std::map<std::string, CheckpointTensor, std::less<>> tensors_;
   std::uint64_t size_bytes_ = 0;
 };

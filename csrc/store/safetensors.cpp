@@ -346,7 +346,10 @@ SafetensorsHeader parse_header(const std::string& path, const HeaderText& header
 }
 
 SafetensorsHeader read_safetensors_header(const std::string& path) {
-  return parse_header(path, read_header_text(File::open_for_reading(path)));
+  const File file = File::open_for_reading(path);
+  SafetensorsHeader header = parse_header(path, read_header_text(file));
+  header.file = file.identity();
+  return header;
 }
 
 }  // namespace tensorstream

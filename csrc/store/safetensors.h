@@ -7,11 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "platform/file.h"
 #include "tensorstream/dtype.h"
 
 namespace tensorstream {
-
-class File;
 
 /// One tensor of a file: C-contiguous little-endian elements at [offset_bytes, offset_bytes +
 /// size_bytes) of the file.
@@ -28,6 +27,8 @@ struct SafetensorsHeader {
   std::vector<StoredTensor> tensors;
   /// The file's `__metadata__`.
   std::map<std::string, std::string> metadata;
+  /// Of the file whose header it is, where it was read.
+  FileIdentity file;
 };
 
 /// The bytes of the header's length, before the header.

@@ -38,6 +38,9 @@ class FileBacking:
     @property
     def offset_bytes(self) -> int: ...
 
+    def is_read_by(self, reader: Reader) -> bool:
+        """Whether a reader reads that file, in the state in which it was found."""
+
 def find_file_backing(address: int, size_bytes: int) -> FileBacking | None:
     """The file whose unmodified bytes lie at an address, or None."""
 
@@ -107,6 +110,11 @@ class Checkpoint:
 
     @property
     def files(self) -> list[str]: ...
+
+    def is_read_by(self, file: int, reader: Reader) -> bool:
+        """
+        Whether a reader reads the file of that number, in the state in which its header was read.
+        """
 
     @property
     def packed(self) -> bool: ...

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from tensorstream import _native
-from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.exceptions import ConfigError, IoError, UnsupportedError
 
 # Of the options of transformers and diffusers, those that say where a file is.
 _HUB_OPTIONS = "revision cache_dir subfolder token local_files_only".split()
@@ -169,6 +169,14 @@ def named_weights(folder: str, kwargs: dict[str, Any]) -> str | None:
             "makes it), or remove that key"
         )
     return path
+
+
+def check_same_file(same: bool, now: _native.Reader) -> None:
+    """Raises IoError where the file that `now` reads is not the `same` that was looked at before."""
+    if not same:  # guard: opened-anew-same-file
+        changed = IoError(f"'{now.name}' changed while it was opened; open the model again")
+        changed.errno, changed.filename = 0, now.name
+        raise changed
 
 
 def open_checkpoint(

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
-from tensorstream.hub import brings_adapter, hub_options, model_folder
+from tensorstream.hub import brings_adapter, check_same_file, hub_options, model_folder
 from tensorstream.model_class import read_config
 
 
@@ -93,6 +93,8 @@ class _Life:
 def stored_tensors(checkpoint: _native.Checkpoint) -> dict[str, torch.Tensor]:
     """The tensors of a packed checkpoint by name, none of them in memory, in the order of its files."""
     readers = [_native.open_packed_reader(path) for path in checkpoint.files]
+    for file, reader in enumerate(readers):
+        check_same_file(checkpoint.is_read_by(file, reader), reader)
     tensors: dict[str, torch.Tensor] = {}
     for stored in sorted(checkpoint.tensors, key=lambda tensor: (tensor.file, tensor.name)):
         place = StoredPlace(readers[stored.file], stored.offset_bytes, stored.size_bytes)

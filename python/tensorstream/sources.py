@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 
 from tensorstream import _native
-from tensorstream.exceptions import ConfigError, IoError, UnsupportedError
+from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.fixed import FixedTensor, StoredNames, fixed_tensors
-from tensorstream.hub import named_weights, open_checkpoint
+from tensorstream.hub import check_same_file, named_weights, open_checkpoint
 from tensorstream.packed import StoredPlace
 from tensorstream.walk import FoundWeight, Walk
 
@@ -58,7 +58,7 @@ class Sources:
         for path, source in self.packed_files.items():
             opened[source] = opener.open_packed(path)
         for source, reader in opened.items():
-            _check_same_file(self.readers[source], reader)
+            check_same_file(self.readers[source].is_of_file_of(reader), reader)
         for source, reader in opened.items():
             self.readers[source] = reader
         self.note(opener)
@@ -107,14 +107,16 @@ class _Files:
         (self.sources.packed_files if packed else self.sources.plain_files)[path] = source
         return source
 
+    def source_of(self, checkpoint: _native.Checkpoint, file: int) -> int:
+        """The source that is a checkpoint's file of that number, as it was when its header was read.
 
-def _check_same_file(before: _native.Reader, now: _native.Reader) -> None:
-    """Raises IoError where a file that was opened before has been replaced, or written to, since."""
-    same = before.is_of_file_of(now)
-    if not same:  # guard: opened-anew-same-file
-        changed = IoError(f"'{now.name}' changed while it was opened; open the model again")
-        changed.errno, changed.filename = 0, now.name
-        raise changed
+        Raises:
+            IoError: It has been replaced, or written to, since.
+        """
+        source = self.source(checkpoint.files[file], packed=checkpoint.packed)
+        reader = self.sources.readers[source]
+        check_same_file(checkpoint.is_read_by(file, reader), reader)
+        return source
 
 
 def sources_of(
@@ -145,7 +147,9 @@ def _find_sources(
         place = stored.get(id(parameter))
         if place is not None:
             source = files.source(place.reader.name, packed=True)
-            _check_same_file(place.reader, sources.readers[source])
+            check_same_file(
+                place.reader.is_of_file_of(sources.readers[source]), sources.readers[source]
+            )
             _add_packed_extent(found, weight, sources, source, place)
             continue
         if parameter.device.type == "meta":
@@ -157,6 +161,8 @@ def _find_sources(
         backing = _native.find_file_backing(address, size_bytes)
         if backing is not None:
             source = files.source(backing.path)
+            reader = sources.readers[source]
+            check_same_file(backing.is_read_by(reader), reader)
             found.tree.add_extent(weight.tensor, source, backing.offset_bytes, size_bytes)
         else:
             value = parameter.detach()
@@ -212,7 +218,7 @@ def _place_fixed(
         for stored in names.find(own):
             if not one.is_held_by(stored):
                 continue
-            source = files.source(checkpoint.files[stored.file], packed=checkpoint.packed)
+            source = files.source_of(checkpoint, stored.file)
             reader = sources.readers[source]
             place = StoredPlace(reader, stored.offset_bytes, stored.size_bytes)
             sources.fixed.setdefault(id(one.tensor), []).append(place)
@@ -237,7 +243,7 @@ def _bind(
             raise UnsupportedError(
                 f"'{weight.names[0]}' is not contiguous; a checkpoint's tensors are"
             )
-        source = files.source(checkpoint.files[stored.file], packed=checkpoint.packed)
+        source = files.source_of(checkpoint, stored.file)
         if checkpoint.packed:
             _add_packed_extent(found, weight, files.sources, source, stored)
         else:

@@ -133,7 +133,7 @@ TEST_F(PinnedFiles, AFileThatIsOpenForWritingIsNotHeld) {
   const int writer = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
   ASSERT_GE(writer, 0);
   EXPECT_FALSE(reader->pinned_file()->try_hold());
-  EXPECT_EQ(open(path_)->pinned_file(), nullptr);
+  EXPECT_THROW(open(path_), IoError);
   ::close(writer);
   EXPECT_TRUE(reader->pinned_file()->try_hold());
 }

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include <thread>
 
 #include "platform/temporary_folder.h"
+#include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
@@ -51,6 +53,28 @@ TEST_F(FileLeaseTest, Nests) {
   EXPECT_EQ(error_of_writer(), EWOULDBLOCK);
   lease_.give_back();
   EXPECT_EQ(error_of_writer(), 0);
+}
+
+TEST_F(FileLeaseTest, AWriterIsToldOf) {
+  EXPECT_NO_THROW(check_no_writer(file_));
+  const int writer = ::open(file_.path().c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_GE(writer, 0);
+  EXPECT_THROW(check_no_writer(file_), IoError);
+  void* const mapped = ::mmap(nullptr, 5, PROT_READ | PROT_WRITE, MAP_SHARED, writer, 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  ::close(writer);
+  EXPECT_THROW(check_no_writer(file_), IoError);  // it may write still
+  ::munmap(mapped, 5);
+  EXPECT_NO_THROW(check_no_writer(file_));
+  EXPECT_EQ(error_of_writer(), 0);
+}
+
+TEST_F(FileLeaseTest, ALeaseIsNoWriter) {
+  ASSERT_TRUE(lease_.take());
+  const File other = File::open_for_reading(file_.path());
+  EXPECT_NO_THROW(check_no_writer(other));
+  EXPECT_EQ(error_of_writer(), EWOULDBLOCK);
+  lease_.give_back();
 }
 
 TEST_F(FileLeaseTest, IsRefusedWhileSomebodyMayWrite) {
