@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tensorstream import _native, backends, orchestrator
+from tensorstream import _native, backends, orchestrator, tiers
 from tensorstream.compute_device import ComputeDevice
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -20,6 +20,7 @@ LIBRARY = Path(
     os.environ.get("TENSORSTREAM_FAKE_CUDA", ROOT / "build/dev/tests/cpp/fake_cuda/libfake_cuda.so")
 )
 RING_BYTES = 64 << 20  # what is staged goes through
+DISK_BYTES_PER_SECOND = 3e9
 
 
 class FakeGpu(ComputeDevice):
@@ -165,6 +166,8 @@ def use_fake_gpu(
 
     monkeypatch.setattr(orchestrator, "open_device", opened)
     monkeypatch.setattr(backends, "open_device", opened)
+    # The same plan each time, however busy the disk is, or was when it was measured.
+    monkeypatch.setattr(tiers, "disk_bytes_per_second", lambda path: DISK_BYTES_PER_SECOND)
     monkeypatch.setattr(
         orchestrator,
         "_ram_budget",
