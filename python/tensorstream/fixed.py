@@ -14,9 +14,9 @@ from torch import nn
 
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.forms import copy_at
 from tensorstream.packed import StoredPlace
 from tensorstream.walk import FoundWeight, Walk, span_bytes
-from tensorstream.weight import copy_at
 
 logger = logging.getLogger("tensorstream")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import weakref
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from tensorstream.backward import OutermostForward, in_backward
 from tensorstream.compute_device import ComputeDevice, open_device
 from tensorstream.config import PRESSURE, Config
 from tensorstream.fixed import complete
+from tensorstream.forms import form_of
 from tensorstream.fused import may_pack
-from tensorstream.gate import Gate
+from tensorstream.gate import Gate, once_unleased
 from tensorstream.homes import bring_home
 from tensorstream.hooks import HookedModule, refuse_moved_by_others
 from tensorstream.interrupts import HeldBack
@@ -34,19 +35,11 @@ from tensorstream.sources import Sources, check_equal, sources_of
 from tensorstream.tiers import plan_tiers
 from tensorstream.torch_pool import TorchPool
 from tensorstream.walk import FoundWeight, Walk, walk
-from tensorstream.weight import Loans, Weight, form_of
+from tensorstream.weight import Loans, Weight
 
 __all__ = ["Orchestrator", "orchestrator_of"]
 
 logger = logging.getLogger("tensorstream")
-
-
-def _renew_locks() -> None:
-    for orchestrator in registry.orchestrators():
-        orchestrator.renew_locks()
-
-
-os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _ram_budget(config: Config) -> _native.Budget | None:
@@ -279,6 +272,7 @@ class Orchestrator:
                 parameter.__class__ = nn.Parameter
                 if owned is not None and owned.data_ptr() == view.data_ptr():
                     parameter.data = owned
+                    weight.leave()
                     self._settled_at[tensor] = owned.data_ptr()
                     continue
             elif self._settled_at.get(tensor, parameter.data_ptr()) != parameter.data_ptr():
@@ -286,6 +280,8 @@ class Orchestrator:
             if view.data_ptr() != parameter.data_ptr():
                 parameter.data = view.as_strided(member.form.shape, member.form.stride())
                 self._resident[tensor] = member
+            if weight is not None:
+                weight.leave()
             self._settled_at[tensor] = parameter.data_ptr()
 
     def _park(self, tensor: int, in_ram: dict[int, torch.Tensor]) -> Weight:
@@ -326,7 +322,12 @@ class Orchestrator:
             ConfigError: This thread runs a forward of the model.
             UnsupportedError: Somebody holds memory that would go, and nothing changes.
         """
-        with HeldBack() as held, self._gate.closed(sys._getframe(), held):
+        frame = sys._getframe()
+        with HeldBack() as held:
+            once_unleased(lambda: self._set_budget(limit_bytes, frame, held), held)
+
+    def _set_budget(self, limit_bytes: int, frame: FrameType, held: HeldBack) -> None:
+        with self._gate.closed(frame, held):
             self.device.finish()  # the engine reads what work under way writes to settled weights
             will_settle = self.engine.settled_under(limit_bytes)
             written: dict[int, torch.Tensor] = {}
@@ -470,6 +471,8 @@ class Orchestrator:
             weights, residents = self._weights.values(), self._resident.values()
             values = values_in_ram(weights, residents, self.loans.lock, self.device.is_host)
         make_plain(values)
+        for weight in self._weights.values():
+            weight.leave()
         if not self.device.is_host:
             self._moved.put_back(as_module(model))
         for hooked in self._hooked.values():

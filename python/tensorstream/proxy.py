@@ -160,6 +160,10 @@ class ParkedParameter(nn.Parameter):
         self.data = _given_to_set(self, source, kwargs)
         return self
 
+    def as_subclass(self, cls: Any) -> Any:
+        """The weight's true value, as one of another class: torch's own asks no `__torch_function__`."""
+        return self.detach().as_subclass(cls)
+
     def detach(self) -> torch.Tensor:
         """The true value, without its history.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -74,8 +75,9 @@ def check_not_offloaded(model: Any) -> None:
     """
     if model in _by_model:
         raise ConfigError("this model is offloaded already; call tensorstream.restore(model) first")
-    for part in top_modules(as_module(model)):
-        if part in _by_part or part in _by_model:  # guard: offloaded-part
+    tops = set(top_modules(as_module(model)))
+    for part in as_module(model).modules():
+        if part in _by_model or (part in tops and part in _by_part):  # guard: offloaded-part
             raise ConfigError(
                 f"this {type(part).__name__} is offloaded already, by itself or with a pipeline; call "
                 "tensorstream.restore() on what was given to offload() first"
@@ -85,6 +87,14 @@ def check_not_offloaded(model: Any) -> None:
 def orchestrators() -> list[Orchestrator]:
     """All that run a model, or what is left of one."""
     return list(_alive)
+
+
+def _renew_locks() -> None:
+    for orchestrator in orchestrators():
+        orchestrator.renew_locks()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 def orchestrator_of(model: Any) -> Orchestrator:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from tensorstream.compute_device import move_gradient
+from tensorstream.forms import copy_at
 from tensorstream.walk import FoundWeight
-from tensorstream.weight import Weight, copy_at
+from tensorstream.weight import Weight
 
 _RAM = torch.device("cpu")
 
@@ -24,10 +25,13 @@ def values_in_ram(
     """The parameters that are the engine's, with the values that they are to have. Nothing is changed."""
     values: list[tuple[nn.Parameter, torch.Tensor]] = []
     for weight in weights:
-        if hasattr(weight.parameter, "_tensorstream_weight"):  # or it is plain already
+        mark = getattr(weight.parameter, "_tensorstream_weight", None)
+        if mark is weight:  # or it is plain already, or another engine's
             with lock:
                 values.append((weight.parameter, weight.truth() if is_host else weight.on_host()))
     for member in residents:
+        if hasattr(member.parameter, "_tensorstream_weight"):  # guard: of-another-engine
+            continue
         value = member.parameter.data
         values.append(
             (member.parameter, copy_at(value, member.line_offset) if is_host else value.cpu())

@@ -41,8 +41,8 @@ class _SavedWeight:
         same = self.weight.is_as_saved(self.generation, self.version)
         if not same:  # guard: graph-generation
             raise RuntimeError(
-                f"the streamed weight '{self.weight.name}' was written to after the forward that saved "
-                "it for gradient computation"
+                f"the streamed weight '{self.weight.name}' was written to, or streamed anew, after the "
+                "forward that saved it for gradient computation"
             )
         value = self.weight.read_as_loaded()
         view = torch.empty(0, dtype=self.form.dtype, device=value.device)

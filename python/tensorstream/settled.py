@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tensorstream.exceptions import UnsupportedError
+from tensorstream.forms import is_dense
 from tensorstream.walk import FoundWeight
-from tensorstream.weight import SOLE_USER, Weight, is_dense, storage_users
+from tensorstream.weight import SOLE_USER, Weight, storage_users
 
 
 def check_can_leave(member: FoundWeight, on_engine: bool) -> None:

@@ -13,10 +13,10 @@ from torch import nn
 from tensorstream import _native
 from tensorstream.compute_device import is_made_of_parts, moves_itself
 from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.forms import form_of, is_dense
 from tensorstream.fused import WHOLE
 from tensorstream.parts import Parts, entry_modules, is_container, top_modules
 from tensorstream.proxy import ParkedParameter
-from tensorstream.weight import form_of, is_dense
 
 logger = logging.getLogger("tensorstream")
 

@@ -19,6 +19,7 @@ from torch.autograd.graph import increment_version
 from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice
 from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.forms import empty_at, form_of, is_dense, poison_like
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import plain_tensors
 
@@ -103,7 +104,7 @@ class Weight:
         self._device = device
         self._loans = loans
         # What its parameter has in the place of its bytes.
-        self.poison = _poison(form, device.torch_device)
+        self.poison = poison_like(form, device.torch_device)
         self._home: torch.Tensor | None = None
         self._loan: torch.Tensor | None = None
         self._loan_version = 0
@@ -117,6 +118,8 @@ class Weight:
         self._written_at: int | None = (
             None  # the parameter's version, where a forward wrote the last one
         )
+        # Once it is a plain parameter: that, and what others have of its memory, with their versions then.
+        self._left: list[tuple[torch.Tensor, int]] | None = None
 
     @property
     def name(self) -> str:
@@ -185,6 +188,14 @@ class Weight:
         """Makes the parameter a plain one on `value`."""
         self.parameter.__class__ = nn.Parameter
         self.parameter.data = value
+
+    def leave(self) -> None:
+        """The parameter is a plain one now: graphs that saved the weight before may still read it."""
+        holders = [self.parameter] if self._loan is None else [self.parameter, self._loan]
+        with torch._C.DisableTorchFunctionSubclass():
+            self._left = [(holder, holder._version) for holder in holders]
+        self._loan = self._pointed_at = None
+        self._loans.discard(self)
 
     def view_of(self, place: torch.Tensor) -> torch.Tensor:
         """The weight on a place: uint8 (size_bytes,) on the device, seen with its type, shape, strides."""
@@ -267,7 +278,7 @@ class Weight:
 
     def _read_on_host(self) -> torch.Tensor:
         with plain_tensors():
-            value = _empty_at(self.form, self._line_offset)
+            value = empty_at(self.form, self._line_offset)
         self.engine.read_tensor(self.tensor, value.data_ptr(), self.size_bytes)
         return value
 
@@ -357,7 +368,12 @@ class Weight:
 
         What a forward writes is the next generation's once it ends: what it saved after that is of before.
         """
-        if self.is_lent_out:  # may have been written to since, and nothing has used the weight
+        if self._left is not None:
+            with torch._C.DisableTorchFunctionSubclass():
+                written = any(holder._version != then for holder, then in self._left)
+            if written:  # guard: written-once-plain
+                return False
+        elif self.is_lent_out:  # may have been written to since, and nothing has used the weight
             with self._loans.lock:
                 self.take_set()
                 self.settle()  # guard: written-before-backward
@@ -459,38 +475,3 @@ class Weight:
         if lent is not None:
             lent.leave_place()
             lent.forget_place()  # its views have the form of before
-
-
-def is_dense(value: torch.Tensor) -> bool:
-    """Whether the elements are one behind the other in memory, in whatever order."""
-    return bool(_native.is_dense(list(value.shape), list(value.stride())))
-
-
-def form_of(value: torch.Tensor) -> torch.Tensor:
-    """Its shape, strides and type, without memory."""
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-
-
-def _empty_at(form: torch.Tensor, line_offset: int) -> torch.Tensor:
-    """Memory in RAM for a tensor of `form` that begins at that byte of a cache line."""
-    if line_offset == 0:
-        return torch.empty_strided(form.shape, form.stride(), dtype=form.dtype, device="cpu")
-    line = int(_native.CACHE_LINE_BYTES)
-    raw = torch.empty(form.nbytes + line, dtype=torch.uint8)
-    start = (line_offset - raw.data_ptr()) % line // form.element_size()
-    # Not a view of `raw`, which would count as a holder of its memory.
-    value = torch.empty(0, dtype=form.dtype)
-    return value.set_(raw.untyped_storage(), start, form.shape, form.stride())
-
-
-def copy_at(value: torch.Tensor, line_offset: int) -> torch.Tensor:
-    """A copy in RAM that begins at that byte of a cache line, by which products on the CPU are rounded."""
-    form = torch.empty_like(value, device="meta")
-    return _empty_at(form, line_offset).copy_(value)
-
-
-def _poison(like: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """One loud element, seen with the shape of `like`: NaN, or 0xFF in types that have none."""
-    fill = 1 if like.dtype is torch.bool else 0xFF
-    raw = torch.full((like.element_size(),), fill, dtype=torch.uint8, device=device)
-    return raw.view(like.dtype).reshape(()).expand(like.shape)

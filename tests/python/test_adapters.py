@@ -333,7 +333,7 @@ def test_a_wrapper_stands_for_the_model_in_it_and_a_part_does_not() -> None:
     wrapped = peft.get_peft_model(model, _lora())
     expected = _logits(wrapped)
     assert ts.stats(wrapped).acquires == ts.stats(model).acquires > 0
-    with pytest.raises(ts.ConfigError, match=r"call tensorstream.restore\(\) on that model first"):
+    with pytest.raises(ts.ConfigError, match="offloaded already, by itself"):
         ts.offload(wrapped, ram_budget="1GiB")
     with pytest.raises(ts.ConfigError, match="a part of an offloaded LlamaForCausalLM"):
         ts.restore(model.model.layers[0])

@@ -105,7 +105,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, coun
 
 
 @pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("owner, name", [(orchestrator, "HookedModule"), (weight, "_poison")])
+@pytest.mark.parametrize("owner, name", [(orchestrator, "HookedModule"), (weight, "poison_like")])
 def test_a_model_is_plain_again_where_offloading_it_was_interrupted(
     owner: Any, name: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_model_works_on_where_moving_its_budget_was_interrupted(
         for parameter in list(each.parameters())[::2]:
             parameter.data = parameter.data * 2
     with monkeypatch.context() as patch:
-        interrupt_after(patch, weight, "_poison", 3)
+        interrupt_after(patch, weight, "poison_like", 3)
         with pytest.raises(Interrupted):
             ts.set_budget(model, ram_budget=3 * smallest)
     assert_same(model(row_ids()), plain(row_ids()))
@@ -171,7 +171,7 @@ def test_a_graph_of_before_the_weights_were_parked_is_refused(how: str) -> None:
     else:
         ts.offload(model, ram_budget=smallest)
     assert hooks_of(model)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|streamed anew"):
         loss.backward()
     model.zero_grad()
     for each in (model, plain):

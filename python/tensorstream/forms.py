@@ -1,0 +1,42 @@
+"""Shapes, strides and types of weights, and memory that has them."""
+
+from __future__ import annotations
+
+import torch
+
+from tensorstream import _native
+
+
+def is_dense(value: torch.Tensor) -> bool:
+    """Whether the elements are one behind the other in memory, in whatever order."""
+    return bool(_native.is_dense(list(value.shape), list(value.stride())))
+
+
+def form_of(value: torch.Tensor) -> torch.Tensor:
+    """Its shape, strides and type, without memory."""
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def empty_at(form: torch.Tensor, line_offset: int) -> torch.Tensor:
+    """Memory in RAM for a tensor of `form` that begins at that byte of a cache line."""
+    if line_offset == 0:
+        return torch.empty_strided(form.shape, form.stride(), dtype=form.dtype, device="cpu")
+    line = int(_native.CACHE_LINE_BYTES)
+    raw = torch.empty(form.nbytes + line, dtype=torch.uint8)
+    start = (line_offset - raw.data_ptr()) % line // form.element_size()
+    # Not a view of `raw`, which would count as a holder of its memory.
+    value = torch.empty(0, dtype=form.dtype)
+    return value.set_(raw.untyped_storage(), start, form.shape, form.stride())
+
+
+def copy_at(value: torch.Tensor, line_offset: int) -> torch.Tensor:
+    """A copy in RAM that begins at that byte of a cache line, by which products on the CPU are rounded."""
+    form = torch.empty_like(value, device="meta")
+    return empty_at(form, line_offset).copy_(value)
+
+
+def poison_like(like: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """One loud element, seen with the shape of `like`: NaN, or 0xFF in types that have none."""
+    fill = 1 if like.dtype is torch.bool else 0xFF
+    raw = torch.full((like.element_size(),), fill, dtype=torch.uint8, device=device)
+    return raw.view(like.dtype).reshape(()).expand(like.shape)
