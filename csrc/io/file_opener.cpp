@@ -67,8 +67,7 @@ FileOpener::FileOpener(FileBackend backend, const std::shared_ptr<Device>& devic
     : backend_(backend) {
   if (is_gpu(device.get())) {
     gpu_ = device;
-    team_ =
-        std::make_shared<ThreadTeam>(std::min<std::size_t>(usable_processors() - 1, kMostHelpers));
+    team_ = ThreadTeam::create(std::min<std::size_t>(usable_processors() - 1, kMostHelpers));
   }
   switch (backend) {
     case FileBackend::kMmap:

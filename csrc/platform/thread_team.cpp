@@ -4,8 +4,34 @@
 #include <system_error>
 
 #include "base/log.h"
+#include "platform/process_memory.h"
 
 namespace tensorstream {
+namespace {
+
+/// As ThreadTeam::share(), on the calling thread.
+void work_alone(std::size_t count, const std::function<void(std::size_t)>& work) {
+  std::exception_ptr first;
+  for (std::size_t number = 0; number < count; ++number) {
+    try {
+      work(number);
+    } catch (...) {
+      if (!first) first = std::current_exception();
+    }
+  }
+  if (first) std::rethrow_exception(first);
+}
+
+}  // namespace
+
+std::shared_ptr<ThreadTeam> ThreadTeam::create(std::size_t threads) {
+  const auto end_at_home = [](ThreadTeam* team) {
+    if (team->process_ == process_id()) delete team;  // NOLINT(cppcoreguidelines-owning-memory)
+  };
+  return {new ThreadTeam(threads), end_at_home};
+}
+
+ThreadTeam::ThreadTeam(std::size_t threads) : wanted_(threads), process_(process_id()) {}
 
 ThreadTeam::~ThreadTeam() {
   {
@@ -27,6 +53,11 @@ void ThreadTeam::start() noexcept {
 }
 
 void ThreadTeam::share(std::size_t count, const std::function<void(std::size_t)>& work) {
+  // A thread of the parent's may have had a lock as it was forked.
+  if (process_ != process_id()) {  // guard: team-of-the-parent
+    work_alone(count, work);
+    return;
+  }
   const MutexLock use(use_);
   Job job{count, &work, 0, 0, count, nullptr};
   MutexLock lock(mutex_);

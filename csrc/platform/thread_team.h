@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -15,17 +17,20 @@ namespace tensorstream {
 /// time. In a forked child, or where the system has no threads left, callers work by themselves.
 class ThreadTeam {
  public:
-  /// Of `threads` beside the caller's; none where that is 0.
-  explicit ThreadTeam(std::size_t threads) : wanted_(threads) {}
+  /// Of `threads` beside the caller's; none where that is 0. In a forked child it is not destroyed:
+  /// its threads, which that would wait for, are not there.
+  static std::shared_ptr<ThreadTeam> create(std::size_t threads);
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
-  ~ThreadTeam();
 
   /// Calls `work` with each number below `count`, on the calling thread and on others, and returns
   /// when all calls have. Raises what the call with the lowest number raised.
   void share(std::size_t count, const std::function<void(std::size_t)>& work);
 
  private:
+  explicit ThreadTeam(std::size_t threads);
+  ~ThreadTeam();
+
   /// One use. Guarded by mutex_, but for `work`.
   struct Job {
     std::size_t count = 0;
@@ -40,7 +45,9 @@ class ThreadTeam {
   void run();
   void work_on(Job& job) TS_REQUIRES(mutex_);
 
+  // Constant after construction.
   const std::size_t wanted_;
+  const std::int64_t process_;
 
   // Guarded by mutex_.
   Mutex mutex_;

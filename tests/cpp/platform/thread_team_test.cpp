@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <latch>
 #include <numeric>
 #include <stdexcept>
@@ -18,26 +19,26 @@ namespace {
 
 TEST(ThreadTeam, CallsWithEveryNumberOnceWhateverTheThreads) {
   for (const std::size_t threads : {0U, 1U, 3U}) {
-    ThreadTeam team(threads);
+    const auto team = ThreadTeam::create(threads);
     for (const std::size_t count : {0U, 1U, 2U, 7U, 500U}) {
       std::vector<std::atomic<int>> calls(count);
-      team.share(count, [&](std::size_t number) { ++calls[number]; });
+      team->share(count, [&](std::size_t number) { ++calls[number]; });
       for (const auto& one : calls) EXPECT_EQ(one, 1);
     }
   }
 }
 
 TEST(ThreadTeam, WorksOnSeveralThreadsAtOnce) {
-  ThreadTeam team(2);
+  const auto team = ThreadTeam::create(2);
   std::latch together(3);
-  team.share(3, [&](std::size_t /*number*/) { together.arrive_and_wait(); });
+  team->share(3, [&](std::size_t /*number*/) { together.arrive_and_wait(); });
 }
 
 TEST(ThreadTeam, ReturnsWhenAllCallsHave) {
-  ThreadTeam team(3);
+  const auto team = ThreadTeam::create(3);
   for (int round = 0; round < 20; ++round) {
     std::atomic<int> returned = 0;
-    team.share(4, [&](std::size_t number) {
+    team->share(4, [&](std::size_t number) {
       std::this_thread::sleep_for(std::chrono::milliseconds(number == 0 ? 0 : 2));
       ++returned;
     });
@@ -46,11 +47,11 @@ TEST(ThreadTeam, ReturnsWhenAllCallsHave) {
 }
 
 TEST(ThreadTeam, RaisesWhatTheFirstRaisedOnceAllAreOver) {
-  ThreadTeam team(3);
+  const auto team = ThreadTeam::create(3);
   for (int round = 0; round < 20; ++round) {
     std::atomic<int> calls = 0;
     try {
-      team.share(50, [&](std::size_t number) {
+      team->share(50, [&](std::size_t number) {
         ++calls;
         if (number % 10 == 7) throw std::runtime_error(std::to_string(number));
       });
@@ -63,32 +64,76 @@ TEST(ThreadTeam, RaisesWhatTheFirstRaisedOnceAllAreOver) {
 }
 
 TEST(ThreadTeam, SeveralCallersTakeTurns) {
-  ThreadTeam team(2);
+  const auto team = ThreadTeam::create(2);
   std::atomic<int> sum = 0;
   {
     std::vector<std::jthread> callers;
     for (int i = 0; i < 4; ++i) {
       callers.emplace_back([&] {
-        for (int round = 0; round < 50; ++round) team.share(5, [&](std::size_t) { ++sum; });
+        for (int round = 0; round < 50; ++round) team->share(5, [&](std::size_t) { ++sum; });
       });
     }
   }
   EXPECT_EQ(sum, 4 * 50 * 5);
 }
 
-TEST(ThreadTeam, AForkedChildWorksByItself) {
-  ThreadTeam team(2);
-  team.share(4, [](std::size_t /*number*/) {});
+/// 0 where a forked child does that, and soon.
+int status_of_child(const std::function<bool()>& act) {
   const pid_t child = fork();
-  ASSERT_GE(child, 0);
   if (child == 0) {
-    int calls = 0;
-    team.share(4, [&](std::size_t /*number*/) { ++calls; });
-    _exit(calls == 4 ? 0 : 1);
+    ::alarm(20);
+    _exit(act() ? 0 : 1);
   }
   int status = -1;
-  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  return status;
+}
+
+bool works(ThreadTeam& team) {
+  std::atomic<int> calls = 0;
+  team.share(4, [&](std::size_t /*number*/) { ++calls; });
+  return calls == 4;
+}
+
+TEST(ThreadTeam, AForkedChildWorksByItself) {
+  const auto team = ThreadTeam::create(2);
+  EXPECT_TRUE(works(*team));
+  EXPECT_EQ(status_of_child([&] { return works(*team); }), 0);
+}
+
+// Locks that are held as a process is forked stay held in the child.
+TEST(ThreadTeam, AChildThatIsForkedInTheMidstOfAUseWorksByItself) {
+  const auto team = ThreadTeam::create(2);
+  int status = -1;
+  team->share(
+      1, [&](std::size_t /*number*/) { status = status_of_child([&] { return works(*team); }); });
   EXPECT_EQ(status, 0);
+}
+
+TEST(ThreadTeam, AForkedChildRaisesWhatTheLowestNumberRaised) {
+  const auto team = ThreadTeam::create(2);
+  const auto raises = [&] {
+    try {
+      team->share(4, [](std::size_t number) {
+        if (number > 0) throw static_cast<int>(number);
+      });
+    } catch (int number) {
+      return number == 1;
+    }
+    return false;
+  };
+  EXPECT_TRUE(raises());
+  EXPECT_EQ(status_of_child(raises), 0);
+}
+
+TEST(ThreadTeam, AForkedChildLetsItGo) {
+  auto team = ThreadTeam::create(2);
+  EXPECT_TRUE(works(*team));
+  EXPECT_EQ(status_of_child([&] {
+              team = nullptr;  // its threads are not there to be waited for
+              return true;
+            }),
+            0);
 }
 
 }  // namespace
