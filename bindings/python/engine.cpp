@@ -196,7 +196,7 @@ void init_readers(nb::module_& module) {
           "is_of_file_of",
           [](const Reader& self, const Reader& other) {
             return self.identity() != nullptr && other.identity() != nullptr &&
-                   *self.identity() == *other.identity();
+                   other.identity()->is_as(*self.identity());
           },
           "other"_a, "Whether both read one file, in one state.")
       .def(

@@ -34,7 +34,7 @@ void raise(const nb::object& exception) {
 
 /// What a std::thread raises that the system refuses.
 UnsupportedError no_thread(const std::system_error& error) {
-  return UnsupportedError(std::string("the system gives this process no thread more (") +
+  return UnsupportedError(std::string("the system gives this process no more threads (") +
                           error.what() +
                           "): raise its limits, `ulimit -u` and `ulimit -v`, and the container's "
                           "of processes (pids)");

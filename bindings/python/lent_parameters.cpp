@@ -50,11 +50,17 @@ void set_data(const ParameterTypes& types, PyObject* parameter, PyObject* value)
   if (Py_TYPE(data)->tp_descr_set(data, parameter, value) != 0) throw nb::python_error();
 }
 
-/// As `parameter.__class__ = type`, without its search and checks, for a parameter that is lent or
-/// parked: it became parked by an assignment, which gave it a dictionary of its own, and the two
-/// classes differ in their methods alone.
-void set_class(PyObject* parameter, const nb::type_object& type) {
+/// As `parameter.__class__ = type`, but without its search and checks where the parameter is lent
+/// or parked: it became so by an assignment, which gave it a dictionary of its own, and no class of
+/// these two turns that back into values beside the object, whose keys would be the class's. They
+/// differ in their methods alone.
+void set_class(const ParameterTypes& types, PyObject* parameter, const nb::type_object& type) {
   PyTypeObject* const before = Py_TYPE(parameter);
+  const nb::handle class_before(reinterpret_cast<PyObject*>(before));
+  if (!class_before.is(types.lent) && !class_before.is(types.parked)) {
+    nb::setattr(parameter, "__class__", type);
+    return;
+  }
   Py_INCREF(type.ptr());
   Py_SET_TYPE(parameter, reinterpret_cast<PyTypeObject*>(type.ptr()));
   Py_DECREF(reinterpret_cast<PyObject*>(before));
@@ -119,7 +125,7 @@ std::size_t LentParameters::lend() {
   for (std::size_t i = 0; i < count; ++i) {
     PyObject* const parameter = item(parameters_, i);
     if (!nb::handle(parameter).type().is(types_.parked)) return i;
-    set_class(parameter, types_.lent);
+    set_class(types_, parameter, types_.lent);
     if (!is_on_place_ && std::ranges::find(own, i) == own.end()) {
       set_data(types_, parameter, item(views_, i));
     }
@@ -178,11 +184,11 @@ void LentParameters::park_on(const nb::list* places) const {
     PyObject* const parameter = item(parameters_, i);
     if (places != nullptr) {
       if (!nb::handle(parameter).type().is(types_.lent)) {
-        set_class(parameter, types_.lent);
+        set_class(types_, parameter, types_.lent);
       }
       set_data(types_, parameter, item(*places, i));
     }
-    set_class(parameter, types_.parked);
+    set_class(types_, parameter, types_.parked);
   }
 }
 

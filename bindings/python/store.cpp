@@ -55,7 +55,8 @@ void init_store(nb::module_& module) {
       .def(
           "is_read_by",
           [](const Checkpoint& self, std::uint32_t file, const Reader& reader) {
-            return reader.identity() != nullptr && *reader.identity() == self.identities().at(file);
+            return reader.identity() != nullptr &&
+                   reader.identity()->is_as(self.identities().at(file));
           },
           "file"_a, "reader"_a,
           "Whether a reader reads the file of that number, in the state in which its header was "

@@ -37,7 +37,7 @@ void init_system(nb::module_& module) {
       .def(
           "is_read_by",
           [](const FileBacking& self, const Reader& reader) {
-            return reader.identity() != nullptr && *reader.identity() == self.file;
+            return reader.identity() != nullptr && reader.identity()->is_as(self.file);
           },
           "reader"_a, "Whether a reader reads that file, in the state in which it was found.");
   module.def(

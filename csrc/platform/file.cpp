@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -34,11 +35,12 @@ FileIdentity identity_of(const struct stat& status) {
           .inode = status.st_ino,
           .size_bytes = static_cast<std::uint64_t>(status.st_size),
           .modified_ns = nanoseconds(status.st_mtim),
-          .changed_ns = nanoseconds(status.st_ctim)};
+          .changed_ns = nanoseconds(status.st_ctim),
+          .links = status.st_nlink};
 }
 
 /// The name of an open file, and the folder that has it. Another working directory, or another name
-/// of a folder above, leave it the same. Empty where the system does not say.
+/// of a folder above, leave it the same.
 struct FileName {
   std::uint64_t device = 0;
   std::uint64_t folder = 0;
@@ -47,18 +49,14 @@ struct FileName {
   bool operator==(const FileName&) const = default;
 };
 
-FileName name_of(int descriptor) {
+/// Nothing where the system does not say.
+std::optional<FileName> name_of(int descriptor) {
   std::error_code error;
   const std::filesystem::path path =
-      std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(descriptor), error);
-  if (error) return {};
-  FileName result{.name = path.filename().string()};
+      std::filesystem::read_symlink("/proc/thread-self/fd/" + std::to_string(descriptor), error);
   struct stat folder{};
-  if (::stat(path.parent_path().c_str(), &folder) == 0) {
-    result.device = folder.st_dev;
-    result.folder = folder.st_ino;
-  }
-  return result;
+  if (error || ::stat(path.parent_path().c_str(), &folder) != 0) return std::nullopt;
+  return FileName{folder.st_dev, folder.st_ino, path.filename().string()};
 }
 
 }  // namespace
@@ -69,8 +67,15 @@ struct File::Seen {
   Mutex mutex;
   std::int64_t changed_ns TS_GUARDED_BY(mutex) = 0;
   std::uint64_t links TS_GUARDED_BY(mutex) = 0;
-  FileName name TS_GUARDED_BY(mutex);
+  std::optional<FileName> name TS_GUARDED_BY(mutex);
 };
+
+bool FileIdentity::is_as(const FileIdentity& then) const noexcept {
+  FileIdentity bytes = *this;
+  bytes.changed_ns = then.changed_ns;
+  bytes.links = then.links;
+  return bytes == then && (changed_ns == then.changed_ns || links != then.links);
+}
 
 std::int64_t read_once(int descriptor, std::uint64_t offset_bytes,
                        std::span<std::byte> out) noexcept {
@@ -146,17 +151,19 @@ void File::read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) cons
 // Whoever sets a file's time back after writing to it cannot set that one back. A link that came or
 // went, and another name, explain it once each; rights and owners do not: they are copied with
 // bytes.
-bool File::is_as_seen(const FileIdentity& now, std::uint64_t links) const {
+bool File::is_as_seen(const FileIdentity& now) const {
   FileIdentity bytes = now;
   bytes.changed_ns = identity_.changed_ns;
+  bytes.links = identity_.links;
   if (bytes != identity_) return false;
   const MutexLock lock(seen_->mutex);
   if (now.changed_ns == seen_->changed_ns) return true;
-  FileName name = name_of(descriptor());
-  const bool explained = links != seen_->links || name != seen_->name;
+  std::optional<FileName> name = name_of(descriptor());
+  const bool is_renamed = name && seen_->name && *name != *seen_->name;
+  const bool explained = now.links != seen_->links || is_renamed;
   if (!explained) return false;  // guard: time-set-back
   seen_->changed_ns = now.changed_ns;
-  seen_->links = links;
+  seen_->links = now.links;
   seen_->name = std::move(name);
   return true;
 }
@@ -168,7 +175,7 @@ void File::check_unchanged() const {
     throw IoError("cannot examine '" + path_ + "': " + error_text(error), path_, 0, error);
   }
   const FileIdentity now = identity_of(status);
-  if (is_as_seen(now, status.st_nlink)) return;
+  if (is_as_seen(now)) return;
   const auto later = [](std::int64_t to, std::int64_t from) {
     return std::to_string(static_cast<double>(to - from) / 1e9) +
            " s after the state that was opened";

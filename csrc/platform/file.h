@@ -22,8 +22,13 @@ struct FileIdentity {
   std::int64_t modified_ns = 0;
   /// When the file system last noted a change, which no program can set back: docs/adr/0025.
   std::int64_t changed_ns = 0;
+  /// Names that it has.
+  std::uint64_t links = 0;
 
   bool operator==(const FileIdentity&) const = default;
+  /// Whether the file has the bytes that it had then, as far as its times tell: a link that came or
+  /// went explains that something changed.
+  bool is_as(const FileIdentity& then) const noexcept;
 };
 
 /// One call of pread: the bytes that it read, or -errno.
@@ -67,7 +72,7 @@ class File {
   struct Seen;
 
   File(std::string path, Descriptor descriptor);
-  bool is_as_seen(const FileIdentity& now, std::uint64_t links) const;
+  bool is_as_seen(const FileIdentity& now) const;
 
   std::string path_;
   Descriptor descriptor_;

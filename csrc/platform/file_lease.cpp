@@ -46,11 +46,14 @@ void check_no_writer(const File& file) {
   if (refusal == 0) static_cast<void>(::fcntl(file.descriptor(), F_SETLEASE, F_UNLCK));
   if (refusal != EAGAIN || !is_local(file)) return;
   // guard: no-writer
-  throw IoError("'" + file.path() +
-                    "' is open for writing, in this process or another (`fuser` shows which): a "
-                    "model that streams from it could get bytes of two states; close it there, or "
-                    "wait until it is written, and open the model again",
-                file.path(), 0, 0);
+  throw IoError(
+      "'" + file.path() +
+          "' is open for writing, in this process or another (`fuser` shows which): by a "
+          "file object that was not closed, np.memmap (whose usual mode is r+), a program "
+          "that is writing it, or a child that was forked meanwhile. A model that streams "
+          "from it could get bytes of two states: close it there, or wait until it is "
+          "written, and open the model again",
+      file.path(), 0, 0);
   // end guard
 }
 

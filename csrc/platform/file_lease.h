@@ -36,9 +36,9 @@ class FileLease {
 };
 
 /// Checks that nobody has `file` open for writing: what is in the midst of a write, or was mapped
-/// and written to before, changes bytes later without a trace that check_unchanged() sees. Not seen
-/// on file systems of networks, on those without leases, and where the file is another user's.
-/// Raises IoError.
+/// and written to before, changes bytes later without a trace that check_unchanged() sees. Asked on
+/// the usual file systems of disks and RAM alone: elsewhere, and of another user's file, a lease
+/// that is refused says nothing. Raises IoError.
 void check_no_writer(const File& file);
 
 }  // namespace tensorstream

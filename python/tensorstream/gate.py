@@ -193,7 +193,8 @@ def once_unleased(attempt: Callable[[], None], held: HeldBack) -> None:
     """Calls `attempt`, and again where a backward of another thread reads a weight, which no gate keeps away.
 
     Raises:
-        LeaseError: One still does after ten seconds; nothing changed.
+        LeaseError: One still does after ten seconds: weights are where they were, and graphs of settled ones
+            may be refused.
     """
     until = time.monotonic() + _LONGEST_READ_S
     while True:
@@ -202,7 +203,7 @@ def once_unleased(attempt: Callable[[], None], held: HeldBack) -> None:
         except LeaseError:
             if time.monotonic() > until:
                 raise
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(10 * _LOOK_EVERY_S)
         held.check()
 
 

@@ -314,6 +314,7 @@ class Orchestrator:
             if found is not None:
                 self._hooked[module] = HookedModule(self._leases, found, groups)
 
+    @torch.inference_mode(False)  # parameters made in it could be saved by no graph
     def set_budget(self, limit_bytes: int) -> None:
         """Moves the ceiling, and the groups with it.
 
@@ -365,8 +366,8 @@ class Orchestrator:
         for tensor in leaving:
             member = self._members[tensor]
             member.form = form_of(member.parameter)  # guard: became-another
-            if tensor in on_engine:  # nobody has an alias of it
-                self._make_weight(member).park()
+            if tensor in on_engine:
+                self._make_weight(member).park_settled()
                 del self._resident[tensor]
                 continue
             value = member.parameter.detach()
@@ -452,6 +453,7 @@ class Orchestrator:
         on_device = 0 if self.device.is_host else plan.resident_bytes
         return plan.streamed_bytes + plan.kept_weights_bytes + plan.on_demand_bytes + on_device
 
+    @torch.inference_mode(False)
     def restore(self, model: Any) -> None:
         """Gives every parameter memory of its own, takes the hooks off, ends the engine."""
         frame = sys._getframe()

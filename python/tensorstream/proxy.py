@@ -162,7 +162,7 @@ class ParkedParameter(nn.Parameter):
 
     def as_subclass(self, cls: Any) -> Any:
         """The weight's true value, as one of another class: torch's own asks no `__torch_function__`."""
-        return self.detach().as_subclass(cls)
+        return torch.ops.aten.alias.default(self).as_subclass(cls)
 
     def detach(self) -> torch.Tensor:
         """The true value, without its history.

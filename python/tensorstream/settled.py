@@ -19,6 +19,11 @@ def check_can_leave(member: FoundWeight, on_engine: bool) -> None:
         UnsupportedError: It cannot be streamed, or somebody else holds its memory.
     """
     parameter, form, name = member.parameter, member.form, member.names[0]
+    if hasattr(parameter, "_tensorstream_weight"):  # guard: streamed-by-another
+        raise UnsupportedError(
+            f"'{name}' is streamed by another offloaded model, which has the module, too; call "
+            "tensorstream.restore() on that model before you set the budget of this one"
+        )
     alike = parameter.shape == form.shape and parameter.dtype == form.dtype
     if not alike or not is_dense(parameter):
         raise UnsupportedError(

@@ -131,9 +131,7 @@ class Weight:
 
         Whoever holds the parameter's memory keeps an alias of the weight.
         """
-        # A graph that has saved the parameter itself would find what stands in the place of its bytes.
-        if not self.parameter.is_inference():
-            increment_version(self.parameter)  # guard: saved-before-parking
+        self._count_as_written()
         if not self._device.is_host:  # the memory that it had is no alias of what the device uses
             self.park()
             return
@@ -141,6 +139,16 @@ class Weight:
         self._owned = in_ram
         self.park()
         self._watch(value)
+
+    def park_settled(self) -> None:
+        """Parks a parameter whose memory is the engine's, and goes: nobody has an alias of it."""
+        self._count_as_written()
+        self.park()
+
+    def _count_as_written(self) -> None:
+        """A graph that has saved the parameter itself would find what stands in the place of its bytes."""
+        if not self.parameter.is_inference():
+            increment_version(self.parameter)  # guard: saved-before-parking
 
     def come_home(self) -> None:
         """Makes the bytes in its group's home, if they are pinned there, the weight's true value."""
@@ -183,11 +191,6 @@ class Weight:
             f"the streamed weight '{self.name}' was exchanged (torch.utils.swap_tensors?); call "
             "tensorstream.restore(model) before you do that"
         )
-
-    def free(self, value: torch.Tensor) -> None:
-        """Makes the parameter a plain one on `value`."""
-        self.parameter.__class__ = nn.Parameter
-        self.parameter.data = value
 
     def leave(self) -> None:
         """The parameter is a plain one now: graphs that saved the weight before may still read it."""

@@ -52,6 +52,23 @@ def test_one_that_is_replaced_once_its_header_was_read(
         assert_same(model(row_ids()), make_stack(4)(row_ids()))
 
 
+def test_one_that_gets_a_link_meanwhile_is_the_same(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a backup by hard links makes one."""
+    open_it = sources.open_checkpoint
+
+    def linked(*arguments: Any) -> Any:
+        result = open_it(*arguments)
+        os.link(checkpoint, tmp_path / "backup")
+        return result
+
+    monkeypatch.setattr(sources, "open_checkpoint", linked)
+    model = offload_tightly(make_stack(4), checkpoint=checkpoint)
+    with torch.no_grad():
+        assert_same(model(row_ids()), make_stack(4)(row_ids()))
+
+
 def test_one_that_is_replaced_once_it_was_found_in_memory(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,50 @@ def test_gradients_are_the_plain_ones_where_nothing_was_written(device: str, how
         assert_same(mine, its)
 
 
+def test_a_write_to_a_weight_that_is_streamed_again_shows(device: str) -> None:
+    model, everything = streamed()
+    loss = model(X).square().mean()
+    smallest = ts.stats(model).budget_bytes
+    ts.set_budget(model, ram_budget=everything)
+    ts.set_budget(model, ram_budget=smallest)
+    with torch.no_grad():
+        model.blocks[1].up.weight.mul_(3)
+    with pytest.raises(RuntimeError, match="was written to, or streamed anew"):
+        loss.backward()
+
+
+class Scaled(nn.Module):
+    """Graphs save its weight itself, and not a view of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(256, 256))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+def test_a_graph_that_saved_a_settled_weight_itself_sees_that_it_left(device: str) -> None:
+    model = nn.Sequential(*(Scaled() for _ in range(6)))
+    smallest = smallest_budget(model)
+    ts.offload(model, ram_budget=smallest)
+    ts.set_budget(model, ram_budget="1GiB")
+    loss = model(torch.rand(256, 256)).sum()
+    ts.set_budget(model, ram_budget=smallest)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_budget_moved_in_inference_mode_leaves_weights_that_train(device: str) -> None:
+    model, everything = streamed()
+    with torch.inference_mode():
+        ts.set_budget(model, ram_budget=everything)
+    model(X).square().mean().backward()
+    with torch.inference_mode():
+        ts.restore(model)
+    model(X).square().mean().backward()
+
+
 def test_what_a_state_dict_holds_is_no_write() -> None:
     plain = make_flexible()
     plain(X).square().mean().backward()
@@ -120,10 +164,14 @@ def test_a_module_that_another_engine_streams_is_left_to_it(
     one = make_flexible()
     two = nn.Sequential(one.blocks[0], make_flexible().blocks[1])
     plain_one, plain_two = copy.deepcopy(one), copy.deepcopy(two)
-    smallest = smallest_budget(two)
-    ts.offload(one, ram_budget="1GiB")
+    smallest, smallest_of_one = smallest_budget(two), smallest_budget(one)
+    ts.offload(one, ram_budget=smallest_of_one)
+    ts.set_budget(one, ram_budget="1GiB")
     ts.offload(two, ram_budget=smallest)
     with torch.no_grad():
+        assert_same(two(X), plain_two(X))
+        with pytest.raises(ts.UnsupportedError, match="streamed by another offloaded model"):
+            ts.set_budget(one, ram_budget=smallest_of_one)
         assert_same(two(X), plain_two(X))
         ts.restore(one)
         for _ in range(2):
@@ -133,5 +181,8 @@ def test_a_module_that_another_engine_streams_is_left_to_it(
 
 def test_another_class_of_a_weight_has_its_value(device: str) -> None:
     model, _ = streamed()
-    weight = model.blocks[1].up.weight
-    assert_same(weight.as_subclass(torch.Tensor) + 0, make_flexible().blocks[1].up.weight + 0)
+    weight, plain = model.blocks[1].up.weight, make_flexible().blocks[1].up.weight
+    assert_same(weight.as_subclass(torch.Tensor) + 0, plain + 0)
+    for each in (weight, plain):
+        each.as_subclass(torch.Tensor).square().sum().backward()
+    assert_same(weight.grad, plain.grad)
