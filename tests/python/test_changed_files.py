@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,18 +121,16 @@ def test_one_that_somebody_may_write_to_is_refused(
 
 
 _WITHOUT_THREADS = """
-import os, resource, sys
+import resource, sys
 import torch
 import tensorstream as ts
-from tensorstream import _native
 from model_shapes import make_stack
-resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
-if os.getuid() == 0:  # whom that limit does not bind
-    os.setgid(65534)
-    os.setuid(65534)
+model = make_stack(4)
+ts.plan(model, ram_budget=sys.argv[2])  # whatever is loaded at the first use
+with open("/proc/self/status") as status:
+    used = next(int(line.split()[1]) for line in status if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)  # too little for a thread's stack
 try:
-    _native.measure_disk(sys.argv[1])  # by threads where there is no io_uring
-    model = make_stack(4)
     ts.offload(model, ram_budget=sys.argv[2], checkpoint=sys.argv[1], backend="mmap")
     print("none was wanted")
 except ts.UnsupportedError as error:
@@ -140,20 +138,27 @@ except ts.UnsupportedError as error:
 """
 
 
-def test_a_process_that_gets_no_threads_is_told_of_the_limit() -> None:
-    budget = str(smallest_budget(make_stack(4)) * 2)
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        path = f"{folder}/model.safetensors"
-        save_file(make_stack(4).state_dict(), path)
-        Path(path).chmod(0o644)
-        run = subprocess.run(
-            [sys.executable, "-c", _WITHOUT_THREADS, path, budget],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            cwd=Path(__file__).parent,
-        )
+def _large_stacks() -> None:
+    resource.setrlimit(
+        resource.RLIMIT_STACK, (64 << 20, resource.getrlimit(resource.RLIMIT_STACK)[1])
+    )
+
+
+def test_a_process_that_gets_no_threads_is_told_of_the_limit(checkpoint: Path) -> None:
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            _WITHOUT_THREADS,
+            str(checkpoint),
+            str(smallest_budget(make_stack(4)) * 2),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parent,
+        preexec_fn=_large_stacks,  # of threads, too
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     assert "ulimit -u" in run.stdout
