@@ -39,6 +39,13 @@ FileIdentity identity_of(const struct stat& status) {
           .links = status.st_nlink};
 }
 
+/// Whether all is the same but what a link that comes or goes changes, too.
+bool has_bytes_of(const FileIdentity& now, FileIdentity then) {
+  then.changed_ns = now.changed_ns;
+  then.links = now.links;
+  return now == then;
+}
+
 /// The name of an open file, and the folder that has it. Another working directory, or another name
 /// of a folder above, leave it the same.
 struct FileName {
@@ -71,10 +78,7 @@ struct File::Seen {
 };
 
 bool FileIdentity::is_as(const FileIdentity& then) const noexcept {
-  FileIdentity bytes = *this;
-  bytes.changed_ns = then.changed_ns;
-  bytes.links = then.links;
-  return bytes == then && (changed_ns == then.changed_ns || links != then.links);
+  return has_bytes_of(*this, then) && (changed_ns == then.changed_ns || links != then.links);
 }
 
 std::int64_t read_once(int descriptor, std::uint64_t offset_bytes,
@@ -152,10 +156,7 @@ void File::read_exact(std::uint64_t offset_bytes, std::span<std::byte> out) cons
 // went, and another name, explain it once each; rights and owners do not: they are copied with
 // bytes.
 bool File::is_as_seen(const FileIdentity& now) const {
-  FileIdentity bytes = now;
-  bytes.changed_ns = identity_.changed_ns;
-  bytes.links = identity_.links;
-  if (bytes != identity_) return false;
+  if (!has_bytes_of(now, identity_)) return false;
   const MutexLock lock(seen_->mutex);
   if (now.changed_ns == seen_->changed_ns) return true;
   std::optional<FileName> name = name_of(descriptor());
