@@ -271,32 +271,40 @@ bool Ceiling::forward_ended() {
   if (engine_ == nullptr) return false;
   const Statistics engine = engine_->counters();
   const std::uint64_t refusals = statistics().refusals;
-  const bool refused = std::exchange(refusals_, refusals) != refusals;
+  const bool refused_now = std::exchange(refusals_, refusals) != refusals;
+  const bool refused = std::exchange(room_pending_, false) || refused_now;
   const bool gave_way = std::exchange(gave_way_, engine.gave_way) != engine.gave_way;
   const ReturnPolicy::Step step =
       policy_.forward_ended({.pressed = gave_way || refused,
                              .away = engine.given_way_bytes != 0 || engine.made_room_bytes != 0});
   const std::uint64_t headroom_bytes = take_headroom();
   const bool order_is_new = is_order_new(engine.surprises);
-  if (refused) {
-    make_room_for_refused();
-    if (order_is_new) order_pending_ = true;
-  } else if (gave_way) {
-    engine_->adapt(headroom_bytes);
-  } else if (order_is_new) {
-    if (!engine_->adapt_to_order(headroom_bytes)) order_pending_ = true;
-  }
-  needed_by_torch_bytes_ = 0;
-  if (step == ReturnPolicy::Step::kReturn) {
-    // Those that a plan gave a place come back to less than it spared: what torch keeps is never
-    // just what it was.
-    const std::uint64_t spared = spared_bytes(budget_->limit_bytes());
-    const std::uint64_t taken =
-        engine_->take_back(headroom_bytes + (engine.made_room_bytes != 0 ? spared : spared / 2));
-    if (taken == 0) policy_.nothing_returned();
-    if (taken != 0) engine_->adapt(headroom_bytes);
+  if (refused && order_is_new) order_pending_ = true;
+  try {
+    if (refused) {
+      make_room_for_refused();
+    } else if (gave_way) {
+      engine_->adapt(headroom_bytes);
+    } else if (order_is_new) {
+      if (!engine_->adapt_to_order(headroom_bytes)) order_pending_ = true;
+    }
+    needed_by_torch_bytes_ = 0;
+    if (step == ReturnPolicy::Step::kReturn) return_to_residents(headroom_bytes);
+  } catch (const LeaseError&) {  // a backward of another thread reads a weight: later, then
+    room_pending_ = refused;
   }
   return step == ReturnPolicy::Step::kTrim;
+}
+
+// Those that a plan gave a place come back to less than it spared: what torch keeps is never just
+// what it was.
+void Ceiling::return_to_residents(std::uint64_t headroom_bytes) {
+  const std::uint64_t spared = spared_bytes(budget_->limit_bytes());
+  const bool made_room = engine_->counters().made_room_bytes != 0;
+  const std::uint64_t taken =
+      engine_->take_back(headroom_bytes + (made_room ? spared : spared / 2));
+  if (taken == 0) policy_.nothing_returned();
+  if (taken != 0) engine_->adapt(headroom_bytes);
 }
 
 // The same forward fits next time, if a smaller arena can make it fit.

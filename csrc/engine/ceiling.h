@@ -104,6 +104,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   bool withdraw_refusal_of(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
   std::uint64_t left_for_small(std::uint64_t size_bytes) const TS_REQUIRES(mutex_);
   void make_room_for_refused() TS_REQUIRES(mutex_);
+  void return_to_residents(std::uint64_t headroom_bytes) TS_REQUIRES(mutex_);
   void note_given(std::uint64_t size_bytes);
   void note_released(std::uint64_t size_bytes) noexcept;
   /// What torch held at its most after a request in a forward that is over, beyond what it holds
@@ -124,6 +125,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   ReturnPolicy policy_ TS_GUARDED_BY(mutex_);
   std::uint64_t gave_way_ TS_GUARDED_BY(mutex_) = 0;     // of the engine, when a forward last ended
   std::uint64_t refusals_ TS_GUARDED_BY(mutex_) = 0;     // likewise
+  bool room_pending_ TS_GUARDED_BY(mutex_) = false;      // is to be made for what was refused
   std::uint64_t surprises_ TS_GUARDED_BY(mutex_) = 0;    // of the engine, likewise
   std::uint64_t as_expected_ TS_GUARDED_BY(mutex_) = 0;  // forwards without, in a row
   bool order_pending_ TS_GUARDED_BY(mutex_) = false;     // groups are to be arranged for it

@@ -175,11 +175,11 @@ class Engine {
   std::uint64_t give_way(std::uint64_t wanted_bytes);
   /// Plans anew so that `wanted_bytes` of the budget stay free, with a smaller arena and fewer
   /// residents, for as long as take_back() does not undo it. Between uses. False, and nothing is
-  /// changed, where that cannot be.
+  /// changed, where that cannot be. Raises LeaseError while a group is leased.
   bool make_room(std::uint64_t wanted_bytes);
   /// Undoes make_room(), and gives residents that gave way memory of their own again where more
   /// than `spared_bytes` of the budget stay free beside them; returns what it took. Blocks until
-  /// enqueued work is done.
+  /// enqueued work is done. Raises LeaseError where a group is leased that would move.
   std::uint64_t take_back(std::uint64_t spared_bytes);
 
   /// Arranges groups for what gave way or came back, if passes get noticeably shorter by that: by

@@ -168,5 +168,46 @@ TEST_F(CeilingTest, ARefusedRequestIsMadeRoomForWhateverTheOrder) {
   EXPECT_LE(refused, 1);
 }
 
+/// The backward of another thread reads a weight as a forward ends.
+TEST_F(CeilingTest, RoomIsMadeOnceNothingIsLeased) {
+  take_llama_like();
+  open(900_KiB, Pressure::kAdaptive);
+  for (const GroupId group : llama_like_step()) use(group);
+  EXPECT_EQ(alloc(630_KiB), nullptr);
+  static_cast<void>(ceiling_->take_refusal());
+  ASSERT_TRUE(engine_->acquire(0, *stream_));
+  EXPECT_NO_THROW(static_cast<void>(ceiling_->forward_ended()));
+  EXPECT_EQ(engine_->counters().made_room_bytes, 0U);
+  engine_->release(0, *stream_);
+  for (const GroupId group : llama_like_step()) use(group);
+  static_cast<void>(ceiling_->forward_ended());
+  EXPECT_GT(engine_->counters().made_room_bytes, 0U);
+  void* const data = alloc(630_KiB);
+  EXPECT_NE(data, nullptr);
+  free(data);
+}
+
+TEST_F(CeilingTest, ResidentsComeBackOnceNothingIsLeased) {
+  take_llama_like();
+  open(900_KiB, Pressure::kAdaptive);
+  for (const GroupId group : llama_like_step()) use(group);
+  EXPECT_EQ(alloc(630_KiB), nullptr);
+  static_cast<void>(ceiling_->take_refusal());
+  static_cast<void>(ceiling_->forward_ended());
+  ASSERT_GT(engine_->counters().made_room_bytes, 0U);
+  for (int forward = 0; forward < 40; ++forward) {
+    pass();
+    ASSERT_TRUE(engine_->acquire(0, *stream_));
+    EXPECT_NO_THROW(static_cast<void>(ceiling_->forward_ended()));
+    engine_->release(0, *stream_);
+  }
+  EXPECT_GT(engine_->counters().made_room_bytes, 0U);
+  for (int forward = 0; forward < 40; ++forward) {
+    pass();
+    static_cast<void>(ceiling_->forward_ended());
+  }
+  EXPECT_EQ(engine_->counters().made_room_bytes, 0U);
+}
+
 }  // namespace
 }  // namespace tensorstream
