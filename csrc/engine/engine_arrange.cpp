@@ -1,5 +1,6 @@
 // How an engine's groups find other places between uses: the plans for it, and following them.
 #include <algorithm>
+#include <exception>
 #include <functional>
 #include <unordered_set>
 #include <vector>
@@ -93,6 +94,14 @@ bool Engine::State::arrange_anew(const std::function<Plan()>& make, std::uint64_
 
 void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes,
                            Why why) {
+  std::exception_ptr error;
+  try {
+    loader->arrange(wanted, use_of_residents(wanted, limit_bytes));
+  } catch (const LeaseError&) {  // nothing has changed
+    throw;
+  } catch (...) {  // places moved all the same
+    error = std::current_exception();
+  }
   {
     const MutexLock lock(mutex);
     plan = wanted;
@@ -101,7 +110,7 @@ void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::u
     is_under_pressure = why == Why::kPressure;
     if (why == Why::kBudget) unpressed_resident_bytes = wanted.resident_bytes + wanted.kept_bytes;
   }
-  loader->arrange(wanted, use_of_residents(wanted, limit_bytes));
+  if (error) std::rethrow_exception(error);
 }
 
 bool Engine::State::try_follow(const Plan& wanted, std::uint64_t room_bytes, Why why) {

@@ -275,9 +275,11 @@ std::uint64_t Engine::State::first_room(std::uint64_t limit_bytes) const {
 Plan Engine::State::plan_beside(std::uint64_t ring_bytes_then,
                                 const std::vector<GroupFootprint>& sizes, std::uint64_t limit_bytes,
                                 std::uint64_t room_bytes) const {
+  // In this order: residents may give way meanwhile.
+  const std::uint64_t used = pool.budget().used_bytes();
   const std::uint64_t mine =
       fixed.size_bytes() + ring_bytes() + (loader ? loader->held_bytes() : 0);
-  const std::uint64_t others = pool.budget().used_bytes() - mine;
+  const std::uint64_t others = used - std::min(used, mine);
   const std::uint64_t most =
       bytes_for_groups(limit_bytes, {fixed.size_bytes(), ring_bytes_then, others}, sizes);
   const std::uint64_t smallest = smallest_budget_bytes(sizes);

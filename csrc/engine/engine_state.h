@@ -110,7 +110,8 @@ class Engine::State {
   /// What the budget has for groups besides what others hold.
   std::uint64_t budget_for_groups() const {
     const Budget& budget = pool.budget();
-    const std::uint64_t others = budget.used_bytes() - loader->held_bytes();
+    const std::uint64_t used = budget.used_bytes();  // first: residents may give way meanwhile
+    const std::uint64_t others = used - std::min(used, loader->held_bytes());
     return budget.limit_bytes() - std::min(budget.limit_bytes(), others);
   }
   /// Whether the plan is for less than the budget alone would allow.
