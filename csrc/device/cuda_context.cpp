@@ -55,6 +55,11 @@ void CudaContext::pop() const noexcept {
   log_failure(driver_.cuCtxPopCurrent_v2(&popped), "cuCtxPopCurrent_v2");
 }
 
+void CudaContext::exchange_mode(int& mode) const noexcept {
+  log_failure(driver_.cuThreadExchangeStreamCaptureMode(&mode),
+              "cuThreadExchangeStreamCaptureMode");
+}
+
 CudaContext::Current::Current(const CudaContext& context, std::source_location where)
     : context_(context) {
   context.check(context.driver_.cuCtxPushCurrent_v2(context.handle_), "cuCtxPushCurrent_v2", 0,
@@ -62,5 +67,15 @@ CudaContext::Current::Current(const CudaContext& context, std::source_location w
 }
 
 CudaContext::Current::~Current() { context_.pop(); }
+
+CudaContext::BesideCaptures::BesideCaptures(const CudaContext& context, std::source_location where)
+    : context_(context), current_(context, where) {
+  // guard: beside-captures
+  context_.check(context_.driver_.cuThreadExchangeStreamCaptureMode(&mode_),
+                 "cuThreadExchangeStreamCaptureMode", 0, where);
+  // end guard
+}
+
+CudaContext::BesideCaptures::~BesideCaptures() { context_.exchange_mode(mode_); }
 
 }  // namespace tensorstream

@@ -51,15 +51,38 @@ class CudaContext {
     const CudaContext& context_;
   };
 
-  /// Calls `release()`, the driver's function `call`, in the context; logs where either fails.
+  /// As Current, for calls that wait, or take or give memory: a capture of any thread's in CUDA's
+  /// global mode, torch's usual one, forbids them to the process and would be lost by them, though
+  /// they have no part in it.
+  class BesideCaptures {
+   public:
+    /// Raises CudaError.
+    explicit BesideCaptures(const CudaContext& context,
+                            std::source_location where = std::source_location::current());
+    ~BesideCaptures();
+    BesideCaptures(const BesideCaptures&) = delete;
+    BesideCaptures& operator=(const BesideCaptures&) = delete;
+
+   private:
+    const CudaContext& context_;
+    const Current current_;
+    int mode_ = kCudaCaptureModeRelaxed;  // the thread's, which it is to have again
+  };
+
+  /// Calls `release()`, the driver's function `call`, in the context and beside captures; logs
+  /// where either fails.
   template <typename Release>
   void release_in(const char* call, const Release& release) const noexcept {
     if (!try_push()) return;
+    int mode = kCudaCaptureModeRelaxed;
+    exchange_mode(mode);
     log_failure(release(), call);
+    exchange_mode(mode);
     pop();
   }
 
  private:
+  void exchange_mode(int& mode) const noexcept;
   bool try_push() const noexcept;
   void pop() const noexcept;
 

@@ -173,7 +173,7 @@ std::unique_ptr<CudaModule> CudaDevice::load(const KernelSource& source) const {
 }
 
 std::shared_ptr<CudaFiles> CudaDevice::open_files(const std::shared_ptr<Device>& owner) const {
-  const CudaContext::Current current(context_);
+  const CudaContext::BesideCaptures current(context_);
   const CufileOutcome outcome = open_cufile(options_.cufile);
   if (const auto* const absence = std::get_if<CufileAbsence>(&outcome)) {
     throw UnsupportedError(context_.description() +

@@ -16,7 +16,7 @@ CudaEvent::~CudaEvent() {
 }
 
 bool CudaEvent::complete() const {
-  const CudaContext::Current current(context_);
+  const CudaContext::BesideCaptures current(context_);
   const CudaResult result = context_.driver().cuEventQuery(handle_);
   if (result == CudaResult::kNotReady) return false;
   context_.check(result, "cuEventQuery");
@@ -24,7 +24,7 @@ bool CudaEvent::complete() const {
 }
 
 void CudaEvent::synchronize() const {
-  const CudaContext::Current current(context_);
+  const CudaContext::BesideCaptures current(context_);
   context_.check(context_.driver().cuEventSynchronize(handle_), "cuEventSynchronize");
 }
 

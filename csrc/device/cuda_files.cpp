@@ -21,7 +21,7 @@ CudaFiles::CudaFiles(std::shared_ptr<const void> owner, const CudaContext& conte
     : owner_(std::move(owner)), context_(context), cufile_(cufile), process_(process_id()) {}
 
 CudaFiles::Registration CudaFiles::add(const File& file) {
-  const CudaContext::Current current(context_);
+  const CudaContext::BesideCaptures current(context_);
   CufileDescriptor descriptor;
   descriptor.type = kCufileOpaqueDescriptor;
   descriptor.descriptor = file.descriptor();
@@ -54,7 +54,7 @@ CufileHandle CudaFiles::handle_of(int descriptor) {
 std::int64_t CudaFiles::read_once(int descriptor, std::uint64_t offset_bytes,
                                   std::span<std::byte> target) noexcept {
   try {
-    const CudaContext::Current current(context_);
+    const CudaContext::BesideCaptures current(context_);
     errno = 0;
     const ssize_t count = cufile_.cuFileRead(handle_of(descriptor), target.data(), target.size(),
                                              static_cast<off_t>(offset_bytes), 0);

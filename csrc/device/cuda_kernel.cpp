@@ -4,7 +4,7 @@ namespace tensorstream {
 
 CudaModule::CudaModule(const CudaContext& context, std::span<const std::byte> cubin)
     : context_(context) {
-  const CudaContext::Current current(context_);
+  const CudaContext::BesideCaptures current(context_);
   context_.check(context_.driver().cuModuleLoadData(&handle_, cubin.data()), "cuModuleLoadData");
 }
 

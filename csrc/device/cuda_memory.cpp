@@ -63,7 +63,7 @@ std::byte* CudaMemory::data() const noexcept {
 }
 
 CudaAddress CudaMemory::take(std::uint64_t taken_bytes) const {
-  const CudaContext::Current current(context_);
+  const CudaContext::BesideCaptures current(context_);
   CudaAddress address = 0;
   const CudaResult result = context_.driver().cuMemAlloc_v2(&address, taken_bytes);
   if (result == CudaResult::kOutOfMemory) throw no_memory(context_, size_bytes_);
@@ -89,7 +89,7 @@ std::unique_ptr<CudaHostRegistration> CudaHostRegistration::try_create_source(
 std::unique_ptr<CudaHostRegistration> CudaHostRegistration::try_create_with(
     const CudaContext& context, std::span<std::byte> bytes, unsigned int more_flags) {
   std::unique_ptr<CudaHostRegistration> made(new CudaHostRegistration(context, nullptr));
-  const CudaContext::Current current(context);
+  const CudaContext::BesideCaptures current(context);
   const CudaDriver& driver = context.driver();
   const CudaResult result = driver.cuMemHostRegister_v2(
       bytes.data(), bytes.size(),

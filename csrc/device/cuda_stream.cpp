@@ -112,7 +112,7 @@ void CudaStream::run(std::function<void()> callback) {
 }
 
 void CudaStream::synchronize() {
-  const CudaContext::Current current(context_);
+  const CudaContext::BesideCaptures current(context_);
   context_.check(context_.driver().cuStreamSynchronize(handle_), "cuStreamSynchronize");
 }
 

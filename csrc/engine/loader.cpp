@@ -19,13 +19,12 @@ constexpr std::uint32_t kLoadsInFlight = 2;
 constexpr std::uint64_t kReadAheadBytes = 64_MiB;
 
 // A GPU that lost its context runs nothing any more, callbacks neither: nothing is left to wait
-// for.
+// for. What else a driver refuses has no one to go to either.
 template <typename Wait>
-void wait_unless_lost(const Wait& wait) {
+void wait_or_log(const Wait& wait) noexcept {
   try {
     wait();
-  } catch (const CudaError& error) {
-    if (!loses_context(static_cast<CudaResult>(error.result()))) throw;
+  } catch (const Error& error) {
     log(LogLevel::kError, std::string("ending an engine: ") + error.what());
   }
 }
@@ -66,12 +65,12 @@ Loader::~Loader() {
   if (staging_ != nullptr) staging_->drain();  // it may know copies of the stream that goes
   // Callbacks of loads under way use this object, copies write into the places, and work that was
   // enqueued before a release still reads from them.
-  wait_unless_lost([&] { drain_loads(); });
-  wait_unless_lost([&] {
+  wait_or_log([&] { drain_loads(); });
+  wait_or_log([&] {
     if (done_stream_ != nullptr) done_stream_->synchronize();
   });
   for (const auto& slot : slots_) {
-    wait_unless_lost([&] {
+    wait_or_log([&] {
       record_use(*slot);
       slot->last_use->synchronize();  // guard: wait-before-freeing
     });

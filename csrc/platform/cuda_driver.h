@@ -81,6 +81,7 @@ using CudaHostFunction = void (*)(void* data);  // CUhostFn
 inline constexpr unsigned int kCudaStreamNonBlocking = 0x1;
 inline constexpr unsigned int kCudaEventDisableTiming = 0x2;
 inline constexpr int kCudaCaptureNone = 0;
+inline constexpr int kCudaCaptureModeRelaxed = 2;
 inline constexpr unsigned int kCudaHostRegisterPortable = 0x1;
 inline constexpr unsigned int kCudaHostRegisterDeviceMap = 0x2;
 inline constexpr unsigned int kCudaHostRegisterReadOnly = 0x8;
@@ -129,6 +130,7 @@ inline constexpr std::uintptr_t kCudaPerThreadStream = 0x2;
   entry(cuStreamDestroy_v2, (CudaStreamHandle stream))                                            \
   entry(cuStreamGetId, (CudaStreamHandle stream, unsigned long long* id))                         \
   entry(cuStreamIsCapturing, (CudaStreamHandle stream, int* status))                              \
+  entry(cuThreadExchangeStreamCaptureMode, (int* mode))                                           \
   entry(cuStreamSynchronize, (CudaStreamHandle stream))                                           \
   entry(cuStreamWaitEvent, (CudaStreamHandle stream, CudaEventHandle event, unsigned int flags))  \
   entry(cuLaunchHostFunc, (CudaStreamHandle stream, CudaHostFunction function, void* data))       \

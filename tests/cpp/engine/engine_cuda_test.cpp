@@ -305,7 +305,6 @@ AtHome open_at_home(const TestModel& model) {
   return made;
 }
 
-/// However far the caller runs ahead of the GPU: a full queue blocks whoever enqueues.
 TEST_F(EngineFakeCuda, AStreamThatIsCapturedUsesWhatHasAPlaceForGoodAlone) {
   const TestModel model = equal_model(4, 9000);
   const ModelSpec spec = model.in_memory();
@@ -328,6 +327,32 @@ TEST_F(EngineFakeCuda, AStreamThatIsCapturedUsesWhatHasAPlaceForGoodAlone) {
   EXPECT_EQ(read.wrong(), 0);
 }
 
+/// Another model's, which torch captures so that calls that wait are forbidden to all threads.
+TEST_F(EngineFakeCuda, OpensStreamsAndEndsBesideTheCaptureOfAnotherStream) {
+  fake_.set("captured_globally", 1);
+  const TestModel model = equal_model(4, 9000);
+  const auto [device, stream, engine] = open_at_home(model);
+  ReadBack read(*engine, model, *stream);
+  for (int i = 0; i < 3; ++i) read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+  engine->set_budget(everything_of(model.in_memory()));
+  read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+}
+
+TEST_F(EngineFakeCuda, EndsWhereTheDriverRefusesToWait) {
+  const TestModel model = equal_model(4, 9000);
+  for (const char* call : {"cuStreamSynchronize", "cuEventSynchronize"}) {
+    auto [device, stream, engine] = open_at_home(model);
+    ReadBack read(*engine, model, *stream);
+    read.pass();
+    stream->synchronize();
+    fake_.fail(call, 1, CudaResult::kStreamCaptureUnsupported);
+    engine.reset();
+  }
+}
+
+/// However far the caller runs ahead of the GPU: a full queue blocks whoever enqueues.
 TEST_F(EngineFakeCuda, TheDriverHoldsFewLoadsAtOnce) {
   const TestModel model = equal_model(8, 9000);
   const auto [device, stream, engine] = open_at_home(model);

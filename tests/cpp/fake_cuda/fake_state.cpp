@@ -38,7 +38,9 @@ std::map<std::string, long long> default_settings() {
           {"pageable_copies_wait", 1},
           {"hold_calls", 0},
           {"hold_copies", 0},
+          {"hold_launches", 0},
           {"capturing", 0},
+          {"captured_globally", 0},
           {"cufile_nvidia_fs_version", 0},
           {"cufile_control_flags", kCufileCompatibilityMode},
           {"cufile_feature_flags", 0},
@@ -69,14 +71,27 @@ bool& in_host_function() {
 
 namespace {
 
+constexpr int kGlobalMode = 0;
+
+/// What may wait for a stream that is captured.
+bool is_unsafe_in_captures(const std::string& function) {
+  static const std::set<std::string> kUnsafe = {
+      "cuStreamSynchronize", "cuEventSynchronize", "cuEventQuery",
+      "cuMemAlloc_v2",       "cuMemFree_v2",       "cuMemHostRegister_v2",
+      "cuMemHostUnregister", "cuModuleLoadData",   "cuModuleUnload"};
+  return kUnsafe.contains(function);
+}
+
 // As a driver's lock that another thread's call holds until its stream gets on.
 void wait_while_held(State& all, const std::string& function) {
   const bool copies = function == "cuMemcpyHtoDAsync_v2";
+  const bool launches = function == "cuLaunchKernel";
   for (bool counted = false;; counted = true) {
     {
       const std::lock_guard lock(all.mutex);
-      const bool held =
-          all.setting("hold_calls") != 0 || (copies && all.setting("hold_copies") != 0);
+      const bool held = all.setting("hold_calls") != 0 ||
+                        (copies && all.setting("hold_copies") != 0) ||
+                        (launches && all.setting("hold_launches") != 0);
       if (!held) {
         if (counted) --all.held_calls;
         return;
@@ -88,6 +103,11 @@ void wait_while_held(State& all, const std::string& function) {
 }
 
 }  // namespace
+
+int& capture_mode() {
+  thread_local int mode = kGlobalMode;
+  return mode;
+}
 
 CudaResult enter(const char* function, Needs needs) {
   State& all = state();
@@ -106,6 +126,10 @@ CudaResult enter(const char* function, Needs needs) {
   if (!all.initialised) return CudaResult::kNotInitialized;
   if (all.setting("lost") != 0) return static_cast<CudaResult>(all.setting("lost"));
   if (needs == Needs::kContext && context_stack().empty()) return CudaResult::kInvalidContext;
+  const bool captured = all.setting("captured_globally") != 0;
+  if (captured && capture_mode() != kCudaCaptureModeRelaxed && is_unsafe_in_captures(function)) {
+    return CudaResult::kStreamCaptureUnsupported;
+  }
   return CudaResult::kSuccess;
 }
 

@@ -95,8 +95,10 @@ struct State {
 /// from now on; "pageable_copies_wait" has copies of memory that is not registered block until they
 /// are done, and "serial_host_functions" has one host function run at a time, both of which the
 /// real driver may do; "hold_calls" has every call wait while work goes on, as it does where
-/// another thread's call waits for that work, and "hold_copies" those alone that copy to the
-/// device. Of cuFile: "cufile_longest_read" is the most bytes that a read gives at once.
+/// another thread's call waits for that work, and "hold_copies" and "hold_launches" those alone
+/// that copy to the device, or launch a kernel; "captured_globally" has calls fail that another
+/// stream's capture forbids all threads. Of cuFile: "cufile_longest_read" is the most bytes that a
+/// read gives at once.
 std::map<std::string, long long> default_settings();
 
 State& state();
@@ -109,6 +111,8 @@ CudaResult enter(const char* function, Needs needs);
 
 /// The calling thread's contexts, the current one last.
 std::vector<CudaContextHandle>& context_stack();
+/// The calling thread's, of which the driver has one for each.
+int& capture_mode();
 /// True on a thread that runs a host function, which may not call the driver.
 bool& in_host_function();
 

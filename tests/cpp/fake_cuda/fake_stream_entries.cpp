@@ -1,6 +1,7 @@
 // The fake driver's functions of streams and events.
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "fake_cuda/fake_state.h"
 
@@ -67,6 +68,13 @@ TS_FAKE_EXPORT CudaResult cuStreamIsCapturing(CudaStreamHandle stream, int* stat
   const long long capturing = state().setting("capturing");
   if (capturing == 2) return CudaResult::kStreamCaptureImplicit;
   *status = capturing == 1 ? 1 : kCudaCaptureNone;
+  return CudaResult::kSuccess;
+}
+
+TS_FAKE_EXPORT CudaResult cuThreadExchangeStreamCaptureMode(int* mode) {
+  const CudaResult early = enter("cuThreadExchangeStreamCaptureMode", Needs::kDriver);
+  if (early != CudaResult::kSuccess) return early;
+  std::swap(*mode, capture_mode());
   return CudaResult::kSuccess;
 }
 
