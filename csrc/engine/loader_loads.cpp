@@ -12,13 +12,17 @@ namespace tensorstream {
 // the place: what crosses the link need not wait for it. What is read through staging is read by
 // this thread, which must not hold the lock then: others would wait for a disk, and callbacks of
 // the stream need it. Nor while it makes a driver's many calls, which may fill the driver's queue.
+// What turns out to be at hand is decoded as decode_at_hand() does it: no count tells of it, so
+// frames that give way meanwhile would go from under it.
 void Loader::load_apart(GroupId group) {
   Slot& slot = slot_of(group);
   try {
     Issue ready = issue(slot);
     const bool on_gpu = staging_ != nullptr;
     if (on_gpu && ready.load->has_reads()) ready.next = next_disk_reads(group);
-    if (on_gpu || !ready.load->coded().empty()) {
+    bool apart = on_gpu || !ready.load->coded().empty();
+    if (ready.load->only_decodes()) apart = false;  // guard: decode-with-the-lock
+    if (apart) {
       enqueuing_.assign(ready.overwritten.begin(), ready.overwritten.end());
       enqueuing_.push_back(&slot);
       enqueue_unlocked(stream_for(*ready.load), slot, ready);

@@ -121,6 +121,39 @@ TEST_F(EngineKeptFakeCuda, TheDecodingWaitsForTheThreadThatFillsItsPlace) {
   engine->release(5, *other);
 }
 
+/// A first load that failed once its frames were there leaves them to the next, which the thread
+/// takes up as one over the link, and which then only decodes.
+TEST_F(EngineKeptFakeCuda, FramesStayWhileTheThreadDecodesFromThem) {
+  const TestModel model = small_bf16_model(20);
+  const ModelSpec spec = model.in_memory();
+  const EngineOptions options = kept_options(Prefetch::kNone);
+  const auto device = create_cuda_device(on_fake(Checking::kOff));
+  const auto stream = device->create_stream();
+  const auto engine = open_engine(*device, spec, budget_of(spec, 72, options), options);
+  for (GroupId group = 0; group < 20; ++group) engine->bring_home(group);
+  ASSERT_EQ(placed(*engine, Placement::kResidentCoded).size(), 20U);
+  ReadBack read(*engine, model, *stream);
+  fake_.fail("cuEventRecord", 3, CudaResult::kOutOfMemory);
+  EXPECT_THROW(static_cast<void>(read.use(7)), CudaError);
+  const std::uint64_t crossed = engine->statistics().streamed_bytes;
+  fake_.set("hold_launches", 1);
+  std::jthread user([&] { EXPECT_TRUE(read.use(7)); });
+  EXPECT_TRUE(eventually([&] { return fake_.get("held_calls") == 1; }));
+  std::atomic<bool> freed = false;
+  std::jthread torch([&] {
+    EXPECT_GT(engine->give_way(std::uint64_t{1} << 40U), 0U);
+    freed = true;
+  });
+  EXPECT_TRUE(stays_false([&] { return freed.load(); }));
+  fake_.set("hold_launches", 0);
+  user.join();
+  torch.join();
+  EXPECT_EQ(engine->statistics().streamed_bytes, crossed) << "it only decoded";
+  EXPECT_EQ(read.wrong(), 0);
+  read.pass();
+  EXPECT_EQ(read.wrong(), 0);
+}
+
 TEST_F(EngineKeptFakeCuda, AllBatchesOfWhatIsKeptAreDecodedByOneLaunch) {
   const TestModel model = equal_bf16_model(8);  // in two batches each
   const ModelSpec spec = model.in_memory();
