@@ -5,9 +5,11 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "base/log.h"
 #include "base/mutex.h"
@@ -15,6 +17,10 @@
 
 namespace tensorstream {
 namespace {
+
+// How long a thread waits before it looks whether it is to go on.
+constexpr std::chrono::seconds kLook{1};
+constexpr std::chrono::milliseconds kRetryAfter{10};
 
 std::string refusal_text(int error_number) {
   const std::string error = std::generic_category().message(error_number);
@@ -41,6 +47,8 @@ struct IoRing::State {
   // Guards the side of the ring that reads are put in; the other belongs to who waits.
   Mutex mutex;
   int broken TS_GUARDED_BY(mutex) = 0;  // the errno of a submission that failed
+  // That wait() is to end, for one that no entry of the ring reaches any more.
+  std::atomic<bool> awake{false};
   // What was written before a read was put in happened before its result came out: by the kernel's
   // doing, of which neither the language nor the thread sanitizer knows.
   std::atomic<std::uint64_t> handed_over{0};
@@ -48,6 +56,8 @@ struct IoRing::State {
   /// Puts one entry in the ring, which has room for it.
   io_uring_sqe& next() TS_REQUIRES(mutex) { return *io_uring_get_sqe(&ring); }
   void submit_all() TS_REQUIRES(mutex);
+  /// An errno; ETIME after kLook, where the kernel can be asked for that without an entry.
+  int wait_a_while(io_uring_cqe*& entry) noexcept;
 };
 
 std::optional<std::string> IoRing::refusal() {
@@ -89,6 +99,12 @@ void IoRing::State::submit_all() {
   }
 }
 
+int IoRing::State::wait_a_while(io_uring_cqe*& entry) noexcept {
+  if ((ring.features & IORING_FEAT_EXT_ARG) == 0) return -io_uring_wait_cqe(&ring, &entry);
+  __kernel_timespec look{.tv_sec = kLook.count(), .tv_nsec = 0};
+  return -io_uring_wait_cqe_timeout(&ring, &entry, &look);
+}
+
 RingSubmission IoRing::submit(std::span<const RingRead> reads) noexcept {
   const MutexLock lock(state_->mutex);
   if (state_->broken != 0) return {0, state_->broken};
@@ -109,6 +125,8 @@ RingSubmission IoRing::submit(std::span<const RingRead> reads) noexcept {
 
 void IoRing::wake() noexcept {
   const MutexLock lock(state_->mutex);
+  state_->awake = true;
+  if (state_->broken != 0) return;
   io_uring_sqe& entry = state_->next();
   io_uring_prep_nop(&entry);
   io_uring_sqe_set_data(&entry, nullptr);
@@ -118,12 +136,16 @@ void IoRing::wake() noexcept {
 RingResult IoRing::wait() noexcept {
   io_uring_cqe* entry = nullptr;
   for (bool told = false; true;) {
-    const int error = -io_uring_wait_cqe(&state_->ring, &entry);
+    const int error = state_->wait_a_while(entry);
     if (error == 0) break;
-    if (error == EINTR || error == EAGAIN || told) continue;
+    if (state_->awake) return {};  // guard: woken-without-the-ring
+    if (error == EINTR || error == EAGAIN || error == ETIME) continue;
     // The kernel may write to the targets still: nothing can be given up here.
-    log(LogLevel::kError, "waiting for io_uring failed: " + std::generic_category().message(error));
-    told = true;
+    if (!std::exchange(told, true)) {
+      log(LogLevel::kError,
+          "waiting for io_uring failed: " + std::generic_category().message(error));
+    }
+    std::this_thread::sleep_for(kRetryAfter);
   }
   static_cast<void>(state_->handed_over.load(std::memory_order_acquire));
   const RingResult result{io_uring_cqe_get_data(entry), entry->res};

@@ -4,7 +4,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -13,6 +15,7 @@
 #include <ostream>
 #include <random>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -355,6 +358,38 @@ TEST_P(DiskQueueTest, AReadKeepsItsQueueAndFile) {
   PendingRead read = queue_with({})->begin(file_of(bytes), 0, out);
   read.wait();
   EXPECT_EQ(out, bytes);
+}
+
+/// The descriptors of this process's rings.
+std::vector<int> ring_descriptors() {
+  std::vector<int> result;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    const std::string target = std::filesystem::read_symlink(entry.path(), gone).string();
+    if (!gone && target.find("io_uring") != std::string::npos) {
+      result.push_back(std::stoi(entry.path().filename().string()));
+    }
+  }
+  return result;
+}
+
+/// As a daemon does with all descriptors that it did not open.
+TEST(DiskQueue, ARingThatSomebodyClosedFailsReadsAndEnds) {
+  if (const auto refusal = IoRing::refusal()) GTEST_SKIP() << *refusal;
+  const TemporaryFolder folder;
+  const auto file = std::make_shared<const DiskFile>(
+      DiskFile::open_buffered(folder.write("source.bin", patterned_bytes(1_MiB))));
+  const std::vector<int> others = ring_descriptors();
+  auto queue = DiskQueue::create(create_ring_transfers(4), kRequest);
+  std::vector<std::byte> out(1_MiB);
+  queue->begin(file, 0, out).wait();
+  for (const int descriptor : ring_descriptors()) {
+    if (std::ranges::find(others, descriptor) == others.end()) ::close(descriptor);
+  }
+  PendingRead read = queue->begin(file, 0, out);
+  EXPECT_THROW(read.wait(), IoError);
+  read = PendingRead();
+  queue.reset();
 }
 
 TEST(DiskQueue, WhatCannotBeHadIsAConfigError) {
