@@ -16,9 +16,6 @@
 namespace tensorstream {
 namespace {
 
-/// No disk has larger blocks.
-constexpr std::uint64_t kLargestBlockBytes = 4096;
-
 struct Alignment {
   std::uint64_t block_bytes = kLargestBlockBytes;
   std::uint64_t memory_bytes = kLargestBlockBytes;
@@ -34,8 +31,9 @@ Alignment alignment_of(const File& file) {
                     status.stx_dio_mem_align != 0;
   if (told) {
     // A file of blocks of one byte would pass for a buffered one.
-    alignment.block_bytes = std::max<std::uint64_t>(status.stx_dio_offset_align, 512);
-    alignment.memory_bytes = status.stx_dio_mem_align;
+    alignment.block_bytes =
+        std::max<std::uint64_t>(needed_alignment(status.stx_dio_offset_align), 512);
+    alignment.memory_bytes = needed_alignment(status.stx_dio_mem_align);
   }
 #else
   static_cast<void>(file);

@@ -1,6 +1,8 @@
 // DiskFile: a file that is read past the page cache.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -8,6 +10,16 @@
 #include "platform/file.h"
 
 namespace tensorstream {
+
+/// No disk has larger blocks: a read of one is tried where a file is opened.
+inline constexpr std::uint64_t kLargestBlockBytes = 4096;
+
+/// What has to be kept to of the alignment that a file system names. One that names more than
+/// kLargestBlockBytes, as ZFS does its records, was seen to take those.
+constexpr std::uint64_t needed_alignment(std::uint64_t named_bytes) noexcept {
+  return std::has_single_bit(named_bytes) ? std::min(named_bytes, kLargestBlockBytes)
+                                          : kLargestBlockBytes;
+}
 
 /// A file for reads of whole blocks, from the disk into memory without a copy. Move-only.
 /// Thread-safe.

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "base/units.h"
+#include "platform/disk_file.h"
 #include "platform/mapping.h"
 
 namespace tensorstream {
@@ -81,6 +82,14 @@ TEST_F(ReadCut, SmallReadsAreOneTransferWithTheirEdges) {
   ASSERT_EQ(pieces.size(), 1U);
   EXPECT_EQ(pieces[0].offset_bytes, 512U);
   EXPECT_EQ(pieces[0].skip_bytes, 488U);
+}
+
+TEST(NeededAlignment, IsNoMoreThanWhatWasSeenToBeTaken) {
+  for (const std::uint64_t named : {1, 4, 512, 4096}) EXPECT_EQ(needed_alignment(named), named);
+  for (const std::uint64_t named : {8_KiB, 128_KiB, 16_MiB}) {  // records of ZFS
+    EXPECT_EQ(needed_alignment(named), 4096U);
+  }
+  EXPECT_EQ(needed_alignment(1536), 4096U);
 }
 
 }  // namespace
