@@ -2,10 +2,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 
+#include <algorithm>
 #include <memory>
+#include <system_error>
+#include <thread>
 #include <vector>
 
+#include "base/units.h"
 #include "device/host_device.h"
 #include "engine/test_model.h"
 
@@ -28,6 +33,37 @@ TEST(HostHome, BytesBetweenTensorsAreNoNumbers) {
   EXPECT_THAT(home->bytes().first(100), Each(Eq(std::byte{7})));
   EXPECT_THAT(home->bytes().subspan(100, 412), Each(Eq(std::byte{0xFF})));
   EXPECT_THAT(home->bytes().subspan(512, 50), Each(Eq(std::byte{7})));
+}
+
+/// While it lasts the system has no thread for this process: none finds room for its stack.
+class NoThreads {
+ public:
+  NoThreads() {
+    pthread_getattr_default_np(&before_);
+    pthread_attr_t attributes = before_;
+    pthread_attr_setstacksize(&attributes, std::size_t{1} << 46U);
+    pthread_setattr_default_np(&attributes);
+  }
+  ~NoThreads() { pthread_setattr_default_np(&before_); }
+  NoThreads(const NoThreads&) = delete;
+  NoThreads& operator=(const NoThreads&) = delete;
+
+ private:
+  pthread_attr_t before_{};
+};
+
+TEST(HostHome, IsMadeByTheCallerWhereThereAreNoThreads) {
+  const std::uint64_t size = 64_MiB;
+  const auto bytes = std::make_shared<const Bytes>(size, std::byte{7});
+  const std::vector<TensorSpec> tensors = {{"large", Dtype::kU8, size, {{0, 0, size}}}};
+  const SourceTable sources({memory_reader("large", bytes)}, tensors);
+  const Group group{"group", {0}};
+  const GroupLayout layout = lay_out(group, tensors, ComputePlace::kAccelerator);
+  const auto device = create_host_device();
+  const NoThreads none;
+  ASSERT_THROW(std::jthread([] {}), std::system_error);
+  const auto home = make_home(*device, group, layout, sources, {});
+  EXPECT_TRUE(std::ranges::equal(home->bytes().first(size), *bytes));
 }
 
 }  // namespace
