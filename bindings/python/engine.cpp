@@ -49,8 +49,13 @@ ByteArray byte_array(std::byte* data, std::uint64_t size_bytes, const nb::object
 /// The device memory of each tensor of a group, as arrays that keep the engine alive.
 std::vector<ByteArray> places(const nb::object& self, GroupId group,
                               const std::pair<ArrayDevice, int>& on) {
+  BoundEngine& bound = nb::cast<BoundEngine&>(self);
+  const std::vector<TensorPlace> found = [&] {
+    const nb::gil_scoped_release unlocked;
+    return bound.engine().places(group);
+  }();
   std::vector<ByteArray> result;
-  for (const TensorPlace& place : nb::cast<BoundEngine&>(self).engine().places(group)) {
+  for (const TensorPlace& place : found) {
     result.push_back(byte_array(place.data, place.size_bytes, self, on));
   }
   return result;
@@ -59,7 +64,11 @@ std::vector<ByteArray> places(const nb::object& self, GroupId group,
 /// The home of a tensor, as an array that keeps the engine alive; nothing where it has none.
 std::optional<ByteArray> home(const nb::object& self, TensorId tensor, std::uint64_t size_bytes,
                               const std::pair<ArrayDevice, int>& on) {
-  std::byte* const data = nb::cast<BoundEngine&>(self).engine().home_address(tensor);
+  BoundEngine& bound = nb::cast<BoundEngine&>(self);
+  std::byte* const data = [&] {
+    const nb::gil_scoped_release unlocked;
+    return bound.engine().home_address(tensor);
+  }();
   if (data == nullptr) return std::nullopt;
   return byte_array(data, size_bytes, self, on);
 }
@@ -309,11 +318,11 @@ void init_leasing(nb::class_<BoundEngine>& engine) {
       .def(
           "place_number",
           [](BoundEngine& self, GroupId group) { return self.engine().place_number(group); },
-          "group"_a, "Another one each time that the group's place moves.")
+          "group"_a, Release(), "Another one each time that the group's place moves.")
       .def(
           "has_own_place",
           [](BoundEngine& self, GroupId group) { return self.engine().has_own_place(group); },
-          "group"_a, "Whether no other group shares the group's place.")
+          "group"_a, Release(), "Whether no other group shares the group's place.")
       .def_prop_ro("place_moves", [](BoundEngine& self) { return self.engine().place_moves(); })
       .def(
           "release_all",
