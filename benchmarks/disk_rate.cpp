@@ -219,7 +219,7 @@ class DiskRate {
   std::vector<Way> all_ways() const {
     std::vector<Way> ways;
     const bool rings = !IoRing::refusal();
-    for (const std::uint64_t request : {1_MiB, 2_MiB, 4_MiB}) {
+    for (const std::uint64_t request : {512_KiB, 1_MiB, 2_MiB, 4_MiB}) {
       for (const std::size_t depth : {std::size_t{4}, std::size_t{8}, std::size_t{16}}) {
         for (const std::string fio : {rings ? "io_uring" : "psync",
                                       rings ? "io_uring --fixedbufs" : "psync --group_reporting"}) {

@@ -7,7 +7,6 @@
 
 #include "base/clock.h"
 #include "base/units.h"
-#include "io/disk_queue.h"
 #include "io/file_opener.h"
 #include "platform/mapping.h"
 #include "tensorstream/error.h"
@@ -18,8 +17,8 @@ namespace {
 constexpr std::uint64_t kMostBytes = 1_GiB;
 constexpr std::uint64_t kLeastBytes = 32_MiB;
 constexpr double kMostSeconds = 0.5;
-constexpr std::uint64_t kReadBytes = DiskQueue::kRequestBytes;
-constexpr std::size_t kReads = DiskQueue::kDepth;
+constexpr std::uint64_t kReadBytes = 4_MiB;
+constexpr std::size_t kReads = 8;
 
 /// Reads of a file that follow each other, kReads of them under way.
 class ReadsInTurn {

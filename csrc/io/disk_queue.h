@@ -29,8 +29,8 @@ namespace tensorstream {
 class DiskQueue : public std::enable_shared_from_this<DiskQueue> {
  public:
   /// What a disk of this kind is read in: docs/adr/0014-a-queue-of-direct-reads.md.
-  static constexpr std::uint64_t kRequestBytes = 4_MiB;
-  static constexpr std::size_t kDepth = 8;
+  static constexpr std::uint64_t kRequestBytes = 512_KiB;
+  static constexpr std::size_t kDepth = 16;
   static constexpr std::size_t kMostDepth = 64;
 
   /// Cuts reads into transfers of at most `request_bytes`. Takes as much memory for each that may

@@ -24,8 +24,9 @@ std::string at_a_time(const DiskQueue& queue) {
          " at a time";
 }
 
-/// Reads from the page cache are copies: as many at a time as a GPU's link wants, and no fewer than
-/// a disk does; docs/adr/0006-weights-at-home.md.
+/// Reads from the page cache are copies: as many at a time as a GPU's link wants;
+/// docs/adr/0006-weights-at-home.md.
+constexpr std::size_t kLeastPageReads = 8;
 constexpr std::size_t kMostPageReads = 12;
 constexpr std::uint64_t kPageReadBytes = 2_MiB;
 
@@ -33,7 +34,7 @@ constexpr std::uint64_t kPageReadBytes = 2_MiB;
 constexpr std::size_t kMostHelpers = 5;
 
 std::size_t page_reads() {
-  return std::clamp<std::size_t>(usable_processors(), DiskQueue::kDepth, kMostPageReads);
+  return std::clamp<std::size_t>(usable_processors(), kLeastPageReads, kMostPageReads);
 }
 
 bool is_gpu(const Device* device) { return device != nullptr && !device->host_accessible(); }

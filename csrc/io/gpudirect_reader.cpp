@@ -9,6 +9,10 @@
 namespace tensorstream {
 namespace {
 
+// Each is a thread of cuFile's caller, which waits for it.
+constexpr std::size_t kDeviceReads = 8;
+constexpr std::uint64_t kDeviceReadBytes = 4_MiB;
+
 /// A file as both ways to read it need it: in blocks of its own for host memory, and in any pieces
 /// for cuFile, which is told of it.
 struct DeviceFile {
@@ -63,10 +67,10 @@ class GpudirectReader final : public Reader {
 }  // namespace
 
 std::shared_ptr<DiskQueue> create_device_queue(const std::shared_ptr<CudaFiles>& files) {
-  return DiskQueue::create(
-      create_thread_transfers_by(DiskQueue::kDepth, [files](const Transfer& transfer) {
-        return files->read_once(transfer.descriptor, transfer.offset_bytes, transfer.target);
-      }));
+  auto transfers = create_thread_transfers_by(kDeviceReads, [files](const Transfer& transfer) {
+    return files->read_once(transfer.descriptor, transfer.offset_bytes, transfer.target);
+  });
+  return DiskQueue::create(std::move(transfers), kDeviceReadBytes);
 }
 
 std::unique_ptr<Reader> create_gpudirect_reader(const std::string& path, DeviceQueues queues) {

@@ -106,7 +106,7 @@ def test_checkpoints_and_reads_between_uses(backend: str, checkpoint: Path) -> N
 def test_the_statistics_say_how_files_are_read(backend: str, checkpoint: Path) -> None:
     model = offload_tightly(make_stack(4), checkpoint=checkpoint, backend=backend)
     said = ts.stats(model).backend
-    assert said.startswith(f"{backend} (asked for): O_DIRECT by io_uring, 8 requests of")
+    assert said.startswith(f"{backend} (asked for): O_DIRECT by io_uring, 16 requests of")
 
 
 def test_a_checkpoint_truncated_under_a_running_model(backend: str, checkpoint: Path) -> None:
@@ -179,7 +179,7 @@ print(ts.stats(model).backend)
         str(checkpoint),
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("direct (asked for): O_DIRECT by threads, 8 requests of")
+    assert done.stdout.startswith("direct (asked for): O_DIRECT by threads, 16 requests of")
     assert "io_uring is forbidden here" in done.stdout
 
 
