@@ -149,11 +149,11 @@ layers:  ## Check layers, includes, imports, sizes and names of files
 .PHONY: docs
 docs:  ## Check that the documents name only files, targets and presets that exist
 	@$(PYTHON) scripts/check_docs.py
-	@$(PYTHON) scripts/readme_tables.py --check
+	@$(PYTHON) scripts/result_tables.py --check
 
 .PHONY: tables
-tables:  ## Write the tables of README.md from benchmarks/results
-	@$(PYTHON) scripts/readme_tables.py
+tables:  ## Write the tables of the documents from benchmarks/results
+	@$(PYTHON) scripts/result_tables.py
 
 .PHONY: guards
 guards: build fake-cuda  ## Take each guard out in turn and see a test fail

@@ -1,20 +1,20 @@
-"""Writes the tables of README.md from the results in benchmarks/results, or checks them.
+"""Writes the tables of the documents from the results in benchmarks/results, or checks them.
 
-Usage: readme_tables.py [--check]
+Usage: result_tables.py [--check]
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-BEGIN, END = "<!-- gpu table -->\n", "<!-- end -->\n"
-MODELS = ("gpu_llama_raw.json", "gpu_llama.json")
+END = "<!-- end -->\n"
+MODELS = ("gpu_llama_raw.json", "gpu_llama.json", "gpu_llama_h200.json")
 LORA = "cuda_lora.json"
 DFLOAT11_OFFLOAD = "cuda_llama_dfloat11.json"
 DECODE = "cuda_decode.json"
@@ -47,7 +47,7 @@ def model_table(result: dict[str, Any], name: str, kind: str) -> Iterator[str]:
 
 
 def run_table(machine: dict[str, Any], found: dict[str, Any], kind: str) -> Iterator[str]:
-    """The rows of one run whose passes are of a kind."""
+    """The rows of one run whose passes' names begin so."""
     card = machine["gpus"][0]
     yield (
         f"{card['name']}, driver {card['driver_version']}, torch {machine['packages']['torch']}, "
@@ -141,42 +141,75 @@ def loading_cell(row: dict[str, Any]) -> str:
     return f"{median:.2f} ({low:.2f} to {high:.2f})"
 
 
-def tables() -> str:
-    """What README.md holds between its marks."""
-    runs = [run for name in MODELS for run in json.loads((RESULTS / name).read_text())["runs"]]
-    text = "".join(model_tables({"runs": runs}))
-    lora = RESULTS / LORA
-    if lora.exists():  # it needs a package that nothing else does
-        result = json.loads(lora.read_text())
-        text += "".join(run_table(result["machine"], result, "lora"))
-    offload = RESULTS / DFLOAT11_OFFLOAD
-    if offload.exists():  # likewise
-        result = json.loads(offload.read_text())
+def measured(name: str) -> Any:
+    """A result; None where it is not there: some need a package that nothing else does."""
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def model_runs() -> list[dict[str, Any]]:
+    """The runs of the GPU check's benchmarks, those of an H100 first."""
+    return [run for name in MODELS for run in measured(name)["runs"]]
+
+
+def run_with(ways: tuple[str, ...], kind: str) -> str:
+    """The rows of the first run that has all these ways."""
+    for machine, found in steps_of({"runs": model_runs()}, "llama"):
+        if set(ways) <= found["ways"].keys():
+            return "".join(run_table(machine, found, kind)).removesuffix("\n")
+    raise ValueError(f"no run has all of {ways}")
+
+
+def all_tables() -> str:
+    """Everything that was measured on GPUs."""
+    text = "".join(model_tables({"runs": model_runs()}))
+    if lora := measured(LORA):
+        text += "".join(run_table(lora["machine"], lora, "lora"))
+    if offload := measured(DFLOAT11_OFFLOAD):
         for kind in ("decode", "prefill"):
-            text += "".join(run_table(result["machine"], result, kind))
-    text += "".join(decode_table(json.loads((RESULTS / DECODE).read_text())))
-    beside = RESULTS / DFLOAT11
-    if beside.exists():  # it needs a package that nothing else does
-        text += "\n" + "".join(dfloat11_table(json.loads(beside.read_text())))
-    loads = RESULTS / LOADING
-    if loads.exists():  # likewise
-        text += "\n" + "".join(loading_table(json.loads(loads.read_text())))
+            text += "".join(run_table(offload["machine"], offload, kind))
+    text += "".join(decode_table(measured(DECODE)))
+    if beside := measured(DFLOAT11):
+        text += "\n" + "".join(dfloat11_table(beside))
+    if loads := measured(LOADING):
+        text += "\n" + "".join(loading_table(loads))
+    return text
+
+
+# By document, and by the mark that they stand behind.
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "gpu decode": lambda: run_with(("tensorstream-small", "accelerate-device-map"), "decode/1"),
+        "gpu prefill": lambda: run_with(("tensorstream-prefill",), "prefill"),
+    },
+    "docs/benchmarks.md": {"gpu tables": all_tables},
+}
+
+
+def with_tables(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    """A document with what belongs between its marks."""
+    for mark, table in tables.items():
+        before, begin, rest = text.partition(f"<!-- {mark} -->\n")
+        _, end, after = rest.partition(END)
+        if not begin or not end:
+            raise ValueError(f"the marks of '{mark}' are not there")
+        text = before + begin + table() + end + after
     return text
 
 
 def main(arguments: list[str]) -> int:
-    """Writes or checks; the status says whether README.md is as it should be."""
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    before, rest = old.split(BEGIN)
-    after = rest.split(END)[1]
-    new = before + BEGIN + tables() + END + after
-    if arguments == ["--check"]:
-        if new != old:
-            print("README.md: its tables are not those of benchmarks/results: run make tables")
-        return int(new != old)
-    path.write_text(new, encoding="utf-8")
-    return 0
+    """Writes or checks; the status says whether the documents are as they should be."""
+    stale = 0
+    for name, tables in TABLES.items():
+        path = ROOT / name
+        old = path.read_text(encoding="utf-8")
+        new = with_tables(old, tables)
+        if arguments != ["--check"]:
+            path.write_text(new, encoding="utf-8")
+        elif new != old:
+            print(f"{name}: its tables are not those of benchmarks/results: run make tables")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

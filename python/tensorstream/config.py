@@ -64,7 +64,7 @@ class Config:
             "direct" reads past the page cache, by io_uring or, where that is forbidden, by threads: for
             models that are larger than RAM, and where the page cache is others'. "io_uring" is the same
             without the threads. "cached" uses what the page cache has at each use, and reads the rest past
-            it. All three take 32 MiB of RAM beside the budgets, up to 65 MiB more for packed files, and are
+            it. All three take 8 MiB of RAM beside the budgets, up to 65 MiB more for packed files, and are
             an UnsupportedError with the reason where a file system or the kernel refuses. "cuda" is
             "direct" for a GPU alone: into pinned memory, from which the GPU copies. "gpudirect" has cuFile
             read straight to the GPU's memory what has no home in host memory: from peer to peer, or

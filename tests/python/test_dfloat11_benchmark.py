@@ -25,7 +25,7 @@ from cuda_runs.dfloat11_code import BYTES_PER_THREAD, THREADS, Kernel, Packed, p
 from cuda_runs.driver import chosen
 from cuda_runs.llama_model import TINY, make_llama
 
-import readme_tables
+import result_tables
 
 # Any prefix code does: symbols 118 to 124 and the end, of 1 to 6 bits.
 TABLE = {
@@ -206,7 +206,7 @@ def test_the_table_shows_both() -> None:
             {"what": "decode", "tensor": "matrix", "level": 4, "ratio": 0.667, **measured},
         ],
     }
-    text = "".join(readme_tables.dfloat11_table(result))
+    text = "".join(result_tables.dfloat11_table(result))
     assert "| matrix | DFloat11 0.5.0 | 100 (99 to 101) | 0.680 |" in text
     assert "| matrix | TensorStream, level 4 | 100 (99 to 101) | 0.667 |" in text
     assert "copied" not in text
