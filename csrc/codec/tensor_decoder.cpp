@@ -2,12 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <system_error>
-#include <thread>
 
-#include "base/log.h"
 #include "base/mutex.h"
 #include "codec/frame_decoder.h"
+#include "platform/threads.h"
 
 namespace tensorstream {
 namespace {
@@ -108,14 +106,9 @@ void decode_tensor(std::span<const FrameView> frames, std::span<std::byte> out, 
   }
   DecodeQueue queue(frames, out);
   {
-    std::vector<std::jthread> helpers;
-    const std::size_t wanted = std::min<std::size_t>(std::max(threads, 1U), frames.size());
-    try {
-      while (helpers.size() + 1 < wanted) helpers.emplace_back([&queue] { queue.work(); });
-    } catch (const std::system_error& error) {
-      log(LogLevel::kDebug, "tensors are decoded by " + std::to_string(helpers.size() + 1) +
-                                " threads: there are no more: " + error.what());
-    }
+    const std::size_t wanted = std::min<std::size_t>(threads, frames.size());
+    const auto helpers = start_threads(std::max<std::size_t>(wanted, 1) - 1, "tensors are decoded",
+                                       [&queue] { queue.work(); });
     queue.work();
   }
   queue.finish(name);

@@ -5,14 +5,13 @@
 #include <exception>
 #include <optional>
 #include <string>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "base/log.h"
 #include "base/mutex.h"
 #include "codec/frame_encoder.h"
 #include "codec/frame_format.h"
+#include "platform/threads.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -80,25 +79,15 @@ class FrameQueue {
   std::uint64_t end_bytes_ TS_GUARDED_BY(mutex_) = 0;
 };
 
-/// Has `threads` - 1 threads help; one that cannot start or has no memory leaves its frames to the
-/// others.
+/// Has `threads` - 1 threads help; one that has no memory leaves its frames to the others.
 void encode_beside(FrameQueue& queue, const TensorEncoding& encoding, std::uint64_t threads) {
-  std::vector<std::jthread> helpers;
-  helpers.reserve(threads - 1);
-  try {
-    while (helpers.size() + 1 < threads) {
-      helpers.emplace_back([&queue, &encoding] {
-        try {
-          queue.work(encoding);
-        } catch (const std::exception& error) {
-          log(LogLevel::kWarning, std::string("a thread encodes nothing: ") + error.what());
-        }
-      });
+  const auto helpers = start_threads(threads - 1, "tensors are encoded", [&] {
+    try {
+      queue.work(encoding);
+    } catch (const std::exception& error) {
+      log(LogLevel::kWarning, std::string("a thread encodes nothing: ") + error.what());
     }
-  } catch (const std::system_error& error) {
-    log(LogLevel::kDebug, "tensors are encoded by " + std::to_string(helpers.size() + 1) +
-                              " threads: there are no more: " + error.what());
-  }
+  });
   queue.work(encoding);
 }
 

@@ -5,18 +5,16 @@
 #include <cstring>
 #include <exception>
 #include <optional>
-#include <system_error>
-#include <thread>
 #include <utility>
 #include <variant>
 
-#include "base/log.h"
 #include "base/mutex.h"
 #include "base/units.h"
 #include "codec/frame_decoder.h"
 #include "codec/frame_encoder.h"
 #include "engine/encoded_home.h"
 #include "platform/processors.h"
+#include "platform/threads.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -253,13 +251,8 @@ std::shared_ptr<EncodedHome> make_encoded_home(Device& device, const EncodedHome
   const std::size_t wanted =
       std::min({encoder.part_count(), std::size_t{usable_processors()}, kMostThreads});
   {
-    std::vector<std::jthread> threads;
-    try {
-      while (threads.size() + 1 < wanted) threads.emplace_back([&] { encoder.work(); });
-    } catch (const std::system_error& error) {
-      log(LogLevel::kDebug, "homes are encoded by " + std::to_string(threads.size() + 1) +
-                                " threads: there are no more: " + error.what());
-    }
+    const auto helpers = start_threads(std::max<std::size_t>(wanted, 1) - 1, "homes are encoded",
+                                       [&] { encoder.work(); });
     encoder.work();
   }
   return encoder.finish();

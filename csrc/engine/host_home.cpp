@@ -1,14 +1,10 @@
 #include "engine/host_home.h"
 
 #include <algorithm>
-#include <string>
-#include <system_error>
-#include <thread>
-#include <vector>
 
-#include "base/log.h"
 #include "engine/load.h"
 #include "platform/processors.h"
+#include "platform/threads.h"
 
 namespace tensorstream {
 namespace {
@@ -59,16 +55,9 @@ std::shared_ptr<HostHome> make_home(Device& device, const Group& group, const Gr
     }
   }
   {
-    std::vector<std::jthread> threads;
     const std::size_t count =
         load.is_large() ? std::min<std::size_t>(usable_processors(), kMostThreads) : 1;
-    try {
-      for (std::size_t i = 1; i < count; ++i) threads.emplace_back([&] { load.read(); });
-    } catch (const std::system_error& error) {  // the others do it
-      log(LogLevel::kWarning, std::string("bringing weights home with ") +
-                                  std::to_string(threads.size() + 1) + " of " +
-                                  std::to_string(count) + " threads: " + error.what());
-    }
+    const auto helpers = start_threads(count - 1, "weights come home", [&] { load.read(); });
     load.read();
   }
   if (const std::exception_ptr error = load.error()) std::rethrow_exception(error);

@@ -1,12 +1,10 @@
 #include "memory/page_toucher.h"
 
 #include <algorithm>
-#include <string>
-#include <system_error>
 
-#include "base/log.h"
 #include "platform/mapping.h"
 #include "platform/processors.h"
+#include "platform/threads.h"
 
 namespace tensorstream {
 namespace {
@@ -64,17 +62,9 @@ void PageToucher::touch(std::size_t chunk) {
 
 void PageToucher::start(unsigned threads) {
   if (threads < 2) return;
-  threads_.reserve(threads - 1);
-  try {
-    while (threads_.size() < threads - 1) {
-      threads_.emplace_back([this] {
-        while (const auto chunk = take(chunks_)) touch(*chunk);
-      });
-    }
-  } catch (const std::system_error& error) {
-    log(LogLevel::kDebug, "memory is touched by " + std::to_string(threads_.size() + 1) +
-                              " threads: there are no more: " + error.what());
-  }
+  threads_ = start_threads(threads - 1, "memory is touched", [this] {
+    while (const auto chunk = take(chunks_)) touch(*chunk);
+  });
 }
 
 }  // namespace tensorstream

@@ -1,10 +1,7 @@
 #include "platform/thread_team.h"
 
-#include <string>
-#include <system_error>
-
-#include "base/log.h"
 #include "platform/process_memory.h"
+#include "platform/threads.h"
 
 namespace tensorstream {
 namespace {
@@ -44,12 +41,7 @@ ThreadTeam::~ThreadTeam() {
 
 void ThreadTeam::start() noexcept {
   started_ = true;
-  try {
-    while (threads_.size() < wanted_) threads_.emplace_back([this] { run(); });
-  } catch (const std::exception& error) {  // fewer do the same
-    log(LogLevel::kDebug, "a team has " + std::to_string(threads_.size()) + " of " +
-                              std::to_string(wanted_) + " threads: " + error.what());
-  }
+  threads_ = start_threads(wanted_, "work is shared", [this] { run(); });
 }
 
 void ThreadTeam::share(std::size_t count, const std::function<void(std::size_t)>& work) {

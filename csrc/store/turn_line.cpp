@@ -1,31 +1,23 @@
 #include "store/turn_line.h"
 
 #include <algorithm>
-#include <string>
-#include <system_error>
-#include <thread>
+#include <atomic>
 #include <vector>
 
-#include "base/log.h"
+#include "platform/threads.h"
 
 namespace tensorstream {
 
 void TurnLine::run(unsigned threads, const std::function<Work()>& make_work) {
   const std::uint64_t wanted = std::min<std::uint64_t>(std::max(threads, 1U), count_);
   if (wanted == 0) return;
-  const Work own = make_work();
+  std::vector<Work> works(wanted);  // one for each thread
+  std::ranges::generate(works, make_work);
   {
-    std::vector<std::jthread> helpers;
-    helpers.reserve(wanted - 1);
-    try {
-      while (helpers.size() + 1 < wanted) {
-        helpers.emplace_back([this, work = make_work()] { work_through(work); });
-      }
-    } catch (const std::system_error& error) {
-      log(LogLevel::kDebug, "files are coded by " + std::to_string(helpers.size() + 1) +
-                                " threads: there are no more: " + error.what());
-    }
-    work_through(own);
+    std::atomic<std::size_t> taken = 1;
+    const auto helpers = start_threads(wanted - 1, "files are coded",
+                                       [&] { work_through(works[taken.fetch_add(1)]); });
+    work_through(works[0]);
   }
   const MutexLock lock(mutex_);
   if (error_) std::rethrow_exception(error_);

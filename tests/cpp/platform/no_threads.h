@@ -1,0 +1,27 @@
+// NoThreads: a system that has no more threads.
+#pragma once
+
+#include <pthread.h>
+
+#include <cstddef>
+
+namespace tensorstream {
+
+/// While it lasts the process gets no thread: none finds room for its stack.
+class NoThreads {
+ public:
+  NoThreads() {
+    pthread_getattr_default_np(&before_);
+    pthread_attr_t attributes = before_;
+    pthread_attr_setstacksize(&attributes, std::size_t{1} << 46U);
+    pthread_setattr_default_np(&attributes);
+  }
+  ~NoThreads() { pthread_setattr_default_np(&before_); }
+  NoThreads(const NoThreads&) = delete;
+  NoThreads& operator=(const NoThreads&) = delete;
+
+ private:
+  pthread_attr_t before_{};
+};
+
+}  // namespace tensorstream
