@@ -62,12 +62,8 @@ class DiskQueue::Work final : public PendingRead::Work {
 
 std::shared_ptr<DiskQueue> DiskQueue::create(std::unique_ptr<TransferQueue> transfers,
                                              std::uint64_t request_bytes) {
-  std::unique_ptr<DiskQueue> made(new DiskQueue(std::move(transfers), request_bytes));
-  // Threads do not survive a fork, and a child can neither join them nor destroy what they wait on.
-  const auto end_at_home = [](DiskQueue* queue) {
-    if (queue->process_ == process_id()) std::default_delete<DiskQueue>()(queue);
-  };
-  return {made.release(), end_at_home};
+  return share_at_home(
+      std::unique_ptr<DiskQueue>(new DiskQueue(std::move(transfers), request_bytes)));
 }
 
 DiskQueue::DiskQueue(std::unique_ptr<TransferQueue> transfers, std::uint64_t request_bytes)

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -34,6 +35,16 @@ std::optional<ResidentSize> resident_size();
 
 /// This process: another number after a fork.
 std::int64_t process_id() noexcept;
+
+/// Shares what has threads. They do not survive a fork, and a child can neither join them nor
+/// destroy what they wait on: there it is left as it is.
+template <typename Owner>
+std::shared_ptr<Owner> share_at_home(std::unique_ptr<Owner> owner) {
+  const auto end = [home = process_id()](Owner* ending) {
+    if (home == process_id()) std::default_delete<Owner>()(ending);
+  };
+  return {owner.release(), end};
+}
 
 /// RAM that this process may use: the machine's, or its cgroup's limit (v1 and v2, the tightest of
 /// the ancestors) where that is smaller.

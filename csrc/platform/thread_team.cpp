@@ -22,10 +22,7 @@ void work_alone(std::size_t count, const std::function<void(std::size_t)>& work)
 }  // namespace
 
 std::shared_ptr<ThreadTeam> ThreadTeam::create(std::size_t threads) {
-  const auto end_at_home = [](ThreadTeam* team) {
-    if (team->process_ == process_id()) delete team;  // NOLINT(cppcoreguidelines-owning-memory)
-  };
-  return {new ThreadTeam(threads), end_at_home};
+  return share_at_home(std::unique_ptr<ThreadTeam>(new ThreadTeam(threads)));
 }
 
 ThreadTeam::ThreadTeam(std::size_t threads) : wanted_(threads), process_(process_id()) {}

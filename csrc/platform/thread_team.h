@@ -20,6 +20,7 @@ class ThreadTeam {
   /// Of `threads` beside the caller's; none where that is 0. In a forked child it is not destroyed:
   /// its threads, which that would wait for, are not there.
   static std::shared_ptr<ThreadTeam> create(std::size_t threads);
+  ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
 
@@ -29,7 +30,6 @@ class ThreadTeam {
 
  private:
   explicit ThreadTeam(std::size_t threads);
-  ~ThreadTeam();
 
   /// One use. Guarded by mutex_, but for `work`.
   struct Job {
