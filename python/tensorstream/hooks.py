@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -68,6 +68,37 @@ def _show_hooks(module: nn.Module) -> None:
     for name in ("_forward_pre_hooks", "_forward_hooks"):
         if isinstance(vars(module)[name], UncountedHooks) and not vars(module)[name]:
             vars(module)[name] = OrderedDict()
+
+
+class _UnscriptedHooks(OrderedDict[int, Any]):
+    """The hooks of a module with streamed weights that another one leases, and which has none of ours.
+
+    torch.jit.script alone asks for their `values()`, and for the names of these: it would compile the
+    module with what stands in its weights' place. A copy is that of any hooks.
+    """
+
+    refuses = True
+
+    def values(self) -> Any:
+        """The hooks, and one that has no name."""
+        hooks = list(super().values())
+        return [*hooks, _Hook(_no_hook)] if self.refuses else hooks
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, (list(self.items()),)
+
+
+def set_scripting(modules: Sequence[weakref.ref[nn.Module]], *, refused: bool) -> None:
+    """Whether torch.jit.script refuses modules with weights and no hooks, as it does those with ours."""
+    for module in filter(None, (reference() for reference in modules)):
+        hooks = vars(module)["_forward_hooks"]
+        has_weights = any(value is not None for value in vars(module)["_parameters"].values())
+        if isinstance(hooks, _UnscriptedHooks):
+            hooks.refuses = refused  # the user's handles know them
+            if not refused and not hooks:
+                vars(module)["_forward_hooks"] = OrderedDict()
+        elif refused and has_weights and not hooks and type(hooks) is OrderedDict:
+            vars(module)["_forward_hooks"] = _UnscriptedHooks()
 
 
 def refuse_moved_by_others(model: nn.Module) -> None:

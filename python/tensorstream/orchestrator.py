@@ -21,7 +21,7 @@ from tensorstream.forms import form_of
 from tensorstream.fused import may_pack
 from tensorstream.gate import Gate, once_unleased
 from tensorstream.homes import bring_home
-from tensorstream.hooks import HookedModule, refuse_moved_by_others
+from tensorstream.hooks import HookedModule, refuse_moved_by_others, set_scripting
 from tensorstream.interrupts import HeldBack
 from tensorstream.lent import LentGroup, Written
 from tensorstream.moved import Moved
@@ -313,6 +313,7 @@ class Orchestrator:
             found = self._modules[module]()
             if found is not None:
                 self._hooked[module] = HookedModule(self._leases, found, groups)
+        set_scripting(self._modules, refused=bool(self._weights))
 
     @torch.inference_mode(False)  # parameters made in it could be saved by no graph
     def set_budget(self, limit_bytes: int) -> None:
@@ -479,6 +480,7 @@ class Orchestrator:
             self._moved.put_back(as_module(model))
         for hooked in self._hooked.values():
             hooked.detach()
+        set_scripting(self._modules, refused=False)
         registry.forget(self)
         self._let_go()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import tensorstream as ts
 from conftest import assert_same, offload_tightly
 from flexible_model import X, make_flexible
+from model_shapes import SHAPES
 from tensorstream import tracing
 
 
@@ -50,6 +52,27 @@ def test_what_records_weights_instead_of_using_them_is_refused(recorder: str, st
             RECORDERS[recorder](model)
         assert_same(model(X), plain(X), "afterwards")
         assert_same(list(model.parameters()), list(plain.parameters()), "the weights")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_parts_of_what_is_leased_as_one_are_not_scripted_either() -> None:
+    plain: Any = SHAPES["llama"].make(4)
+    model: Any = copy.deepcopy(plain)
+    ts.offload(model, ram_budget=ts.estimate_memory(model).smallest_budget_bytes * 3)
+    attention = model.model.layers[1].self_attn
+    handle = attention.o_proj.register_forward_hook(lambda *_: None)
+    for part in (attention.q_proj, attention.k_proj):
+        assert not part._forward_hooks, "another module has its hooks"
+        with pytest.raises(ts.UnsupportedError, match="restore the model first"):
+            torch.jit.script(part)
+    handle.remove()
+    copied = torch.jit.script(copy.deepcopy(attention.q_proj))
+    ts.restore(model)
+    assert {type(module._forward_hooks) for module in model.modules()} == {OrderedDict}
+    linear = plain.model.layers[1].self_attn.q_proj
+    x = torch.ones(2, linear.in_features, dtype=linear.weight.dtype)
+    for made in (copied, torch.jit.script(attention.q_proj)):
+        assert_same(made(x), linear(x))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
