@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from tensorstream import _native
 
@@ -23,10 +24,12 @@ def empty_at(form: torch.Tensor, line_offset: int) -> torch.Tensor:
         return torch.empty_strided(form.shape, form.stride(), dtype=form.dtype, device="cpu")
     line = int(_native.CACHE_LINE_BYTES)
     raw = torch.empty(form.nbytes + line, dtype=torch.uint8)
-    start = (line_offset - raw.data_ptr()) % line // form.element_size()
-    # Not a view of `raw`, which would count as a holder of its memory.
+    start = (line_offset - raw.data_ptr()) % line
+    # A storage that begins with the value, as that of any weight; and no view of `raw`, which would count
+    # as a holder of its memory.
+    bytes_ = from_dlpack(to_dlpack(raw[start : start + form.nbytes]))
     value = torch.empty(0, dtype=form.dtype)
-    return value.set_(raw.untyped_storage(), start, form.shape, form.stride())
+    return value.set_(bytes_.untyped_storage(), 0, form.shape, form.stride())
 
 
 def copy_at(value: torch.Tensor, line_offset: int) -> torch.Tensor:

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import tensorstream as ts
-from conftest import assert_same, hooks_of, same_bytes
+from conftest import assert_same, hooks_of, offload_tightly, same_bytes
 from model_shapes import Block, token_ids
 from parked_pair import Pair, make_pair
+from tensorstream.forms import empty_at
 from tensorstream.orchestrator import orchestrator_of
 from tensorstream.proxy import ParkedParameter
 
@@ -349,3 +350,28 @@ def test_rows_of_an_embedding_are_read_without_its_table(tmp_path: Path) -> None
             with pytest.raises(RuntimeError):
                 model.table(ids)
     pair.check_forward("after refused rows")
+
+
+@pytest.mark.parametrize("line_offset", [0, 8, 40])
+def test_a_value_is_all_of_its_storage_wherever_its_cache_line_begins(line_offset: int) -> None:
+    """As that of a weight of its own, which torch.as_strided and safetensors go by."""
+    form = torch.empty(48, 32, dtype=torch.float64, device="meta").t()
+    value = empty_at(form, line_offset)
+    assert (value.shape, value.stride(), value.storage_offset()) == ((32, 48), (1, 32), 0)
+    assert value.untyped_storage().nbytes() == form.nbytes
+    assert value.data_ptr() % 64 == line_offset or line_offset == 0
+    storage = value.untyped_storage()
+    assert torch._C._storage_Use_Count(storage._cdata) == 2, "of the value, and of this name"
+
+
+def test_weights_of_a_file_of_any_offsets_are_saved_as_models_are(tmp_path: Path) -> None:
+    plain = nn.Sequential(*(nn.Linear(250, 250) for _ in range(4)))  # biases of 1,000 bytes
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(plain.state_dict(), path)
+    model = offload_tightly(copy.deepcopy(plain).to("meta"), checkpoint=path)
+    for weight, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        seen = torch.as_strided(weight, weight.shape, weight.stride(), weight.storage_offset())
+        assert_same(seen, expected)
+    safetensors.torch.save_model(model, str(tmp_path / "saved.safetensors"))
+    saved = safetensors.torch.load_file(tmp_path / "saved.safetensors")
+    assert_same({name: saved[name] for name in plain.state_dict()}, dict(plain.state_dict()))
