@@ -37,9 +37,10 @@ CachedFiles cached_files(const std::vector<std::string>& paths) {
 BackendChoice choose_backend(const Plan& plan, ComputePlace place, const RamRoom& room,
                              const CachedFiles& files, const ProbeResult& gpudirect) {
   const bool on_host = place == ComputePlace::kHost;
-  const std::uint64_t read = on_host ? plan.streamed_bytes : plan.disk_bytes;
-  const bool all_in_ram = on_host && files.file_bytes == 0;
-  if (read == 0 || all_in_ram) return {FileBackend::kPread, "no pass reads files"};
+  // What is packed takes less than it decodes to.
+  const std::uint64_t read =
+      on_host ? std::min(plan.streamed_bytes, files.file_bytes) : plan.disk_bytes;
+  if (read == 0) return {FileBackend::kPread, "no pass reads files"};
   if (files.in_ram) return {FileBackend::kPread, "the files are in RAM"};
   const std::uint64_t own = on_host ? plan.resident_bytes + plan.arena_bytes : plan.home_bytes;
   const std::uint64_t left =

@@ -70,7 +70,12 @@ std::optional<FrameSpan> Load::frames_at(const BoundExtent& extent, std::uint64_
 
 void Load::keep(const BoundExtent& extent) {
   extents_.push_back(extent);
-  (extent.reader->tier() == Tier::kRam ? ram_bytes_ : disk_bytes_) += extent.size_bytes;
+  std::uint64_t moved = extent.size_bytes;
+  if (how_ == Reads::kInPlace) {  // staged frames are counted as they are added
+    const std::uint64_t frames = extent.reader->frame_bytes(extent.offset_bytes, moved);
+    if (frames != 0) moved = frames;
+  }
+  (extent.reader->tier() == Tier::kRam ? ram_bytes_ : disk_bytes_) += moved;
   decoded_bytes_ += extent.size_bytes;
   crosses_link_ |= extent.size_bytes != 0;
 }

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tensorstream as ts
-from conftest import assert_same, hooks_of, same_bytes, save, smallest_budget
+from conftest import assert_same, hooks_of, offload_tightly, same_bytes, save, smallest_budget
 from fake_gpu import use_fake_gpu
 from model_shapes import SHAPES, make_stack, row_ids
 from tensorstream import _native
@@ -455,3 +455,16 @@ def test_a_model_larger_than_its_memory_is_never_whole_in_it(tmp_path: Path) -> 
             model(row_ids())
     assert loaded - before < weights // 4
     assert held() - loaded < smallest + weights // 4
+
+
+def test_on_the_cpu_packed_files_count_as_they_are(tmp_path: Path) -> None:
+    plain = make_stack(4).to(torch.bfloat16)
+    source = tmp_path / "model.safetensors"
+    save_file(plain.state_dict(), source)
+    ts.pack(source, tmp_path / "packed", progress=lambda *_: None)
+    model = offload_tightly(make_stack(4).to(torch.bfloat16), checkpoint=tmp_path / "packed")
+    with torch.no_grad():
+        assert_same(model(row_ids()), plain(row_ids()))
+    stats = ts.stats(model)
+    assert stats.streamed_ram_bytes == 0
+    assert 0.6 < stats.streamed_disk_bytes / stats.decoded_bytes < 0.8

@@ -72,6 +72,13 @@ TEST(BackendChoice, OnAHostAllThatIsStreamedCounts) {
   EXPECT_THAT(choose(7_GiB - 1).reason, HasSubstr("each pass reads 4.00 GiB"));
 }
 
+TEST(BackendChoice, OnAHostPackedFilesCountAsTheyAre) {
+  const BackendChoice choice = choose_backend(plan_of(4_GiB, 0, 0), ComputePlace::kHost,
+                                              room_of(6_GiB), {.file_bytes = 3_GiB});
+  EXPECT_EQ(choice.backend, FileBackend::kPread);
+  EXPECT_THAT(choice.reason, HasSubstr("each pass reads 3.00 GiB"));
+}
+
 TEST(BackendChoice, OfAModelInRamNoPassReadsFiles) {
   const BackendChoice choice =
       choose_backend(plan_of(4_GiB, 0, 0), ComputePlace::kHost, room_of(1_GiB), {});
