@@ -26,6 +26,11 @@ std::string shown_seconds(double seconds) {
 
 }  // namespace
 
+ConfigError no_use_of_level(std::uint32_t level, const std::string& device) {
+  return ConfigError("compression level " + std::to_string(level) + " has no use on device " +
+                     device + ": its weights are used where they are; use auto or none");
+}
+
 CompressionChoice choose_compression(const CompressionFacts& facts) {
   if (facts.plain.streamed_bytes == 0) return {0, "nothing is streamed"};
   if (facts.encoded_bytes == 0 && !facts.has_frames)

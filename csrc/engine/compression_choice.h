@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "tensorstream/error.h"
 #include "tensorstream/plan.h"
 
 namespace tensorstream {
@@ -31,6 +32,9 @@ struct CompressionFacts {
   bool has_frames = false;
   unsigned processors = 1;
 };
+
+/// What is to be raised where a level is asked for on a device that is the host.
+ConfigError no_use_of_level(std::uint32_t level, const std::string& device);
 
 /// Coded where the model of time says that a pass gets shorter by it, and the wait for the homes is
 /// none that a user would mind.

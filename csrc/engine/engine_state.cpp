@@ -439,11 +439,7 @@ bool Engine::State::has_room_for_ring(std::uint64_t limit_bytes) const {
 bool Engine::State::may_encode() {
   if (options.compression) static_cast<void>(CompressionLevel(*options.compression));
   if (!device.host_accessible()) return true;
-  if (options.compression) {
-    throw ConfigError("compression level " + std::to_string(*options.compression) +
-                      " has no use on device " + device.name() +
-                      ": its weights are used where they are; use auto or none");
-  }
+  if (options.compression) throw no_use_of_level(*options.compression, device.name());
   compression = {0, "weights are used where they are"};
   return false;
 }

@@ -348,6 +348,9 @@ std::uint64_t home_room(const ModelTree& tree, std::optional<std::uint64_t> ram_
 ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& given,
                      const PlanOptions& options) {
   const std::optional<std::uint32_t> compression = options.compression;
+  if (options.place == ComputePlace::kHost && compression.value_or(0) != 0) {
+    throw no_use_of_level(*compression, "cpu");
+  }
   Rates rates = given;
   rates.home_bytes = options.home_bytes;
   if (options.place == ComputePlace::kHost) rates.lease_seconds = 0;
