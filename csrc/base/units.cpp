@@ -1,5 +1,6 @@
 #include "base/units.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -45,8 +46,15 @@ std::string lower(std::string_view text) {
   return result;
 }
 
+/// A message ends at a zero byte.
+std::string without_zeros(std::string_view text) {
+  std::string result(text);
+  std::ranges::replace(result, '\0', '?');
+  return result;
+}
+
 [[noreturn]] void reject(std::string_view text, std::string_view option, std::string_view why) {
-  throw ConfigError(std::string(option) + ": '" + std::string(text) + "' is not a size: " +
+  throw ConfigError(std::string(option) + ": '" + without_zeros(text) + "' is not a size: " +
                     std::string(why) + "; give bytes or text like \"4GiB\", \"500MB\", \"60%\"");
 }
 
@@ -70,7 +78,7 @@ std::uint64_t parse_size(std::string_view text, std::string_view option,
     for (const Unit& candidate : kUnits) {
       if (candidate.name == unit) found = &candidate;
     }
-    if (found == nullptr) reject(text, option, "unknown unit '" + unit + "'");
+    if (found == nullptr) reject(text, option, "unknown unit '" + without_zeros(unit) + "'");
     size = number * found->bytes;
   }
   if (size < 1) reject(text, option, "it must be at least one byte");

@@ -102,6 +102,12 @@ std::optional<PackedCheckpoint> open_packed_checkpoint(const std::string& path) 
   const SafetensorsHeader header = read_safetensors_header(found.path);
   if (!is_packed(header)) return std::nullopt;
   check_version(found.path, header);
+  if (fs::is_directory(path)) {  // guard: packed-folder-without-index
+    throw FormatError(found.path, "",
+                      "packed index: the folder has no '" + std::string(kPackedIndexName) +
+                          "', which says what belongs to it; fetch the checkpoint again, all of "
+                          "its files, or give the path of this one");
+  }
   PackedCheckpoint packed{
       .folder = fs::path(found.path).parent_path(), .shards = {}, .index = std::nullopt};
   packed.shards.push_back(open_shard(found.path, unpacked_name(name).value_or(name)));

@@ -38,6 +38,11 @@ fs::path checked_target(const std::string& target) {
     return path;
   }
   if (error) raise_io("cannot examine the target", path, error);
+  if (status.type() == fs::file_type::symlink) {
+    throw ConfigError("the target '" + path.string() +
+                      "' is a link, which a finished folder cannot take the place of; name the "
+                      "folder that it leads to, or one that does not exist");
+  }
   if (status.type() != fs::file_type::directory) {
     throw ConfigError("the target '" + path.string() +
                       "' exists and is no folder; name one that does not exist");

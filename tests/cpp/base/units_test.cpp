@@ -56,6 +56,18 @@ TEST(ParseSize, WhatIsNoSizeIsAConfigErrorNamingTheOption) {
   }
 }
 
+TEST(ParseSize, AMessageGoesOnBehindAZeroByte) {
+  using namespace std::string_view_literals;
+  for (const std::string_view text : {"4GiB\0"sv, "\0"sv}) {
+    try {
+      parse_size(text, "vram_budget", 1000);
+      ADD_FAILURE();
+    } catch (const ConfigError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("give bytes or text"));
+    }
+  }
+}
+
 TEST(ParseSize, NothingToTakeAShareOfIsAConfigError) {
   EXPECT_THROW(parse_size("60%", "ram_budget", 0), ConfigError);
 }

@@ -133,6 +133,34 @@ TEST(Pack, APackedHeaderTellsOfTheTensorsAsTheyWere) {
   }
 }
 
+TEST(Pack, ATargetThatIsALinkIsSaidToBeOne) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("model.safetensors", mixed_file());
+  fs::create_directory(folder.path("empty"));
+  fs::create_directory_symlink(folder.path("empty"), folder.path("link"));
+  fs::create_directory_symlink(folder.path("nowhere"), folder.path("dangling"));
+  for (const char* name : {"link", "dangling"}) {
+    EXPECT_THAT([&] { pack_checkpoint(path, folder.path(name), kTwoThreads, {}); },
+                ThrowsMessage<ConfigError>(HasSubstr("is a link")));
+  }
+}
+
+/// What the index lists beside the weights would be missed by nobody.
+TEST(Pack, AFolderWithoutItsIndexIsNoPackedCheckpoint) {
+  const TemporaryFolder folder;
+  pack_checkpoint(folder.write("model.safetensors", mixed_file()), folder.path("p"), kTwoThreads,
+                  {});
+  fs::remove(folder.path("p/packed.safetensors.index.json"));
+  const auto refused = AllOf(HasSubstr("packed-model.safetensors"),
+                             HasSubstr("the folder has no 'packed.safetensors.index.json'"));
+  EXPECT_THAT([&] { verify_checkpoint(folder.path("p"), 1, {}); },
+              ThrowsMessage<FormatError>(refused));
+  EXPECT_THAT([&] { unpack_checkpoint(folder.path("p"), folder.path("u"), 1, {}); },
+              ThrowsMessage<FormatError>(refused));
+  EXPECT_THAT([&] { Checkpoint::open(folder.path("p")); }, ThrowsMessage<FormatError>(refused));
+  EXPECT_NO_THROW(verify_checkpoint(folder.path("p/packed-model.safetensors"), 1, {}));
+}
+
 TEST(Pack, WhatIsPackedIsNotPackedAgain) {
   const TemporaryFolder folder;
   const std::string path = folder.write("model.safetensors", mixed_file());
