@@ -50,7 +50,8 @@ class Config:
         device: Where the model computes: "cpu", "cuda" or "cuda:N". None is the GPU where vram_budget
             is given, the CPU where only ram_budget is, and the GPU, if there is one, where neither is.
         vram_budget: Device memory that weights, and what torch allocates in forwards, may take on a GPU, in
-            bytes or as "4GiB", "500MB", "60%". None takes what is free less 1 GiB. Not for the CPU.
+            bytes or as "4GiB", "500MB", "60%". None takes what is free less 1 GiB, or half of it
+            where that is more. "4GB" is 4 * 10**9 bytes, "4G" is "4GiB". Not for the CPU.
         ram_budget: RAM that weights may take, in the same forms: the budget of a model on the CPU, where
             None takes what is available less 1 GiB, and the ceiling of pinned host memory beside a GPU:
             what of the streamed weights finds no room there is read from its files at each use, spread

@@ -109,10 +109,10 @@ def verify(
         What the checkpoint is made of.
 
     Raises:
-        ConfigError: There is no model at `path`.
+        ConfigError: The folder at `path` holds no model, or several.
         FormatError: A file is damaged or breaks its format; the message names the file, and the tensor
             and chunk where the damage is in one.
-        IoError: A file cannot be read.
+        IoError: There is nothing at `path`, or a file cannot be read.
     """
     summary = _native.verify_checkpoint(
         path_text(path), _threads(threads), _shown(progress, "verifying")

@@ -17,7 +17,7 @@ class GroupInfo:
         size_bytes: Bytes of its weights.
         dtypes: The element types of its weights.
         placement: "resident", "resident coded", "streamed", "streamed from disk" or "on demand"; empty before
-            a plan. What is streamed otherwise comes from host memory.
+            a plan. What is streamed otherwise comes from host memory, on the CPU also from files.
     """
 
     name: str
