@@ -90,15 +90,19 @@ class _UnscriptedHooks(OrderedDict[int, Any]):
 
 def set_scripting(modules: Sequence[weakref.ref[nn.Module]], *, refused: bool) -> None:
     """Whether torch.jit.script refuses modules with weights and no hooks, as it does those with ours."""
-    for module in filter(None, (reference() for reference in modules)):
-        hooks = vars(module)["_forward_hooks"]
-        has_weights = any(value is not None for value in vars(module)["_parameters"].values())
+    for module in (reference() for reference in modules):
+        hooks = None if module is None else vars(module).get("_forward_hooks")
         if isinstance(hooks, _UnscriptedHooks):
             hooks.refuses = refused  # the user's handles know them
             if not refused and not hooks:
                 vars(module)["_forward_hooks"] = OrderedDict()
-        elif refused and has_weights and not hooks and type(hooks) is OrderedDict:
+        elif refused and type(hooks) is OrderedDict and not hooks and _has_weights(module):
             vars(module)["_forward_hooks"] = _UnscriptedHooks()
+
+
+def _has_weights(module: nn.Module | None) -> bool:
+    """Whether it has some of its own, as no module of TorchScript has."""
+    return any(value is not None for value in vars(module).get("_parameters", {}).values())
 
 
 def refuse_moved_by_others(model: nn.Module) -> None:

@@ -229,6 +229,7 @@ class Orchestrator:
         except BaseException:
             for hooked in self._hooked.values():
                 hooked.detach()
+            set_scripting(self._modules, refused=False)
             if self.device.is_host:
                 weights, residents = self._weights.values(), self._resident.values()
                 values = values_in_ram(weights, residents, self.loans.lock, is_host=True)

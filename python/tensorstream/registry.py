@@ -23,10 +23,7 @@ _by_model: weakref.WeakKeyDictionary[Any, Orchestrator] = weakref.WeakKeyDiction
 _by_part: weakref.WeakKeyDictionary[nn.Module, Orchestrator] = weakref.WeakKeyDictionary()
 # Those too whose model is gone: the hooks on what is left of it keep them.
 _alive: weakref.WeakSet[Orchestrator] = weakref.WeakSet()
-# The modules with weights of each.
-_owned: weakref.WeakKeyDictionary[Orchestrator, weakref.WeakSet[nn.Module]] = (
-    weakref.WeakKeyDictionary()
-)
+
 
 # Modules that a thread is offloading, by id.
 _claimed: set[int] = set()
@@ -60,13 +57,6 @@ def register(model: Any, orchestrator: Orchestrator) -> None:
     if module is not model:
         _by_part.update((part, orchestrator) for part in top_modules(module))
     _alive.add(orchestrator)
-    _owned[orchestrator] = weakref.WeakSet(part for _, part in _with_weights(module))
-
-
-def _with_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, part in module.named_modules():
-        if any(True for _ in part.parameters(recurse=False)):
-            yield name, part
 
 
 def forget(orchestrator: Orchestrator) -> None:
@@ -75,7 +65,6 @@ def forget(orchestrator: Orchestrator) -> None:
         for model in [model for model, found in known.items() if found is orchestrator]:
             del known[model]
     _alive.discard(orchestrator)
-    _owned.pop(orchestrator, None)
 
 
 def check_not_offloaded(model: Any) -> None:
@@ -92,12 +81,6 @@ def check_not_offloaded(model: Any) -> None:
             raise ConfigError(
                 f"this {type(part).__name__} is offloaded already, by itself or with a pipeline; call "
                 "tensorstream.restore() on what was given to offload() first"
-            )
-    for name, part in _with_weights(as_module(model)):
-        if any(part in owned for owned in list(_owned.values())):  # guard: part-of-an-offloaded
-            raise ConfigError(
-                f"'{name or type(part).__name__}' is part of a model that is offloaded already; call "
-                "tensorstream.restore() on that first"
             )
 
 
