@@ -243,7 +243,7 @@ def _stored_value(one: FixedTensor, places: list[StoredPlace]) -> torch.Tensor |
 
 
 def _read(form: torch.Tensor, place: StoredPlace) -> torch.Tensor:
-    value = torch.empty(form.shape, dtype=form.dtype)
+    value = torch.empty(form.shape, dtype=form.dtype, device="cpu")
     if value.numel():
         place.reader.read(place.offset_bytes, value.data_ptr(), value.nbytes)
     return value
@@ -254,7 +254,7 @@ def _given(one: FixedTensor, value: torch.Tensor | None) -> torch.Tensor:
     if value is not None:
         return value
     if one.is_plain and one.tensor.numel() == 0:
-        return torch.empty(one.tensor.shape, dtype=one.tensor.dtype)
+        return torch.empty(one.tensor.shape, dtype=one.tensor.dtype, device="cpu")
     lacks = ", nor has the checkpoint one" if one.names else ", and is not saved in checkpoints"
     raise ConfigError(
         f"{one} is on the meta device and has no value{lacks}; build it on the CPU, or use "
@@ -308,7 +308,7 @@ def _leave_files(fixed: list[FixedTensor], made: Completion) -> None:
         start = group[0].tensor.data_ptr()
         size_bytes = max(_end(one.tensor) for one in group) - start
         line_offset = start % _native.CACHE_LINE_BYTES
-        raw = copy_at(torch.empty(size_bytes, dtype=torch.uint8), line_offset)
+        raw = copy_at(torch.empty(size_bytes, dtype=torch.uint8, device="cpu"), line_offset)
         for one in group:
             value = _copied(one.tensor.detach(), raw, one.tensor.data_ptr() - start)
             if one.tensor.is_inference():  # takes no other memory
@@ -350,9 +350,9 @@ def _copied(tensor: torch.Tensor, raw: torch.Tensor, offset: int) -> torch.Tenso
     begins = raw.storage_offset() + offset
     if begins % element or tensor.is_conj() or tensor.is_neg():  # its memory alone is not its value
         return tensor.clone()
-    as_bytes = torch.empty(0, dtype=torch.uint8).set_(
+    as_bytes = torch.empty(0, dtype=torch.uint8, device="cpu").set_(
         tensor.untyped_storage(), tensor.storage_offset() * element, (span_bytes(tensor),), (1,)
     )
     raw[offset : offset + len(as_bytes)].copy_(as_bytes)
-    there = torch.empty(0, dtype=tensor.dtype)
+    there = torch.empty(0, dtype=tensor.dtype, device="cpu")
     return there.set_(raw.untyped_storage(), begins // element, tensor.shape, tensor.stride())

@@ -23,12 +23,12 @@ def empty_at(form: torch.Tensor, line_offset: int) -> torch.Tensor:
     if line_offset == 0:
         return torch.empty_strided(form.shape, form.stride(), dtype=form.dtype, device="cpu")
     line = int(_native.CACHE_LINE_BYTES)
-    raw = torch.empty(form.nbytes + line, dtype=torch.uint8)
+    raw = torch.empty(form.nbytes + line, dtype=torch.uint8, device="cpu")
     start = (line_offset - raw.data_ptr()) % line
     # A storage that begins with the value, as that of any weight; and no view of `raw`, which would count
     # as a holder of its memory.
     bytes_ = from_dlpack(to_dlpack(raw[start : start + form.nbytes]))
-    value = torch.empty(0, dtype=form.dtype)
+    value = torch.empty(0, dtype=form.dtype, device="cpu")
     return value.set_(bytes_.untyped_storage(), 0, form.shape, form.stride())
 
 

@@ -82,7 +82,7 @@ class _Life:
     def value(self, *, keep: bool) -> torch.Tensor:
         if self.kept is not None:
             return self.kept
-        value = torch.empty(self.shape, dtype=self.dtype)
+        value = torch.empty(self.shape, dtype=self.dtype, device="cpu")
         place = self.place
         place.reader.read(place.offset_bytes, value.data_ptr(), place.size_bytes)
         if keep:

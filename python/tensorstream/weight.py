@@ -31,7 +31,7 @@ def storage_users(tensor: torch.Tensor) -> int:
     return tensors + sys.getrefcount(storage)
 
 
-_ALONE = torch.empty(1)
+_ALONE = torch.empty(1, device="cpu")
 # What storage_users() says where one tensor has the storage.
 SOLE_USER = storage_users(_ALONE)
 
@@ -350,7 +350,8 @@ class Weight:
         return loan is self._owned or not self._holds(loan)
 
     def _holds(self, value: torch.Tensor) -> bool:
-        host = value if self._device.is_host else value.cpu()
+        with plain_tensors():  # a forward under torch.func may be about to begin
+            host = value if self._device.is_host else value.cpu()
         return bool(self.engine.holds(self.tensor, host.data_ptr(), self.size_bytes))
 
     def check_unwritten(self) -> None:
@@ -398,11 +399,12 @@ class Weight:
             self._owned = value
         elif self._home is not None:
             if value.data_ptr() != self._home.data_ptr():
-                with torch.inference_mode(False), torch.no_grad():
+                with plain_tensors():
                     self._home.copy_(value)
             self.engine.note_write(self.tensor, self._device.stream())
         else:
-            host = value.detach().to("cpu", copy=True)
+            with plain_tensors():
+                host = value.detach().to("cpu", copy=True)
             self.engine.replace_tensor(self.tensor, host.data_ptr(), self.size_bytes, host)
         self.generation += counts
         if counts:

@@ -101,10 +101,10 @@ REFUSED: dict[str, Transform] = {
 }
 
 
-@pytest.fixture(params=["host", "gpu"])
+@pytest.fixture(params=["host", "gpu", "gpu without homes"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "gpu":
-        use_fake_gpu(monkeypatch, homes=True)
+    if request.param != "host":
+        use_fake_gpu(monkeypatch, homes=request.param == "gpu")
     name: str = request.param
     return name
 
@@ -117,6 +117,28 @@ def test_transforms_give_the_plain_result(name: str, trainable: bool, device: st
         assert_same(GIVEN[name](model), GIVEN[name](plain), f"{name} on {device}, round {round_}")
     with torch.no_grad():
         assert_same(model(X), plain(X), "a forward afterwards")
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_value_that_is_held_while_a_transform_runs(writes: bool, device: str) -> None:
+    """What it is worth is looked at as the forward begins, amidst the transform's wrappers."""
+    plain, model = make(trainable=False), offload_tightly(make(trainable=False))
+    for each in (plain, model):
+        values = {name: value.detach().clone() for name, value in each.named_parameters()}
+        if writes:
+            each.last.weight.data.mul_(2)
+        held = each.last.weight.detach()
+        if each is plain:
+            expected = jvp(each, (X,), (X,)), grad(_of_values(each))(values)
+        else:
+            assert_same((jvp(each, (X,), (X,)), grad(_of_values(each))(values)), expected)
+        del held
+    with torch.no_grad():
+        assert_same(model(X), plain(X), "a forward afterwards")
+
+
+def _of_values(model: Reader) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    return lambda values: functional_call(model, values, (X,)).sum()
 
 
 @pytest.mark.parametrize("trainable", [False, True])
