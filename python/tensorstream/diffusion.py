@@ -6,6 +6,7 @@ import importlib
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -196,14 +197,14 @@ def _load_pipeline(folder: str, loader: Any, options: dict[str, Any]) -> Any:
     taken = inspect.signature(loader.__init__).parameters
     own_class = issubclass(loader, _diffusers().DiffusionPipeline)
     dtype, variant = options.pop("dtype"), options.pop("variant", None)
+    varied = _parts_of_variant(folder, variant)
     loaded: dict[str, nn.Module] = {}
     for name, library, part_class in _parts_in(folder):
         if name in options or (own_class and name not in taken):
             continue
         of_part = _of_part(dtype, name)
         below = os.path.join(folder, name)
-        has_variant = variant and any(f".{variant}" in each for each in os.listdir(below))
-        part_options = {"dtype": of_part, "variant": variant if has_variant else None}
+        part_options = {"dtype": of_part, "variant": variant if name in varied else None}
         if library == "transformers":
             loaded[name] = _load_transformers_model(below, part_class, part_options)
         else:
@@ -218,6 +219,31 @@ def _load_pipeline(folder: str, loader: Any, options: dict[str, Any]) -> Any:
                 f"diffusers or transformers: load it yourself, and give it as {name}="
             )
     return pipeline
+
+
+def _parts_of_variant(folder: str, variant: str | None) -> set[str]:
+    """The parts of a pipeline that have files of a variant; the others are loaded from their usual ones.
+
+    Raises:
+        ConfigError: None has.
+    """
+    if variant is None:
+        return set()
+    of_variant = re.compile(rf"\.{re.escape(variant)}[.-]")
+    names = [name for name, _, _ in _parts_in(folder)]
+    found = {
+        name for name in names if any(map(of_variant.search, _files_in(os.path.join(folder, name))))
+    }
+    if not found:  # guard: variant-of-no-part
+        raise ConfigError(
+            f"no part of the pipeline in '{folder}' ({', '.join(names)}) has files of the variant "
+            f"'{variant}': correct variant=, or leave it out"
+        )
+    return found
+
+
+def _files_in(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []
 
 
 def _check_weights(folder: str, stem: str, options: dict[str, Any]) -> _native.Checkpoint:

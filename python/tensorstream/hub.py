@@ -45,7 +45,7 @@ def model_folder(path: str, kwargs: dict[str, Any]) -> str:
 
     Args:
         path: What from_pretrained was given.
-        kwargs: Its options, of which `revision`, `cache_dir` and `subfolder` count.
+        kwargs: Its options, of which `revision`, `cache_dir` and `subfolder` count; `variant` is checked.
 
     Raises:
         ConfigError: There is no such folder, and no such model in the cache; or the path is a file's.
@@ -62,6 +62,8 @@ def model_folder(path: str, kwargs: dict[str, Any]) -> str:
         given = kwargs.get(option)
         if given is not None and not isinstance(given, str | os.PathLike):
             raise ConfigError(f"{option} is {given!r}; give text or a pathlib.Path")
+    if not isinstance(kwargs.get("variant"), str | None) or kwargs.get("variant") == "":
+        raise ConfigError(f"variant is {kwargs['variant']!r}; give the name of one, as 'fp16'")
     if not isinstance(kwargs.get("revision"), str | None):
         raise ConfigError(
             f"revision is {kwargs['revision']!r}; give the name of a branch, tag or commit"

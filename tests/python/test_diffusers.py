@@ -315,6 +315,9 @@ def test_a_variant_of_a_pipeline(tmp_path: Path) -> None:
     assert_same(pipeline.unet.conv_in.weight, unet.conv_in.weight)
     expected = run_stable_diffusion(load_plain(NAME, folder, variant="fp16"))
     assert_same(run_stable_diffusion(pipeline), expected)
+    for variant, message in (("fp1", "variant 'fp1'"), (3, "variant is 3"), ("", "variant is ''")):
+        with pytest.raises(ts.ConfigError, match=message):
+            _load(NAME, folder, variant=variant)
 
 
 def test_parts_that_are_given_are_taken(tmp_path: Path) -> None:
