@@ -14,18 +14,18 @@ from tensorstream import _native, report
 from tensorstream.compute_device import open_device
 from tensorstream.config import Config, Size, make_config
 from tensorstream.exceptions import BudgetError, ConfigError
-from tensorstream.hub import path_text
+from tensorstream.hub import FINDING, path_text
+from tensorstream.made_weights import Described
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
 from tensorstream.parts import parts_of
 from tensorstream.sources import note_weights_in_ram
 from tensorstream.tiers import disk_rate
-from tensorstream.walk import FoundWeight, Walk, walk
+from tensorstream.walk import Walk, walk
 
 logger = logging.getLogger("tensorstream")
 
 Model = TypeVar("Model")
 PathLike = str | os.PathLike[str]
-_Walked = tuple[Walk, list[FoundWeight]]  # and of its weights those that loading makes in RAM
 
 
 def offload(
@@ -126,14 +126,18 @@ def set_budget(
     return model
 
 
-def analyze(model_or_path: Any, *, dtype: torch.dtype | str | None = None) -> report.ModelAnalysis:
+def analyze(
+    model_or_path: Any, *, dtype: torch.dtype | str | None = None, **options: Any
+) -> report.ModelAnalysis:
     """What a model is made of: groups, sizes, types, ties. Nothing is loaded or changed.
 
     Args:
         model_or_path: A model, a pipeline of diffusers, or a path or cached hub id of either.
         dtype: The type that from_pretrained would be given, for a path or id: torch.bfloat16, "bfloat16".
+        **options: What it would be given to find the model, for a path or id: model_class, trust_remote_code,
+            code_revision, variant, subfolder, revision, cache_dir.
     """
-    found, _ = _walk(model_or_path, dtype)
+    found, _ = _walk(model_or_path, dtype, options)
     grouping = found.tree.group()
     return report.ModelAnalysis(
         groups=report.group_infos(found.tree, grouping),
@@ -145,15 +149,15 @@ def analyze(model_or_path: Any, *, dtype: torch.dtype | str | None = None) -> re
 
 
 def estimate_memory(
-    model_or_path: Any, *, dtype: torch.dtype | str | None = None
+    model_or_path: Any, *, dtype: torch.dtype | str | None = None, **options: Any
 ) -> report.MemoryEstimate:
     """What budgets mean for a model: the smallest that works, and from where on all fits.
 
     Takes what analyze() takes. Of a path, what loading casts, merges or transposes counts as resident in RAM,
     as from_pretrained has it; what a rule of transformers converts counts so even where it gives a view.
     """
-    found, made = _walk(model_or_path, dtype)
-    _note_made(found, made, on_host=Config().torch_device.type == "cpu")
+    found, described = _walk(model_or_path, dtype, options)
+    _note_made(found, described, on_host=Config().torch_device.type == "cpu")
     planned = Config().plan(found.tree, _native.LARGEST_BUDGET_BYTES).plan
     return report.MemoryEstimate(
         weights_bytes=found.tree.weights_bytes,
@@ -176,10 +180,11 @@ def plan(
     Raises:
         BudgetError: The budget is smaller than the smallest that works.
     """
+    finding = {name: options.pop(name) for name in list(options) if name in FINDING}
     chosen = make_config(config, options)
-    found, made = _walk(model_or_path, dtype, chosen.keep_resident)
+    found, described = _walk(model_or_path, dtype, finding, chosen.keep_resident)
     device = open_device(chosen.torch_device, self_check=False)
-    _note_made(found, made, on_host=device.is_host)
+    _note_made(found, described, on_host=device.is_host)
     if not device.is_host:
         note_weights_in_ram(found)
     if chosen.backend == "gpudirect":
@@ -188,10 +193,8 @@ def plan(
     budget_bytes = chosen.budget_bytes(device.native)
     ram_bytes = None if chosen.ram_budget is None else chosen.ram_budget_bytes()
     planned = chosen.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes)
-    if planned.plan.disk_bytes and isinstance(model_or_path, (str, os.PathLike)):
-        from tensorstream.loading import largest_file
-
-        rate = disk_rate(largest_file(path_text(model_or_path)))
+    if planned.plan.disk_bytes and described.files:
+        rate = disk_rate(described.largest_file())
         planned = chosen.plan(found.tree, budget_bytes, device, ram_bytes=ram_bytes, disk_rate=rate)
     return report.make_plan(found.tree, planned)
 
@@ -207,28 +210,38 @@ def stats(model: Any) -> report.Stats:
     return report.make_stats(orchestrator.engine.statistics(), torch_part, orchestrator.backend)
 
 
-def _walk(model_or_path: Any, dtype: Any, keep_resident: Sequence[str] = ()) -> _Walked:
+def _walk(
+    model_or_path: Any, dtype: Any, finding: dict[str, Any], keep_resident: Sequence[str] = ()
+) -> tuple[Walk, Described]:
     """Walks a model, or what a path describes."""
+    for name in finding:
+        if name not in FINDING:
+            hint = _native.did_you_mean(name, FINDING)
+            raise ConfigError(
+                f"unknown option '{name}'{hint}; the options are dtype, {', '.join(FINDING)}"
+            )
     model = model_or_path if isinstance(model_or_path, nn.Module) else parts_of(model_or_path)
-    made: set[str] = set()
-    frame_bytes: dict[str, int] = {}
     if model is None:
         from tensorstream.loading import describe
 
-        described = describe(path_text(model_or_path), dtype)
-        model, made, frame_bytes = described.model, described.made, described.frame_bytes
-    elif dtype is not None:
-        raise ConfigError("dtype is for a path, and a model is given, which has types of its own")
-    found = walk(model, keep_resident)
+        described = describe(path_text(model_or_path), dtype, **finding)
+    else:
+        for name, given in {"dtype": dtype, **finding}.items():
+            if given is not None:
+                raise ConfigError(f"{name} is for a path, and a model is given, which is loaded")
+        described = Described(model)
+    found = walk(described.model, keep_resident)
     for weight in found.weights:
-        if weight.names[0] in frame_bytes:
-            found.tree.note_frames(weight.tensor, frame_bytes[weight.names[0]])
-    return found, [weight for weight in found.weights if made.intersection(weight.names)]
+        if weight.names[0] in described.frame_bytes:
+            found.tree.note_frames(weight.tensor, described.frame_bytes[weight.names[0]])
+    return found, described
 
 
-def _note_made(found: Walk, made: list[FoundWeight], *, on_host: bool) -> None:
+def _note_made(found: Walk, described: Described, *, on_host: bool) -> None:
     """Says in the tree which weights are in RAM once loaded, where they count and stay if that computes."""
-    for weight in made:
+    for weight in found.weights:
+        if not described.made.intersection(weight.names):
+            continue
         if on_host:
             found.tree.keep_resident(weight.names[0])
         else:

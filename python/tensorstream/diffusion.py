@@ -88,30 +88,40 @@ def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> An
     return made
 
 
-def describe(folder: str, dtype: Any) -> Described:
+def describe(folder: str, dtype: Any, model_class: Any, variant: str | None) -> Described:
     """The model in a folder, or the models of its pipeline, and what loading makes of their weights.
 
     Args:
         folder: Where the files are.
         dtype: A type, or types by parts of the pipeline; None for what diffusers takes by itself.
+        model_class: A class of diffusers; None takes the one that the folder names.
+        variant: Of the weights.
 
     Raises:
+        ConfigError: No part has that variant.
         UnsupportedError: Weights are packed.
     """
     if not is_pipeline(folder):
-        return _describe_model(_class_named(folder, "config.json"), folder, dtype)
+        model_class = model_class or _class_named(folder, "config.json")
+        return _describe_model(model_class, folder, dtype, variant)
     from tensorstream.loading import describe as describe_transformers
 
+    loader = model_class or _class_named(folder, PIPELINE_INDEX)
+    varied = _parts_of_variant(folder, variant)
     parts: dict[str, Described] = {}
     for name, library, part_class in _parts_in(folder):
+        if not _takes_part(loader, name):
+            continue
         below, of_part = os.path.join(folder, name), _of_part(dtype, name)
+        of_files = variant if name in varied else None
         if library == "transformers":
-            _check_weights(below, _STEM_OF_TRANSFORMERS, {})
-            parts[name] = describe_transformers(below, of_part, model_class=part_class)
+            _check_weights(below, _STEM_OF_TRANSFORMERS, {"variant": of_files})
+            parts[name] = describe_transformers(
+                below, of_part, model_class=part_class, variant=of_files
+            )
         else:
-            parts[name] = _describe_model(part_class, below, of_part)
+            parts[name] = _describe_model(part_class, below, of_part, of_files)
     models = {name: part.model for name, part in parts.items()}
-    loader = _class_named(folder, PIPELINE_INDEX)
     whole = Described(ordered_parts(models, getattr(loader, "model_cpu_offload_seq", None)))
     for name, part in parts.items():
         whole.add(part, name)
@@ -194,13 +204,11 @@ def _check_names(loader: Any, options: dict[str, Any]) -> None:
 
 
 def _load_pipeline(folder: str, loader: Any, options: dict[str, Any]) -> Any:
-    taken = inspect.signature(loader.__init__).parameters
-    own_class = issubclass(loader, _diffusers().DiffusionPipeline)
     dtype, variant = options.pop("dtype"), options.pop("variant", None)
     varied = _parts_of_variant(folder, variant)
     loaded: dict[str, nn.Module] = {}
     for name, library, part_class in _parts_in(folder):
-        if name in options or (own_class and name not in taken):
+        if name in options or not _takes_part(loader, name):
             continue
         of_part = _of_part(dtype, name)
         below = os.path.join(folder, name)
@@ -219,6 +227,12 @@ def _load_pipeline(folder: str, loader: Any, options: dict[str, Any]) -> Any:
                 f"diffusers or transformers: load it yourself, and give it as {name}="
             )
     return pipeline
+
+
+def _takes_part(loader: Any, name: str) -> bool:
+    """Whether a pipeline of the class `loader` has such a part; classes that find their own take any."""
+    own_class = issubclass(loader, _diffusers().DiffusionPipeline)
+    return not own_class or name in inspect.signature(loader.__init__).parameters
 
 
 def _parts_of_variant(folder: str, variant: str | None) -> set[str]:
@@ -302,11 +316,11 @@ def _load_model(folder: str, loader: Any, options: dict[str, Any]) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def _describe_model(model_class: Any, folder: str, dtype: Any) -> Described:
+def _describe_model(model_class: Any, folder: str, dtype: Any, variant: str | None) -> Described:
     """A model of diffusers on the meta device, in the types that loading gives it."""
     if isinstance(dtype, dict):
         raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
-    checkpoint = _check_weights(folder, _STEM, {})
+    checkpoint = _check_weights(folder, _STEM, {"variant": variant})
     with library_errors(folder, _CONFIG_ADVICE), torch.device("meta"):
         model: nn.Module = model_class.from_config(model_class.load_config(folder))
     for name, parameter in model.named_parameters():

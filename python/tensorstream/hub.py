@@ -11,6 +11,8 @@ from tensorstream.exceptions import ConfigError, IoError, UnsupportedError
 
 # Of the options of transformers and diffusers, those that say where a file is.
 _HUB_OPTIONS = "revision cache_dir subfolder token local_files_only".split()
+# Of those of from_pretrained, the ones beside the type that say which model, of which files, is loaded.
+FINDING = "model_class trust_remote_code code_revision variant subfolder revision cache_dir".split()
 # With it a config names a file of weights in place of the usual one.
 _WEIGHTS_KEY = "transformers_weights"
 

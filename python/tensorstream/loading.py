@@ -133,29 +133,33 @@ def from_pretrained(
     return model
 
 
-def describe(path: str, dtype: Any = None, *, model_class: Any = None) -> Described:
+def describe(path: str, dtype: Any = None, *, model_class: Any = None, **kwargs: Any) -> Described:
     """The model that a folder's config describes, on the meta device, and what loading makes of its weights.
 
     Args:
         path: A folder, or a hub id in the local cache, of transformers or diffusers. Of a pipeline the
             result holds its models.
         dtype: The type that from_pretrained would be given, in any of its forms.
-        model_class: A class of transformers; None takes the one that the config names.
+        model_class: A class of either library; None takes the one that the config names.
+        **kwargs: Others of its options that say what is loaded, those of hub.FINDING.
 
     Raises:
         ConfigError: The path holds no model that either library knows, or the type is none.
         UnsupportedError: Its weights are quantised, or an adapter lies beside them.
     """
     wanted = chosen_dtype(dtype)
-    folder = model_folder(path, {})
+    _check_class(model_class)
+    folder = model_folder(path, kwargs)
     if diffusion.is_pipeline(folder) or diffusion.is_model(folder):
-        return diffusion.describe(folder, wanted)
+        return diffusion.describe(folder, wanted, model_class, kwargs.get("variant"))
     if isinstance(wanted, dict):
         raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
-    checkpoint = _check_checkpoint(folder, {})
-    loader = model_class or class_for(folder, {})
-    kwargs = {} if model_class is None else {"config_class": model_class.config_class}
-    config = read_config(folder, kwargs)
+    if not os.path.isdir(path):
+        kwargs["local_files_only"] = True
+    checkpoint = _check_checkpoint(folder, kwargs)
+    loader = model_class or class_for(path, kwargs)
+    config_class = getattr(model_class, "config_class", None)
+    config = read_config(path, kwargs | ({"config_class": config_class} if config_class else {}))
     if getattr(config, "quantization_config", None) is not None:  # the model would be the plain one
         raise UnsupportedError(
             f"the weights in '{path}' are quantised, and what they take is known once transformers has "
@@ -167,9 +171,11 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None) -> Descri
             "once transformers has loaded both: load the model, and give that"
         )
     wanted = wanted or getattr(config, "dtype", None) or _first_type(checkpoint)
-    make = loader.from_config if hasattr(loader, "from_config") else loader._from_config
+    of_auto = hasattr(loader, "from_config")
+    trusted = {"trust_remote_code": True} if of_auto and kwargs.get("trust_remote_code") else {}
+    make = loader.from_config if of_auto else loader._from_config
     with library_errors(folder, CONFIG_ADVICE), torch.device("meta"):
-        model: nn.Module = make(config, dtype=wanted)
+        model: nn.Module = make(config, dtype=wanted, **trusted)
     with library_errors(folder, CONFIG_ADVICE):  # of a transformers that has other rules
         keep_types_of_transformers(model, wanted)
         return described(model, checkpoint, renamed_by_transformers(model))
@@ -179,14 +185,6 @@ def _first_type(checkpoint: _native.Checkpoint) -> torch.dtype:
     """The type that transformers takes where a config names none."""
     types = [getattr(torch, tensor.dtype) for tensor in checkpoint.tensors]
     return next((dtype for dtype in types if dtype.is_floating_point), torch.get_default_dtype())
-
-
-def largest_file(path: str) -> str | None:
-    """The largest file of weights of a model or pipeline; None where there is none."""
-    folders = diffusion.weights_folders(model_folder(path, {}))
-    opened = [open_checkpoint(each, "", None, named_weights(each, {})) for each in folders]
-    files = [file for checkpoint in opened for file in checkpoint.files]
-    return max(files, key=os.path.getsize, default=None)
 
 
 _OPTIONS = tuple(Config.__dataclass_fields__)
@@ -228,12 +226,7 @@ def _check_options(config: Any, model_class: Any, kwargs: dict[str, Any]) -> Con
     for name in ("dtype", "torch_dtype"):
         if kwargs.get(name) is not None:
             kwargs[name] = chosen_dtype(kwargs[name])
-    loads = callable(getattr(model_class, "from_pretrained", None))
-    if model_class is not None and not (loads and inspect.isclass(model_class)):
-        raise ConfigError(
-            f"model_class is {model_class!r}; give a class that has from_pretrained, as "
-            "transformers.LlamaForCausalLM"
-        )
+    _check_class(model_class)
     if config is None or isinstance(config, Config):
         return config
     if not isinstance(config, transformers_module("what config= has").PretrainedConfig):
@@ -242,6 +235,15 @@ def _check_options(config: Any, model_class: Any, kwargs: dict[str, Any]) -> Con
         )
     kwargs["config"] = config
     return None
+
+
+def _check_class(model_class: Any) -> None:
+    loads = callable(getattr(model_class, "from_pretrained", None))
+    if model_class is not None and not (loads and inspect.isclass(model_class)):
+        raise ConfigError(
+            f"model_class is {model_class!r}; give a class that has from_pretrained, as "
+            "transformers.LlamaForCausalLM"
+        )
 
 
 def _check_misspelt(loader: Any, kwargs: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import torch
@@ -21,16 +22,23 @@ class Described:
         model: Its structure, on the meta device, in the types that loading gives it.
         made: Names of the parameters whose bytes are in no file as they are: RAM owns them once loaded.
         frame_bytes: Of a packed checkpoint, about what the frames of the other parameters take, by name.
+        files: The paths of its files of weights.
     """
 
     model: nn.Module
     made: set[str] = dataclasses.field(default_factory=set)
     frame_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    files: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, part: Described, name: str) -> None:
         """Takes over what is known of a part that the model has by that name."""
         self.made |= {f"{name}.{each}" for each in part.made}
         self.frame_bytes |= {f"{name}.{each}": size for each, size in part.frame_bytes.items()}
+        self.files += part.files
+
+    def largest_file(self) -> str | None:
+        """The largest file of weights; None where there is none."""
+        return max(self.files, key=os.path.getsize, default=None)
 
 
 def described(model: nn.Module, checkpoint: _native.Checkpoint, renamed: Renamed) -> Described:
@@ -50,7 +58,7 @@ def described(model: nn.Module, checkpoint: _native.Checkpoint, renamed: Renamed
         dtype = str(parameter.dtype).removeprefix("torch.")
         if (dtype, list(parameter.shape)) == (tensor.dtype, list(tensor.torch_shape)):
             kept[id(parameter)] = tensor
-    found = Described(model.eval())
+    found = Described(model.eval(), files=list(checkpoint.files))
     readers: dict[int, _native.Reader] = {}
     for name, parameter in parameters.items():
         stored = kept.get(id(parameter))

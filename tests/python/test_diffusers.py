@@ -32,7 +32,8 @@ from diffusion_shapes import (
     save_pipeline,
 )
 from fake_gpu import use_fake_gpu
-from tensorstream import diffusion, loading
+from tensorstream import diffusion
+from tensorstream.loading import describe
 
 NAME = "stable-diffusion"
 
@@ -107,8 +108,8 @@ def test_a_part_that_fits_can_be_kept(tmp_path: Path) -> None:
 def test_the_file_that_a_disk_is_measured_by(tmp_path: Path) -> None:
     folder = save_pipeline(NAME, tmp_path)
     largest = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    assert loading.largest_file(str(folder)) == str(largest)
-    assert loading.largest_file(str(folder / "unet")) == str(largest)
+    assert describe(str(folder)).largest_file() == str(largest)
+    assert describe(str(folder / "unet")).largest_file() == str(largest)
 
 
 def test_a_pipeline_in_memory_is_offloaded_moved_and_restored() -> None:
@@ -315,9 +316,14 @@ def test_a_variant_of_a_pipeline(tmp_path: Path) -> None:
     assert_same(pipeline.unet.conv_in.weight, unet.conv_in.weight)
     expected = run_stable_diffusion(load_plain(NAME, folder, variant="fp16"))
     assert_same(run_stable_diffusion(pipeline), expected)
+    unet.save_pretrained(tmp_path / "one", variant="fp16")
+    assert ts.analyze(tmp_path / "one", variant="fp16") == ts.analyze(folder / "unet")
+    assert ts.estimate_memory(folder, variant="fp16") == ts.estimate_memory(folder)
     for variant, message in (("fp1", "variant 'fp1'"), (3, "variant is 3"), ("", "variant is ''")):
         with pytest.raises(ts.ConfigError, match=message):
             _load(NAME, folder, variant=variant)
+        with pytest.raises(ts.ConfigError, match=message):
+            ts.plan(folder, variant=variant)
 
 
 def test_parts_that_are_given_are_taken(tmp_path: Path) -> None:

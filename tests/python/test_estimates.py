@@ -13,6 +13,7 @@ from torch import nn
 
 import tensorstream as ts
 from conftest import placements, save
+from hub_cache import add_to_cache
 from model_shapes import SHAPES
 from tensorstream.loading import describe
 
@@ -105,6 +106,37 @@ def test_types_are_taken_by_name_as_from_pretrained_takes_them(tmp_path: Path) -
         assert ts.from_pretrained(folder, dtype=name, ram_budget="1GB").dtype == dtype
     with pytest.raises(ts.ConfigError, match="one model"):
         ts.plan(folder, dtype={"unet": "bfloat16"}, ram_budget="1GB")
+
+
+def test_what_finds_a_model_is_taken_as_from_pretrained_takes_it(tmp_path: Path) -> None:
+    small, large = SHAPES["llama"].make(2), SHAPES["llama"].make(3)
+    add_to_cache(tmp_path / "cache", "a/b", save(small, tmp_path / "one"), commit="1" * 40)
+    save(large, tmp_path / "two" / "below")
+    large.save_pretrained(tmp_path / "two" / "below", variant="fp32")
+    for each in (tmp_path / "two" / "below").glob("model-*"):
+        each.unlink()
+    (tmp_path / "two" / "below" / "model.safetensors.index.json").unlink()
+    folder = tmp_path / "two"
+    add_to_cache(tmp_path / "cache", "a/b", folder, commit="2" * 40, ref="v2")
+    below: dict[str, Any] = {"subfolder": "below", "variant": "fp32"}
+    for options, where, layers in (
+        ({"cache_dir": tmp_path / "cache"}, "a/b", 2),
+        ({"cache_dir": tmp_path / "cache", "revision": "v2", **below}, "a/b", 3),
+        (below, folder, 3),
+        ({"model_class": tf.LlamaForCausalLM, **below}, folder, 3),
+    ):
+        model = ts.from_pretrained(where, ram_budget="1GB", **options)
+        assert model.config.num_hidden_layers == layers
+        weights = sum(p.nbytes for p in model.parameters())
+        assert ts.analyze(where, **options).weights_bytes == weights
+        assert ts.plan(where, ram_budget="1GB", **options).resident_bytes >= weights
+        smallest = ts.estimate_memory(where, **options).smallest_budget_bytes
+        assert ts.from_pretrained(where, ram_budget=smallest, **options)
+    for call in (ts.analyze, ts.estimate_memory, ts.plan):
+        with pytest.raises(ts.ConfigError, match="unknown option 'variants'"):
+            call(folder, variants="fp32")
+        with pytest.raises(ts.ConfigError, match="variant is for a path"):
+            call(large, variant="fp32")
 
 
 def test_another_transformers_is_an_error_that_says_so(

@@ -54,6 +54,9 @@ def test_trusted_code_is_what_runs(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = base(token_ids()).logits * 2
         assert_same(model(token_ids()).logits, expected)
+    for call in (ts.plan, ts.analyze, ts.estimate_memory):
+        for options in ({"trust_remote_code": True}, {"model_class": tf.LlamaForCausalLM}):
+            assert call(folder, **options)
     assert not tf.AutoModelForCausalLM._model_mapping._extra_content
     assert model.generate(token_ids()[:1], max_new_tokens=2).shape[1] == token_ids().shape[1] + 2
 
