@@ -108,10 +108,12 @@ def describe(folder: str, dtype: Any, model_class: Any, variant: str | None) -> 
 
     loader = model_class or _class_named(folder, PIPELINE_INDEX)
     varied = _parts_of_variant(folder, variant)
+    _check_types(folder, dtype)
     parts: dict[str, Described] = {}
     for name, library, part_class in _parts_in(folder):
         if not _takes_part(loader, name):
             continue
+        _check_known(folder, name, part_class)
         below, of_part = os.path.join(folder, name), _of_part(dtype, name)
         of_files = variant if name in varied else None
         if library == "transformers":
@@ -135,11 +137,17 @@ def _of_part(dtype: Any, name: str) -> torch.dtype | None:
     return found
 
 
-def weights_folders(folder: str) -> list[str]:
-    """The folders of the checkpoints of a pipeline, or the folder itself."""
-    if not is_pipeline(folder):
-        return [folder]
-    return [os.path.join(folder, name) for name, _, _ in _parts_in(folder)]
+def _check_types(folder: str, dtype: Any) -> None:
+    """Raises ConfigError where types by parts name none of the pipeline's: diffusers would leave them out."""
+    if not isinstance(dtype, dict):
+        return
+    parts = [name for name in read_json(os.path.join(folder, PIPELINE_INDEX)) if name[:1] != "_"]
+    for name in dtype:
+        if name != "default" and name not in parts:  # guard: type-of-no-part
+            hint = _native.did_you_mean(str(name), parts)
+            raise ConfigError(
+                f"dtype has a type of '{name}', which is no part of the pipeline in '{folder}'{hint}"
+            )
 
 
 def _diffusers() -> Any:
@@ -171,13 +179,20 @@ def _class_named(folder: str, file: str) -> Any:
 
 
 def _parts_in(folder: str) -> Iterator[tuple[str, str, Any]]:
-    """The models of a pipeline: name, library and class; not schedulers, tokenizers and the like."""
+    """The models of a pipeline: name, library and class; not schedulers, tokenizers and the like.
+
+    The class is None of what has the files of a model, where no library that is there has its class.
+    """
     for name, entry in read_json(os.path.join(folder, PIPELINE_INDEX)).items():
         if name.startswith("_") or not isinstance(entry, list) or not all(entry):
             continue
         if not name.isidentifier():  # a path, which may lead out of the folder
             raise ConfigError(
                 f"'{name}' in '{folder}/{PIPELINE_INDEX}' names no part of a pipeline"
+            )
+        if len(entry) < 2:
+            raise ConfigError(
+                f"'{name}' in '{os.path.join(folder, PIPELINE_INDEX)}' is {entry}, not a library and a class"
             )
         library, class_name, *_ = map(str, entry)
         if library == "transformers":
@@ -190,6 +205,25 @@ def _parts_in(folder: str) -> Iterator[tuple[str, str, Any]]:
         if inspect.isclass(found) and issubclass(found, nn.Module):
             theirs = issubclass(found, _diffusers().ModelMixin)
             yield name, "diffusers" if theirs else "transformers", found
+        elif found is None and _holds_model(os.path.join(folder, name)):
+            yield name, library, None
+
+
+def _holds_model(folder: str) -> bool:
+    return any(
+        name == "config.json" or name.endswith((".safetensors", ".bin"))
+        for name in _files_in(folder)
+    )
+
+
+def _check_known(folder: str, name: str, part_class: Any) -> None:
+    """Raises UnsupportedError where a part of a pipeline is a model of an unknown class."""
+    if part_class is None:  # guard: class-of-part
+        library, class_name, *_ = read_json(os.path.join(folder, PIPELINE_INDEX))[name]
+        raise UnsupportedError(
+            f"'{name}' of the pipeline in '{folder}' is a {class_name} of {library}, which cannot be had here: "
+            f"install or import what has it, or load it yourself, and give it to from_pretrained as {name}="
+        )
 
 
 def _check_names(loader: Any, options: dict[str, Any]) -> None:
@@ -206,10 +240,12 @@ def _check_names(loader: Any, options: dict[str, Any]) -> None:
 def _load_pipeline(folder: str, loader: Any, options: dict[str, Any]) -> Any:
     dtype, variant = options.pop("dtype"), options.pop("variant", None)
     varied = _parts_of_variant(folder, variant)
+    _check_types(folder, dtype)
     loaded: dict[str, nn.Module] = {}
     for name, library, part_class in _parts_in(folder):
         if name in options or not _takes_part(loader, name):
             continue
+        _check_known(folder, name, part_class)
         of_part = _of_part(dtype, name)
         below = os.path.join(folder, name)
         part_options = {"dtype": of_part, "variant": variant if name in varied else None}
@@ -287,10 +323,14 @@ def _load_transformers_model(folder: str, loader: Any, options: dict[str, Any]) 
     return model  # type: ignore[no-any-return]
 
 
-def _load_model(folder: str, loader: Any, options: dict[str, Any]) -> nn.Module:
+def _check_not_quantised(folder: str) -> None:
     config = read_json(os.path.join(folder, "config.json"))
     if config.get("quantization_config") is not None:
         raise UnsupportedError(f"the model in '{folder}' is quantised, which is not supported")
+
+
+def _load_model(folder: str, loader: Any, options: dict[str, Any]) -> nn.Module:
+    _check_not_quantised(folder)
     checkpoint = _check_weights(folder, _STEM, options)
     dtype = options.pop("dtype")
     with library_errors(folder, OPTION_ADVICE):
@@ -320,6 +360,7 @@ def _describe_model(model_class: Any, folder: str, dtype: Any, variant: str | No
     """A model of diffusers on the meta device, in the types that loading gives it."""
     if isinstance(dtype, dict):
         raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
+    _check_not_quantised(folder)
     checkpoint = _check_weights(folder, _STEM, {"variant": variant})
     with library_errors(folder, _CONFIG_ADVICE), torch.device("meta"):
         model: nn.Module = model_class.from_config(model_class.load_config(folder))

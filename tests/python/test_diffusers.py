@@ -380,6 +380,16 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     with pytest.raises(ts.ConfigError, match="names no part of a pipeline"):
         _load(NAME, folder)
     index.write_text(plain)
+    for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
+        with pytest.raises(ts.ConfigError, match=r"type of 'unett'.*did you mean 'unet'"):
+            call(folder, dtype={"unett": torch.bfloat16})
+        _edit(index, unet=["diffusers"])
+        with pytest.raises(ts.ConfigError, match="not a library and a class"):
+            call(folder)
+        _edit(index, unet=["mymodule", "MyUNet"])
+        with pytest.raises(ts.UnsupportedError, match=r"'unet' .*is a MyUNet of mymodule"):
+            call(folder)
+        index.write_text(plain)
     ts.pack(folder / "unet", tmp_path / "packed")
     whole = Path(shutil.copytree(folder, tmp_path / "whole"))
     ts.pack(folder / "text_encoder", tmp_path / "packed_encoder")
@@ -390,8 +400,10 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
             with pytest.raises(ts.UnsupportedError, match="unpack"):
                 call(packed)
     _edit(folder / "unet" / "config.json", quantization_config={"quant_method": "gguf"})
-    with pytest.raises(ts.UnsupportedError, match="quantised"):
-        _load(NAME, folder)
+    for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
+        for path in (folder, folder / "unet"):
+            with pytest.raises(ts.UnsupportedError, match="quantised"):
+                call(path)
     _edit(folder / "unet" / "config.json", quantization_config=None, _class_name="NoSuchModel")
     with pytest.raises(ts.UnsupportedError, match="NoSuchModel"):
         ts.estimate_memory(folder / "unet")
