@@ -190,7 +190,7 @@ def _parts_in(folder: str) -> Iterator[tuple[str, str, Any]]:
             raise ConfigError(
                 f"'{name}' in '{folder}/{PIPELINE_INDEX}' names no part of a pipeline"
             )
-        if len(entry) < 2:
+        if not entry[1:]:
             raise ConfigError(
                 f"'{name}' in '{os.path.join(folder, PIPELINE_INDEX)}' is {entry}, not a library and a class"
             )
@@ -221,8 +221,8 @@ def _check_known(folder: str, name: str, part_class: Any) -> None:
     if part_class is None:  # guard: class-of-part
         library, class_name, *_ = read_json(os.path.join(folder, PIPELINE_INDEX))[name]
         raise UnsupportedError(
-            f"'{name}' of the pipeline in '{folder}' is a {class_name} of {library}, which cannot be had here: "
-            f"install or import what has it, or load it yourself, and give it to from_pretrained as {name}="
+            f"'{name}' of the pipeline in '{folder}' is a {class_name} of {library}, which cannot be had "
+            f"here: install or import what has it, or load it yourself, and give from_pretrained {name}="
         )
 
 
