@@ -358,6 +358,22 @@ def _edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def test_parts_that_cannot_be_loaded_are_not_planned_either(tmp_path: Path) -> None:
+    folder = save_pipeline(NAME, tmp_path / "plain")
+    index = folder / "model_index.json"
+    plain = index.read_text()
+    for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
+        with pytest.raises(ts.ConfigError, match=r"type of 'unett'.*did you mean 'unet'"):
+            call(folder, dtype={"unett": torch.bfloat16})
+        _edit(index, unet=["diffusers"])
+        with pytest.raises(ts.ConfigError, match="not a library and a class"):
+            call(folder)
+        _edit(index, unet=["mymodule", "MyUNet"])
+        with pytest.raises(ts.UnsupportedError, match=r"'unet' .*is a MyUNet of mymodule"):
+            call(folder)
+        index.write_text(plain)
+
+
 def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     folder = save_pipeline(NAME, tmp_path / "plain")
     with pytest.raises(ts.ConfigError, match="has some"):
@@ -380,16 +396,6 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     with pytest.raises(ts.ConfigError, match="names no part of a pipeline"):
         _load(NAME, folder)
     index.write_text(plain)
-    for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
-        with pytest.raises(ts.ConfigError, match=r"type of 'unett'.*did you mean 'unet'"):
-            call(folder, dtype={"unett": torch.bfloat16})
-        _edit(index, unet=["diffusers"])
-        with pytest.raises(ts.ConfigError, match="not a library and a class"):
-            call(folder)
-        _edit(index, unet=["mymodule", "MyUNet"])
-        with pytest.raises(ts.UnsupportedError, match=r"'unet' .*is a MyUNet of mymodule"):
-            call(folder)
-        index.write_text(plain)
     ts.pack(folder / "unet", tmp_path / "packed")
     whole = Path(shutil.copytree(folder, tmp_path / "whole"))
     ts.pack(folder / "text_encoder", tmp_path / "packed_encoder")
