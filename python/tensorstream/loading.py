@@ -12,8 +12,9 @@ from torch import nn
 from tensorstream import _native, diffusion, gguf_files
 from tensorstream.api import PathLike
 from tensorstream.config import Config, chosen_dtype, make_config
-from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.exceptions import BudgetError, ConfigError, UnsupportedError
 from tensorstream.hub import (
+    FINDING,
     brings_adapter,
     check_complete,
     model_folder,
@@ -117,6 +118,7 @@ def from_pretrained(
     if not hasattr(loader, "_model_mapping"):  # what it says was followed, or an Auto class does
         kwargs.pop("code_revision", None)
     _check_misspelt(loader, kwargs)
+    _check_casts(path, chosen, checkpoint, {"model_class": model_class, **kwargs})
     # What does not fit is listed then, and refused below with our error, not transformers'.
     kwargs["ignore_mismatched_sizes"] = True
     stored = None
@@ -131,6 +133,45 @@ def from_pretrained(
     check_complete(path, info)  # guard: missing-weights
     Orchestrator(model, chosen, None, ram_counts=True, stored=stored)
     return model
+
+
+# Options that change neither the model nor what its config says.
+_OF_TYPES = ("dtype", "torch_dtype", "token", "local_files_only", "attn_implementation")
+
+
+def _check_casts(
+    path: str, chosen: Config, checkpoint: _native.Checkpoint, options: dict[str, Any]
+) -> None:
+    """Checks what loading would cast, before it does: RAM owns it then, and it may be all of a model.
+
+    Where options may change the model it is found out by loading.
+
+    Raises:
+        BudgetError: It does not fit the budget of a model on the CPU.
+    """
+    if chosen.torch_device.type != "cpu" or not options.keys() <= {*FINDING, *_OF_TYPES}:
+        return
+    types = {getattr(torch, tensor.dtype) for tensor in checkpoint.tensors}
+    types = {each for each in types if each.is_floating_point}
+    wanted = chosen_dtype(options.get("dtype", options.get("torch_dtype")))
+    if wanted is None:
+        wanted = getattr(read_config(path, dict(options)), "dtype", None)
+    if not isinstance(wanted, torch.dtype) or types <= {wanted}:
+        return
+    finding = {name: options[name] for name in FINDING if options.get(name) is not None}
+    try:
+        cast_bytes = describe(path, wanted, **finding).cast_bytes
+    except (ConfigError, UnsupportedError):  # loading says it in its own words
+        return
+    budget_bytes = chosen.budget_bytes()
+    if cast_bytes > budget_bytes:  # guard: casts-before-loading
+        has, takes = _native.format_size(budget_bytes), _native.format_size(cast_bytes)
+        error = BudgetError(
+            f"loading would cast weights to {wanted}, which takes {takes} of RAM, and the budget is {has}; "
+            "give dtype= the type that the files have, or raise ram_budget"
+        )
+        error.needed_bytes, error.budget_bytes = cast_bytes, budget_bytes
+        raise error
 
 
 def describe(path: str, dtype: Any = None, *, model_class: Any = None, **kwargs: Any) -> Described:

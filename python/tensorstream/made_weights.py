@@ -23,18 +23,21 @@ class Described:
         made: Names of the parameters whose bytes are in no file as they are: RAM owns them once loaded.
         frame_bytes: Of a packed checkpoint, about what the frames of the other parameters take, by name.
         files: The paths of its files of weights.
+        cast_bytes: What is made of weights that the files have in another type.
     """
 
     model: nn.Module
     made: set[str] = dataclasses.field(default_factory=set)
     frame_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     files: list[str] = dataclasses.field(default_factory=list)
+    cast_bytes: int = 0
 
     def add(self, part: Described, name: str) -> None:
         """Takes over what is known of a part that the model has by that name."""
         self.made |= {f"{name}.{each}" for each in part.made}
         self.frame_bytes |= {f"{name}.{each}": size for each, size in part.frame_bytes.items()}
         self.files += part.files
+        self.cast_bytes += part.cast_bytes
 
     def largest_file(self) -> str | None:
         """The largest file of weights; None where there is none."""
@@ -51,14 +54,19 @@ def described(model: nn.Module, checkpoint: _native.Checkpoint, renamed: Renamed
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     kept: dict[int, _native.CheckpointTensor] = {}  # by the parameters' ids
+    cast: dict[int, int] = {}  # likewise
     for tensor in checkpoint.tensors:
         parameter = parameters.get(renamed(tensor.name) or "")
         if parameter is None:
             continue
         dtype = str(parameter.dtype).removeprefix("torch.")
-        if (dtype, list(parameter.shape)) == (tensor.dtype, list(tensor.torch_shape)):
+        if list(parameter.shape) != list(tensor.torch_shape):
+            continue
+        if dtype == tensor.dtype:
             kept[id(parameter)] = tensor
-    found = Described(model.eval(), files=list(checkpoint.files))
+        else:
+            cast[id(parameter)] = parameter.nbytes
+    found = Described(model.eval(), files=list(checkpoint.files), cast_bytes=sum(cast.values()))
     readers: dict[int, _native.Reader] = {}
     for name, parameter in parameters.items():
         stored = kept.get(id(parameter))

@@ -148,3 +148,25 @@ def test_another_transformers_is_an_error_that_says_so(
     monkeypatch.delattr(conversion_mapping, "get_model_conversion_mapping")
     with pytest.raises(ts.UnsupportedError, match="get_model_conversion_mapping"):
         ts.estimate_memory(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_cast_that_does_not_fit_is_not_made(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(SHAPES["llama"].make(4).bfloat16(), tmp_path / "model")
+    if packed:
+        ts.pack(folder, tmp_path / "packed")
+        folder = tmp_path / "packed"
+    weights = ts.analyze(folder).weights_bytes
+    with monkeypatch.context() as patch:
+        for loads in ("from_pretrained", "_load_pretrained_model"):
+            patch.delattr(tf.PreTrainedModel, loads)
+        with pytest.raises(ts.BudgetError, match=r"would cast weights to torch\.float32") as raised:
+            ts.from_pretrained(folder, ram_budget=weights, dtype=torch.float32)
+    assert raised.value.budget_bytes == weights
+    assert raised.value.needed_bytes == 2 * weights
+    smaller = ts.from_pretrained(
+        folder, ram_budget=weights * 3 // 2, dtype=torch.float32, num_hidden_layers=1
+    )
+    assert smaller.config.num_hidden_layers == 1
