@@ -211,21 +211,27 @@ TEST(ModelPlan, TheSmallestBudgetOfUnlikeBlocksIsExact) {
 TEST(ModelPlan, TheRingIsPartOfTheSmallestBudgetWhereALevelIsAskedFor) {
   const ModelTree tree = llama();
   const Rates rates;
+  const PlanOptions on_gpu{.place = ComputePlace::kAccelerator, .compression = 4};
   try {
-    static_cast<void>(plan_model(tree, 1_MiB, rates, {.compression = 4}));
+    static_cast<void>(plan_model(tree, 1_MiB, rates, on_gpu));
     ADD_FAILURE();
   } catch (const BudgetError& error) {
     EXPECT_THAT(error.what(), HasSubstr("the ring"));
-    const ModelPlan coded = plan_model(tree, error.needed_bytes(), rates, {.compression = 4});
+    const ModelPlan coded = plan_model(tree, error.needed_bytes(), rates, on_gpu);
     EXPECT_GT(coded.plan.ring_bytes, 0U);
     EXPECT_EQ(coded.plan.smallest_budget_bytes, error.needed_bytes());
     EXPECT_LE(coded.plan.resident_bytes + coded.plan.arena_bytes + coded.plan.ring_bytes,
               error.needed_bytes());
-    EXPECT_THROW(plan_model(tree, error.needed_bytes() - 1, rates, {.compression = 4}),
-                 BudgetError);
-    EXPECT_LT(plan_model(tree, kLargestBudgetBytes, rates).plan.smallest_budget_bytes,
+    EXPECT_THROW(plan_model(tree, error.needed_bytes() - 1, rates, on_gpu), BudgetError);
+    EXPECT_LT(plan_model(tree, kLargestBudgetBytes, rates, {.place = ComputePlace::kAccelerator})
+                  .plan.smallest_budget_bytes,
               error.needed_bytes());
   }
+}
+
+TEST(ModelPlan, ALevelHasNoUseOnAHost) {
+  EXPECT_THROW(plan_model(llama(), 1_GiB, {}, {.compression = 4}), ConfigError);
+  EXPECT_NO_THROW(plan_model(llama(), 1_GiB, {}, {.compression = 0}));
 }
 
 /// Where the budget has room for it, a copy moves more.
