@@ -335,7 +335,12 @@ def _load_model(folder: str, loader: Any, options: dict[str, Any]) -> nn.Module:
     dtype = options.pop("dtype")
     with library_errors(folder, OPTION_ADVICE):
         model, info = loader.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+            folder,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            # What does not fit is listed then, and refused below with our error, not diffusers'.
+            **{**options, "ignore_mismatched_sizes": True},
         )
     check_complete(folder, info)  # guard: missing-diffusers-weights
     taken = dtype is None or any(parameter.dtype == dtype for parameter in model.parameters())
@@ -368,4 +373,16 @@ def _describe_model(model_class: Any, folder: str, dtype: Any, variant: str | No
         kept = any(each in name.split(".") for each in model_class._keep_in_fp32_modules or ())
         if parameter.is_floating_point() and dtype is not None and not kept:
             parameter.data = parameter.data.to(dtype)
-    return described(model, checkpoint, lambda name: name)
+    stored = {tensor.name: tensor for tensor in checkpoint.tensors}
+    if len(checkpoint.files) == 1:  # as diffusers has it: shards have the names of now
+        model._fix_state_dict_keys_on_load(stored)  # type: ignore[operator]
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    differing = [
+        name
+        for name in shapes
+        if name in stored and tuple(stored[name].torch_shape) != shapes[name]
+    ]
+    info = {"missing_keys": shapes.keys() - stored.keys(), "mismatched_keys": differing}
+    check_complete(folder, info)  # guard: described-missing-diffusers-weights
+    names = {tensor.name: name for name, tensor in stored.items()}
+    return described(model, checkpoint, names.get)

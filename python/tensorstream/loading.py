@@ -25,6 +25,7 @@ from tensorstream.hub import (
 from tensorstream.made_weights import (
     Described,
     described,
+    info_of_transformers,
     keep_types_of_transformers,
     renamed_by_transformers,
 )
@@ -185,7 +186,8 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None, **kwargs:
         **kwargs: Others of its options that say what is loaded, those of hub.FINDING.
 
     Raises:
-        ConfigError: The path holds no model that either library knows, or the type is none.
+        ConfigError: The path holds no model that either library knows, weights are missing, or the type is
+            none.
         UnsupportedError: Its weights are quantised, or an adapter lies beside them.
     """
     wanted = chosen_dtype(dtype)
@@ -219,6 +221,8 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None, **kwargs:
         model: nn.Module = make(config, dtype=wanted, **trusted)
     with library_errors(folder, CONFIG_ADVICE):  # of a transformers that has other rules
         keep_types_of_transformers(model, wanted)
+        info = info_of_transformers(model, checkpoint, wanted)
+        check_complete(path, info)  # guard: described-missing-weights
         return described(model, checkpoint, renamed_by_transformers(model))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,6 +103,54 @@ def renamed_by_transformers(model: nn.Module) -> Renamed:
         return None if converted is not None else str(found)
 
     return renamed
+
+
+def info_of_transformers(
+    model: nn.Module, checkpoint: _native.Checkpoint, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What transformers would say of loading a checkpoint into `model`: it loads tensors without bytes.
+
+    Nothing where a conversion fails, as it may for want of bytes.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    tensors = {
+        stored.name: torch.empty(
+            tuple(stored.torch_shape), dtype=getattr(torch, stored.dtype), device="meta"
+        )
+        for stored in checkpoint.tensors
+    }
+    into: Any = copy.deepcopy(model)
+    options = LoadStateDictConfig(
+        ignore_mismatched_sizes=True,
+        device_map={"": "meta"},
+        dtype=dtype,
+        dtype_plan=into._get_dtype_plan(dtype),
+        weight_mapping=get_model_conversion_mapping(into),
+    )
+    with _no_progress_bar():
+        info, _ = convert_and_load_state_dict_in_model(into, tensors, options, None)
+    if info.conversion_errors:
+        return {}
+    into.mark_tied_weights_as_initialized(info)
+    into.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+    into._adjust_missing_and_unexpected_keys(info)
+    return info.to_dict()  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def keep_types_of_transformers(model: nn.Module, dtype: torch.dtype) -> None:

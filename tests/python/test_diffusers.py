@@ -296,6 +296,8 @@ def test_a_type_that_diffusers_does_not_take_is_said(tmp_path: Path) -> None:
 
 
 def test_types_of_single_parts(tmp_path: Path) -> None:
+    with pytest.raises(ts.ConfigError, match="dtype is for a path"):
+        ts.estimate_memory(make_stable_diffusion(), dtype=torch.bfloat16)
     folder = save_pipeline(NAME, tmp_path)
     dtypes = {"unet": torch.bfloat16, "default": torch.float32}
     pipeline = _load(NAME, folder, ram_budget="1GiB", torch_dtype=dtypes)
@@ -346,12 +348,16 @@ def test_weights_that_are_missing_are_refused(tmp_path: Path) -> None:
         save_file(dict(list(whole.items())[1:]), path, metadata={"format": "pt"})
         with pytest.raises(ts.ConfigError, match="1 weights are missing"):
             _load(NAME, folder, ram_budget="1GiB")
+        for call in (ts.plan, ts.estimate_memory, ts.analyze):
+            with pytest.raises(ts.ConfigError, match="1 weights are missing"):
+                call(folder)
         save_file(whole, path, metadata={"format": "pt"})
     wrong = {**load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")}
     wrong["conv_in.bias"] = torch.zeros(3)
     save_file(wrong, folder / "unet" / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(ts.ConfigError, match=r"conv_in\.bias"):
-        ts.from_pretrained(folder / "unet", ram_budget="1GiB")
+    for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
+        with pytest.raises(ts.ConfigError, match=r"of another shape, 'conv_in\.bias'"):
+            call(folder / "unet")
 
 
 def _edit(path: Path, **changes: Any) -> None:
@@ -388,8 +394,6 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(ts.ConfigError, match=next(iter(option))):
             _load(NAME, folder, **option)
-    with pytest.raises(ts.ConfigError, match="dtype is for a path"):
-        ts.estimate_memory(make_stable_diffusion(), dtype=torch.bfloat16)
     index = folder / "model_index.json"
     plain = index.read_text()
     _edit(index, **{"../elsewhere": ["diffusers", "UNet2DConditionModel"]})

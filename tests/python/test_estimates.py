@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tensorstream as ts
@@ -137,6 +138,49 @@ def test_what_finds_a_model_is_taken_as_from_pretrained_takes_it(tmp_path: Path)
             call(folder, variants="fp32")
         with pytest.raises(ts.ConfigError, match="variant is for a path"):
             call(large, variant="fp32")
+
+
+def _renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"other.{name}": value for name, value in weights.items()}
+
+
+DAMAGE: dict[str, tuple[Callable[..., dict[str, torch.Tensor]], str]] = {
+    "one missing": (lambda weights: dict(list(weights.items())[1:]), "1 weights are missing"),
+    "none": (lambda weights: {}, "weights are missing"),
+    "other names": (_renamed, "weights are missing"),
+    "another shape": (
+        lambda weights: weights | {"model.norm.weight": torch.zeros(3)},
+        r"of another shape, 'model\.norm\.weight'",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_cannot_be_loaded_is_not_planned(damage: str, packed: bool, tmp_path: Path) -> None:
+    change, message = DAMAGE[damage]
+    folder = save(SHAPES["llama"].make(2), tmp_path / "model", shard="1GB")
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    if packed and damage != "none":
+        ts.pack(folder, tmp_path / "packed")
+        folder = tmp_path / "packed"
+    for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
+        with pytest.raises(ts.ConfigError, match=message):
+            call(folder)
+
+
+def test_planning_shows_no_progress_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = save(SHAPES["llama"].make(2), tmp_path)
+    tf.logging.enable_progress_bar()
+    try:
+        ts.estimate_memory(folder)
+        assert "Loading" not in capfd.readouterr().err
+        assert tf.utils.logging.is_progress_bar_enabled()
+    finally:
+        tf.logging.disable_progress_bar()
 
 
 def test_another_transformers_is_an_error_that_says_so(
