@@ -14,13 +14,14 @@ from tensorstream import _native, report
 from tensorstream.compute_device import open_device
 from tensorstream.config import Config, Size, make_config
 from tensorstream.exceptions import BudgetError, ConfigError
+from tensorstream.foreseen import note_made, walk_described
 from tensorstream.hub import FINDING, path_text
 from tensorstream.made_weights import Described
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
 from tensorstream.parts import parts_of
 from tensorstream.sources import note_weights_in_ram
 from tensorstream.tiers import disk_rate
-from tensorstream.walk import Walk, walk
+from tensorstream.walk import Walk
 
 logger = logging.getLogger("tensorstream")
 
@@ -157,7 +158,7 @@ def estimate_memory(
     as from_pretrained has it; what a rule of transformers converts counts so even where it gives a view.
     """
     found, described = _walk(model_or_path, dtype, options)
-    _note_made(found, described, on_host=Config().torch_device.type == "cpu")
+    note_made(found, described.made, on_host=Config().torch_device.type == "cpu")
     planned = Config().plan(found.tree, _native.LARGEST_BUDGET_BYTES).plan
     return report.MemoryEstimate(
         weights_bytes=found.tree.weights_bytes,
@@ -184,7 +185,7 @@ def plan(
     chosen = make_config(config, options)
     found, described = _walk(model_or_path, dtype, finding, chosen.keep_resident)
     device = open_device(chosen.torch_device, self_check=False)
-    _note_made(found, described, on_host=device.is_host)
+    note_made(found, described.made, on_host=device.is_host)
     if not device.is_host:
         note_weights_in_ram(found)
     if chosen.backend == "gpudirect":
@@ -230,19 +231,4 @@ def _walk(
             if given is not None:
                 raise ConfigError(f"{name} is for a path, and a model is given, which is loaded")
         described = Described(model)
-    found = walk(described.model, keep_resident)
-    for weight in found.weights:
-        if weight.names[0] in described.frame_bytes:
-            found.tree.note_frames(weight.tensor, described.frame_bytes[weight.names[0]])
-    return found, described
-
-
-def _note_made(found: Walk, described: Described, *, on_host: bool) -> None:
-    """Says in the tree which weights are in RAM once loaded, where they count and stay if that computes."""
-    for weight in found.weights:
-        if not described.made.intersection(weight.names):
-            continue
-        if on_host:
-            found.tree.keep_resident(weight.names[0])
-        else:
-            found.tree.note_in_ram(weight.tensor)
+    return walk_described(described, keep_resident), described

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -88,7 +88,9 @@ def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> An
     return made
 
 
-def describe(folder: str, dtype: Any, model_class: Any, variant: str | None) -> Described:
+def describe(
+    folder: str, dtype: Any, model_class: Any, variant: str | None, given: Mapping[str, Any]
+) -> Described:
     """The model in a folder, or the models of its pipeline, and what loading makes of their weights.
 
     Args:
@@ -96,12 +98,15 @@ def describe(folder: str, dtype: Any, model_class: Any, variant: str | None) -> 
         dtype: A type, or types by parts of the pipeline; None for what diffusers takes by itself.
         model_class: A class of diffusers; None takes the one that the folder names.
         variant: Of the weights.
+        given: Other options of from_pretrained: of a pipeline, parts that are not loaded.
 
     Raises:
         ConfigError: No part has that variant.
         UnsupportedError: Weights are packed.
     """
     if not is_pipeline(folder):
+        if given:
+            raise UnsupportedError(f"'{folder}' is not described with {', '.join(given)}")
         model_class = model_class or _class_named(folder, "config.json")
         return _describe_model(model_class, folder, dtype, variant)
     from tensorstream.loading import describe as describe_transformers
@@ -111,7 +116,7 @@ def describe(folder: str, dtype: Any, model_class: Any, variant: str | None) -> 
     _check_types(folder, dtype)
     parts: dict[str, Described] = {}
     for name, library, part_class in _parts_in(folder):
-        if not _takes_part(loader, name):
+        if name in given or not _takes_part(loader, name):
             continue
         _check_known(folder, name, part_class)
         below, of_part = os.path.join(folder, name), _of_part(dtype, name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +15,8 @@ from torch import nn
 from tensorstream import _native, diffusion, gguf_files
 from tensorstream.api import PathLike
 from tensorstream.config import Config, chosen_dtype, make_config
-from tensorstream.exceptions import BudgetError, ConfigError, UnsupportedError
+from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.foreseen import check_room, may_cast
 from tensorstream.hub import (
     FINDING,
     brings_adapter,
@@ -109,9 +113,16 @@ def from_pretrained(
     folder = model_folder(path, kwargs)
     if diffusion.is_pipeline(folder) or diffusion.is_model(folder):
         _check_misspelt(model_class, kwargs)
+        _check_room(path, chosen, model_class, kwargs)
         made = diffusion.load(folder, path, model_class, kwargs)
         Orchestrator(made, chosen, None, ram_counts=True)
         return made
+    return _load_of_transformers(path, folder, chosen, model_class, kwargs)
+
+
+def _load_of_transformers(
+    path: str, folder: str, config: Config, model_class: Any, kwargs: dict[str, Any]
+) -> Any:
     if not os.path.isdir(path):  # what was checked is what is loaded
         kwargs["local_files_only"] = True
     checkpoint = _check_checkpoint(folder, kwargs)
@@ -119,7 +130,7 @@ def from_pretrained(
     if not hasattr(loader, "_model_mapping"):  # what it says was followed, or an Auto class does
         kwargs.pop("code_revision", None)
     _check_misspelt(loader, kwargs)
-    _check_casts(path, chosen, checkpoint, {"model_class": model_class, **kwargs})
+    _check_room(path, config, model_class, kwargs, checkpoint)
     # What does not fit is listed then, and refused below with our error, not transformers'.
     kwargs["ignore_mismatched_sizes"] = True
     stored = None
@@ -132,50 +143,18 @@ def from_pretrained(
                 path, output_loading_info=True, use_safetensors=True, **kwargs
             )
     check_complete(path, info)  # guard: missing-weights
-    Orchestrator(model, chosen, None, ram_counts=True, stored=stored)
+    Orchestrator(model, config, None, ram_counts=True, stored=stored)
     return model
 
 
-# Options that change neither the model nor what its config says.
-_OF_TYPES = ("dtype", "torch_dtype", "token", "local_files_only", "attn_implementation")
-
-
-def _check_casts(
-    path: str, chosen: Config, checkpoint: _native.Checkpoint, options: dict[str, Any]
-) -> None:
-    """Checks what loading would cast, before it does: RAM owns it then, and it may be all of a model.
-
-    Where options may change the model it is found out by loading.
-
-    Raises:
-        BudgetError: It does not fit the budget of a model on the CPU.
-    """
-    if chosen.torch_device.type != "cpu" or not options.keys() <= {*FINDING, *_OF_TYPES}:
-        return
-    types = {getattr(torch, tensor.dtype) for tensor in checkpoint.tensors}
-    types = {each for each in types if each.is_floating_point}
-    wanted = chosen_dtype(options.get("dtype", options.get("torch_dtype")))
-    if wanted is None:
-        wanted = getattr(read_config(path, dict(options)), "dtype", None)
-    if not isinstance(wanted, torch.dtype) or types <= {wanted}:
-        return
-    finding = {name: options[name] for name in FINDING if options.get(name) is not None}
-    try:
-        cast_bytes = describe(path, wanted, **finding).cast_bytes
-    except (ConfigError, UnsupportedError):  # loading says it in its own words
-        return
-    budget_bytes = chosen.budget_bytes()
-    if cast_bytes > budget_bytes:  # guard: casts-before-loading
-        has, takes = _native.format_size(budget_bytes), _native.format_size(cast_bytes)
-        error = BudgetError(
-            f"loading would cast weights to {wanted}, which takes {takes} of RAM, and the budget is {has}; "
-            "give dtype= the type that the files have, or raise ram_budget"
-        )
-        error.needed_bytes, error.budget_bytes = cast_bytes, budget_bytes
-        raise error
-
-
-def describe(path: str, dtype: Any = None, *, model_class: Any = None, **kwargs: Any) -> Described:
+def describe(
+    path: str,
+    dtype: Any = None,
+    *,
+    model_class: Any = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
+    **kwargs: Any,
+) -> Described:
     """The model that a folder's config describes, on the meta device, and what loading makes of its weights.
 
     Args:
@@ -183,6 +162,7 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None, **kwargs:
             result holds its models.
         dtype: The type that from_pretrained would be given, in any of its forms.
         model_class: A class of either library; None takes the one that the config names.
+        given: Other options of its, which a model may not be described with: of a pipeline they are parts.
         **kwargs: Others of its options that say what is loaded, those of hub.FINDING.
 
     Raises:
@@ -194,15 +174,16 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None, **kwargs:
     _check_class(model_class)
     folder = model_folder(path, kwargs)
     if diffusion.is_pipeline(folder) or diffusion.is_model(folder):
-        return diffusion.describe(folder, wanted, model_class, kwargs.get("variant"))
+        return diffusion.describe(folder, wanted, model_class, kwargs.get("variant"), given)
+    if given:
+        raise UnsupportedError(f"'{path}' is not described with {', '.join(given)}")
     if isinstance(wanted, dict):
         raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
     if not os.path.isdir(path):
         kwargs["local_files_only"] = True
     checkpoint = _check_checkpoint(folder, kwargs)
     loader = model_class or class_for(path, kwargs)
-    config_class = getattr(model_class, "config_class", None)
-    config = read_config(path, kwargs | ({"config_class": config_class} if config_class else {}))
+    config = _config_for(path, model_class, kwargs)
     if getattr(config, "quantization_config", None) is not None:  # the model would be the plain one
         raise UnsupportedError(
             f"the weights in '{path}' are quantised, and what they take is known once transformers has "
@@ -214,6 +195,7 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None, **kwargs:
             "once transformers has loaded both: load the model, and give that"
         )
     wanted = wanted or getattr(config, "dtype", None) or _first_type(checkpoint)
+    config = copy.deepcopy(config)  # one that was given stays as it is
     of_auto = hasattr(loader, "from_config")
     trusted = {"trust_remote_code": True} if of_auto and kwargs.get("trust_remote_code") else {}
     make = loader.from_config if of_auto else loader._from_config
@@ -224,6 +206,35 @@ def describe(path: str, dtype: Any = None, *, model_class: Any = None, **kwargs:
         info = info_of_transformers(model, checkpoint, wanted)
         check_complete(path, info)  # guard: described-missing-weights
         return described(model, checkpoint, renamed_by_transformers(model))
+
+
+def _config_for(path: str, model_class: Any, kwargs: dict[str, Any]) -> Any:
+    config_class = getattr(model_class, "config_class", None)
+    return read_config(path, kwargs | ({"config_class": config_class} if config_class else {}))
+
+
+def _check_room(
+    path: str,
+    config: Config,
+    model_class: Any,
+    kwargs: dict[str, Any],
+    checkpoint: _native.Checkpoint | None = None,
+) -> None:
+    """Raises BudgetError where the budget has no room for what loading casts; nothing is made until then."""
+    if config.torch_device.type != "cpu":  # elsewhere RAM has no budget that has to hold it
+        return
+    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+    finding = {name: kwargs[name] for name in (*FINDING, "config") if name in kwargs}
+    given = {name: value for name, value in kwargs.items() if name not in _SEEN}
+    try:
+        if checkpoint is not None:  # of a model of transformers, whose description may take long
+            wanted = dtype or getattr(_config_for(path, model_class, kwargs), "dtype", None)
+            if not may_cast(checkpoint, wanted or _first_type(checkpoint)):
+                return
+        described = describe(path, dtype, model_class=model_class, given=given, **finding)
+        check_room(described, config, dtype)  # guard: casts-foreseen
+    except (ConfigError, UnsupportedError):  # it is loading that says so, or that can do more
+        return
 
 
 def _first_type(checkpoint: _native.Checkpoint) -> torch.dtype:
@@ -239,6 +250,12 @@ _THEIRS = (
     "generation_config ignore_mismatched_sizes key_mapping local_files_only proxies revision subfolder "
     "token torch_dtype trust_remote_code variant weights_only use_safetensors"
 ).split()
+# Of what they take, what makes no other model: it can be described without.
+_SEEN = (
+    *FINDING,
+    *"config dtype torch_dtype attn_implementation generation_config proxies token".split(),
+    *"ignore_mismatched_sizes local_files_only weights_only".split(),
+)
 
 
 def _check_checkpoint(folder: str, kwargs: dict[str, Any]) -> _native.Checkpoint:

@@ -24,23 +24,23 @@ class Described:
     Attributes:
         model: Its structure, on the meta device, in the types that loading gives it.
         made: Names of the parameters whose bytes are in no file as they are: RAM owns them once loaded.
+        cast: What files have of those that are cast and no more: the types there, by name.
         frame_bytes: Of a packed checkpoint, about what the frames of the other parameters take, by name.
         files: The paths of its files of weights.
-        cast_bytes: What is made of weights that the files have in another type.
     """
 
     model: nn.Module
     made: set[str] = dataclasses.field(default_factory=set)
+    cast: dict[str, str] = dataclasses.field(default_factory=dict)
     frame_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     files: list[str] = dataclasses.field(default_factory=list)
-    cast_bytes: int = 0
 
     def add(self, part: Described, name: str) -> None:
         """Takes over what is known of a part that the model has by that name."""
         self.made |= {f"{name}.{each}" for each in part.made}
+        self.cast |= {f"{name}.{each}": dtype for each, dtype in part.cast.items()}
         self.frame_bytes |= {f"{name}.{each}": size for each, size in part.frame_bytes.items()}
         self.files += part.files
-        self.cast_bytes += part.cast_bytes
 
     def largest_file(self) -> str | None:
         """The largest file of weights; None where there is none."""
@@ -57,7 +57,7 @@ def described(model: nn.Module, checkpoint: _native.Checkpoint, renamed: Renamed
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     kept: dict[int, _native.CheckpointTensor] = {}  # by the parameters' ids
-    cast: dict[int, int] = {}  # likewise
+    cast: dict[int, str] = {}
     for tensor in checkpoint.tensors:
         parameter = parameters.get(renamed(tensor.name) or "")
         if parameter is None:
@@ -68,13 +68,15 @@ def described(model: nn.Module, checkpoint: _native.Checkpoint, renamed: Renamed
         if dtype == tensor.dtype:
             kept[id(parameter)] = tensor
         else:
-            cast[id(parameter)] = parameter.nbytes
-    found = Described(model.eval(), files=list(checkpoint.files), cast_bytes=sum(cast.values()))
+            cast[id(parameter)] = tensor.dtype
+    found = Described(model.eval(), files=list(checkpoint.files))
     readers: dict[int, _native.Reader] = {}
     for name, parameter in parameters.items():
         stored = kept.get(id(parameter))
         if stored is None:
             found.made.add(name)
+            if id(parameter) in cast:
+                found.cast[name] = cast[id(parameter)]
         elif checkpoint.packed:
             if stored.file not in readers:
                 readers[stored.file] = _native.open_packed_reader(checkpoint.files[stored.file])

@@ -295,6 +295,32 @@ def test_a_type_that_diffusers_does_not_take_is_said(tmp_path: Path) -> None:
         ts.from_pretrained(tmp_path, model_class=Unet, dtype=torch.bfloat16)
 
 
+def test_what_is_cast_beyond_the_budget_is_not_cast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_pipeline(NAME, tmp_path)
+    make_unet().to(torch.bfloat16).save_pretrained(folder / "unet")
+    needed = {"": smallest_budget(folder), "unet": smallest_budget(folder / "unet")}
+    for part, budget in needed.items():
+        _load_any(folder / part, ram_budget=budget)
+    (folder / "text_encoder" / "model.safetensors").rename(tmp_path / "elsewhere")
+    _load(NAME, folder, ram_budget="1GiB", text_encoder=make_text_encoder())
+    (tmp_path / "elsewhere").rename(folder / "text_encoder" / "model.safetensors")
+    monkeypatch.setattr(diffusion, "load", None)
+    advice = {"": r"\{'unet': torch\.bfloat16\}", "unet": r"torch\.bfloat16,"}
+    for part, budget in needed.items():
+        match = f"of bfloat16.*give dtype={advice[part]}"
+        with pytest.raises(ts.BudgetError, match=match) as raised:
+            _load_any(folder / part, ram_budget=budget - 1)
+        assert raised.value.needed_bytes == budget
+
+
+def _load_any(folder: Path, **options: Any) -> Any:
+    return ts.from_pretrained(
+        folder, **(options if folder.name == "unet" else ABSENT[NAME] | options)
+    )
+
+
 def test_types_of_single_parts(tmp_path: Path) -> None:
     with pytest.raises(ts.ConfigError, match="dtype is for a path"):
         ts.estimate_memory(make_stable_diffusion(), dtype=torch.bfloat16)

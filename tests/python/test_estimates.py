@@ -183,6 +183,50 @@ def test_planning_shows_no_progress_bar(
         tf.logging.disable_progress_bar()
 
 
+def _refuse_loading(monkeypatch: pytest.MonkeyPatch, *classes: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was loaded")
+
+    for each in classes:
+        monkeypatch.setattr(each, "from_pretrained", refuse)
+
+
+CASTS: dict[str, dict[str, Any]] = {
+    "asked for": {"dtype": torch.float32},
+    "by its older name": {"torch_dtype": "float32"},
+    "a variant": {"variant": "bf16"},
+    "a config": {"config": tf.LlamaConfig(dtype="float32")},
+    "as packed": {"dtype": torch.float32},
+}
+
+
+@pytest.mark.parametrize("case", CASTS)
+def test_what_is_cast_beyond_the_budget_is_not_cast(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, options = SHAPES["llama"].make(4), dict(CASTS[case])
+    folder = save(plain, tmp_path / "model")
+    if "variant" in options:
+        plain.bfloat16().save_pretrained(folder, variant="bf16")
+        plain.config.dtype = torch.float32
+        plain.config.save_pretrained(folder)
+    else:
+        folder = save(plain.bfloat16(), tmp_path / "half")
+    if "config" in options:
+        options["config"] = tf.LlamaConfig(**{**plain.config.to_dict(), "dtype": "float32"})
+    if case == "as packed":
+        ts.pack(folder, tmp_path / "packed")
+        folder = tmp_path / "packed"
+    asked = {name: value for name, value in options.items() if name in ("dtype", "variant")}
+    needed = ts.estimate_memory(folder, **({"dtype": "float32"} | asked)).smallest_budget_bytes
+    assert ts.from_pretrained(folder, ram_budget=needed, **dict(options))
+    _refuse_loading(monkeypatch, tf.LlamaForCausalLM)
+    cast = r"loading casts weights of bfloat16.*give dtype=torch\.bfloat16"
+    with pytest.raises(ts.BudgetError, match=cast) as raised:
+        ts.from_pretrained(folder, ram_budget=needed - 1, **dict(options))
+    assert (raised.value.needed_bytes, raised.value.budget_bytes) == (needed, needed - 1)
+
+
 def test_another_transformers_is_an_error_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,10 +250,10 @@ def test_a_cast_that_does_not_fit_is_not_made(
     with monkeypatch.context() as patch:
         for loads in ("from_pretrained", "_load_pretrained_model"):
             patch.delattr(tf.PreTrainedModel, loads)
-        with pytest.raises(ts.BudgetError, match=r"would cast weights to torch\.float32") as raised:
+        with pytest.raises(ts.BudgetError, match="loading casts weights of bfloat16") as raised:
             ts.from_pretrained(folder, ram_budget=weights, dtype=torch.float32)
     assert raised.value.budget_bytes == weights
-    assert raised.value.needed_bytes == 2 * weights
+    assert raised.value.needed_bytes >= 2 * weights
     smaller = ts.from_pretrained(
         folder, ram_budget=weights * 3 // 2, dtype=torch.float32, num_hidden_layers=1
     )
