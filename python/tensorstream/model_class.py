@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +46,19 @@ def library_errors(path: str, advice: str) -> Iterator[None]:
             raise failed from error
         name = type(error).__name__
         raise ConfigError(f"'{path}' cannot be loaded: {name}: {error}; {advice}") from error
+    except Exception as error:  # the code of a repository may raise anything
+        if not _is_of_repository(error):
+            raise
+        raise ConfigError(
+            f"the code that '{path}' brings failed: {type(error).__name__}: {error}; correct it, or do without "
+            "trust_remote_code"
+        ) from error
+
+
+def _is_of_repository(error: Exception) -> bool:
+    """Whether the code of a repository raised an error, or called what did."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(_is_downloaded(frame.f_globals.get("__name__")) for frame in frames)
 
 
 def _refusals() -> tuple[type[Exception], ...]:
@@ -57,6 +71,7 @@ def _refusals() -> tuple[type[Exception], ...]:
         OSError,
         RuntimeError,  # RecursionError and NotImplementedError are some
         SafetensorError,
+        SyntaxError,
         TypeError,
         ValueError,
     )
@@ -181,11 +196,15 @@ def _registered(config: Any, name: object) -> Any:
     for auto in vars(modeling_auto).values():
         mapping = getattr(auto, "_model_mapping", None) if inspect.isclass(auto) else None
         found = getattr(mapping, "_extra_content", {}).get(type(config))
-        if inspect.isclass(found) and found.__name__ == name and not _is_downloaded(found):
+        if (
+            inspect.isclass(found)
+            and found.__name__ == name
+            and not _is_downloaded(found.__module__)
+        ):
             return found
     return None
 
 
-def _is_downloaded(model_class: type) -> bool:
-    """Whether a class is of some repository's code: Auto classes register it for all configs of its type."""
-    return model_class.__module__.startswith("transformers_modules.")
+def _is_downloaded(module: object) -> bool:
+    """Whether a module is some repository's code, whose classes Auto classes register for configs of a type."""
+    return isinstance(module, str) and module.startswith("transformers_modules.")

@@ -75,6 +75,24 @@ def test_code_that_is_not_trusted_does_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("modules")
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def broken(:\n", "SyntaxError"),
+        ("class OwnError(Exception): pass\nraise OwnError('not here')\n", "OwnError: not here"),
+        ("import queue\nqueue.Queue().get(block=False)\n", "Empty"),
+    ],
+)
+def test_code_that_fails_is_said(code: str, message: str, tmp_path: Path) -> None:
+    folder = _save(tmp_path / "own", "OwnLM", _mapped("OwnLM"))
+    (folder / "modeling_own.py").write_text(code)
+    for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
+        with pytest.raises(ts.ConfigError, match=message) as raised:
+            call(folder, trust_remote_code=True)
+        assert str(folder) in str(raised.value) and raised.value.__cause__ is not None
+
+
+@pytest.mark.usefixtures("modules")
 def test_code_that_has_another_class_than_the_config_names_is_refused(tmp_path: Path) -> None:
     changed = _mapped("OwnLM") | {"architectures": ["LlamaForCausalLM"]}
     folder = _save(tmp_path / "own", "OwnLM", changed)
