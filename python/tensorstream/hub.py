@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 from tensorstream import _native
@@ -13,6 +14,7 @@ from tensorstream.exceptions import ConfigError, IoError, UnsupportedError
 _HUB_OPTIONS = "revision cache_dir subfolder token local_files_only".split()
 # Of those of from_pretrained, the ones beside the type that say which model, of which files, is loaded.
 FINDING = "model_class trust_remote_code code_revision variant subfolder revision cache_dir".split()
+_SHARD = re.compile(r"(.+)-\d+-of-\d+\.safetensors")
 # With it a config names a file of weights in place of the usual one.
 _WEIGHTS_KEY = "transformers_weights"
 
@@ -202,12 +204,52 @@ def open_checkpoint(
     if named is not None:  # guard: named-weights
         return _native.Checkpoint.open(named)
     path = folder if variant is None else _variant_path(folder, stem, variant)
-    checkpoint = _native.Checkpoint.open(path or folder)
-    if (
-        path is None and not checkpoint.packed
-    ):  # a packed one has no variants, and is refused as such
-        raise ConfigError(f"'{folder}' holds no safetensors of the variant '{variant}'")
+    try:
+        checkpoint = _native.Checkpoint.open(path or folder)
+    except ConfigError:
+        _check_usual(folder, stem, variant)
+        raise
+    # A packed one has no variants, and files of any name.
+    as_libraries_look = not checkpoint.packed and (path is None or (variant is None and stem != ""))
+    if as_libraries_look:  # guard: usual-weights
+        _check_usual(folder, stem, variant)
     return checkpoint
+
+
+def _check_usual(folder: str, stem: str, variant: str | None) -> None:
+    """Says what is amiss where a folder has not the files that the libraries look for.
+
+    Raises:
+        ConfigError: Weights are there, and of a variant, without their index, or of another name.
+    """
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    files = [name for name in names if name.endswith(".safetensors")]
+    if variant is None and any(name.endswith(".safetensors.index.json") for name in names):
+        return
+    usual = f"{stem}.safetensors"
+    if not files or (variant is None and stem and usual in files):
+        return
+    of_variant = re.compile(rf"{re.escape(stem)}\.([^.]+?)(-\d+-of-\d+)?\.safetensors")
+    found = sorted({match[1] for match in map(of_variant.fullmatch, files) if match and stem})
+    shown = ", ".join(f"variant='{each}'" for each in found)
+    if variant in found:
+        index = f"{stem}.safetensors.index.{variant}.json"
+        raise ConfigError(f"'{folder}' holds shards of the variant '{variant}', and no '{index}'")
+    if variant is not None:
+        advice = f"give {shown}, or leave it out" if found else "leave it out"
+        raise ConfigError(f"'{folder}' holds no safetensors of the variant '{variant}': {advice}")
+    if found:
+        raise ConfigError(f"'{folder}' holds weights of a variant alone: give {shown}")
+    shards = [match for match in map(_SHARD.fullmatch, files) if match]
+    if shards:
+        raise ConfigError(
+            f"'{folder}' holds shards of a checkpoint ('{shards[0][0]}' for one), and their index "
+            f"'{shards[0][1]}.safetensors.index.json' is missing: put it there"
+        )
+    if stem:
+        raise ConfigError(
+            f"'{folder}' holds no '{usual}', but '{files[0]}', which no library looks for: rename it"
+        )
 
 
 def _variant_path(folder: str, stem: str, variant: str) -> str | None:

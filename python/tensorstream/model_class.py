@@ -50,8 +50,8 @@ def library_errors(path: str, advice: str) -> Iterator[None]:
         if not _is_of_repository(error):
             raise
         raise ConfigError(
-            f"the code that '{path}' brings failed: {type(error).__name__}: {error}; correct it, or do without "
-            "trust_remote_code"
+            f"the code that '{path}' brings failed: {type(error).__name__}: {error}; correct it, or do "
+            "without trust_remote_code"
         ) from error
 
 
@@ -206,5 +206,5 @@ def _registered(config: Any, name: object) -> Any:
 
 
 def _is_downloaded(module: object) -> bool:
-    """Whether a module is some repository's code, whose classes Auto classes register for configs of a type."""
+    """Whether a module is some repository's code, whose classes Auto classes register for a type of config."""
     return isinstance(module, str) and module.startswith("transformers_modules.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,31 @@ def test_what_cannot_be_loaded_is_not_planned(damage: str, packed: bool, tmp_pat
     for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
         with pytest.raises(ts.ConfigError, match=message):
             call(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["model.fp16.safetensors"], r"variant alone: give variant='fp16'"),
+        (["model.fp16.safetensors", "model.int8.safetensors"], "variant='fp16', variant='int8'"),
+        (["model.fp16-00001-of-00002.safetensors"], "give variant='fp16'"),
+        (["weights.safetensors"], r"no 'model\.safetensors', but 'weights\.safetensors'"),
+        (["model-00001-of-00002.safetensors"], r"'model\.safetensors\.index\.json' is missing"),
+        ([f"model-0000{i}-of-00002.safetensors" for i in (1, 2)], r"index\.json' is missing"),
+    ],
+)
+def test_files_that_no_library_looks_for(names: list[str], message: str, tmp_path: Path) -> None:
+    folder = save(SHAPES["llama"].make(2), tmp_path, shard="1GB")
+    for name in names:
+        shutil.copyfile(folder / "model.safetensors", folder / name)
+    (folder / "model.safetensors").unlink()
+    for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
+        with pytest.raises(ts.ConfigError, match=message):
+            call(folder)
+    if "missing" in message:
+        (folder / "model-00002-of-00002.safetensors").touch()
+        with pytest.raises(ts.ConfigError, match=message):
+            ts.offload(SHAPES["llama"].make(2), checkpoint=folder)
 
 
 def test_planning_shows_no_progress_bar(

@@ -187,5 +187,7 @@ def test_a_variant_of_a_model(tmp_path: Path) -> None:
         victim.write_bytes(victim.read_bytes()[:-1])
     with pytest.raises(ts.FormatError, match="v2-00001"):
         ts.from_pretrained(folder, variant="v2", ram_budget=budget)
-    with pytest.raises(ts.ConfigError, match="no safetensors of the variant 'v3'"):
+    with pytest.raises(
+        ts.ConfigError, match="no safetensors of the variant 'v3': give variant='v2'"
+    ):
         ts.from_pretrained(folder, variant="v3", ram_budget=budget)
