@@ -26,6 +26,7 @@ PRESSURE = {
     "strict": _native.Pressure.STRICT,
     "lenient": _native.Pressure.LENIENT,
 }
+_TYPES_OF_MODELS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 COMPRESSION: dict[str, int | None] = {
     "auto": None,
     "none": 0,
@@ -223,9 +224,10 @@ class Config:
         wanted = "ram_budget" if self.torch_device.type == "cpu" else "vram_budget"
         named = [name for name, size in given.items() if size is not None]
         if named != [wanted]:
+            shown = f"{' and '.join(named) or 'nothing'} {'are' if named[1:] else 'is'} given"
             raise ConfigError(
                 f"the budget of a model on '{self.torch_device}' is {wanted}, and "
-                f"{' and '.join(named) or 'nothing'} is given; call set_budget(model, {wanted}=...)"
+                f"{shown}; call set_budget(model, {wanted}=...)"
             )
         changed: dict[str, Any] = {wanted: given[wanted]}
         return dataclasses.replace(self, **changed).budget_bytes(device)
@@ -263,7 +265,11 @@ def chosen_dtype(dtype: Any) -> Any:
         ConfigError: It is no type that weights can have.
     """
     if isinstance(dtype, dict):
-        return {name: chosen_dtype(each) for name, each in dtype.items()}
+        return {name: _one_dtype(each) for name, each in dtype.items()}
+    return _one_dtype(dtype)
+
+
+def _one_dtype(dtype: Any) -> torch.dtype | None:
     if dtype is None or dtype == "auto":
         return None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -271,6 +277,10 @@ def chosen_dtype(dtype: Any) -> Any:
         raise ConfigError(
             f"dtype is {dtype!r}; give a floating-point type of torch, as torch.bfloat16 or 'bfloat16', or "
             "'auto' for the checkpoint's own"
+        )
+    if found not in _TYPES_OF_MODELS:
+        raise ConfigError(
+            f"dtype is {dtype!r}, in which torch builds no model: give bfloat16, float16, float32 or float64"
         )
     return found
 

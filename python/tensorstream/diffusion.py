@@ -80,6 +80,8 @@ def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> An
     older = options.pop("torch_dtype", None)  # what diffusers called dtype
     options["dtype"] = older if options.get("dtype") is None else options["dtype"]
     file = PIPELINE_INDEX if is_pipeline(folder) else "config.json"
+    if file != PIPELINE_INDEX and isinstance(options["dtype"], dict):
+        raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
     loader = _class_named(folder, file) if model_class is None else model_class
     _check_names(loader, options)
     load_it = _load_pipeline if file == PIPELINE_INDEX else _load_model
@@ -193,7 +195,7 @@ def _parts_in(folder: str) -> Iterator[tuple[str, str, Any]]:
             continue
         if not name.isidentifier():  # a path, which may lead out of the folder
             raise ConfigError(
-                f"'{name}' in '{folder}/{PIPELINE_INDEX}' names no part of a pipeline"
+                f"'{name}' in '{os.path.join(folder, PIPELINE_INDEX)}' names no part of a pipeline"
             )
         if not entry[1:]:
             raise ConfigError(

@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 from tensorstream.exceptions import ConfigError, FormatError, UnsupportedError
-from tensorstream.hub import check_complete, model_folder
+from tensorstream.hub import check_complete, check_regular, is_gguf, model_folder
 from tensorstream.model_class import OPTION_ADVICE, transformers_module
 
 _MAGIC = b"GGUF"
@@ -22,13 +22,14 @@ def named_file(path: str, kwargs: dict[str, Any]) -> str | None:
         FormatError: It is not GGUF.
     """
     name = kwargs.pop("gguf_file", None)
-    if name is None and (not path.endswith(".gguf") or os.path.isdir(path)):
+    if name is None and (not is_gguf(path)):
         return None
-    if name is not None and not isinstance(name, str):
+    if name is not None and (not isinstance(name, str) or not name):
         raise ConfigError(f"gguf_file is {name!r}; give the name of a file")
     found = path if name is None else os.path.join(model_folder(path, kwargs), name)
     for option in ("revision", "cache_dir", "subfolder"):  # they led to the file
         kwargs.pop(option, None)
+    check_regular(found)
     try:
         with open(found, "rb") as file:
             magic = file.read(len(_MAGIC))

@@ -55,7 +55,7 @@ def model_folder(path: str, kwargs: dict[str, Any]) -> str:
         ConfigError: There is no such folder, and no such model in the cache; or the path is a file's.
         UnsupportedError: The path is that of a GGUF file.
     """
-    if path.endswith(".gguf") and not os.path.isdir(path):
+    if is_gguf(path) and os.path.exists(path):
         refuse_gguf(path)
     if os.path.exists(path) and not os.path.isdir(path):
         raise ConfigError(
@@ -73,7 +73,13 @@ def model_folder(path: str, kwargs: dict[str, Any]) -> str:
             f"revision is {kwargs['revision']!r}; give the name of a branch, tag or commit"
         )
     folder = path if os.path.isdir(path) else _snapshot(path, kwargs)
-    return os.path.join(folder, kwargs.get("subfolder") or "")
+    below = kwargs.get("subfolder")
+    return os.path.join(folder, below) if below else folder.rstrip(os.sep) or os.sep
+
+
+def is_gguf(path: str) -> bool:
+    """Whether a path is, by its name, that of a GGUF file."""
+    return path.lower().endswith(".gguf") and not os.path.isdir(path)
 
 
 def refuse_gguf(name: str) -> None:
@@ -103,11 +109,18 @@ def _snapshot(path: str, kwargs: dict[str, Any]) -> str:
         )
     except (OSError, ValueError) as error:  # not there, or no name that a model could have
         of_revision = f" in revision '{revision}'" if revision else ""
+        option = f" --revision {revision}" if revision else ""
         raise ConfigError(
-            f"'{path}' is no folder, and no model of that name is in the local cache{of_revision}, which "
-            f"is '{os.fspath(cache)}'; download it first (hf download {path}), or give cache_dir="
+            f"'{path}' is no folder, and no model of that name{of_revision} is in the local cache "
+            f"'{os.fspath(cache)}'; download it first (hf download {path}{option}), or give cache_dir="
         ) from error
     return found
+
+
+def check_regular(path: str) -> None:
+    """Raises ConfigError where a file is a pipe or a device, which would be waited for."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise ConfigError(f"'{path}' is no regular file: put the file itself there")
 
 
 def brings_adapter(path: str, folder: str) -> bool:
@@ -129,6 +142,7 @@ def read_json(path: str) -> dict[str, Any]:
     Raises:
         ConfigError: It cannot be read.
     """
+    check_regular(path)
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)

@@ -21,6 +21,7 @@ from tensorstream.hub import (
     FINDING,
     brings_adapter,
     check_complete,
+    check_regular,
     model_folder,
     named_weights,
     open_checkpoint,
@@ -130,6 +131,7 @@ def _load_of_transformers(
     if not hasattr(loader, "_model_mapping"):  # what it says was followed, or an Auto class does
         kwargs.pop("code_revision", None)
     _check_misspelt(loader, kwargs)
+    _check_types(path, model_class, kwargs)
     _check_room(path, config, model_class, kwargs, checkpoint)
     # What does not fit is listed then, and refused below with our error, not transformers'.
     kwargs["ignore_mismatched_sizes"] = True
@@ -208,6 +210,20 @@ def describe(
         return described(model, checkpoint, renamed_by_transformers(model))
 
 
+def _check_types(path: str, model_class: Any, kwargs: dict[str, Any]) -> None:
+    """Raises ConfigError where types by parts name none of the model's: transformers would leave them out."""
+    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+    if not isinstance(dtype, dict):
+        return
+    known = ["", *getattr(_config_for(path, model_class, kwargs), "sub_configs", {})]
+    for name in dtype:
+        if name not in known:  # guard: type-of-no-config
+            raise ConfigError(
+                f"dtype has a type of '{name}', which is no part of the model in '{path}': give one type, or "
+                f"types of {', '.join(map(repr, known))}"
+            )
+
+
 def _config_for(path: str, model_class: Any, kwargs: dict[str, Any]) -> Any:
     config_class = getattr(model_class, "config_class", None)
     return read_config(path, kwargs | ({"config_class": config_class} if config_class else {}))
@@ -267,6 +283,9 @@ def _check_checkpoint(folder: str, kwargs: dict[str, Any]) -> _native.Checkpoint
                 "peft.PeftModel.from_pretrained(model, folder)"
             )
         raise ConfigError(f"'{folder}' holds no model: there is no config.json in it")
+    for name in os.listdir(folder):
+        if name.endswith(".json"):  # transformers reads more of them than its config
+            check_regular(os.path.join(folder, name))
     return open_checkpoint(folder, "model", kwargs.get("variant"), named_weights(folder, kwargs))
 
 

@@ -206,5 +206,5 @@ def _registered(config: Any, name: object) -> Any:
 
 
 def _is_downloaded(module: object) -> bool:
-    """Whether a module is some repository's code, whose classes Auto classes register for a type of config."""
+    """Whether a module is some repository's code: Auto classes register its classes for a type of config."""
     return isinstance(module, str) and module.startswith("transformers_modules.")

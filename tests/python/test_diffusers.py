@@ -322,6 +322,9 @@ def _load_any(folder: Path, **options: Any) -> Any:
 
 
 def test_types_of_single_parts(tmp_path: Path) -> None:
+    make_unet().save_pretrained(tmp_path / "unet")
+    with pytest.raises(ts.ConfigError, match="holds one model: give one type"):
+        ts.from_pretrained(tmp_path / "unet", dtype={"unet": torch.bfloat16})
     with pytest.raises(ts.ConfigError, match="dtype is for a path"):
         ts.estimate_memory(make_stable_diffusion(), dtype=torch.bfloat16)
     folder = save_pipeline(NAME, tmp_path)

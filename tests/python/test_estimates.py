@@ -92,13 +92,27 @@ def test_the_smallest_budget_is_the_smallest(case: str, packed: bool, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "dtype", [3, "float17", "nn", "int8", torch.int8, torch.nn, ["bfloat16"], {"": 3}]
+    "dtype", [3, "float17", "nn", "int8", torch.int8, torch.nn, ["bfloat16"], {"": 3}, {"": {}}]
 )
 def test_types_that_are_none_are_refused(dtype: Any, tmp_path: Path) -> None:
     folder = save(SHAPES["llama"].make(2), tmp_path / "model")
     for call in (ts.analyze, ts.estimate_memory, ts.plan, ts.from_pretrained):
         with pytest.raises(ts.ConfigError, match="dtype is "):
             call(folder, dtype=dtype)
+
+
+def test_types_that_no_model_is_of_are_refused(tmp_path: Path) -> None:
+    folder = save(SHAPES["llama"].make(2), tmp_path / "model")
+    for dtype in (torch.float8_e4m3fn, "float8_e5m2", {"": torch.float8_e4m3fn}):
+        for call in (ts.plan, ts.from_pretrained):
+            with pytest.raises(
+                ts.ConfigError, match="in which torch builds no model: give bfloat16"
+            ):
+                call(folder, dtype=dtype)
+    with pytest.raises(ts.ConfigError, match=r"a type of 'a', which is no part.*types of ''"):
+        ts.from_pretrained(folder, dtype={"a": torch.float16})
+    half = ts.from_pretrained(folder, dtype={"": torch.float16}, ram_budget="1GB")
+    assert half.dtype == torch.float16
 
 
 def test_types_are_taken_by_name_as_from_pretrained_takes_them(tmp_path: Path) -> None:

@@ -129,8 +129,12 @@ def test_a_file_in_place_of_a_folder_is_said(
 
 
 def test_a_revision_that_is_not_there_is_said(cache: Path) -> None:
-    with pytest.raises(ts.ConfigError, match=r"in revision 'v3', which is .*/cache'"):
-        ts.from_pretrained(NAME, cache_dir=cache, revision="v3")
+    match = (
+        rf"in revision 'v3' is in the local cache '.*/cache'.*hf download {NAME} --revision v3\)"
+    )
+    for call in (ts.from_pretrained, ts.plan):
+        with pytest.raises(ts.ConfigError, match=match):
+            call(NAME, cache_dir=cache, revision="v3")
 
 
 def test_a_snapshot_that_lacks_a_shard_names_it(cache: Path) -> None:
@@ -173,6 +177,37 @@ def test_plans_are_not_made_of_gguf(tmp_path: Path) -> None:
     for load in (lambda: ts.plan(path), lambda: ts.offload(_model(FIRST), checkpoint=path)):
         with pytest.raises(ts.UnsupportedError, match=r"gguf.*safetensors.*save_pretrained"):
             load()
+
+
+def test_files_that_are_not_there_or_no_files(tmp_path: Path) -> None:
+    for call in (ts.plan, ts.from_pretrained):
+        with pytest.raises(ts.ConfigError, match=r"no\.gguf' (is no folder|cannot be read)"):
+            call(tmp_path / "no.gguf")
+        os.mkfifo(tmp_path / f"{call.__name__}.gguf")
+        with pytest.raises(ts.TensorStreamError, match=r"is (no regular|a GGUF) file"):
+            call(tmp_path / f"{call.__name__}.gguf")
+    with pytest.raises(ts.ConfigError, match="gguf_file is ''"):
+        ts.from_pretrained(tmp_path, gguf_file="")
+    (tmp_path / "A.GGUF").write_bytes(b"GGUX")
+    with pytest.raises(ts.FormatError, match="no GGUF file"):
+        ts.from_pretrained(tmp_path / "A.GGUF")
+    folder = save(_model(FIRST), tmp_path / "model")
+    (folder / "generation_config.json").unlink()
+    os.mkfifo(folder / "generation_config.json")
+    for load in (ts.plan, ts.from_pretrained):
+        with pytest.raises(ts.ConfigError, match=r"generation_config\.json' is no regular file"):
+            load(folder)
+
+
+@pytest.mark.parametrize("ending", ["", "/", "//"])
+def test_paths_are_shown_as_they_are(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for call in (ts.plan, ts.from_pretrained):
+        with pytest.raises(ts.ConfigError, match=r"^'empty' holds no model"):
+            call(f"empty{ending}")
 
 
 def test_a_variant_of_a_model(tmp_path: Path) -> None:
