@@ -285,6 +285,12 @@ def _one_dtype(dtype: Any) -> torch.dtype | None:
     return found
 
 
+def check_one_type(dtype: Any) -> None:
+    """Raises ConfigError where types by parts are given for a path that holds one model."""
+    if isinstance(dtype, dict):
+        raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
+
+
 def make_config(config: Config | None, options: dict[str, Any]) -> Config:
     """The given config, or one made of keyword options, with the options of both merged.
 

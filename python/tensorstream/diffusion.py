@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tensorstream import _native
+from tensorstream.config import check_one_type
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import check_complete, named_weights, open_checkpoint, read_json
 from tensorstream.made_weights import Described, described
@@ -80,8 +81,8 @@ def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> An
     older = options.pop("torch_dtype", None)  # what diffusers called dtype
     options["dtype"] = older if options.get("dtype") is None else options["dtype"]
     file = PIPELINE_INDEX if is_pipeline(folder) else "config.json"
-    if file != PIPELINE_INDEX and isinstance(options["dtype"], dict):
-        raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
+    if file != PIPELINE_INDEX:
+        check_one_type(options["dtype"])
     loader = _class_named(folder, file) if model_class is None else model_class
     _check_names(loader, options)
     load_it = _load_pipeline if file == PIPELINE_INDEX else _load_model
@@ -370,8 +371,7 @@ def _load_model(folder: str, loader: Any, options: dict[str, Any]) -> nn.Module:
 
 def _describe_model(model_class: Any, folder: str, dtype: Any, variant: str | None) -> Described:
     """A model of diffusers on the meta device, in the types that loading gives it."""
-    if isinstance(dtype, dict):
-        raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
+    check_one_type(dtype)
     _check_not_quantised(folder)
     checkpoint = _check_weights(folder, _STEM, {"variant": variant})
     with library_errors(folder, _CONFIG_ADVICE), torch.device("meta"):

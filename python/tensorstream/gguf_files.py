@@ -22,7 +22,7 @@ def named_file(path: str, kwargs: dict[str, Any]) -> str | None:
         FormatError: It is not GGUF.
     """
     name = kwargs.pop("gguf_file", None)
-    if name is None and (not is_gguf(path)):
+    if name is None and not is_gguf(path):
         return None
     if name is not None and (not isinstance(name, str) or not name):
         raise ConfigError(f"gguf_file is {name!r}; give the name of a file")

@@ -14,7 +14,7 @@ from torch import nn
 
 from tensorstream import _native, diffusion, gguf_files
 from tensorstream.api import PathLike
-from tensorstream.config import Config, chosen_dtype, make_config
+from tensorstream.config import Config, check_one_type, chosen_dtype, make_config
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.foreseen import check_room, may_cast
 from tensorstream.hub import (
@@ -179,8 +179,7 @@ def describe(
         return diffusion.describe(folder, wanted, model_class, kwargs.get("variant"), given)
     if given:
         raise UnsupportedError(f"'{path}' is not described with {', '.join(given)}")
-    if isinstance(wanted, dict):
-        raise ConfigError("dtype has types by parts, and the path holds one model: give one type")
+    check_one_type(wanted)
     if not os.path.isdir(path):
         kwargs["local_files_only"] = True
     checkpoint = _check_checkpoint(folder, kwargs)

@@ -278,23 +278,10 @@ def test_another_transformers_is_an_error_that_says_so(
         ts.estimate_memory(path)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_cast_that_does_not_fit_is_not_made(
-    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_that_change_the_model_are_left_to_loading(tmp_path: Path) -> None:
     folder = save(SHAPES["llama"].make(4).bfloat16(), tmp_path / "model")
-    if packed:
-        ts.pack(folder, tmp_path / "packed")
-        folder = tmp_path / "packed"
-    weights = ts.analyze(folder).weights_bytes
-    with monkeypatch.context() as patch:
-        for loads in ("from_pretrained", "_load_pretrained_model"):
-            patch.delattr(tf.PreTrainedModel, loads)
-        with pytest.raises(ts.BudgetError, match="loading casts weights of bfloat16") as raised:
-            ts.from_pretrained(folder, ram_budget=weights, dtype=torch.float32)
-    assert raised.value.budget_bytes == weights
-    assert raised.value.needed_bytes >= 2 * weights
+    budget = ts.analyze(folder).weights_bytes * 3 // 2  # less than all of it cast takes
     smaller = ts.from_pretrained(
-        folder, ram_budget=weights * 3 // 2, dtype=torch.float32, num_hidden_layers=1
+        folder, ram_budget=budget, dtype=torch.float32, num_hidden_layers=1
     )
     assert smaller.config.num_hidden_layers == 1
