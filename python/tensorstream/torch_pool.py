@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import ctypes
 import functools
 import logging
 import os
@@ -31,11 +31,11 @@ class Memory(Protocol):
     def use(self, pool: Any, index: int) -> contextlib.AbstractContextManager[Any]:
         """Sends allocations of the calling thread to the pool."""
 
-    def capturing(self) -> bool:
-        """Whether the calling thread's stream is recorded into a graph."""
+    def let_go(self, pool: Any, index: int) -> None:
+        """Has the device's pool keep no more than its tensors need, from the next release_free() on. Once."""
 
-    def release_free(self) -> None:
-        """Gives back what pools that are gone still keep of tensors that outlived them."""
+    def release_free(self) -> bool:
+        """Gives back what is free outside pools and in those let go. False where that cannot be done now."""
 
     def cap(self, share: float, index: int) -> None:
         """Refuses what the process allocates of the device beyond a share of it."""
@@ -50,23 +50,35 @@ class TorchMemory:
     def make_pool(self, index: int) -> Any:
         """A pool over the engine's library: torch makes it for its current device.
 
+        It is never destroyed, which takes some hundred bytes: torch's destructor ends the process while
+        allocations are sent to any pool, on any thread, as in forwards and in captures into graphs.
+
         Raises:
             RuntimeError: This torch has none.
         """
         with torch.cuda.device(index):
-            return torch.cuda.MemPool(_allocator().allocator())
+            pool = torch.cuda.MemPool(_allocator().allocator())
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(pool))  # guard: pools-stay
+        return pool
 
     def use(self, pool: Any, index: int) -> contextlib.AbstractContextManager[Any]:
         """Sends allocations to the pool: of the calling thread; torch 2.6 those of all threads."""
         return torch.cuda.use_mem_pool(pool, device=index)
 
-    def capturing(self) -> bool:
-        """Whether the calling thread's stream is recorded into a graph."""
-        return torch.cuda.is_current_stream_capturing()
+    def let_go(self, pool: Any, index: int) -> None:
+        """What the pool's destructor does first."""
+        torch.cuda.memory._cuda_releasePool(index, pool.id)
 
-    def release_free(self) -> None:
-        """Gives back what torch keeps, its default allocator included."""
-        torch.cuda.empty_cache()
+    def release_free(self) -> bool:
+        """Gives back what torch keeps, its default allocator included, unless something is captured."""
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as error:  # an assertion that no thread captures
+            logger.debug("torch gives nothing back now: %s", error)
+            return False
+        return True
 
     def cap(self, share: float, index: int) -> None:
         """Torch's own limit, which covers what its default allocator holds in this process."""
@@ -110,18 +122,17 @@ def _allocator() -> Any:
 
 
 class Scopes:
-    """How many forwards and backwards allocate from pools now, and the pools that nobody needs any more.
+    """How many forwards and backwards allocate from pools now, and whether pools that are gone keep memory.
 
-    Torch ends the process where a pool goes while allocations are sent to any, on any thread: the
-    assertion `captures_underway.empty()` in a destructor. A model may be collected at any moment, so
-    its pool waits here until none is in use. Thread-safe, and re-entrant: a collection may begin
-    anywhere.
+    Torch gives nothing back while allocations are sent to any pool, on any thread. A model may be
+    collected at any moment, so what its pool keeps waits here until none is in use. Thread-safe, and
+    re-entrant: a collection may begin anywhere.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open = 0
-        self._retired: collections.deque[tuple[Any, Memory]] = collections.deque()
+        self._kept_by: Memory | None = None
 
     def open(self) -> None:
         """A forward or backward begins to allocate from a pool."""
@@ -132,29 +143,30 @@ class Scopes:
         """It does not any more."""
         with self._lock:
             self._open -= 1
-        self._drop()
+        self._release()
 
-    def retire(self, pools: list[Any], memory: Memory) -> None:
-        """Empties the list, whose pools nobody else holds, and drops them when that can be done."""
-        while pools:  # no name is left that holds one
-            self._retired.append((pools.pop(), memory))
-        self._drop()
+    def retire(self, pools: list[Any], memory: Memory, index: int) -> None:
+        """Empties the list of a device's pools, which nobody allocates from any more."""
+        while pools:
+            memory.let_go(pools.pop(), index)
+            self._kept_by = memory
+        self._release()
 
     def release_free(self, memory: Memory) -> None:
-        """Has torch give back what pools that are gone still keep, if that can be done now."""
-        with self._lock:
-            if self._open == 0 and not memory.capturing():
-                memory.release_free()
+        """Has torch give back what pools that are gone still keep, once that can be done."""
+        self._kept_by = memory
+        self._release()
 
-    def _drop(self) -> None:
+    def _release(self) -> None:
         if not self._lock.acquire(blocking=False):
-            return  # whoever has it drops them, or closes a scope later
+            return  # whoever has it does, or closes a scope later
         try:
-            while self._retired:
-                if self._open or self._retired[0][1].capturing():  # guard: pool-outside-scopes
-                    return
-                memory = self._retired.popleft()[1]
-                memory.release_free()
+            memory = self._kept_by
+            if memory is None or self._open:  # guard: pool-outside-scopes
+                return
+            self._kept_by = None  # before, so that what is retired meanwhile is not forgotten
+            if not memory.release_free():
+                self._kept_by = memory
         finally:
             self._lock.release()
 
@@ -180,26 +192,27 @@ class _Use:
         self._ceiling = ceiling
         ceiling.enter()
         _scopes.open()
-        self._scope = [scope]
+        self._scope: contextlib.AbstractContextManager[Any] | None = scope
         try:
             scope.__enter__()
         except BaseException:
-            self._scope.clear()
+            self._scope = None
             self._gone()
             raise
 
     @property
     def is_open(self) -> bool:
         """Whether it was not closed yet."""
-        return bool(self._scope)
+        return self._scope is not None
 
     def close(self) -> None:
         """The end of it, which comes once."""
         with self._lock:
-            if not self._scope:
+            scope, self._scope = self._scope, None
+            if scope is None:
                 return
             try:
-                self._scope.pop().__exit__(None, None, None)  # no name is left that holds the pool
+                scope.__exit__(None, None, None)
             finally:
                 self._gone()
 
@@ -239,7 +252,7 @@ class TorchPool:
         self._changes = 0  # of splitting, when the pool was made
         # The pool, or nothing where torch has none. The finalizer retires it, and holds no more.
         self._pools: list[Any] = []
-        weakref.finalize(self, _scopes.retire, self._pools, memory).atexit = False
+        weakref.finalize(self, _scopes.retire, self._pools, memory, index).atexit = False
         try:
             self._take_new_pool()
         except (RuntimeError, OSError, AttributeError) as error:
@@ -256,7 +269,7 @@ class TorchPool:
         old = list(self._pools)
         self._pools[:] = [self._memory.make_pool(self._index)]
         self._changes = _Splitting.changes
-        _scopes.retire(old, self._memory)
+        _scopes.retire(old, self._memory, self._index)
 
     def enter(self) -> None:
         """The outermost forward begins: this thread's allocations come under the ceiling."""

@@ -64,10 +64,11 @@ class FakeTorchMemory:
 
     def __init__(self) -> None:
         self.has_pools = True
-        self.records_graph = False
+        self.captures = False
         self.keeps_whole = False
         self.releases = 0
         self.pools: list[int] = []
+        self.gone: list[int] = []
         self.used: list[tuple[str, int]] = []
         self.active: list[int] = []
         self.caps: list[float] = []
@@ -99,11 +100,16 @@ class FakeTorchMemory:
         finally:
             self.active.remove(pool)
 
-    def capturing(self) -> bool:
-        return self.records_graph
+    def let_go(self, pool: int, index: int) -> None:
+        assert index == 0
+        assert pool not in self.gone, "torch ends the process where a pool is let go twice"
+        self.gone.append(pool)
 
-    def release_free(self) -> None:
+    def release_free(self) -> bool:
+        if self.captures:
+            return False
         self.releases += 1
+        return True
 
     def cap(self, share: float, index: int) -> None:
         self.caps.append(share)

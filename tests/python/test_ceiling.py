@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -357,49 +358,100 @@ def test_a_pressure_that_is_none() -> None:
         ts.Config(pressure="relaxed")
 
 
-class Dropped:
-    """A pool that says when it goes."""
-
-    def __init__(self, gone: list[str], name: str) -> None:
-        self.gone, self.name = gone, name
-
-    def __del__(self) -> None:
-        self.gone.append(self.name)
-
-
-def test_pools_go_while_none_is_in_use() -> None:
-    """Torch ends the process where one goes while allocations are sent to another."""
-    gone: list[str] = []
+def test_what_a_pool_keeps_is_given_back_while_none_is_in_use() -> None:
     memory, scopes = FakeTorchMemory(), Scopes()
     scopes.open()
     scopes.open()
-    scopes.retire([Dropped(gone, "first")], memory)
+    scopes.retire([1], memory, 0)
     scopes.close()
-    assert gone == []
+    assert memory.gone == [1]
+    assert memory.releases == 0
     scopes.close()
-    assert gone == ["first"]
     assert memory.releases == 1
-    scopes.retire([Dropped(gone, "second")], memory)
-    assert gone == ["first", "second"]
-    memory.records_graph = True
-    scopes.retire([Dropped(gone, "third")], memory)
-    assert gone == ["first", "second"]
-    memory.records_graph = False
     scopes.open()
     scopes.close()
-    assert gone == ["first", "second", "third"]
+    assert memory.releases == 1
+    scopes.retire([2], memory, 0)
+    assert memory.releases == 2
 
 
-def test_the_pool_of_a_model_that_is_collected_goes_when_none_is_in_use() -> None:
-    gone: list[str] = []
-    memory = FakeTorchMemory()
-    memory.make_pool = lambda index: Dropped(gone, "pool")  # type: ignore[method-assign,assignment,return-value]
+def test_what_a_pool_keeps_is_given_back_after_a_capture() -> None:
+    memory, scopes = FakeTorchMemory(), Scopes()
+    memory.captures = True
+    scopes.retire([1], memory, 0)
+    scopes.open()
+    scopes.close()
+    assert memory.releases == 0
+    memory.captures = False
+    scopes.open()
+    scopes.close()
+    assert memory.releases == 1
+
+
+def test_what_is_retired_while_torch_gives_back_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory, scopes = FakeTorchMemory(), Scopes()
+    release = memory.release_free
+
+    def collecting() -> bool:
+        monkeypatch.undo()
+        scopes.retire([2], memory, 0)
+        return release()
+
+    monkeypatch.setattr(memory, "release_free", collecting)
+    scopes.retire([1], memory, 0)
+    assert (memory.gone, memory.releases) == ([1, 2], 1)
+    scopes.open()
+    scopes.close()
+    assert memory.releases == 2
+
+
+def test_the_pool_of_a_model_that_is_collected_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, scopes = FakeTorchMemory(), Scopes()
+    monkeypatch.setattr(torch_pool, "_scopes", scopes)
     pool = TorchPool(cast(Any, None), 0, memory, (1, 1))
-    torch_pool._scopes.open()
-    try:
-        del pool
-        gc.collect()
-        assert gone == []
-    finally:
-        torch_pool._scopes.close()
-    assert gone == ["pool"]
+    scopes.open()
+    del pool
+    gc.collect()
+    assert (memory.gone, memory.releases) == ([0], 0)
+    scopes.close()
+    assert memory.releases == 1
+
+
+def test_torchs_pools_are_never_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The destructor of a real one ends the process where another thread captures."""
+
+    class Pool:
+        id = (0, 7)
+
+        def __init__(self, allocator: Any) -> None:
+            del allocator
+
+    let_go: list[Any] = []
+    monkeypatch.setattr(torch_pool, "_allocator", lambda: SimpleNamespace(allocator=lambda: None))
+    monkeypatch.setattr(torch.cuda, "MemPool", Pool)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda.memory, "_cuda_releasePool", lambda *of: let_go.append(of))
+    pool = torch_pool.TorchMemory().make_pool(0)
+    torch_pool.TorchMemory().let_go(pool, 0)
+    assert let_go == [(0, (0, 7))]
+    lives = weakref.ref(pool)
+    del pool
+    gc.collect()
+    assert lives() is not None
+
+
+def test_torch_gives_nothing_back_beside_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    capturing = [False]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.cuda, "empty_cache", refused)
+    memory = torch_pool.TorchMemory()
+    assert not memory.release_free()
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert memory.release_free()
+    capturing[0] = True
+    assert not memory.release_free()

@@ -7,13 +7,13 @@
 
 namespace tensorstream {
 
-/// While it lasts the process gets no thread: none finds room for its stack.
+/// While it lasts the process gets no thread: its stack would be larger than its address space.
 class NoThreads {
  public:
   NoThreads() {
     pthread_getattr_default_np(&before_);
     pthread_attr_t attributes = before_;
-    pthread_attr_setstacksize(&attributes, std::size_t{1} << 46U);
+    pthread_attr_setstacksize(&attributes, std::size_t{1} << 60U);
     pthread_setattr_default_np(&attributes);
   }
   ~NoThreads() { pthread_setattr_default_np(&before_); }
