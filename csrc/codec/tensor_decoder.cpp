@@ -107,8 +107,7 @@ void decode_tensor(std::span<const FrameView> frames, std::span<std::byte> out, 
   DecodeQueue queue(frames, out);
   {
     const std::size_t wanted = std::min<std::size_t>(threads, frames.size());
-    const auto helpers = start_threads(std::max<std::size_t>(wanted, 1) - 1, "tensors are decoded",
-                                       [&queue] { queue.work(); });
+    const auto helpers = start_helpers(wanted, "tensors are decoded", [&queue] { queue.work(); });
     queue.work();
   }
   queue.finish(name);

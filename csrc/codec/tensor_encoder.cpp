@@ -81,7 +81,7 @@ class FrameQueue {
 
 /// Has `threads` - 1 threads help; one that has no memory leaves its frames to the others.
 void encode_beside(FrameQueue& queue, const TensorEncoding& encoding, std::uint64_t threads) {
-  const auto helpers = start_threads(threads - 1, "tensors are encoded", [&] {
+  const auto helpers = start_helpers(threads, "tensors are encoded", [&] {
     try {
       queue.work(encoding);
     } catch (const std::exception& error) {

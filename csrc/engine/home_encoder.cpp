@@ -251,8 +251,7 @@ std::shared_ptr<EncodedHome> make_encoded_home(Device& device, const EncodedHome
   const std::size_t wanted =
       std::min({encoder.part_count(), std::size_t{usable_processors()}, kMostThreads});
   {
-    const auto helpers = start_threads(std::max<std::size_t>(wanted, 1) - 1, "homes are encoded",
-                                       [&] { encoder.work(); });
+    const auto helpers = start_helpers(wanted, "homes are encoded", [&] { encoder.work(); });
     encoder.work();
   }
   return encoder.finish();

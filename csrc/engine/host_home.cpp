@@ -57,7 +57,7 @@ std::shared_ptr<HostHome> make_home(Device& device, const Group& group, const Gr
   {
     const std::size_t count =
         load.is_large() ? std::min<std::size_t>(usable_processors(), kMostThreads) : 1;
-    const auto helpers = start_threads(count - 1, "weights come home", [&] { load.read(); });
+    const auto helpers = start_helpers(count, "weights come home", [&] { load.read(); });
     load.read();
   }
   if (const std::exception_ptr error = load.error()) std::rethrow_exception(error);

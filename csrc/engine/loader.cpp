@@ -80,8 +80,7 @@ Loader::~Loader() {
 bool Loader::acquire(GroupId group, Stream& stream) {
   Slot& slot = slot_of(group);
   MutexLock lock(mutex_);
-  while (arranging_) wait_for_change(changed_.count());
-  note_finished();
+  wait_until([&]() TS_REQUIRES(mutex_) { return !arranging_; });
   if (slot.where == Where::kNowhere) return false;
   if (slot.settled) {
     ++slot.leases;

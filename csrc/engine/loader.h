@@ -218,7 +218,8 @@ class Loader {
   static void settle(Slot& slot, const Load& load, const std::exception_ptr& error);
   std::exception_ptr wait_until_usable(const Slot& slot) TS_REQUIRES(mutex_);
   bool wait_for_change(std::uint64_t rung) TS_REQUIRES(mutex_);
-  void check_health(const Event& event) TS_REQUIRES(mutex_);
+  void wait_until(const std::function<bool()>& done) TS_REQUIRES(mutex_);
+  void check_health() TS_REQUIRES(mutex_);
   // In loader_places.cpp.
   void finish_work(Stream& stream) const;
   static std::exception_ptr close_windows(Slot& slot) noexcept;

@@ -47,21 +47,25 @@ void Loader::settle(Slot& slot, const Load& load, const std::exception_ptr& erro
   slot.error = error;
 }
 
-// A GPU that lost its context runs no callback any more, so that nobody would end this wait: it is
-// asked from time to time.
 std::exception_ptr Loader::wait_until_usable(const Slot& slot) {
+  try {
+    wait_until(
+        [&]() TS_REQUIRES(mutex_) { return usable(slot) || slot.content == Content::kFailed; });
+  } catch (...) {  // acquire() raises it
+    return std::current_exception();
+  }
+  return slot.content == Content::kFailed ? slot.error : nullptr;
+}
+
+// Without the lock meanwhile. A GPU that lost its context runs no callback any more, so that nobody
+// would end this wait: it is asked from time to time.
+void Loader::wait_until(const std::function<bool()>& done) {
   for (;;) {
     const std::uint64_t rung = changed_.count();
     note_finished();
-    if (usable(slot) || slot.content == Content::kFailed) break;
-    if (wait_for_change(rung)) continue;
-    try {
-      check_health(*slot.loaded);
-    } catch (...) {  // acquire() raises it
-      return std::current_exception();
-    }
+    if (done()) return;
+    if (!wait_for_change(rung)) check_health();
   }
-  return slot.content == Content::kFailed ? slot.error : nullptr;
 }
 
 // Without the lock. False where nothing changed for long.
@@ -72,11 +76,12 @@ bool Loader::wait_for_change(std::uint64_t rung) {
   return changed;
 }
 
-void Loader::check_health(const Event& event) {
+// A context that is lost says so at each event.
+void Loader::check_health() {
   mutex_.unlock();
   std::exception_ptr lost;
   try {
-    static_cast<void>(event.complete());
+    if (!slots_.empty()) static_cast<void>(slots_.front()->loaded->complete());
   } catch (...) {
     lost = std::current_exception();
   }

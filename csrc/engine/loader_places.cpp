@@ -142,7 +142,7 @@ void Loader::check_unleased_locked() const {
 
 void Loader::arrange(const Plan& plan, ResidentUse residents) {
   MutexLock lock(mutex_);
-  while (arranging_) wait_for_change(changed_.count());
+  wait_until([&]() TS_REQUIRES(mutex_) { return !arranging_; });
   check_unleased_locked();
   begin_arranging();
   residents_ = residents;
@@ -210,13 +210,7 @@ void Loader::end_arranging() {
 
 // Until nothing that is enqueued uses any place. Without the lock, which callbacks need.
 void Loader::quiesce() {
-  for (;;) {
-    const std::uint64_t rung = changed_.count();
-    note_finished();
-    if (in_flight_ == 0) break;
-    if (wait_for_change(rung)) continue;
-    for (const auto& slot : slots_) check_health(*slot->loaded);
-  }
+  wait_until([&]() TS_REQUIRES(mutex_) { return in_flight_ == 0; });
   for (const auto& slot : slots_) record_use(*slot);
   mutex_.unlock();
   std::exception_ptr error;
@@ -396,12 +390,7 @@ void Loader::enqueue_settled(std::span<Issue> issues) {
 }
 
 void Loader::finish_settled(Slot& slot) {
-  for (;;) {
-    const std::uint64_t rung = changed_.count();
-    note_finished();
-    if (slot.content != Content::kIssued) break;
-    if (!wait_for_change(rung)) check_health(*slot.loaded);
-  }
+  wait_until([&] { return slot.content != Content::kIssued; });
   if (slot.content == Content::kFailed) std::rethrow_exception(slot.error);
   device_.caller_stream().set_access(slot.data, slot.group.layout.size_bytes, Access::kReadWrite);
 }

@@ -61,8 +61,7 @@ void PageToucher::touch(std::size_t chunk) {
 }
 
 void PageToucher::start(unsigned threads) {
-  if (threads < 2) return;
-  threads_ = start_threads(threads - 1, "memory is touched", [this] {
+  threads_ = start_helpers(threads, "memory is touched", [this] {
     while (const auto chunk = take(chunks_)) touch(*chunk);
   });
 }

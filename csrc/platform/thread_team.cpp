@@ -25,7 +25,7 @@ std::shared_ptr<ThreadTeam> ThreadTeam::create(std::size_t threads) {
   return share_at_home(std::unique_ptr<ThreadTeam>(new ThreadTeam(threads)));
 }
 
-ThreadTeam::ThreadTeam(std::size_t threads) : wanted_(threads), process_(process_id()) {}
+ThreadTeam::ThreadTeam(std::size_t threads) : helpers_(threads), process_(process_id()) {}
 
 ThreadTeam::~ThreadTeam() {
   {
@@ -38,7 +38,7 @@ ThreadTeam::~ThreadTeam() {
 
 void ThreadTeam::start() noexcept {
   started_ = true;
-  threads_ = start_threads(wanted_, "work is shared", [this] { run(); });
+  threads_ = start_helpers(helpers_ + 1, "work is shared", [this] { run(); });
 }
 
 void ThreadTeam::share(std::size_t count, const std::function<void(std::size_t)>& work) {

@@ -46,7 +46,7 @@ class ThreadTeam {
   void work_on(Job& job) TS_REQUIRES(mutex_);
 
   // Constant after construction.
-  const std::size_t wanted_;
+  const std::size_t helpers_;
   const std::int64_t process_;
 
   // Guarded by mutex_.

@@ -7,17 +7,17 @@
 
 namespace tensorstream {
 
-std::vector<std::jthread> start_threads(std::size_t wanted, const char* what,
+std::vector<std::jthread> start_helpers(std::size_t threads, const char* what,
                                         const std::function<void()>& work) noexcept {
-  std::vector<std::jthread> threads;
+  std::vector<std::jthread> helpers;
   try {
-    threads.reserve(wanted);
-    while (threads.size() < wanted) threads.emplace_back(work);
+    helpers.reserve(threads);
+    while (helpers.size() + 1 < threads) helpers.emplace_back(work);
   } catch (const std::exception& error) {
-    log(LogLevel::kDebug, std::string(what) + " by " + std::to_string(threads.size() + 1) + " of " +
-                              std::to_string(wanted + 1) + " threads: " + error.what());
+    log(LogLevel::kDebug, std::string(what) + " by " + std::to_string(helpers.size() + 1) + " of " +
+                              std::to_string(threads) + " threads: " + error.what());
   }
-  return threads;
+  return helpers;
 }
 
 }  // namespace tensorstream

@@ -15,8 +15,8 @@ void TurnLine::run(unsigned threads, const std::function<Work()>& make_work) {
   std::ranges::generate(works, make_work);
   {
     std::atomic<std::size_t> taken = 1;
-    const auto helpers = start_threads(wanted - 1, "files are coded",
-                                       [&] { work_through(works[taken.fetch_add(1)]); });
+    const auto helpers =
+        start_helpers(wanted, "files are coded", [&] { work_through(works[taken.fetch_add(1)]); });
     work_through(works[0]);
   }
   const MutexLock lock(mutex_);

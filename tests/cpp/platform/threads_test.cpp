@@ -9,20 +9,20 @@
 namespace tensorstream {
 namespace {
 
-TEST(StartThreads, EachCallsTheWorkOnce) {
+TEST(StartHelpers, EachCallsTheWorkOnceAndTheCallerIsOneOfThem) {
   std::atomic<int> calls = 0;
-  for (const std::size_t wanted : {0U, 1U, 5U}) {
+  for (const std::size_t threads : {0U, 1U, 2U, 5U}) {
     calls = 0;
     {
-      const auto threads = start_threads(wanted, "numbers are counted", [&] { ++calls; });
+      const auto helpers = start_helpers(threads, "numbers are counted", [&] { ++calls; });
     }
-    EXPECT_EQ(calls, static_cast<int>(wanted));
+    EXPECT_EQ(calls, threads == 0 ? 0 : static_cast<int>(threads) - 1);
   }
 }
 
-TEST(StartThreads, AreFewerWhereTheSystemHasNoMore) {
+TEST(StartHelpers, AreFewerWhereTheSystemHasNoMore) {
   const NoThreads none;
-  EXPECT_TRUE(start_threads(5, "numbers are counted", [] {}).empty());
+  EXPECT_TRUE(start_helpers(5, "numbers are counted", [] {}).empty());
 }
 
 }  // namespace
