@@ -71,7 +71,7 @@ Loader::~Loader() {
   });
   for (const auto& slot : slots_) {
     wait_or_log([&] {
-      record_use(*slot);
+      slot->record_use();
       slot->last_use->synchronize();  // guard: wait-before-freeing
     });
   }
@@ -95,12 +95,12 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   const Stream* const last_stream = slot.last_stream;
   const Clock::time_point start = Clock::now();
   try {
-    if (last_stream != nullptr && last_stream != &stream) record_use(slot);
+    if (last_stream != nullptr && last_stream != &stream) slot.record_use();
     demand(slot, expected);
   } catch (...) {  // no memory to ask for it, or a file that has changed
     --slot.waiting;
     --slot.leases;
-    if (slot.leases == 0) static_cast<void>(close_windows(slot));
+    if (slot.leases == 0) static_cast<void>(slot.close_windows());
     throw;
   }
   std::exception_ptr error = wait_until_usable(slot);
@@ -112,7 +112,7 @@ bool Loader::acquire(GroupId group, Stream& stream) {
   counted_.stalled_seconds += seconds_since(start);
   if (error) {
     --slot.leases;
-    if (slot.leases == 0) static_cast<void>(close_windows(slot));
+    if (slot.leases == 0) static_cast<void>(slot.close_windows());
     std::rethrow_exception(error);
   }
   return true;
@@ -149,19 +149,11 @@ std::exception_ptr Loader::hand_out(Slot& slot, Stream& stream, const Stream* la
     if (last_stream != nullptr && last_stream != &stream) {
       stream.wait(*slot.last_use);  // guard: wait-between-streams
     }
-    stream.set_access(slot.data, slot.group.layout.size_bytes, Access::kReadWrite);
+    stream.set_access(slot.data, slot.size_bytes(), Access::kReadWrite);
   } catch (...) {  // acquire() raises it
     return std::current_exception();
   }
   return nullptr;
-}
-
-bool Loader::usable(const Slot& slot) const {
-  if (slot.content != Content::kIssued) return slot.content == Content::kReady;
-  if (slot.load->can_fail()) return false;  // guard: wait-for-reads
-  // Its event is recorded last, by whoever loads it.
-  if (!slot.enqueued) return false;  // guard: wait-for-other-caller
-  return true;
 }
 
 // False where another group was expected.
@@ -193,7 +185,7 @@ void Loader::change(GroupId group, const std::function<void()>& change) {
                      " cannot be replaced while the group is in use");
   }
   // Before the change, which may fail midway.
-  if (on_device(slot)) {             // guard: replaced-bytes
+  if (slot.on_device()) {            // guard: replaced-bytes
     slot.content = Content::kEmpty;  // a load under way goes on and is not looked at
     slot.load = nullptr;
   }
@@ -244,7 +236,7 @@ std::optional<GroupId> Loader::next_demanded(Way way) {
   });
   const auto next = std::ranges::find_if(demanded_, [&](GroupId group) TS_REQUIRES(mutex_) {
     const Slot& slot = slot_of(group);
-    return way_of(slot) == way && may_issue(slot);
+    return slot.way() == way && may_issue(slot);
   });
   if (next == demanded_.end()) return std::nullopt;
   const GroupId group = *next;
@@ -252,17 +244,15 @@ std::optional<GroupId> Loader::next_demanded(Way way) {
   return group;
 }
 
-Loader::Way Loader::way_of(const Slot& slot) { return slot.at_hand ? Way::kDecode : Way::kLink; }
-
 bool Loader::may_issue(const Slot& slot) const {
-  if (way_of(slot) == Way::kLink) return in_flight_ < kLoadsInFlight;
+  if (slot.way() == Way::kLink) return in_flight_ < kLoadsInFlight;
   if (is_being_filled(slot)) return false;  // guard: decode-beside-the-thread
   return true;
 }
 
 // What the thread enqueues without the lock writes to these slots.
 bool Loader::is_being_filled(const Slot& slot) const {
-  return std::ranges::any_of(enqueuing_, [&](const Slot* other) { return overlap(slot, *other); });
+  return std::ranges::any_of(enqueuing_, [&](const Slot* other) { return slot.overlaps(*other); });
 }
 
 // To look costs less than to wake a thread that finds nothing to do.
@@ -271,7 +261,7 @@ void Loader::wake_if_needed() {
   decode_at_hand();
   if (in_flight_ >= kLoadsInFlight) return;  // whatever is asked for has to wait
   const bool asked_for = std::ranges::any_of(demanded_, [&](GroupId group) TS_REQUIRES(mutex_) {
-    return way_of(slot_of(group)) == Way::kLink;
+    return slot_of(group).way() == Way::kLink;
   });
   if (asked_for || next_prefetch(Way::kLink)) work_.ring();
 }
@@ -296,17 +286,17 @@ std::optional<GroupId> Loader::find_prefetch(Way way) const {
     const Slot& slot = slot_of(*group);
     if (slot.where == Where::kNowhere) continue;
     // Its use wakes nobody, and it is in nobody's way.
-    if (slot.where == Where::kPrivate && on_device(slot)) continue;
+    if (slot.where == Where::kPrivate && slot.on_device()) continue;
     ++looked_at;
     // The link is not to idle while what needs none waits for its place.
-    const bool passed_by = way == Way::kLink && way_of(slot) == Way::kDecode;
+    const bool passed_by = way == Way::kLink && slot.way() == Way::kDecode;
     if (slot.content == Content::kEmpty && !passed_by) {
-      const auto needed = [&](const Slot* other) { return overlap(slot, *other); };
+      const auto needed = [&](const Slot* other) { return slot.overlaps(*other); };
       bool place_free = true;
       if (leased_overlap(slot)) place_free = false;                 // guard: prefetch-over-lease
       if (std::ranges::any_of(sooner, needed)) place_free = false;  // guard: needed-sooner
       if (!place_free) return std::nullopt;
-      if (way_of(slot) == way && may_issue(slot)) return group;
+      if (slot.way() == way && may_issue(slot)) return group;
     }
     if (slot.content == Content::kFailed) return std::nullopt;  // tried again when it is asked for
     sooner.push_back(&slot);
@@ -333,14 +323,14 @@ std::vector<StagedRead> Loader::next_disk_reads(std::optional<GroupId> issued) c
   OrderTable::Ahead upcoming(order_, std::min(kLookAhead, streamed_.size()));
   while (const std::optional<GroupId> group = upcoming.next()) {
     const Slot& slot = slot_of(*group);
-    if (slot.where == Where::kNowhere || on_device(slot) || group == issued) continue;
+    if (slot.where == Where::kNowhere || slot.on_device() || group == issued) continue;
     if (slot.content == Content::kFailed) break;
     const bool is_read =
         sources_.in_files(slot.group.tensors) && !sources_.in_pinned_files(slot.group.tensors);
     if (!is_read) continue;
     Load load(*group, Load::Reads::kStaged, staged_->frame_room_bytes());
     try {
-      place_of(slot).add_to(load, slot.group, sources_, options_.piece_bytes);
+      slot.place().add_to(load, slot.group, sources_, options_.piece_bytes);
     } catch (const Error&) {  // left to the load that needs it
       break;
     }
@@ -366,14 +356,10 @@ void Loader::read_ahead() {
   OrderTable::Ahead upcoming(order_, std::min(kLookAhead, streamed_.size()));
   while (const std::optional<GroupId> group = upcoming.next()) {
     const Slot& slot = slot_of(*group);
-    if (!on_device(slot)) read_ahead_->want(*group, slot.group.tensors);
-    ahead_bytes += slot.group.layout.size_bytes;
+    if (!slot.on_device()) read_ahead_->want(*group, slot.group.tensors);
+    ahead_bytes += slot.size_bytes();
     if (ahead_bytes > kReadAheadBytes) return;
   }
-}
-
-bool Loader::on_device(const Slot& slot) {
-  return slot.content == Content::kIssued || slot.content == Content::kReady;
 }
 
 Loader::Slot& Loader::slot_of(GroupId group) const { return *slots_.at(group); }

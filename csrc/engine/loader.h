@@ -23,9 +23,8 @@
 #include "engine/decode_ring.h"
 #include "engine/finished_loads.h"
 #include "engine/host_time.h"
-#include "engine/kept_frames.h"
 #include "engine/load.h"
-#include "engine/loaded_group.h"
+#include "engine/loader_slot.h"
 #include "engine/read_ahead.h"
 #include "engine/source_table.h"
 #include "engine/staged_reader.h"
@@ -35,18 +34,6 @@
 #include "tensorstream/engine.h"
 
 namespace tensorstream {
-
-/// Where a group's bytes are while it is used.
-enum class Where {
-  /// Nowhere: it is read on demand, or its place could not be had.
-  kNowhere,
-  /// In the arena, which it shares.
-  kArena,
-  /// In memory of its own.
-  kPrivate,
-  /// Where its sources, all of them RAM of a device that is the host, have them.
-  kSource,
-};
 
 /// Owns the groups' places, what is in them, and who leases them. Thread-safe. The pool and the
 /// source table outlive it.
@@ -119,22 +106,15 @@ class Loader {
   std::size_t leased_groups() const;
 
  private:
-  struct Slot;
   // How many loads ahead are looked at.
   static constexpr std::size_t kLookAhead = 64;
   // How many uses are gone through for them, those of residents included.
   static constexpr std::size_t kMostUsesAhead = 512;
   // How long a caller waits for a load before it asks whether its device still works.
   static constexpr std::chrono::milliseconds kHealthCheck{500};
-  enum class Content { kEmpty, kQueued, kIssued, kReady, kFailed };
-  /// What brings a group.
-  enum class Way {
-    /// The link or a reader: the loader's thread.
-    kLink,
-    /// A decoding of frames that stay on the device: whoever finds its place free. It is a few
-    /// calls of the driver, and to wake a thread for them costs more and makes the caller wait.
-    kDecode,
-  };
+  using Slot = LoaderSlot;
+  using Content = Slot::Content;
+  using Way = Slot::Way;
 
   /// A load that is ready to be enqueued, and what it has to wait for.
   struct Issue {
@@ -144,44 +124,11 @@ class Loader {
     std::vector<StagedRead> next;  // what comes after it, where it reads files
   };
 
-  struct Slot {
-    LoadedGroup group;
-    Where where = Where::kNowhere;
-    std::uint64_t offset_bytes = 0;    // in the arena, also of a resident that may give way
-    std::byte* data = nullptr;         // start of its place
-    Block own;                         // kPrivate; empty for one in required_
-    Reservation in_source;             // kSource
-    std::unique_ptr<KeptFrames> kept;  // null where its frames do not stay on the device
-    std::uint64_t kept_bytes = 0;      // of `kept` by the plan: it comes back after it gave way
-    std::uint32_t place_number = 0;
-    bool resident = false;        // by the plan: it comes back after it gave way
-    bool settled = false;         // in its place for as long as the plan holds
-    std::uint64_t last_used = 0;  // a number that grows with each lease that ends
-    std::unique_ptr<Event> loaded;
-    std::unique_ptr<Event> last_use;
-    std::unique_ptr<Event> written;       // the last write by the device to the group's source
-    const Stream* last_stream = nullptr;  // that `last_use` tells of, or that waited; only compared
-    Stream* unrecorded = nullptr;         // one that lasts, whose last use `last_use` knows not yet
-    Content content = Content::kEmpty;
-    bool enqueued = false;        // all of what is issued: `loaded` tells its end
-    bool at_hand = false;         // all of it is in `kept`: a load crosses no link
-    std::uint32_t in_flight = 0;  // loads over the link into any of its places that are not done
-    std::uint32_t leases = 0;
-    std::uint32_t waiting = 0;   // of the leases, those whose acquire() has not returned yet
-    std::shared_ptr<Load> load;  // the one that `content` speaks of; shared with callbacks
-    std::exception_ptr error;
-    // Of who enqueues into its place: with the lock, or where there is a ring with enqueuing_.
-    Stream* filled_on = nullptr;        // the stream that the last load filled its place on
-    bool told = true;                   // `loaded` tells of the end of that
-    const Stream* after_use = nullptr;  // one that has waited for `last_use`; compared, never used
-  };
-
   void run(const std::stop_token& stop);
   std::optional<GroupId> next(Way way) TS_REQUIRES(mutex_);
   std::optional<GroupId> next_demanded(Way way) TS_REQUIRES(mutex_);
   std::optional<GroupId> next_prefetch(Way way) const noexcept TS_REQUIRES(mutex_);
   std::optional<GroupId> find_prefetch(Way way) const TS_REQUIRES(mutex_);
-  static Way way_of(const Slot& slot);
   bool may_issue(const Slot& slot) const TS_REQUIRES(mutex_);
   bool is_being_filled(const Slot& slot) const TS_REQUIRES(mutex_);
   void wake_if_needed() TS_REQUIRES(mutex_);
@@ -192,8 +139,6 @@ class Loader {
   std::vector<StagedRead> next_disk_reads(std::optional<GroupId> issued) const TS_REQUIRES(mutex_);
   /// Adds to `next` what `load` reads of files; false where the ring holds no more.
   bool add_disk_reads(const Load& load, std::vector<StagedRead>& next) const;
-  static bool on_device(const Slot& slot);
-  static GroupPlace place_of(const Slot& slot);
   // In loader_loads.cpp.
   void load_apart(GroupId group) TS_REQUIRES(mutex_);
   void decode_at_hand() noexcept TS_REQUIRES(mutex_);
@@ -203,11 +148,7 @@ class Loader {
   void note_issued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
   Stream& stream_for(const Load& load) const;
   void take_turn(Stream& stream, Slot& slot, const Issue& issue);
-  static void wait_for_fillings(Stream& stream, const Slot& slot, const Issue& issue);
-  static void wait_for_filling(Stream& stream, const Slot& slot);
-  static void wait_for_use(Stream& stream, Slot& slot);
   void enqueue(Stream& stream, Slot& slot, const Issue& issue);
-  static void read_to_device(Stream& stream, Slot& slot, Load& load);
   void enqueue_reads(Stream& stream, const Issue& issue);
   void note_enqueued(Slot& slot, const std::shared_ptr<Load>& load) TS_REQUIRES(mutex_);
   void enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) TS_REQUIRES(mutex_);
@@ -215,15 +156,12 @@ class Loader {
   void finish(std::shared_ptr<Load> load) noexcept;
   void note_finished() TS_REQUIRES(mutex_);
   void count_load(const Load& load, bool done) TS_REQUIRES(mutex_);
-  static void settle(Slot& slot, const Load& load, const std::exception_ptr& error);
   std::exception_ptr wait_until_usable(const Slot& slot) TS_REQUIRES(mutex_);
   bool wait_for_change(std::uint64_t rung) TS_REQUIRES(mutex_);
   void wait_until(const std::function<bool()>& done) TS_REQUIRES(mutex_);
   void check_health() TS_REQUIRES(mutex_);
   // In loader_places.cpp.
   void finish_work(Stream& stream) const;
-  static std::exception_ptr close_windows(Slot& slot) noexcept;
-  static void make_room_for_windows(const Slot& slot, Stream& stream);
   void find_windows() TS_REQUIRES(mutex_);
   void find_streamed() TS_REQUIRES(mutex_);
   void start_threads() TS_REQUIRES(mutex_);
@@ -255,7 +193,6 @@ class Loader {
   bool is_leased(const Slot& slot) const TS_REQUIRES(mutex_);
   bool lies_in_sources(const Slot& slot) const TS_REQUIRES(mutex_);
   void move(Slot& slot, Where where, std::byte* data) TS_REQUIRES(mutex_);
-  bool usable(const Slot& slot) const TS_REQUIRES(mutex_);
   static std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream,
                                      bool arrived);
   bool observe(const Slot& slot) TS_REQUIRES(mutex_);
@@ -265,8 +202,6 @@ class Loader {
   std::exception_ptr end_use(Slot& slot, Stream& stream, bool all) TS_REQUIRES(mutex_);
   void wait_for_uses(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
   void release_for_all(Slot& slot, Stream& stream) TS_REQUIRES(mutex_);
-  static void record_use(Slot& slot);
-  static bool overlap(const Slot& a, const Slot& b);
   Slot& slot_of(GroupId group) const;
 
   // Constant after construction.

@@ -24,7 +24,7 @@ void Loader::note_finished() {
     ++counted_.loads;
     if (!error) counted_.kept_decoded_bytes += load->kept_decoded_bytes();
     count_load(*load, error == nullptr);
-    settle(slot_of(load->group()), *load, error);
+    slot_of(load->group()).note_end(*load, error);
   }
 }
 
@@ -40,17 +40,10 @@ void Loader::count_load(const Load& load, bool done) {
   counted_.decoded_bytes += load.decoded_bytes();
 }
 
-void Loader::settle(Slot& slot, const Load& load, const std::exception_ptr& error) {
-  if (slot.load.get() != &load) return;  // guard: superseded-load
-  slot.content = Content::kReady;
-  if (error) slot.content = Content::kFailed;  // guard: load-failed
-  slot.error = error;
-}
-
 std::exception_ptr Loader::wait_until_usable(const Slot& slot) {
   try {
     wait_until(
-        [&]() TS_REQUIRES(mutex_) { return usable(slot) || slot.content == Content::kFailed; });
+        [&]() TS_REQUIRES(mutex_) { return slot.usable() || slot.content == Content::kFailed; });
   } catch (...) {  // acquire() raises it
     return std::current_exception();
   }
@@ -96,8 +89,7 @@ void Loader::add_to(Statistics& statistics) {
   statistics.peak_held_bytes += counted_.peak_held_bytes;
   statistics.gave_way += counted_.gave_way;
   for (const auto& slot : slots_) {
-    const bool away = slot->where == Where::kArena || slot->where == Where::kNowhere;
-    if (slot->resident && away) statistics.given_way_bytes += slot->group.layout.size_bytes;
+    if (slot->gave_way()) statistics.given_way_bytes += slot->size_bytes();
     if (slot->kept != nullptr) statistics.kept_bytes += slot->kept->size_bytes();
     if (slot->kept == nullptr) statistics.given_way_bytes += slot->kept_bytes;
   }

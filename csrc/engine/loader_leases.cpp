@@ -30,7 +30,7 @@ void Loader::release(GroupId group, Stream& stream) {
     wake_if_needed();
   }
   if (!slot.settled && slot.leases == 0) {
-    if (const std::exception_ptr changed = close_windows(slot)) error = changed;
+    if (const std::exception_ptr changed = slot.close_windows()) error = changed;
   }
   if (error) std::rethrow_exception(error);
 }
@@ -44,7 +44,7 @@ std::exception_ptr Loader::end_use(Slot& slot, Stream& stream, bool all) {
     if (slot.leases == 0) return nullptr;
     const std::uint32_t left = all ? slot.waiting : slot.leases - 1;
     if (!slot.settled && left == 0) {  // guard: access-rights
-      stream.set_access(slot.data, slot.group.layout.size_bytes, Access::kNone);
+      stream.set_access(slot.data, slot.size_bytes(), Access::kNone);
     }
     note_use(slot, stream);
     return nullptr;
@@ -77,7 +77,7 @@ void Loader::wait_for_uses(Slot& slot, Stream& stream) {
 // what is settled wait for nothing. A host's wait blocks, and what it waits for may need the lock.
 void Loader::join_uses(Slot& slot, Stream& stream) {
   while (slot.last_stream != nullptr && slot.last_stream != &stream) {
-    record_use(slot);
+    slot.record_use();
     const std::uint64_t joined = slot.last_used;
     mutex_.unlock();
     std::exception_ptr error;
@@ -117,12 +117,6 @@ void Loader::note_use(Slot& slot, Stream& stream) {
   slot.last_used = ++uses_;
 }
 
-void Loader::record_use(Slot& slot) {
-  if (slot.unrecorded == nullptr) return;
-  slot.unrecorded->record(*slot.last_use);  // guard: recorded-later
-  slot.unrecorded = nullptr;
-}
-
 void Loader::release_all(Stream& stream) noexcept {
   try {
     if (prefetch_ == Prefetch::kReadAhead) finish_work(stream);
@@ -149,7 +143,7 @@ void Loader::release_all(Stream& stream) noexcept {
 void Loader::release_for_all(Slot& slot, Stream& stream) {
   const std::exception_ptr error = end_use(slot, stream, true);
   slot.leases = slot.waiting;  // who still waits for its lease gets it
-  if (slot.leases == 0) static_cast<void>(close_windows(slot));
+  if (slot.leases == 0) static_cast<void>(slot.close_windows());
   if (error) std::rethrow_exception(error);
 }
 

@@ -7,6 +7,16 @@
 #include "tensorstream/error.h"
 
 namespace tensorstream {
+namespace {
+
+// In the order of no stream: first all that this one holds is over, with the last use of the place.
+void read_to_device(Stream& stream, LoaderSlot& slot, Load& load) {
+  stream.record(*slot.loaded);
+  slot.loaded->synchronize();  // guard: wait-for-reader-of-device-read
+  load.read();
+}
+
+}  // namespace
 
 // On the copy stream, or where the device decodes on the ring's, which then does all that touches
 // the place: what crosses the link need not wait for it. What is read through staging is read by
@@ -30,8 +40,7 @@ void Loader::load_apart(GroupId group) {
       enqueue_locked(slot, ready);
     }
   } catch (...) {  // whoever asks for the group gets it
-    slot.content = Content::kFailed;
-    slot.error = std::current_exception();
+    slot.note_failure();
   }
   enqueuing_.clear();
 }
@@ -43,8 +52,7 @@ void Loader::decode_at_hand() noexcept {
     try {
       enqueue_locked(slot, issue(slot));
     } catch (...) {  // whoever asks for the group gets it
-      slot.content = Content::kFailed;
-      slot.error = std::current_exception();
+      slot.note_failure();
     }
     changed_.ring();
   }
@@ -78,7 +86,7 @@ void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
     --slot.in_flight;
     --in_flight_;
   }
-  settle(slot, *issue.load, error);
+  slot.note_end(*issue.load, error);
   changed_.ring();
 }
 
@@ -98,11 +106,11 @@ Loader::Issue Loader::issue(Slot& slot) {
     ++slot.place_number;
     ++place_moves_;
   }
-  record_use(slot);
+  slot.record_use();
   const auto reads = staging_ != nullptr ? Load::Reads::kStaged : Load::Reads::kInPlace;
   const std::uint64_t frame_room_bytes = staged_ != nullptr ? staged_->frame_room_bytes() : 0;
   Issue result{std::make_shared<Load>(slot.group.id, reads, frame_room_bytes), {}, {}, {}};
-  place_of(slot).add_to(*result.load, slot.group, sources_, options_.piece_bytes);
+  slot.place().add_to(*result.load, slot.group, sources_, options_.piece_bytes);
   evict_overlapping(slot, result);
   return result;
 }
@@ -110,9 +118,9 @@ Loader::Issue Loader::issue(Slot& slot) {
 void Loader::evict_overlapping(const Slot& slot, Issue& issue) {
   for (const GroupId group : streamed_) {
     Slot& other = slot_of(group);
-    if (&other == &slot || !overlap(slot, other)) continue;
+    if (&other == &slot || !slot.overlaps(other)) continue;
     issue.overwritten.push_back(&other);
-    if (on_device(other)) {  // guard: eviction
+    if (other.on_device()) {  // guard: eviction
       issue.stale.push_back(&other);
       other.content = Content::kEmpty;
       other.load = nullptr;
@@ -137,46 +145,29 @@ Stream& Loader::stream_for(const Load& load) const {
 // A place may be filled on several streams, also by loads that nobody used, or that failed midway:
 // then nobody recorded the end of what is under way.
 void Loader::take_turn(Stream& stream, Slot& slot, const Issue& issue) {
-  if (ring_ != nullptr) wait_for_fillings(stream, slot, issue);
+  if (ring_ != nullptr) {
+    for (const Slot* other : issue.overwritten) other->wait_for_filling(stream);
+    slot.wait_for_filling(stream);
+  }
   slot.filled_on = &stream;
   slot.told = false;
-}
-
-void Loader::wait_for_fillings(Stream& stream, const Slot& slot, const Issue& issue) {
-  for (const Slot* other : issue.overwritten) wait_for_filling(stream, *other);
-  wait_for_filling(stream, slot);
-}
-
-void Loader::wait_for_filling(Stream& stream, const Slot& slot) {
-  if (slot.filled_on == nullptr || slot.filled_on == &stream) return;
-  if (!slot.told) slot.filled_on->record(*slot.loaded);
-  stream.wait(*slot.loaded);  // guard: loads-in-turn
-}
-
-// A place is that of many groups, each call of the driver costs a microsecond or more, and all of
-// them share its lock with the thread that computes. What a stream has waited for once, all of its
-// later work comes after, until the group is used again.
-void Loader::wait_for_use(Stream& stream, Slot& slot) {
-  if (slot.after_use == &stream) return;
-  stream.wait(*slot.last_use);
-  slot.after_use = &stream;
 }
 
 void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   const std::shared_ptr<Load>& load = issue.load;
   take_turn(stream, slot, issue);
   for (Slot* other : issue.overwritten) {
-    wait_for_use(stream, *other);  // guard: wait-for-last-reader
+    other->wait_for_use(stream);  // guard: wait-for-last-reader
   }
   // With a ring, what of their places is not in this one may be filled on another stream by then.
   for (const Slot* other : issue.stale) {
-    if (ring_ == nullptr) stream.poison(other->data, other->group.layout.size_bytes);
+    if (ring_ == nullptr) stream.poison(other->data, other->size_bytes());
   }
-  wait_for_use(stream, slot);  // guard: wait-for-own-reader
-  make_room_for_windows(slot, stream);
+  slot.wait_for_use(stream);  // guard: wait-for-own-reader
+  slot.make_room_for_windows(stream);
   std::byte* const data = slot.data;
-  stream.set_access(data, slot.group.layout.size_bytes, Access::kReadWrite);
-  stream.poison(data, slot.group.layout.size_bytes);
+  stream.set_access(data, slot.size_bytes(), Access::kReadWrite);
+  stream.poison(data, slot.size_bytes());
   load->start();
   for (const Load::Copy& copy : load->copies()) {
     stream.copy_to_device(copy.target.data(), copy.source, copy.target.size());
@@ -188,7 +179,7 @@ void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   }
   if (load->reads_to_device()) read_to_device(stream, slot, *load);
   if (load->has_reads()) enqueue_reads(stream, issue);
-  stream.set_access(data, slot.group.layout.size_bytes, Access::kNone);
+  stream.set_access(data, slot.size_bytes(), Access::kNone);
   stream.record(*slot.loaded);
   slot.told = true;
   if (load->only_decodes()) return;  // who leases it waits for the event
@@ -196,13 +187,6 @@ void Loader::enqueue(Stream& stream, Slot& slot, const Issue& issue) {
   Stream& after = done_stream_ != nullptr ? *done_stream_ : stream;
   if (done_stream_ != nullptr) after.wait(*slot.loaded);
   after.run([this, load] { finish(load); });
-}
-
-// In the order of no stream: first all that this one holds is over, with the last use of the place.
-void Loader::read_to_device(Stream& stream, Slot& slot, Load& load) {
-  stream.record(*slot.loaded);
-  slot.loaded->synchronize();  // guard: wait-for-reader-of-device-read
-  load.read();
 }
 
 void Loader::enqueue_reads(Stream& stream, const Issue& issue) {

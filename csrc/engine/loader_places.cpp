@@ -56,27 +56,15 @@ bool Loader::settled(GroupId group) const {
   return slot_of(group).settled;
 }
 
-GroupPlace Loader::place_of(const Slot& slot) {
-  return {slot.data, slot.where == Where::kArena, slot.kept.get()};
-}
-
 std::byte* Loader::address(GroupId group, std::size_t position) const {
   const MutexLock lock(mutex_);
   const Slot& slot = slot_of(group);
-  return slot.data == nullptr ? nullptr : place_of(slot).address(slot.group, position);
+  return slot.data == nullptr ? nullptr : slot.place().address(slot.group, position);
 }
 
 // The work that the stream holds may read pages that are about to go. The caller's own is done.
 void Loader::finish_work(Stream& stream) const {
   if (&stream != &device_.caller_stream()) stream.synchronize();
-}
-
-// Pages in windows stand for a part of the group's place: what was copied there before goes, so
-// that both take no more than the arena. In the stream's order, behind the last use of the place.
-void Loader::make_room_for_windows(const Slot& slot, Stream& stream) {
-  if (!place_of(slot).uses_windows || slot.group.windows.empty()) return;
-  const std::span<std::byte> pages(slot.data, slot.group.layout.size_bytes);
-  stream.run([pages] { discard_pages(pages); });  // guard: windows-within-the-arena
 }
 
 // Windows are worth it where they are most of what is streamed: a copy into an arena whose pages
@@ -90,19 +78,12 @@ void Loader::find_windows() {
     slot->group.windows.clear();
     if (slot->where != Where::kArena) continue;
     windows_ += slot->group.make_windows(sources_, kMostWindows - windows_);
-    streamed_bytes += slot->group.layout.size_bytes;
+    streamed_bytes += slot->size_bytes();
     in_windows += slot->group.window_bytes();
   }
   if (windows_ == 0 || in_windows >= streamed_bytes / 4 * 3) return;
   windows_ = 0;
   for (const auto& slot : slots_) slot->group.windows.clear();
-}
-
-// The group is not on the device any more.
-std::exception_ptr Loader::close_windows(Slot& slot) noexcept {
-  if (!place_of(slot).uses_windows || slot.group.windows.empty()) return nullptr;
-  if (slot.content != Content::kFailed) slot.content = Content::kEmpty;
-  return slot.group.close_windows();
 }
 
 std::uint32_t Loader::place_number(GroupId group) const {
@@ -211,7 +192,7 @@ void Loader::end_arranging() {
 // Until nothing that is enqueued uses any place. Without the lock, which callbacks need.
 void Loader::quiesce() {
   wait_until([&]() TS_REQUIRES(mutex_) { return in_flight_ == 0; });
-  for (const auto& slot : slots_) record_use(*slot);
+  for (const auto& slot : slots_) slot->record_use();
   mutex_.unlock();
   std::exception_ptr error;
   try {
@@ -225,13 +206,8 @@ void Loader::quiesce() {
 }
 
 void Loader::move(Slot& slot, Where where, std::byte* data) {
-  slot.where = where;
-  slot.data = data;
-  ++slot.place_number;
+  slot.move_to(where, data);
   ++place_moves_;
-  slot.content = Content::kEmpty;
-  slot.load = nullptr;
-  slot.error = nullptr;
 }
 
 void Loader::leave_places(const Plan& plan) {
@@ -299,19 +275,19 @@ void Loader::place_required() {
     const bool required = slot->group.residency == Residency::kRequired;
     if (!required || slot->where != Where::kNowhere || lies_in_sources(*slot)) continue;
     placed.push_back(slot.get());
-    size_bytes += slot->group.layout.size_bytes;
+    size_bytes += slot->size_bytes();
   }
   if (placed.empty()) return;
   required_ = pool_.allocate(size_bytes, kGroupAlignment, "resident weights");
   std::byte* data = required_.data();
   for (Slot* const slot : placed) {
     move(*slot, Where::kPrivate, data);
-    data += slot->group.layout.size_bytes;
+    data += slot->size_bytes();
   }
 }
 
 void Loader::place_resident(Slot& slot) {
-  const std::uint64_t size_bytes = slot.group.layout.size_bytes;
+  const std::uint64_t size_bytes = slot.size_bytes();
   if (lies_in_sources(slot)) {
     slot.in_source = pool_.budget().reserve(size_bytes, "resident weights that are in RAM already");
     move(slot, Where::kSource, nullptr);
@@ -323,7 +299,7 @@ void Loader::place_resident(Slot& slot) {
 
 // Nowhere, where it has no room.
 void Loader::place_in_arena(Slot& slot) {
-  const std::uint64_t size_bytes = slot.group.layout.size_bytes;
+  const std::uint64_t size_bytes = slot.size_bytes();
   const bool fits =
       size_bytes <= arena_.size_bytes() && slot.offset_bytes <= arena_.size_bytes() - size_bytes;
   if (fits && size_bytes != 0) {
@@ -335,7 +311,7 @@ void Loader::place_in_arena(Slot& slot) {
 
 bool Loader::is_leased(const Slot& slot) const {
   return residents_ == ResidentUse::kLeased && slot.group.residency == Residency::kAny &&
-         slot.group.layout.size_bytes != 0;
+         slot.size_bytes() != 0;
 }
 
 bool Loader::lies_in_sources(const Slot& slot) const {
@@ -356,7 +332,7 @@ void Loader::settle_residents() {
   for (const auto& slot : slots_) {
     slot->settled =
         !is_leased(*slot) && (slot->where == Where::kPrivate || slot->where == Where::kSource);
-    const bool empty = slot->group.layout.size_bytes == 0;
+    const bool empty = slot->size_bytes() == 0;
     if (!slot->settled || slot->where == Where::kSource || empty) continue;
     try {
       if (slot->content != Content::kReady) issues.push_back(issue(*slot));
@@ -392,7 +368,7 @@ void Loader::enqueue_settled(std::span<Issue> issues) {
 void Loader::finish_settled(Slot& slot) {
   wait_until([&] { return slot.content != Content::kIssued; });
   if (slot.content == Content::kFailed) std::rethrow_exception(slot.error);
-  device_.caller_stream().set_access(slot.data, slot.group.layout.size_bytes, Access::kReadWrite);
+  device_.caller_stream().set_access(slot.data, slot.size_bytes(), Access::kReadWrite);
 }
 
 std::vector<GroupId> Loader::uses_beside_cycle() const {
@@ -417,16 +393,10 @@ void Loader::move_in_arena(std::span<const std::uint64_t> offsets) {
   end_arranging();
 }
 
-bool Loader::overlap(const Slot& a, const Slot& b) {
-  return a.where == Where::kArena && b.where == Where::kArena &&
-         a.offset_bytes < b.offset_bytes + b.group.layout.size_bytes &&
-         b.offset_bytes < a.offset_bytes + a.group.layout.size_bytes;
-}
-
 bool Loader::leased_overlap(const Slot& slot) const {
   return std::any_of(streamed_.begin(), streamed_.end(), [&](GroupId group) {
     const Slot& other = slot_of(group);
-    return &other != &slot && other.leases != 0 && overlap(slot, other);
+    return &other != &slot && other.leases != 0 && slot.overlaps(other);
   });
 }
 

@@ -32,7 +32,7 @@ bool Loader::may_give_way(const Slot& slot) const {
     return false;
   }
   return slot.where == Where::kPrivate && !slot.settled && slot.own.size_bytes() != 0 &&
-         slot.group.layout.size_bytes <= room;
+         slot.size_bytes() <= room;
 }
 
 std::uint64_t Loader::give_way(std::uint64_t wanted_bytes) {
@@ -60,7 +60,7 @@ std::uint64_t Loader::give_way(std::uint64_t wanted_bytes) {
         return freed - std::min(freed, arena_bytes);
       }
       frames = next->kept != nullptr;
-      if (!frames) record_use(*next);
+      if (!frames) next->record_use();
       told = next->told;
       leaving = frames ? let_frames_go(*next) : std::move(next->own);
       ++counted_.gave_way;
@@ -116,9 +116,8 @@ bool Loader::has_room(std::uint64_t size_bytes, std::uint64_t spared_bytes) cons
 
 // Returns the bytes that it took.
 std::uint64_t Loader::try_take_back(Slot& slot, std::uint64_t spared_bytes) {
-  const std::uint64_t size_bytes = slot.group.layout.size_bytes;
-  const bool away = slot.where == Where::kArena || slot.where == Where::kNowhere;
-  if (!slot.resident || !away || slot.leases != 0) return 0;
+  const std::uint64_t size_bytes = slot.size_bytes();
+  if (!slot.gave_way() || slot.leases != 0) return 0;
   // Given back while others were waited for: where it moves to, nothing waits for its old place.
   if (!slot.last_use->complete() || !has_room(size_bytes, spared_bytes)) return 0;
   Block own;
