@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <filesystem>
 #include <optional>
 #include <system_error>
@@ -177,19 +178,21 @@ void File::check_unchanged() const {
   }
   const FileIdentity now = identity_of(status);
   if (is_as_seen(now)) return;
-  const auto later = [](std::int64_t to, std::int64_t from) {
-    return std::to_string(static_cast<double>(to - from) / 1e9) +
-           " s after the state that was opened";
+  const auto at = [](std::int64_t to, std::int64_t from) {
+    const double seconds = static_cast<double>(to - from) / 1e9;
+    return std::to_string(std::abs(seconds)) + (seconds < 0 ? " s before" : " s after") +
+           " the state that was opened";
   };
-  std::string what = "it was written " + later(now.modified_ns, identity_.modified_ns);
+  std::string what = "it was written " + at(now.modified_ns, identity_.modified_ns);
   if (now.size_bytes != identity_.size_bytes) {
     what = "it had " + std::to_string(identity_.size_bytes) + " bytes and has " +
            std::to_string(now.size_bytes);
   } else if (now.modified_ns == identity_.modified_ns) {
     what = "its rights or attributes were changed, or it was written and its time set back, " +
-           later(now.changed_ns, identity_.changed_ns);
+           at(now.changed_ns, identity_.changed_ns);
   }
-  throw IoError("'" + path_ + "' changed since it was opened: " + what + "; open the model again",
+  throw IoError("'" + path_ + "' changed since it was opened: " + what +
+                    "; open the model again, or pack it again",
                 path_, 0, 0);
 }
 

@@ -20,6 +20,7 @@ namespace tensorstream {
 namespace {
 
 constexpr mode_t kOpenToAll = 0777;  // less the process's umask
+constexpr mode_t kAllRights = 07777;
 
 [[noreturn]] void raise(const std::string& what, const std::string& path, int error) {
   throw IoError(what + ": " + std::generic_category().message(error), path, 0, error);
@@ -32,12 +33,10 @@ Descriptor open_folder(const std::string& path) {
   return descriptor;
 }
 
-/// Whether the name still is the folder that was opened: another process may have renamed it.
-bool is_still_named(const std::string& path, int descriptor) {
-  struct stat opened{};
-  struct stat named{};
-  if (::fstat(descriptor, &opened) != 0 || ::lstat(path.c_str(), &named) != 0) return false;
-  return opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
+struct stat status_of(const std::string& path) {
+  struct stat status{};
+  if (::stat(path.c_str(), &status) == 0) return status;
+  raise("cannot examine the folder '" + path + "'", path, errno);
 }
 
 }  // namespace
@@ -63,6 +62,14 @@ void rename_folder(const std::string& from, const std::string& to) {
   raise("cannot rename '" + from + "' to '" + to + "'", to, errno);
 }
 
+bool is_mount_point(const std::string& path) {
+  if (status_of(path).st_dev != status_of(path + "/..").st_dev) return true;
+  // A part of the same disk that is bound there has its number; kernels before 5.8 do not say.
+  struct statx status{};
+  if (::statx(AT_FDCWD, path.c_str(), AT_SYMLINK_NOFOLLOW, STATX_INO, &status) != 0) return false;
+  return (status.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
+}
+
 LockedFolder LockedFolder::hold(const std::string& path) {
   if (::mkdir(path.c_str(), kOpenToAll) != 0 && errno != EEXIST) {
     raise("cannot make the folder '" + path + "'", path, errno);
@@ -73,10 +80,30 @@ LockedFolder LockedFolder::hold(const std::string& path) {
     if (error != EWOULDBLOCK) raise("cannot lock the folder '" + path + "'", path, error);
     raise("another process is writing in '" + path + "'; wait for its end", path, error);
   }
-  if (!is_still_named(path, descriptor.get())) {
+  LockedFolder held(path, std::move(descriptor));
+  if (!held.is_at_its_path()) {
     throw IoError("another process has just finished with '" + path + "'; try again", path, 0, 0);
   }
-  return {path, std::move(descriptor)};
+  return held;
+}
+
+bool LockedFolder::is_at_its_path() const noexcept {
+  struct stat opened{};
+  struct stat named{};
+  if (::fstat(descriptor_.get(), &opened) != 0) return false;
+  if (::lstat(path_.c_str(), &named) != 0) return false;
+  return opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
+}
+
+void LockedFolder::take_rights_of(const std::string& path, bool is_filled) const noexcept {
+  struct stat status{};
+  if (::stat(path.c_str(), &status) != 0) return;
+  // Before the rights, of which a new owner takes some away.
+  if (::fchown(descriptor_.get(), status.st_uid, status.st_gid) != 0) {
+    static_cast<void>(::fchown(descriptor_.get(), static_cast<uid_t>(-1), status.st_gid));
+  }
+  const mode_t needed = is_filled ? 0 : S_IRWXU;
+  static_cast<void>(::fchmod(descriptor_.get(), (status.st_mode & kAllRights) | needed));
 }
 
 LockedFolder::LockedFolder(std::string path, Descriptor descriptor)

@@ -19,6 +19,10 @@ void sync_folder(const std::string& path);
 /// or is an empty folder, which is replaced. Raises IoError.
 void rename_folder(const std::string& from, const std::string& to);
 
+/// Whether a file system is mounted at the folder `path`, of another disk or of a part of the same
+/// (bind): no folder can take its place. Raises IoError.
+bool is_mount_point(const std::string& path);
+
 /// A folder that one process at a time holds; the system lets go of it when that process ends,
 /// however it ends. Move-only.
 class LockedFolder {
@@ -28,6 +32,12 @@ class LockedFolder {
   static LockedFolder hold(const std::string& path);
 
   const std::string& path() const noexcept { return path_; }
+  /// Whether the name still is the folder that is held: whoever may rename or remove it can, lock
+  /// or not.
+  bool is_at_its_path() const noexcept;
+  /// Gives the folder the owner of the folder at `path`, as far as this process may, and its
+  /// rights, and its user what is needed to fill it where `is_filled` is not true yet. Best effort.
+  void take_rights_of(const std::string& path, bool is_filled) const noexcept;
 
  private:
   LockedFolder(std::string path, Descriptor descriptor);

@@ -11,6 +11,7 @@
 
 #include "codec/checksum.h"
 #include "platform/file.h"
+#include "platform/file_lease.h"
 #include "platform/output_file.h"
 #include "store/folder_bounds.h"
 #include "store/packed_header.h"
@@ -124,12 +125,14 @@ std::vector<CarriedFile> list_carried_files(const std::string& folder,
 
 CarriedFile copy_carried_file(const std::string& from, const std::string& to, Progress& progress) {
   const File source = File::open_for_reading(from);
+  check_no_writer(source);  // guard: carried-no-writer
   const OutputFile target = OutputFile::create(to);
   CarriedFile copied;
   copied.checksums = read_parts(source, progress,
                                 [&](std::uint64_t offset_bytes, std::span<const std::byte> bytes) {
                                   target.write_at(offset_bytes, bytes);
                                 });
+  check_no_writer(source);  // guard: carried-no-writer
   copied.size_bytes = source.size_bytes();
   target.sync();
   return copied;

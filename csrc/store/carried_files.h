@@ -33,7 +33,7 @@ std::vector<CarriedFile> list_carried_files(const std::string& folder,
                                             const std::set<std::string>& left_out);
 
 /// Copies the file at `from` to `to`, synced, and gives its size and checksums. Raises IoError,
-/// also where `from` changes meanwhile.
+/// also where `from` changes meanwhile, or is open for writing.
 CarriedFile copy_carried_file(const std::string& from, const std::string& to, Progress& progress);
 
 /// The size and checksums of the file at `path`. Raises IoError.

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "platform/file_lease.h"
 #include "platform/output_file.h"
 #include "store/carried_files.h"
 #include "store/checkpoint.h"
@@ -41,6 +42,7 @@ struct PackJob {
 
 std::string read_index(const std::string& path) {
   const File file = File::open_for_reading(path);
+  check_no_writer(file);
   std::string text(file.size_bytes(), '\0');
   file.read_exact(0, std::as_writable_bytes(std::span(text)));
   file.check_unchanged();
@@ -183,7 +185,7 @@ void write_file(const std::string& path, std::string_view text) {
   file.sync();
 }
 
-void write_index(const StagedFolder& folder, const PackedIndex& index, const std::string& source) {
+void write_index(StagedFolder& folder, const PackedIndex& index, const std::string& source) {
   const std::string text = packed_index_text(index);
   if (text.size() > kLargestIndexBytes) {
     throw UnsupportedError("'" + source + "' cannot be packed: its packed index would have " +
@@ -191,6 +193,7 @@ void write_index(const StagedFolder& folder, const PackedIndex& index, const std
                            std::to_string(kLargestIndexBytes) + " that an index may have");
   }
   write_file(folder.path_of(kPackedIndexName), text);
+  folder.add(kPackedIndexName, text.size());
 }
 
 }  // namespace
@@ -207,6 +210,8 @@ CheckpointSummary pack_checkpoint(const std::string& source, const std::string& 
   for (const Shard& shard : job.shards) {
     const std::string name = packed_name(shard.name);
     const PackedFileSummary written = pack_shard(shard, folder, options, progress);
+    check_no_writer(shard.source.file);  // guard: packed-no-writer
+    folder.add(name, written.size_bytes);
     for (const std::string& tensor : written.names) index.stored.emplace(tensor, name);
     index.seals.emplace(name, written.seal);
     index.total_bytes += written.size_bytes;
@@ -218,6 +223,7 @@ CheckpointSummary pack_checkpoint(const std::string& source, const std::string& 
   for (const CarriedFile& file : job.carried) {
     CarriedFile copied =
         copy_carried_file((job.folder / file.name).string(), folder.path_of(file.name), progress);
+    folder.add(file.name, copied.size_bytes);
     copied.name = file.name;
     index.carried.push_back(std::move(copied));
   }

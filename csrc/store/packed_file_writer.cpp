@@ -13,6 +13,7 @@
 #include "codec/frame_encoder.h"
 #include "codec/frame_format.h"
 #include "codec/tensor_encoder.h"
+#include "platform/file_lease.h"
 #include "platform/output_file.h"
 #include "store/packed_file_reader.h"
 #include "store/packed_header.h"
@@ -222,6 +223,7 @@ class FilePacker {
 
 PackSource open_pack_source(const std::string& path) {
   File file = File::open_for_reading(path);
+  check_no_writer(file);  // guard: pack-no-writer
   HeaderText header = read_header_text(file);
   SafetensorsHeader parsed = parse_header(path, header);
   if (is_packed(parsed)) {

@@ -24,6 +24,21 @@ namespace fs = std::filesystem;
                 error.value());
 }
 
+/// Refuses an empty folder that no other can take the place of.
+void check_replaceable(const fs::path& path) {
+  if (is_mount_point(path.string())) {  // guard: target-mounted
+    throw ConfigError("the target '" + path.string() +
+                      "' is a mount point, which a finished folder cannot take the place of; name "
+                      "a folder in it that does not exist");
+  }
+  std::error_code ignored;
+  if (fs::equivalent(path, ".", ignored)) {  // guard: target-working-directory
+    throw ConfigError("the target '" + path.string() +
+                      "' is the working directory, which would be no more when a finished folder "
+                      "takes its place; name a folder in it that does not exist");
+  }
+}
+
 /// The target's absolute path, without a slash at its end, where something may be put.
 fs::path checked_target(const std::string& target) {
   if (target.empty()) throw ConfigError("the target is an empty path; name a folder to make");
@@ -49,7 +64,10 @@ fs::path checked_target(const std::string& target) {
   }
   const bool empty = fs::is_empty(path, error);
   if (error) raise_io("cannot examine the target", path, error);
-  if (empty) return path;
+  if (empty) {
+    check_replaceable(path);
+    return path;
+  }
   throw ConfigError("the target '" + path.string() +
                     "' exists and is not empty; name a folder that does not exist");
 }
@@ -64,6 +82,13 @@ std::string staging_name(const fs::path& target) {
 constexpr const char* kDescriptionName = ".tensorstream-work";
 // Of a description that is read; none that is written comes near.
 constexpr std::uint64_t kLongestDescription = 100'000'000;
+
+[[noreturn]] void raise_gone(const std::string& path, const std::string& what) {
+  throw IoError("'" + path + "' " + what +
+                    " while the target was written, by a program that tidies up or by hand; keep "
+                    "it where it is until the end, and start again",
+                path, 0, 0);
+}
 
 /// All that is below a folder, each before the folder that it is in. Links are not followed.
 std::vector<fs::path> contents_of(const std::string& folder) {
@@ -105,6 +130,7 @@ StagedFolder::StagedFolder(const std::string& target, std::uint64_t needed_bytes
     kept.insert(kDescriptionName);
   }
   remove_contents(folder_.path(), kept);
+  folder_.take_rights_of(target_.string(), false);  // guard: rights-of-the-target
   try {
     const std::uint64_t there = kept_bytes();
     check_room(needed_bytes - std::min(needed_bytes, there));
@@ -166,6 +192,7 @@ void StagedFolder::check_room(std::uint64_t needed_bytes) const {
 
 StagedFolder::~StagedFolder() {
   if (published_) return;
+  if (!folder_.is_at_its_path()) return;  // guard: removes-its-own
   std::error_code error;
   fs::remove_all(folder_.path(), error);
   if (error) {
@@ -174,14 +201,43 @@ StagedFolder::~StagedFolder() {
 }
 
 std::string StagedFolder::path_of(const std::string& name) const {
-  const fs::path path = fs::path(folder_.path()) / name;
-  std::error_code error;
-  fs::create_directories(path.parent_path(), error);
-  if (error) raise_io("cannot make the folder", path.parent_path(), error);
-  return path.string();
+  check_there();
+  // One by one, so that the folder itself is never made anew: it would not be the one that is held.
+  fs::path path = folder_.path();
+  for (const fs::path& part : fs::path(name).parent_path()) {
+    path /= part;
+    std::error_code error;
+    fs::create_directory(path, error);
+    if (error) raise_io("cannot make the folder", path, error);
+  }
+  return (fs::path(folder_.path()) / name).string();
+}
+
+void StagedFolder::check_there() const {
+  if (!folder_.is_at_its_path()) {  // guard: staged-folder-there
+    raise_gone(folder_.path(), "was removed or renamed");
+  }
+}
+
+void StagedFolder::add(const std::string& name, std::uint64_t size_bytes) {
+  check_there();
+  added_[name] = size_bytes;
+}
+
+void StagedFolder::check_added() const {
+  check_there();
+  for (const auto& [name, size_bytes] : added_) {
+    const fs::path path = fs::path(folder_.path()) / name;
+    if (!has_left(name)) raise_gone(path.string(), "was removed or renamed");
+    std::error_code error;
+    const std::uint64_t found = fs::file_size(path, error);
+    if (error) raise_io("cannot examine", path, error);
+    if (found != size_bytes) raise_gone(path.string(), "was replaced, or written to,");
+  }
 }
 
 void StagedFolder::publish() {
+  check_added();  // guard: published-whole
   if (described_) discard(kDescriptionName);
   std::error_code error;
   fs::recursive_directory_iterator entry(folder_.path(), error);
@@ -191,6 +247,8 @@ void StagedFolder::publish() {
   }
   if (error) raise_io("cannot list the folder", folder_.path(), error);
   sync_folder(folder_.path());
+  folder_.take_rights_of(target_.string(), true);  // guard: rights-of-the-target
+  check_there();
   rename_folder(folder_.path(), target_.string());
   published_ = true;
   sync_folder(target_.parent_path().string());

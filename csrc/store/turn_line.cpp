@@ -11,6 +11,7 @@ namespace tensorstream {
 void TurnLine::run(unsigned threads, const std::function<Work()>& make_work) {
   const std::uint64_t wanted = std::min<std::uint64_t>(std::max(threads, 1U), count_);
   if (wanted == 0) return;
+  changed_ = std::vector<ConditionVariable>(wanted);
   std::vector<Work> works(wanted);  // one for each thread
   std::ranges::generate(works, make_work);
   {
@@ -26,13 +27,13 @@ void TurnLine::run(unsigned threads, const std::function<Work()>& make_work) {
 void TurnLine::in_turn(std::uint64_t number, const std::function<void()>& part) {
   {
     MutexLock lock(mutex_);
-    while (turn_ != number && !failed_before(number)) changed_.wait(lock);
+    while (turn_ != number && !failed_before(number)) changed_[number % changed_.size()].wait(lock);
     if (turn_ != number) throw Stopped();
   }
   part();
   const MutexLock lock(mutex_);
   ++turn_;
-  changed_.notify_all();
+  changed_[turn_ % changed_.size()].notify_all();
 }
 
 void TurnLine::work_through(const Work& work) noexcept {
@@ -60,7 +61,7 @@ void TurnLine::keep(std::uint64_t number, const std::exception_ptr& error) noexc
     error_ = error;
     failed_ = number;
   }
-  changed_.notify_all();
+  for (ConditionVariable& changed : changed_) changed.notify_all();
 }
 
 }  // namespace tensorstream

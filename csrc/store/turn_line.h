@@ -5,6 +5,7 @@
 #include <exception>
 #include <functional>
 #include <optional>
+#include <vector>
 
 #include "base/mutex.h"
 
@@ -42,7 +43,9 @@ class TurnLine {
 
   // Guarded by mutex_.
   Mutex mutex_;
-  ConditionVariable changed_;
+  /// The number n waits for its turn at n modulo their count: of the numbers from the turn on that
+  /// threads have, at most one a thread, no two wait at the same, and a turn wakes the next alone.
+  std::vector<ConditionVariable> changed_;
   std::uint64_t next_ TS_GUARDED_BY(mutex_) = 0;
   std::uint64_t turn_ TS_GUARDED_BY(mutex_) = 0;
   std::exception_ptr error_ TS_GUARDED_BY(mutex_);

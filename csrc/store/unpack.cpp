@@ -75,16 +75,19 @@ std::string carried_path(const PackedCheckpoint& packed, const CarriedFile& carr
                     std::string("carried file: it is not there any more; ") + kCarriedAdvice);
 }
 
-void write_rest(const PackedCheckpoint& packed, const StagedFolder& folder, Progress& progress) {
+void write_rest(const PackedCheckpoint& packed, StagedFolder& folder, Progress& progress) {
   if (packed.index->original) {
-    const OutputFile out = OutputFile::create(folder.path_of(packed.index->original->name));
-    out.write_at(0, std::as_bytes(std::span(packed.index->original->text)));
+    const OriginalIndex& index = *packed.index->original;
+    const OutputFile out = OutputFile::create(folder.path_of(index.name));
+    out.write_at(0, std::as_bytes(std::span(index.text)));
     out.sync();
+    folder.add(index.name, index.text.size());
   }
   for (const CarriedFile& carried : packed.index->carried) {
     const std::string path = carried_path(packed, carried);
     check_carried_file(path, copy_carried_file(path, folder.path_of(carried.name), progress),
                        carried);
+    folder.add(carried.name, carried.size_bytes);
   }
 }
 
@@ -101,6 +104,7 @@ CheckpointSummary unpack_checkpoint(const std::string& source, const std::string
   Progress progress(sink, needed_bytes);
   for (const PackedShard& shard : packed->shards) {
     write_shard(shard, folder.path_of(shard.name), threads, progress);
+    folder.add(shard.name, original_bytes_of(shard));
   }
   if (packed->index) write_rest(*packed, folder, progress);
   progress.finish();

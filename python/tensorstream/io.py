@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from tensorstream.report import CheckpointReport, make_checkpoint_report
 
 _HIGHEST_LEVEL = 9
 _MOST_THREADS = 65536
+# What sys.stderr raises where there is none, it is closed, it went away, or is another's object.
+_NO_TERMINAL = (AttributeError, OSError, ValueError)
 Progress = Callable[[int, int], None]
 
 
@@ -33,7 +36,7 @@ def pack(
 
     Args:
         source: A folder with safetensors files, one file, or an index of several.
-        target: The folder to make. It does not exist, or is empty.
+        target: The folder to make. It does not exist, or is empty: its owner and rights stay then.
         level: 1 to 9: from fastest to smallest. 0 codes nothing and only adds checksums.
         threads: How many work; None takes one a processor.
         progress: Called with the bytes done and all bytes; None shows a line on a terminal.
@@ -43,10 +46,11 @@ def pack(
 
     Raises:
         ConfigError: The level is none, the source holds no model, its config names other weights than the
-            usual, or the target is not empty.
+            usual, or the target is not empty, a mount point or the working directory.
         FormatError: A file of the source breaks its format.
         IoError: A file cannot be read or written, the disk may be too small (nothing is written then),
-            or the source changed meanwhile.
+            or the source changed meanwhile or is open for writing, or the hidden folder beside the target,
+            in which it is made, was removed.
         UnsupportedError: The source is packed already.
     """
     number = whole_number(level)
@@ -76,7 +80,7 @@ def unpack(
 
     Args:
         source: A packed folder, or one packed file.
-        target: The folder to make. It does not exist, or is empty.
+        target: The folder to make. It does not exist, or is empty: its owner and rights stay then.
         threads: How many work; None takes one a processor.
         progress: Called with the bytes done and all bytes; None shows a line on a terminal.
 
@@ -84,10 +88,12 @@ def unpack(
         What was packed.
 
     Raises:
-        ConfigError: The source is not packed, or the target is not empty.
+        ConfigError: The source is not packed, or the target is not empty, a mount point or the working
+            directory.
         FormatError: A packed file is damaged; the message names the file, and the tensor and chunk
             where the damage is in one.
-        IoError: A file cannot be read or written, or the disk is too small.
+        IoError: A file cannot be read or written, the disk is too small, or the hidden folder beside the
+            target, in which it is made, was removed.
     """
     summary = _native.unpack_checkpoint(
         path_text(source), path_text(target), _threads(threads), _shown(progress, "unpacking")
@@ -137,7 +143,13 @@ def _shown(progress: Progress | None, what: str) -> Progress:
         if not callable(progress):
             raise ConfigError(f"progress is {progress!r}; give a function of two numbers, or None")
         return progress
-    return _Line(what) if sys.stderr is not None and sys.stderr.isatty() else _nothing
+    return _Line(what) if _is_terminal() else _nothing
+
+
+def _is_terminal() -> bool:
+    with contextlib.suppress(*_NO_TERMINAL):
+        return sys.stderr.isatty()
+    return False
 
 
 def _nothing(done_bytes: int, total_bytes: int) -> None:
@@ -150,8 +162,17 @@ class _Line:
     def __init__(self, what: str) -> None:
         self._what = what
         self._written = ""
+        self._gone = False
 
     def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        try:
+            self._show(done_bytes, total_bytes)
+        except _NO_TERMINAL:
+            self._gone = True  # the work goes on, whatever becomes of what shows it
+
+    def _show(self, done_bytes: int, total_bytes: int) -> None:
+        if self._gone:
+            return
         share = done_bytes / total_bytes if total_bytes else 1.0
         text = f"\r{self._what} {_native.format_size(total_bytes)}: {share:4.0%}"
         if text != self._written:

@@ -45,6 +45,13 @@ TEST(Folder, RenameReplacesAnEmptyFolderAlone) {
   EXPECT_THROW(sync_folder(folder.path("absent")), IoError);
 }
 
+TEST(Folder, MountPointsAreToldFromFolders) {
+  const TemporaryFolder folder;
+  EXPECT_FALSE(is_mount_point(folder.path("")));
+  EXPECT_TRUE(is_mount_point("/proc"));
+  EXPECT_THROW(is_mount_point(folder.path("absent")), IoError);
+}
+
 TEST(LockedFolder, IsHeldOnceAtATime) {
   const TemporaryFolder folder;
   const std::string path = folder.path("held");
@@ -75,6 +82,31 @@ TEST(LockedFolder, IsLetGoByAProcessThatIsKilled) {
   ASSERT_TRUE(WIFSIGNALED(status));
   EXPECT_TRUE(fs::is_directory(path));
   EXPECT_NO_THROW(LockedFolder::hold(path));
+}
+
+TEST(LockedFolder, KnowsWhetherItIsStillAtItsPath) {
+  const TemporaryFolder folder;
+  const LockedFolder held = LockedFolder::hold(folder.path("held"));
+  EXPECT_TRUE(held.is_at_its_path());
+  fs::rename(folder.path("held"), folder.path("moved"));
+  EXPECT_FALSE(held.is_at_its_path());
+  fs::create_directory(folder.path("held"));
+  EXPECT_FALSE(held.is_at_its_path());
+}
+
+TEST(LockedFolder, TakesTheRightsOfAnother) {
+  const TemporaryFolder folder;
+  fs::create_directory(folder.path("other"));
+  const LockedFolder held = LockedFolder::hold(folder.path("held"));
+  const auto rights = [&] { return fs::status(folder.path("held")).permissions(); };
+  const fs::perms before = rights();
+  held.take_rights_of(folder.path("absent"), true);
+  EXPECT_EQ(rights(), before);
+  fs::permissions(folder.path("other"), fs::perms::group_read);
+  held.take_rights_of(folder.path("other"), false);
+  EXPECT_EQ(rights(), fs::perms::group_read | fs::perms::owner_all);
+  held.take_rights_of(folder.path("other"), true);
+  EXPECT_EQ(rights(), fs::perms::group_read);
 }
 
 TEST(LockedFolder, FollowsNoLink) {

@@ -14,7 +14,7 @@ namespace tensorstream::testing {
 namespace {
 
 TEST(TurnLine, EveryNumberHasItsTurnInOrder) {
-  for (const unsigned threads : {0U, 1U, 2U, 7U}) {
+  for (const unsigned threads : {0U, 1U, 2U, 7U, 60U}) {
     TurnLine line(200);
     std::vector<std::uint64_t> order;
     std::atomic<unsigned> workers = 0;
@@ -55,6 +55,22 @@ TEST(TurnLine, TheErrorOfTheLowestNumberIsRaised) {
     } catch (const std::runtime_error& error) {
       EXPECT_STREQ(error.what(), "20");
     }
+  }
+}
+
+TEST(TurnLine, AnErrorWakesAllOfManyThreads) {
+  for (std::uint64_t failing = 0; failing < 300; failing += 13) {
+    TurnLine line(300);
+    std::atomic<std::uint64_t> passed = 0;
+    EXPECT_THROW(line.run(60,
+                          [&]() -> TurnLine::Work {
+                            return [&](std::uint64_t number) {
+                              if (number == failing) throw std::runtime_error("failing");
+                              line.in_turn(number, [&] { ++passed; });
+                            };
+                          }),
+                 std::runtime_error);
+    EXPECT_EQ(passed, failing);
   }
 }
 
