@@ -6,8 +6,11 @@ watched for the moment at which a backward reaches it.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +32,30 @@ class _Asker:
 
 # What a thread stashes so is stashed on each thread that computes gradients for it, meanwhile.
 _ASKER = "tensorstream"
+# The system's numbers of threads that have stashed something, by Python's.
+_stashing: dict[int, int] = {}
+_MOST_SECONDS_AT_EXIT = 2.0
+
+
+def _wait_for_ending_threads() -> None:
+    """Lets threads that Python has counted as ended end, before the interpreter goes.
+
+    Torch lets go of what a thread stashed when the thread is about to be gone, and takes the interpreter's
+    lock for that; a process whose interpreter goes meanwhile is ended by SIGABRT.
+    """
+    deadline = time.monotonic() + _MOST_SECONDS_AT_EXIT
+    alive = {
+        thread.ident for thread in threading.enumerate()
+    }  # daemons, which end natively as badly
+    for ident, native_id in list(_stashing.items()):
+        task = f"/proc/self/task/{native_id}"
+        while ident not in alive and os.path.exists(task):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.001)
+
+
+atexit.register(_wait_for_ending_threads)  # guard: threads-end-first
 
 
 def _asker() -> _Asker:
@@ -40,6 +67,8 @@ def _asker() -> _Asker:
     # Torch up to 2.11 at least takes over a reference that it was not given: one a thread is never let go.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
     torch._C._stash_obj_in_tls(_ASKER, made)
+    if not in_backward():  # what is stashed within one, torch takes back at the end of it
+        _stashing[threading.get_ident()] = threading.get_native_id()
     return made
 
 

@@ -17,10 +17,11 @@ from torch import nn
 from tensorstream import _native
 from tensorstream.config import check_one_type
 from tensorstream.exceptions import ConfigError, UnsupportedError
-from tensorstream.hub import check_complete, named_weights, open_checkpoint, read_json
+from tensorstream.hub import check_complete, files_in, named_weights, open_checkpoint, read_json
 from tensorstream.made_weights import Described, described
 from tensorstream.model_class import OPTION_ADVICE, library_errors, transformers_module
 from tensorstream.parts import Parts, ordered_parts, parts_of
+from tensorstream.steady import SteadyFiles
 
 logger = logging.getLogger("tensorstream")
 
@@ -55,7 +56,9 @@ def is_model(folder: str) -> bool:
     return os.path.isfile(path) and "_class_name" in read_json(path)
 
 
-def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> Any:
+def load(
+    folder: str, path: str, model_class: Any, kwargs: dict[str, Any], files: SteadyFiles
+) -> Any:
     """Has diffusers make the model or pipeline in `folder`.
 
     Args:
@@ -63,6 +66,7 @@ def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> An
         path: What the user gave: the folder's path or the hub id.
         model_class: A class of diffusers with from_pretrained; None takes the one that the folder names.
         kwargs: For diffusers: the type, the variant, and parts of the pipeline that are there already.
+        files: Takes the files that are read.
 
     Returns:
         The model, in eval mode, or the pipeline.
@@ -86,7 +90,7 @@ def load(folder: str, path: str, model_class: Any, kwargs: dict[str, Any]) -> An
     loader = _class_named(folder, file) if model_class is None else model_class
     _check_names(loader, options)
     load_it = _load_pipeline if file == PIPELINE_INDEX else _load_model
-    made: Any = load_it(folder, loader, options)
+    made: Any = load_it(folder, loader, options, files)
     made.register_to_config(_name_or_path=path)
     return made
 
@@ -220,7 +224,7 @@ def _parts_in(folder: str) -> Iterator[tuple[str, str, Any]]:
 def _holds_model(folder: str) -> bool:
     return any(
         name == "config.json" or name.endswith((".safetensors", ".bin"))
-        for name in _files_in(folder)
+        for name in files_in(folder)
     )
 
 
@@ -245,7 +249,7 @@ def _check_names(loader: Any, options: dict[str, Any]) -> None:
             raise ConfigError(f"unknown option '{name}'{hint}: {loader.__name__} takes none")
 
 
-def _load_pipeline(folder: str, loader: Any, options: dict[str, Any]) -> Any:
+def _load_pipeline(folder: str, loader: Any, options: dict[str, Any], files: SteadyFiles) -> Any:
     dtype, variant = options.pop("dtype"), options.pop("variant", None)
     varied = _parts_of_variant(folder, variant)
     _check_types(folder, dtype)
@@ -258,9 +262,9 @@ def _load_pipeline(folder: str, loader: Any, options: dict[str, Any]) -> Any:
         below = os.path.join(folder, name)
         part_options = {"dtype": of_part, "variant": variant if name in varied else None}
         if library == "transformers":
-            loaded[name] = _load_transformers_model(below, part_class, part_options)
+            loaded[name] = _load_transformers_model(below, part_class, part_options, files)
         else:
-            loaded[name] = _load_model(below, part_class, part_options)
+            loaded[name] = _load_model(below, part_class, part_options, files)
     with library_errors(folder, OPTION_ADVICE):
         pipeline = loader.from_pretrained(folder, **loaded, **options)
     given = [*loaded.values(), *options.values()]
@@ -290,7 +294,7 @@ def _parts_of_variant(folder: str, variant: str | None) -> set[str]:
     of_variant = re.compile(rf"\.{re.escape(variant)}[.-]")
     names = [name for name, _, _ in _parts_in(folder)]
     found = {
-        name for name in names if any(map(of_variant.search, _files_in(os.path.join(folder, name))))
+        name for name in names if any(map(of_variant.search, files_in(os.path.join(folder, name))))
     }
     if not found:  # guard: variant-of-no-part
         raise ConfigError(
@@ -298,10 +302,6 @@ def _parts_of_variant(folder: str, variant: str | None) -> set[str]:
             f"'{variant}': correct variant=, or leave it out"
         )
     return found
-
-
-def _files_in(folder: str) -> list[str]:
-    return os.listdir(folder) if os.path.isdir(folder) else []
 
 
 def _check_weights(folder: str, stem: str, options: dict[str, Any]) -> _native.Checkpoint:
@@ -315,9 +315,11 @@ def _check_weights(folder: str, stem: str, options: dict[str, Any]) -> _native.C
     return checkpoint
 
 
-def _load_transformers_model(folder: str, loader: Any, options: dict[str, Any]) -> nn.Module:
+def _load_transformers_model(
+    folder: str, loader: Any, options: dict[str, Any], files: SteadyFiles
+) -> nn.Module:
     """As pipelines of diffusers load a model of transformers."""
-    _check_weights(folder, _STEM_OF_TRANSFORMERS, options)
+    files.add_checkpoint(_check_weights(folder, _STEM_OF_TRANSFORMERS, options))
     variant = {} if options["variant"] is None else {"variant": options["variant"]}
     with library_errors(folder, OPTION_ADVICE):
         model, info = loader.from_pretrained(
@@ -337,9 +339,10 @@ def _check_not_quantised(folder: str) -> None:
         raise UnsupportedError(f"the model in '{folder}' is quantised, which is not supported")
 
 
-def _load_model(folder: str, loader: Any, options: dict[str, Any]) -> nn.Module:
+def _load_model(folder: str, loader: Any, options: dict[str, Any], files: SteadyFiles) -> nn.Module:
     _check_not_quantised(folder)
     checkpoint = _check_weights(folder, _STEM, options)
+    files.add_checkpoint(checkpoint)
     dtype = options.pop("dtype")
     with library_errors(folder, OPTION_ADVICE):
         model, info = loader.from_pretrained(

@@ -136,6 +136,22 @@ def brings_adapter(path: str, folder: str) -> bool:
     return is_peft_available() and os.path.isfile(os.path.join(where, "adapter_config.json"))
 
 
+def files_in(folder: str) -> list[str]:
+    """The names in a folder, sorted; none where it is no folder.
+
+    Raises:
+        IoError: It cannot be listed.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        failed = IoError(f"the folder '{folder}' cannot be read: {error.strerror}")
+        failed.errno, failed.filename = error.errno, folder
+        raise failed from error
+
+
 def read_json(path: str) -> dict[str, Any]:
     """The object in a JSON file; an empty one where it holds something else.
 
@@ -236,7 +252,7 @@ def _check_usual(folder: str, stem: str, variant: str | None) -> None:
     Raises:
         ConfigError: Weights are there, and of a variant, without their index, or of another name.
     """
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    names = files_in(folder)
     files = [name for name in names if name.endswith(".safetensors")]
     if variant is None and any(name.endswith(".safetensors.index.json") for name in names):
         return

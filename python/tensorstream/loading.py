@@ -22,6 +22,7 @@ from tensorstream.hub import (
     brings_adapter,
     check_complete,
     check_regular,
+    files_in,
     model_folder,
     named_weights,
     open_checkpoint,
@@ -44,6 +45,7 @@ from tensorstream.model_class import (
 )
 from tensorstream.orchestrator import Orchestrator
 from tensorstream.packed import concrete_class, load_packed
+from tensorstream.steady import SteadyFiles
 
 # Arguments of transformers and diffusers that place weights: the budget does that here.
 _PLACING = {
@@ -105,18 +107,22 @@ def from_pretrained(
     own = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
     chosen = make_config(config, own)
     path = path_text(pretrained_model_name_or_path)
+    files = SteadyFiles()
     gguf = gguf_files.named_file(path, kwargs)
     if gguf is not None:
         _check_misspelt(model_class, kwargs)
+        files.add(gguf)
         model = gguf_files.load(gguf, model_class, kwargs)
         Orchestrator(model, chosen, None, ram_counts=True)
+        files.check()
         return model
     folder = model_folder(path, kwargs)
     if diffusion.is_pipeline(folder) or diffusion.is_model(folder):
         _check_misspelt(model_class, kwargs)
         _check_room(path, chosen, model_class, kwargs)
-        made = diffusion.load(folder, path, model_class, kwargs)
+        made = diffusion.load(folder, path, model_class, kwargs, files)
         Orchestrator(made, chosen, None, ram_counts=True)
+        files.check()
         return made
     return _load_of_transformers(path, folder, chosen, model_class, kwargs)
 
@@ -133,6 +139,8 @@ def _load_of_transformers(
     _check_misspelt(loader, kwargs)
     _check_types(path, model_class, kwargs)
     _check_room(path, config, model_class, kwargs, checkpoint)
+    files = SteadyFiles()
+    files.add_checkpoint(checkpoint)
     # What does not fit is listed then, and refused below with our error, not transformers'.
     kwargs["ignore_mismatched_sizes"] = True
     stored = None
@@ -146,6 +154,7 @@ def _load_of_transformers(
             )
     check_complete(path, info)  # guard: missing-weights
     Orchestrator(model, config, None, ram_counts=True, stored=stored)
+    files.check()
     return model
 
 
@@ -275,6 +284,7 @@ _SEEN = (
 
 def _check_checkpoint(folder: str, kwargs: dict[str, Any]) -> _native.Checkpoint:
     """Opens the checkpoint, and checks every header of the checkpoint before transformers touches it."""
+    names = files_in(folder)
     if not os.path.isfile(os.path.join(folder, "config.json")):
         if os.path.isfile(os.path.join(folder, "adapter_config.json")):
             raise ConfigError(
@@ -282,7 +292,7 @@ def _check_checkpoint(folder: str, kwargs: dict[str, Any]) -> _native.Checkpoint
                 "peft.PeftModel.from_pretrained(model, folder)"
             )
         raise ConfigError(f"'{folder}' holds no model: there is no config.json in it")
-    for name in os.listdir(folder):
+    for name in names:
         if name.endswith(".json"):  # transformers reads more of them than its config
             check_regular(os.path.join(folder, name))
     return open_checkpoint(folder, "model", kwargs.get("variant"), named_weights(folder, kwargs))

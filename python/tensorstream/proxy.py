@@ -118,6 +118,9 @@ class LentParameter(nn.Parameter):
         copied: nn.Parameter = memo[id(self)]
         return copied
 
+    def __copy__(self) -> nn.Parameter:
+        return nn.Parameter(self.detach(), self.requires_grad)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return nn.Parameter(self.detach().clone(), self.requires_grad).__reduce_ex__(protocol)
 
@@ -153,6 +156,10 @@ class ParkedParameter(nn.Parameter):
             memo[id(self)] = nn.Parameter(weight_of(self).truth().clone(), self.requires_grad)
         copied: nn.Parameter = memo[id(self)]
         return copied
+
+    def __copy__(self) -> nn.Parameter:
+        """Another parameter of the same memory: what is written to it is the weight's."""
+        return nn.Parameter(self.detach(), self.requires_grad)  # guard: copied-alias
 
     def set_(self, *source: Any, **kwargs: Any) -> torch.Tensor:
         """Takes the value, as `data` does: torch's own asks no subclass, and exchanges the poison."""

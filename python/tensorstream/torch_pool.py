@@ -130,7 +130,7 @@ class Scopes:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open = 0
         self._kept_by: Memory | None = None
 
@@ -158,17 +158,13 @@ class Scopes:
         self._release()
 
     def _release(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            return  # whoever has it does, or closes a scope later
-        try:
+        with self._lock:  # as nothing but a with statement lets go of it whenever a signal comes
             memory = self._kept_by
             if memory is None or self._open:  # guard: pool-outside-scopes
                 return
             self._kept_by = None  # before, so that what is retired meanwhile is not forgotten
             if not memory.release_free():
                 self._kept_by = memory
-        finally:
-            self._lock.release()
 
 
 _scopes = Scopes()

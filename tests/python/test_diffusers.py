@@ -77,6 +77,14 @@ def test_a_pipeline_from_its_folder_gives_what_the_plain_one_gives(
         assert_same(run(pipeline), expected)
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_file_that_is_open_for_writing(tmp_path: Path, part: str) -> None:
+    folder = save_pipeline(NAME, tmp_path)
+    file = next((folder / part).glob("*.safetensors"))
+    with file.open("r+b"), pytest.raises(ts.IoError, match="open for writing"):
+        ts.from_pretrained(folder, dtype=torch.float64, ram_budget="1GiB")
+
+
 def test_one_budget_is_shared_and_none_is_divided(tmp_path: Path) -> None:
     folder = save_pipeline(NAME, tmp_path)
     pipeline = make_stable_diffusion()

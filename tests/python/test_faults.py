@@ -281,3 +281,30 @@ def test_a_deep_copy_is_not_bound_to_its_original(checkpoint: Path) -> None:
     gc.collect()
     with torch.no_grad():
         assert_same(copied(row_ids()), plain(row_ids()))
+
+
+def test_a_process_ends_well_right_after_a_thread_that_ran_a_forward() -> None:
+    """Torch lets go of what a thread stashed once Python has counted it as ended, here 0.5 s later."""
+    body = """
+        import ctypes, sys, threading, time, torch
+        import tensorstream as ts
+        from model_shapes import make_stack, row_ids
+        model = make_stack(2)
+        ts.offload(model, ram_budget=ts.estimate_memory(model).smallest_budget_bytes)
+
+        class Slow:
+            def __del__(self):
+                time.sleep(0.5)
+
+        def forward():
+            model(row_ids())
+            slow = Slow()
+            references = sys.getrefcount(slow)
+            torch._C._stash_obj_in_tls("slow", slow)
+            if sys.getrefcount(slow) == references:  # torch up to 2.11 takes over one that is not its own
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(slow))
+
+        threading.Thread(target=forward).start()
+    """
+    run = run_python(body)
+    assert run.returncode == 0, run.stderr

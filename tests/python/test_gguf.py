@@ -95,6 +95,11 @@ def test_a_gguf_file_is_streamed_to_a_gpu(file: Path, monkeypatch: pytest.Monkey
         assert orchestrator_of(model) is not None
 
 
+def test_a_file_that_is_open_for_writing(file: Path) -> None:
+    with file.open("r+b"), pytest.raises(ts.IoError, match="open for writing"):
+        ts.from_pretrained(file, dtype=torch.bfloat16)
+
+
 def test_on_the_cpu_its_weights_count(file: Path) -> None:
     expected = plain(file)
     needed = ts.estimate_memory(expected).everything_fits_bytes

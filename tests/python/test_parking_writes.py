@@ -212,6 +212,17 @@ def test_an_alias_held_over_forwards_stays_an_alias(pair: Pair) -> None:
     assert same_bytes(alias, _first(pair.plain)), "the alias does not see a later write"
 
 
+def test_a_shallow_copy_is_an_alias(pair: Pair) -> None:
+    copies = pair.on_both(lambda model: copy.copy(_first(model)))
+    assert type(copies[0]) is type(copies[1]) is nn.Parameter
+    for factor in (2, 3):
+        for copied in copies:
+            assert copied.requires_grad == _first(pair.plain).requires_grad
+            copied.data.mul_(factor)
+        pair.check_forward(f"times {factor}")
+        assert_same(copies[0], copies[1])
+
+
 def test_an_assigned_tensor_stays_an_alias(pair: Pair) -> None:
     mine = [_new(1, 256, 256), _new(1, 256, 256)]
     for model, value in zip((pair.streamed, pair.plain), mine, strict=True):
