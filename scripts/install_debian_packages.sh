@@ -7,6 +7,7 @@ for group in "$@"; do
   case "$group" in
     build)
       wanted+=(nlohmann-json3-dev libxxhash-dev liburing-dev libgtest-dev libgmock-dev libbenchmark-dev)
+      wanted+=(libfuse3-3) # tests/python/broken_disk.py
       # A Python that was not installed by Debian brings its own headers.
       if ! "${PYTHON:-python3}" -c 'import os, sysconfig, sys
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'; then

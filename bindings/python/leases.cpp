@@ -86,7 +86,6 @@ bool Leases::take(const nb::object& object) {
       release(group.group(), stream);
       throw;
     }
-    group.hooked = nb::cast<SavedStack&>(saved_).push(group.addresses());
   }
   ++group.depth;
   return true;
@@ -98,18 +97,24 @@ void Leases::lend(const nb::object& object, LentParameters& group, std::uint32_t
   try {
     const std::size_t count = group.lend();
     if (count != group.size()) object.attr("raise_exchanged")(count);
+    group.hooked = nb::cast<SavedStack&>(saved_).push(group.addresses());
   } catch (...) {
     object.attr("park_those_lent")();
     throw;
   }
 }
 
-nb::list Leases::park(const nb::object& object, LentParameters& group) {
-  nb::cast<SavedStack&>(saved_).pop(group.addresses(), group.hooked);
+// Whatever Python's part of it raises, an interrupt too: the place is another group's soon.
+nb::list Leases::park(const nb::object& object, LentParameters& group, bool* is_written) {
+  std::exception_ptr error;
+  attempt(error, [&] { nb::cast<SavedStack&>(saved_).pop(group.addresses(), group.hooked); });
   const std::vector<std::size_t> changed = group.changed();
+  if (is_written != nullptr) *is_written = !changed.empty();
   nb::list written;
-  if (!changed.empty()) written = nb::cast<nb::list>(object.attr("values")(changed));
+  const auto read = [&] { written = nb::cast<nb::list>(object.attr("values")(changed)); };
+  if (!changed.empty()) attempt(error, read);
   group.park(changed);
+  if (error) std::rethrow_exception(error);
   return written;
 }
 
@@ -117,10 +122,11 @@ nb::object Leases::give_back(const nb::object& object, nb::object output) {
   auto& group = nb::cast<LentParameters&>(object);
   if (--group.depth > 0) return output;
   nb::list written;
+  bool is_written = false;
   nb::object returned = nb::none();  // views among `output`, where any view is held
   std::exception_ptr error;
   attempt(error, [&] {
-    written = park(object, group);
+    written = park(object, group, &is_written);
     if (!group.escaped().empty()) {
       const nb::object own = object.attr("own")(output);
       output = own[0];
@@ -131,6 +137,9 @@ nb::object Leases::give_back(const nb::object& object, nb::object output) {
   attempt(error, [&] {
     if (written.size() != 0) owner_.attr("keep")(written);
   });
+  if (error && is_written) {  // and maybe not kept: its place is not to have what its source lacks
+    attempt(error, [&] { load_anew(group.group(), stream()); });
+  }
   if (error) std::rethrow_exception(error);
   if (functions_.autocasts().is(nb::bool_(true))) functions_.clear_casts();
   if (has_loans()) object.attr("check_unwritten")();
@@ -170,9 +179,17 @@ void Leases::release(GroupId group, std::uintptr_t stream) {
   bound.engine().release(group, bound.stream(stream));
 }
 
+// At its next use.
+void Leases::load_anew(GroupId group, std::uintptr_t stream) {
+  const nb::object kept = engine_;
+  auto& bound = engine_of(kept);
+  const nb::gil_scoped_release unlocked;
+  bound.engine().note_write(bound.engine().groups()[group].tensors.front(), bound.stream(stream));
+}
+
 std::uintptr_t Leases::stream() const { return nb::cast<std::uintptr_t>(functions_.stream()); }
 
-bool Leases::has_loans() const { return PyObject_IsTrue(functions_.loans.ptr()) == 1; }
+bool Leases::has_loans() const { return static_cast<bool>(nb::bool_(functions_.loans)); }
 
 Unit::Unit(nb::object leases, nb::list groups_of_module, nb::str module_code,
            nb::object refuse_tracing, nb::object set_eval_frame)

@@ -70,9 +70,11 @@ class Leases {
 
   void note_pass(void (BoundEngine::*edge)()) const;
   void lend(const nb::object& object, LentParameters& group, std::uint32_t place_number);
-  nb::list park(const nb::object& object, LentParameters& group);
+  /// What was written to it. Tells in `is_written`, where it fails too, whether anything was.
+  nb::list park(const nb::object& object, LentParameters& group, bool* is_written = nullptr);
   std::uint32_t acquire(GroupId group, std::uintptr_t stream);
   void release(GroupId group, std::uintptr_t stream);
+  void load_anew(GroupId group, std::uintptr_t stream);
   std::uintptr_t stream() const;
   bool has_loans() const;
 

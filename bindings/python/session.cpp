@@ -56,17 +56,20 @@ bool Session::enter_alone(const nb::object& frame) {
   return true;
 }
 
-// Until nobody, or this thread, runs the model. False where who runs it waits for this thread.
+// Until nobody, or this thread, runs the model. False where who runs it waits for this thread. What
+// is asked meanwhile may let other threads run: nothing is known of the session after it.
 bool Session::wait(const nb::object& frame) {
-  wait_for_reclaim();
-  while (!frames_.empty() && !is_mine()) {
-    if (PyObject_IsTrue(waits_for_caller_().ptr()) == 1) return false;
-    const std::uint64_t rung = changed_->count();
-    if (!end_if_abandoned(frame_of_thread(owner_))) wait_for_change(rung);
+  for (;;) {
     wait_for_reclaim();
+    if (frames_.empty()) return true;
+    const std::uint64_t rung = changed_->count();
+    if (is_mine()) {
+      if (!end_if_abandoned(frame, rung) && is_mine()) return true;
+      continue;
+    }
+    if (static_cast<bool>(nb::bool_(waits_for_caller_()))) return false;
+    if (!end_if_abandoned(frame_of_thread(owner_), rung)) wait_for_change(rung);
   }
-  if (is_mine()) static_cast<void>(end_if_abandoned(frame));
-  return true;
 }
 
 void Session::wait_for_change(std::uint64_t rung) {
@@ -79,9 +82,11 @@ void Session::wait_for_change(std::uint64_t rung) {
 
 // What is given back lets go of the GIL.
 void Session::wait_for_reclaim() {
-  while (reclaimer_ != 0 && reclaimer_ != PyThread_get_thread_ident()) {
-    wait_for_change(changed_->count());
-  }
+  while (other_reclaims()) wait_for_change(changed_->count());
+}
+
+bool Session::other_reclaims() const {
+  return reclaimer_ != 0 && reclaimer_ != PyThread_get_thread_ident();
 }
 
 bool Session::is_outermost(const nb::object& frame) const {
@@ -106,19 +111,23 @@ void Session::end_abandoned() {
   if (reclaimer_ == PyThread_get_thread_ident()) return;
   wait_for_reclaim();
   if (frames_.empty()) return;
+  const std::uint64_t rung = changed_->count();
   nb::object running = is_mine() ? nb::borrow(reinterpret_cast<PyObject*>(PyEval_GetFrame()))
                                  : frame_of_thread(owner_);
-  static_cast<void>(end_if_abandoned(std::move(running)));
+  static_cast<void>(end_if_abandoned(std::move(running), rung));
 }
 
-// Gives the session up where its outermost forward is not on the stack of `running`.
-bool Session::end_if_abandoned(nb::object running) {
+// Gives the session up where its outermost forward is not on the stack of `running`, which its
+// owner had. Each session that ends rings: one that did since `rung` is another's now, or nobody's.
+bool Session::end_if_abandoned(nb::object running, std::uint64_t rung) {
+  const auto is_other = [&] { return other_reclaims() || changed_->count() != rung; };
+  if (is_other()) return false;
   const nb::object outermost = frames_.front();
   const nb::object innermost = frames_.back();  // whoever is in it is in all others
   while (!running.is_none() && !running.is(innermost) && !running.is(outermost)) {
     running = caller_of(running);
   }
-  if (!running.is_none()) return false;
+  if (!running.is_none() || is_other()) return false;  // frames are made, which may collect garbage
   end(true);
   return true;
 }

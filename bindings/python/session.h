@@ -56,7 +56,8 @@ class Session {
   bool wait(const nb::object& frame);
   void wait_for_change(std::uint64_t rung);
   void wait_for_reclaim();
-  bool end_if_abandoned(nb::object running);
+  bool other_reclaims() const;
+  bool end_if_abandoned(nb::object running, std::uint64_t rung);
   void end(bool reclaim);
 
   nb::object reclaim_;

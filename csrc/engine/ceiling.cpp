@@ -29,6 +29,7 @@ struct Ceiling::Segment {
   std::shared_ptr<Device> device;  // shared with the ceiling and its engine
   std::weak_ptr<Ceiling> from;
   Reservation room;
+  bool is_beyond = false;                // the budget, which has no room for it
   std::unique_ptr<DeviceMemory> memory;  // goes first
 };
 
@@ -140,8 +141,11 @@ std::byte* Ceiling::allocate(std::uint64_t size_bytes) noexcept {
     }
     if (!warning.empty()) log(LogLevel::kWarning, warning);  // which may wait for the interpreter
     if (segment == nullptr) return nullptr;
-    note_given(segment->room.size_bytes());
-    return SegmentTable::of_process().add(std::move(segment));
+    const std::uint64_t given_bytes = segment->room.size_bytes();
+    const bool is_beyond = segment->is_beyond;
+    std::byte* const data = SegmentTable::of_process().add(std::move(segment));
+    note_given(given_bytes, is_beyond);
+    return data;
   } catch (const std::exception& error) {  // torch raises that it is out of memory
     log(LogLevel::kError, std::string("memory for torch could not be had: ") + error.what());
     return nullptr;
@@ -154,7 +158,8 @@ std::unique_ptr<Ceiling::Segment> Ceiling::take(std::uint64_t size_bytes,
   segment->device = device_;
   segment->from = weak_from_this();
   for (;;) {
-    std::optional<Reservation> room = reserve(size_bytes, left_bytes);
+    segment->is_beyond = false;
+    std::optional<Reservation> room = reserve(size_bytes, left_bytes, segment->is_beyond);
     if (!room) return nullptr;
     segment->room = *std::move(room);
     try {
@@ -171,7 +176,8 @@ std::unique_ptr<Ceiling::Segment> Ceiling::take(std::uint64_t size_bytes,
 }
 
 // Leaves `left_bytes` of the budget free.
-std::optional<Reservation> Ceiling::reserve(std::uint64_t size_bytes, std::uint64_t left_bytes) {
+std::optional<Reservation> Ceiling::reserve(std::uint64_t size_bytes, std::uint64_t left_bytes,
+                                            bool& is_beyond) {
   const auto try_reserve = [&]() -> std::optional<Reservation> {
     if (left_bytes != 0 && budget_->free_bytes() < size_bytes + left_bytes) return std::nullopt;
     return budget_->try_reserve(size_bytes);
@@ -193,8 +199,7 @@ std::optional<Reservation> Ceiling::reserve(std::uint64_t size_bytes, std::uint6
                  " beyond the budget of " + format_size(budget_->limit_bytes()) +
                  "; it is counted in the statistics, and not said again";
     }
-    const MutexLock lock(counts_mutex_);
-    counts_.beyond_bytes += size_bytes;
+    is_beyond = true;
     return budget_->reserve_beyond(size_bytes);
   }
   refuse(size_bytes, left_bytes, "");
@@ -342,8 +347,9 @@ bool Ceiling::is_order_new(std::uint64_t surprises) {
   return true;
 }
 
-void Ceiling::note_given(std::uint64_t size_bytes) {
+void Ceiling::note_given(std::uint64_t size_bytes, bool is_beyond) {
   const MutexLock lock(counts_mutex_);
+  if (is_beyond) counts_.beyond_bytes += size_bytes;
   counts_.torch_bytes += size_bytes;
   if (size_bytes > kSmallSegmentBytes) large_bytes_ += size_bytes;
   counts_.peak_torch_bytes = std::max(counts_.peak_torch_bytes, counts_.torch_bytes);

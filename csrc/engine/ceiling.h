@@ -96,8 +96,8 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
 
   std::unique_ptr<Segment> take(std::uint64_t size_bytes, std::uint64_t left_bytes)
       TS_REQUIRES(mutex_);
-  std::optional<Reservation> reserve(std::uint64_t size_bytes, std::uint64_t left_bytes)
-      TS_REQUIRES(mutex_);
+  std::optional<Reservation> reserve(std::uint64_t size_bytes, std::uint64_t left_bytes,
+                                     bool& is_beyond) TS_REQUIRES(mutex_);
   std::uint64_t give_way(std::uint64_t wanted_bytes) TS_REQUIRES(mutex_);
   void refuse(std::uint64_t size_bytes, std::uint64_t left_bytes, const std::string& why)
       TS_REQUIRES(mutex_);
@@ -105,7 +105,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   std::uint64_t left_for_small(std::uint64_t size_bytes) const TS_REQUIRES(mutex_);
   void make_room_for_refused() TS_REQUIRES(mutex_);
   void return_to_residents(std::uint64_t headroom_bytes) TS_REQUIRES(mutex_);
-  void note_given(std::uint64_t size_bytes);
+  void note_given(std::uint64_t size_bytes, bool is_beyond);
   void note_released(std::uint64_t size_bytes) noexcept;
   /// What torch held at its most after a request in a forward that is over, beyond what it holds
   /// now.

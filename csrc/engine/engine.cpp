@@ -10,6 +10,13 @@
 #include "tensorstream/error.h"
 
 namespace tensorstream {
+namespace {
+
+[[noreturn]] void throw_resident(const TensorSpec& tensor) {
+  throw ConfigError("tensor '" + tensor.name + "' is resident: write to it in its place");
+}
+
+}  // namespace
 
 Engine::Engine(Device& device, std::shared_ptr<Budget> budget, ModelSpec model,
                const EngineOptions& options)
@@ -116,7 +123,12 @@ bool Engine::acquire(GroupId group, Stream& stream) {
                            "with a budget that holds all weights");
   }
   state_->note_use();
-  return state_->loader->acquire(group, stream);
+  try {
+    return state_->loader->acquire(group, stream);
+  } catch (const IoError& error) {
+    throw IoError(error.what() + (" (group '" + state_->groups[group].name + "')"), error.path(),
+                  error.offset_bytes(), error.error_number(), error.where());
+  }
 }
 
 void Engine::release(GroupId group, Stream& stream) { state_->loader->release(group, stream); }
@@ -180,18 +192,15 @@ void Engine::replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
   State& state = *state_;
   const TensorSpec& spec = state.tensor(tensor);
   const std::optional<GroupId> group = state.group_of[tensor];
-  if (state.settled(tensor)) {  // guard: replaced-resident
-    throw ConfigError("tensor '" + spec.name + "' is resident: write to it in its place");
-  }
   std::vector<BoundExtent> replaced;  // goes after every lock
   const auto replace = [&] {
     replaced = state.sources.replace(
         tensor, create_memory_reader("memory of '" + spec.name + "'", bytes, std::move(owner)));
   };
-  if (group) {
-    state.loader->change(*group, replace);
-  } else {
+  if (!group) {
     replace();
+  } else if (!state.loader->change(*group, replace)) {
+    throw_resident(spec);
   }
 }
 
@@ -239,7 +248,7 @@ std::byte* Engine::home_address(TensorId tensor) const {
 void Engine::note_write(TensorId tensor, Stream& stream) {
   State& state = *state_;
   const std::optional<GroupId> group = state.group_of[tensor];
-  if (group) state.loader->note_write(*group, stream);
+  if (group && !state.loader->note_write(*group, stream)) throw_resident(state.tensor(tensor));
 }
 
 void Engine::note_pass_begun() {

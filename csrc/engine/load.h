@@ -114,6 +114,9 @@ class Load {
   Clock::time_point ended() const noexcept { return ended_; }
   /// Belongs to FinishedLoads.
   std::shared_ptr<Load> next_finished;
+  // These belong to the loader, whose lock guards them.
+  bool being_enqueued = false;  // by a thread that has not noted yet that it is
+  bool has_ended = false;       // its callback told of it
 
  private:
   struct Read {

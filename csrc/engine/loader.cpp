@@ -177,10 +177,12 @@ bool Loader::observe(const Slot& slot) {
   return expected;
 }
 
-void Loader::change(GroupId group, const std::function<void()>& change) {
+bool Loader::change(GroupId group, const std::function<void()>& change) {
   Slot& slot = slot_of(group);
   const MutexLock lock(mutex_);
-  if (slot.leases != 0) {  // guard: replaced-while-leased
+  // Said before its load begins: what that brings stays, whatever its source becomes.
+  if (slot.settled) return false;  // guard: replaced-resident
+  if (slot.leases != 0) {          // guard: replaced-while-leased
     throw LeaseError("a weight of group " + std::to_string(group) +
                      " cannot be replaced while the group is in use");
   }
@@ -195,10 +197,11 @@ void Loader::change(GroupId group, const std::function<void()>& change) {
     ++slot.place_number;
     ++place_moves_;
   }
+  return true;
 }
 
-void Loader::note_write(GroupId group, Stream& stream) {
-  change(group, [&] {
+bool Loader::note_write(GroupId group, Stream& stream) {
+  return change(group, [&] {
     Slot& slot = slot_of(group);
     stream.record(*slot.written);
     copy_stream_->wait(*slot.written);  // guard: wait-for-written-source
@@ -306,7 +309,12 @@ std::optional<GroupId> Loader::find_prefetch(Way way) const {
 
 // Without the lock, while a read is begun. True where there may be more to begin.
 bool Loader::stage_ahead() {
-  const std::vector<StagedRead> next = next_disk_reads(std::nullopt);
+  std::vector<StagedRead> next;
+  try {
+    next = next_disk_reads(std::nullopt);
+  } catch (...) {  // no memory to look ahead: left to the load that needs it
+    return false;
+  }
   if (next.empty()) return false;
   mutex_.unlock();
   const bool begun = staged_->read_ahead(next);

@@ -78,11 +78,12 @@ class Loader {
   bool acquire(GroupId group, Stream& stream);
   void release(GroupId group, Stream& stream);
   void release_all(Stream& stream) noexcept;
-  /// Runs `change`, after which what the arena holds of `group` is out of date. Raises LeaseError
-  /// while the group is leased.
-  void change(GroupId group, const std::function<void()>& change);
+  /// Runs `change`, after which what the arena holds of `group` is out of date. False, and nothing
+  /// is done, where the group is settled, or about to be: its place holds its bytes. Raises
+  /// LeaseError while the group is leased.
+  [[nodiscard]] bool change(GroupId group, const std::function<void()>& change);
   /// As change(), for bytes that work of `stream` has changed: later copies wait for that work.
-  void note_write(GroupId group, Stream& stream);
+  [[nodiscard]] bool note_write(GroupId group, Stream& stream);
   Where where(GroupId group) const;
   /// Where in the arena the group lies, or would.
   std::uint64_t arena_offset(GroupId group) const;
@@ -155,6 +156,7 @@ class Loader {
   // In loader_finish.cpp.
   void finish(std::shared_ptr<Load> load) noexcept;
   void note_finished() TS_REQUIRES(mutex_);
+  void note_over(const Load& load) TS_REQUIRES(mutex_);
   void count_load(const Load& load, bool done) TS_REQUIRES(mutex_);
   std::exception_ptr wait_until_usable(const Slot& slot) TS_REQUIRES(mutex_);
   bool wait_for_change(std::uint64_t rung) TS_REQUIRES(mutex_);

@@ -18,14 +18,22 @@ void Loader::finish(std::shared_ptr<Load> load) noexcept {
 
 void Loader::note_finished() {
   while (const std::shared_ptr<Load> load = finished_.take()) {
-    const std::exception_ptr error = load->error();
-    --slot_of(load->group()).in_flight;
-    --in_flight_;
+    const bool done = load->error() == nullptr;
     ++counted_.loads;
-    if (!error) counted_.kept_decoded_bytes += load->kept_decoded_bytes();
-    count_load(*load, error == nullptr);
-    slot_of(load->group()).note_end(*load, error);
+    if (done) counted_.kept_decoded_bytes += load->kept_decoded_bytes();
+    count_load(*load, done);
+    load->has_ended = true;
+    if (!load->being_enqueued) note_over(*load);
   }
+}
+
+// It has ended, and who enqueued it has noted what it brought: from here on nobody but who has the
+// lock writes to its slot, whose place and frames may go.
+void Loader::note_over(const Load& load) {
+  Slot& slot = slot_of(load.group());
+  --slot.in_flight;
+  --in_flight_;
+  slot.note_end(load, load.error());
 }
 
 void Loader::count_load(const Load& load, bool done) {

@@ -67,6 +67,7 @@ void Loader::enqueue_locked(Slot& slot, const Issue& issue) {
 // Until the event is recorded, waiting for it says nothing: acquire() waits for that.
 void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
   note_issued(slot, issue.load);
+  issue.load->being_enqueued = true;  // guard: noted-before-it-is-over
   mutex_.unlock();
   std::exception_ptr error;
   try {
@@ -78,8 +79,12 @@ void Loader::enqueue_unlocked(Stream& stream, Slot& slot, const Issue& issue) {
   if (error && staging_ == nullptr) issue.load->end();
   if (error) issue.load->give_up();
   mutex_.lock();
+  const bool was_awaited = std::exchange(issue.load->being_enqueued, false);
   if (!error) {
     note_enqueued(slot, issue.load);
+    if (!was_awaited || !issue.load->has_ended) return;
+    note_over(*issue.load);
+    changed_.ring();
     return;
   }
   if (!issue.load->only_decodes()) {

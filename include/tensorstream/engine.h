@@ -243,8 +243,9 @@ class Engine {
   /// where it is not pinned there, or is encoded. Valid while the engine lives. A kernel that
   /// writes there changes the tensor: say so by note_write().
   std::byte* home_address(TensorId tensor) const;
-  /// The tensor's home was changed by work that `stream` holds now: later loads see it. Raises
-  /// LeaseError while its group is leased.
+  /// The tensor's home was changed by work that `stream` holds now: later loads see it. Not for a
+  /// leased group (LeaseError) nor a settled one (ConfigError: its bytes on the device are the
+  /// truth).
   void note_write(TensorId tensor, Stream& stream);
 
   /// A pass over the model begins, or is over: by the time between, on the thread that runs it, the

@@ -116,6 +116,18 @@ TEST_F(CeilingTest, LenientPassesTheBudgetWhileTheDeviceHasMemory) {
   EXPECT_LE(budget_->used_bytes(), budget_->limit_bytes());
 }
 
+TEST_F(CeilingTest, WhatTheDeviceRefusesIsNotCountedAsBeyondTheBudget) {
+  open(smallest_ + 5 * kGroupBytes, Pressure::kLenient);
+  void* const data = alloc(1_MiB);
+  ASSERT_NE(data, nullptr);
+  fake_.fail("cuMemAlloc_v2", 1, CudaResult::kOutOfMemory);
+  EXPECT_EQ(alloc(1_MiB), nullptr);
+  EXPECT_EQ(ceiling_->statistics().beyond_bytes, 1_MiB);
+  EXPECT_EQ(ceiling_->statistics().torch_bytes, 1_MiB);
+  free(data);
+  EXPECT_EQ(ceiling_->statistics().torch_bytes, 0U);
+}
+
 /// Another process took memory that the budget counts on.
 TEST_F(CeilingTest, ADeviceWithLessThanTheBudgetTakesItFromResidents) {
   open(everything_of(spec_) + 20'000, Pressure::kAdaptive);

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <functional>
 #include <thread>
 #include <utility>
 
@@ -39,6 +40,7 @@ std::map<std::string, long long> default_settings() {
           {"hold_calls", 0},
           {"hold_copies", 0},
           {"hold_launches", 0},
+          {"late_host_functions", 0},
           {"capturing", 0},
           {"captured_globally", 0},
           {"cufile_nvidia_fs_version", 0},
@@ -82,17 +84,11 @@ bool is_unsafe_in_captures(const std::string& function) {
   return kUnsafe.contains(function);
 }
 
-// As a driver's lock that another thread's call holds until its stream gets on.
-void wait_while_held(State& all, const std::string& function) {
-  const bool copies = function == "cuMemcpyHtoDAsync_v2";
-  const bool launches = function == "cuLaunchKernel";
+void wait_while(State& all, const std::function<bool()>& held) {
   for (bool counted = false;; counted = true) {
     {
       const std::lock_guard lock(all.mutex);
-      const bool held = all.setting("hold_calls") != 0 ||
-                        (copies && all.setting("hold_copies") != 0) ||
-                        (launches && all.setting("hold_launches") != 0);
-      if (!held) {
+      if (!held()) {
         if (counted) --all.held_calls;
         return;
       }
@@ -102,7 +98,22 @@ void wait_while_held(State& all, const std::string& function) {
   }
 }
 
+// As a driver's lock that another thread's call holds until its stream gets on.
+void wait_while_held(State& all, const std::string& function) {
+  const bool copies = function == "cuMemcpyHtoDAsync_v2";
+  const bool launches = function == "cuLaunchKernel";
+  wait_while(all, [&] {
+    return all.setting("hold_calls") != 0 || (copies && all.setting("hold_copies") != 0) ||
+           (launches && all.setting("hold_launches") != 0);
+  });
+}
+
 }  // namespace
+
+void wait_while_set(const char* setting) {
+  State& all = state();
+  wait_while(all, [&] { return all.setting(setting) != 0; });
+}
 
 int& capture_mode() {
   thread_local int mode = kGlobalMode;

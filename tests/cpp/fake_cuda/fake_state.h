@@ -86,7 +86,7 @@ struct State {
   long long leaked = 0;
   unsigned long long ids_given = 0;
   bool initialised = false;
-  long long held_calls = 0;  // that wait because of "hold_calls" or "hold_copies"
+  long long held_calls = 0;  // that wait because of a setting
 
   long long setting(const std::string& name) const { return settings.at(name); }
 };
@@ -96,15 +96,19 @@ struct State {
 /// are done, and "serial_host_functions" has one host function run at a time, both of which the
 /// real driver may do; "hold_calls" has every call wait while work goes on, as it does where
 /// another thread's call waits for that work, and "hold_copies" and "hold_launches" those alone
-/// that copy to the device, or launch a kernel; "captured_globally" has calls fail that another
-/// stream's capture forbids all threads. Of cuFile: "cufile_longest_read" is the most bytes that a
-/// read gives at once.
+/// that copy to the device, or launch a kernel; "late_host_functions" has calls that enqueue a host
+/// function return late, as where their thread is not scheduled; "captured_globally" has calls fail
+/// that another stream's capture forbids all threads. Of cuFile: "cufile_longest_read" is the most
+/// bytes that a read gives at once.
 std::map<std::string, long long> default_settings();
 
 State& state();
 
 /// What must be there for a call to be made.
 enum class Needs { kNothing, kDriver, kContext };
+
+/// Waits while the setting is not 0, in "held_calls". Without the mutex.
+void wait_while_set(const char* setting);
 
 /// Counts the call and gives the result that it is to return at once, if any but kSuccess.
 CudaResult enter(const char* function, Needs needs);

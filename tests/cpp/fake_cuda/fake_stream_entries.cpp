@@ -109,13 +109,16 @@ TS_FAKE_EXPORT CudaResult cuLaunchHostFunc(CudaStreamHandle stream, CudaHostFunc
                                            void* data) {
   const CudaResult early = enter("cuLaunchHostFunc", Needs::kContext);
   if (early != CudaResult::kSuccess) return early;
-  const std::lock_guard lock(state().mutex);
-  CudaStreamState* const found = find_stream(stream);
-  if (found == nullptr) return CudaResult::kInvalidHandle;
-  const HostFunctions kind = state().setting("serial_host_functions") != 0
-                                 ? HostFunctions::kSerial
-                                 : HostFunctions::kParallel;
-  found->queue.submit([=] { call(function, data, kind); });
+  {
+    const std::lock_guard lock(state().mutex);
+    CudaStreamState* const found = find_stream(stream);
+    if (found == nullptr) return CudaResult::kInvalidHandle;
+    const HostFunctions kind = state().setting("serial_host_functions") != 0
+                                   ? HostFunctions::kSerial
+                                   : HostFunctions::kParallel;
+    found->queue.submit([=] { call(function, data, kind); });
+  }
+  wait_while_set("late_host_functions");
   return CudaResult::kSuccess;
 }
 
