@@ -1,7 +1,8 @@
-"""A file system in user space whose reads fail where a test says so: `python broken_disk.py FOLDER MOUNT`.
+"""A file system in user space whose reads fail where a test says so.
 
-It shows the files of FOLDER, read-only. While FOLDER has a file `.broken` with two numbers in it, the first
-and the end of some bytes, a read of any of these bytes of any file is EIO, as that of a disk's bad sector is.
+`python broken_disk.py FOLDER MOUNT BROKEN` shows the files of FOLDER, read-only. While there is a file BROKEN
+with two numbers in it, the first and the end of some bytes, a read of any of these bytes of any file is EIO,
+as that of a disk's bad sector is.
 """
 
 from __future__ import annotations
@@ -15,16 +16,14 @@ from typing import Any
 
 import mfusepy
 
-BROKEN = ".broken"
-
 
 class BrokenDisk(mfusepy.Operations):  # type: ignore[misc]
     """What the kernel asks of it."""
 
     use_ns = True
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, marker: Path) -> None:
+        self.folder, self.marker = folder, marker
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
         try:
@@ -54,7 +53,7 @@ class BrokenDisk(mfusepy.Operations):  # type: ignore[misc]
     def broken(self) -> tuple[int, int]:
         """The bytes that cannot be read: the first, and the end."""
         try:
-            begin, end = map(int, (self.folder / BROKEN).read_text().split())
+            begin, end = map(int, self.marker.read_text().split())
         except FileNotFoundError:  # also one that went just now
             return 0, 0
         return begin, end
@@ -65,4 +64,5 @@ class BrokenDisk(mfusepy.Operations):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    mfusepy.FUSE(BrokenDisk(Path(sys.argv[1])), sys.argv[2], foreground=True, ro=True)
+    folder, mount, marker = sys.argv[1:]
+    mfusepy.FUSE(BrokenDisk(Path(folder), Path(marker)), mount, foreground=True, ro=True)

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 
 import tensorstream as ts
-from broken_disk import BROKEN
 from conftest import assert_same, smallest_budget
 from fake_gpu import use_fake_gpu
 from test_windows import Layers, mapped
@@ -32,18 +31,18 @@ class Disk:
 
     def __init__(self, folder: Path, mount: Path) -> None:
         self.folder, self.mount = folder, mount
-        self._bad = folder / BROKEN
+        self.bad = folder.with_name("broken")
 
     def break_at(self, begin: int, end: int) -> None:
         """Bytes of files that cannot be read from here on, also where the page cache had them."""
-        written = self.folder / "written"
+        written = self.bad.with_name("written")
         written.write_text(f"{begin} {end}")
-        written.replace(self._bad)  # at once: reads ahead are under way
+        written.replace(self.bad)  # at once: reads ahead are under way
         self.forget()
 
     def mend(self) -> None:
         """All can be read again."""
-        self._bad.unlink()
+        self.bad.unlink()
         self.forget()
 
     def forget(self) -> None:
@@ -61,9 +60,9 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     mount.mkdir()
     torch.manual_seed(0)
     save_file(dict(Layers().named_parameters()), folder / "model.safetensors")
-    with subprocess.Popen(
-        [sys.executable, str(PROGRAM), str(folder), str(mount)], stderr=subprocess.PIPE, text=True
-    ) as process:
+    made = Disk(folder, mount)
+    command = [sys.executable, str(PROGRAM), str(folder), str(mount), str(made.bad)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 20
         while not os.path.ismount(mount):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -71,7 +70,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
                 pytest.skip(f"no file system in user space: {process.communicate()[1][-300:]}")
             time.sleep(0.01)
         try:
-            yield Disk(folder, mount)
+            yield made
         finally:
             subprocess.run(["umount", "--lazy", str(mount)], check=True)
             process.kill()  # what still has files of it open keeps it else
