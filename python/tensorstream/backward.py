@@ -44,9 +44,8 @@ def _wait_for_ending_threads() -> None:
     lock for that; a process whose interpreter goes meanwhile is ended by SIGABRT.
     """
     deadline = time.monotonic() + _MOST_SECONDS_AT_EXIT
-    alive = {
-        thread.ident for thread in threading.enumerate()
-    }  # daemons, which end natively as badly
+    # Daemons are, and end natively as badly.
+    alive = {thread.ident for thread in threading.enumerate()}
     for ident, native_id in list(_stashing.items()):
         task = f"/proc/self/task/{native_id}"
         while ident not in alive and os.path.exists(task):
