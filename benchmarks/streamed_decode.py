@@ -7,7 +7,8 @@
 # outside of the time that counts, and what of them stayed in it is in the result, with the rate of
 # the disk by itself in each round. A folder on a
 # tmpfs is a disk of memory's speed. On a GPU, --ram-budget keeps TensorStream from holding weights
-# in pinned host memory, so that it reads the disk as the other does.
+# in pinned host memory, so that it reads the disk as the other does; the link from pinned host memory
+# is probed before and after, and the better probe is what its rates are compared with.
 """Streamed decode at batch 1: TensorStream against accelerate's disk offload, taking turns."""
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
+from cuda_runs.accelerator import link_rate, open_accelerator  # noqa: E402
 from cuda_runs.machine_sheet import machine_sheet  # noqa: E402
 from llama_checkpoint import Shape, make_checkpoint  # noqa: E402
 from measured_run import drop_from_page_cache  # noqa: E402
@@ -43,16 +45,37 @@ TARGETS = {
     "cold": {"raw": 1.2, "packed": 1.8},
     "tmpfs": {"raw": 6.0, "packed": 8.5},
 }
+# Beside a GPU: what a token's whole time has cross the link, as a share of its rate.
+LINK_TARGETS = {"tmpfs": 0.9, "warm": 0.65}
+
+
+class Loaded(NamedTuple):
+    """What a model counts: seconds it waited for weights, bytes it streamed, and those read from files."""
+
+    stalled_seconds: float = 0.0
+    streamed_bytes: int = 0
+    read_bytes: int = 0
+
+    def since(self, before: Loaded) -> Loaded:
+        """What came in between."""
+        return Loaded(*(now - then for now, then in zip(self, before, strict=True)))
+
+    def plus(self, other: Loaded) -> Loaded:
+        """Both."""
+        return Loaded(*(one + two for one, two in zip(self, other, strict=True)))
 
 
 @dataclasses.dataclass
 class Decode:
-    """One decode: how long the tokens after the first took, what was read for them, and what came out."""
+    """One decode: how long the tokens after the first took, what was loaded for them, and what came out.
+
+    Attributes:
+        loaded: What was counted of them.
+    """
 
     seconds: float
     tokens_per_second: float
-    stalled_seconds: float
-    read_bytes: int
+    loaded: Loaded
     outputs_sha256: str
     cached_shares: list[float]
 
@@ -63,14 +86,14 @@ class Contestant:
 
     Attributes:
         folder: The files that it reads.
-        counted: Seconds that it waited for weights so far, and bytes of files that it read.
+        counted: What it counted so far.
         runs: Those that count.
     """
 
     name: str
     model: Any
     folder: Path
-    counted: Callable[[], tuple[float, int]]
+    counted: Callable[[], Loaded]
     runs: list[Decode] = dataclasses.field(default_factory=list)
 
 
@@ -83,7 +106,7 @@ def decode(contestant: Contestant, options: argparse.Namespace) -> Decode:
     cache = DynamicCache(config=model.config)
     step = torch.tensor([[token % model.config.vocab_size for token in PROMPT]])
     step = step.to(options.device)
-    digest, seconds, stalled, read = hashlib.sha256(), 0.0, 0.0, 0
+    digest, seconds, loaded = hashlib.sha256(), 0.0, Loaded()
     shares: list[float] = []
     with torch.inference_mode():
         step = model(step, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
@@ -96,11 +119,10 @@ def decode(contestant: Contestant, options: argparse.Namespace) -> Decode:
             step = logits.argmax(-1)
             outputs = logits.float().cpu()
             seconds += time.perf_counter() - start
-            after = contestant.counted()
-            stalled, read = stalled + after[0] - before[0], read + after[1] - before[1]
+            loaded = loaded.plus(contestant.counted().since(before))
             digest.update(outputs.numpy().tobytes())
     tokens_per_second = options.new_tokens / seconds
-    return Decode(seconds, tokens_per_second, stalled, read, digest.hexdigest(), shares)
+    return Decode(seconds, tokens_per_second, loaded, digest.hexdigest(), shares)
 
 
 def cached_share(folder: Path) -> float:
@@ -139,6 +161,13 @@ def disk_rate(folder: Path) -> float | None:
 
     largest = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     return _native.measure_disk(str(largest))
+
+
+def link_of(device: str) -> float:
+    """Bytes a second from pinned host memory; 0 where no link lies between."""
+    if device == "cpu":
+        return 0.0
+    return float(link_rate(open_accelerator(device))["link_bytes_per_second"])
 
 
 def file_system(folder: Path) -> str:
@@ -187,14 +216,14 @@ def contestants(options: argparse.Namespace) -> Iterator[list[Contestant]]:
     for name, folder, backend in ways:
         model = streamed(folder, backend, budget, options)
 
-        def counted(model: Any = model) -> tuple[float, int]:
+        def counted(model: Any = model) -> Loaded:
             stats = ts.stats(model)
-            return stats.stalled_seconds, stats.streamed_disk_bytes
+            return Loaded(stats.stalled_seconds, stats.streamed_bytes, stats.streamed_disk_bytes)
 
         made.append(Contestant(name, model, folder, counted))
     with tempfile.TemporaryDirectory(dir=options.folder) as offload_folder:
         model = offloaded_by_accelerate(checkpoint, offload_folder, options.device)
-        made.append(Contestant("accelerate", model, Path(offload_folder), lambda: (0.0, 0)))
+        made.append(Contestant("accelerate", model, Path(offload_folder), Loaded))
         yield made
 
 
@@ -207,6 +236,7 @@ def measure(options: argparse.Namespace) -> dict:
     torch.set_num_threads(options.threads)
     sheet = machine_sheet()
     rates: list[float] = []
+    links = [link_of(options.device)]
     with contestants(options) as all_of_them:
         where = file_system(options.folder)
         if options.cold and where == "tmpfs":
@@ -225,6 +255,7 @@ def measure(options: argparse.Namespace) -> dict:
             if repeat > 0:
                 for contestant in all_of_them:
                     contestant.runs.append(runs[contestant.name])
+        links.append(link_of(options.device))
         return {
             "question": "tokens a second decoded from disk: TensorStream against accelerate",
             "command": command(sys.argv[1:]),
@@ -237,7 +268,8 @@ def measure(options: argparse.Namespace) -> dict:
             "new_tokens": options.new_tokens,
             "repeats": options.repeats,
             "disk_bytes_per_second": spread(rates) if rates else None,
-            **results(all_of_them, options, where),
+            "link_bytes_per_second": max(links),
+            **results(all_of_them, options, where, max(links)),
             "load_average_at_end": os.getloadavg()[0],
             "outputs_identical": True,
         }
@@ -251,12 +283,15 @@ def command(arguments: list[str]) -> str:
     return " ".join(["benchmarks/streamed_decode.py", *arguments])
 
 
-def results(all_of_them: list[Contestant], options: argparse.Namespace, where: str) -> dict:
+def results(
+    all_of_them: list[Contestant], options: argparse.Namespace, where: str, link: float
+) -> dict:
     """What was measured of each, and the ratios to accelerate within the rounds."""
     import tensorstream as ts
 
     *ours, peer = all_of_them
     kind = "tmpfs" if where == "tmpfs" else "cold" if options.cold else "cpu"
+    link_target = LINK_TARGETS.get({"cpu": "warm"}.get(kind, kind))
     rows: dict[str, Any] = {}
     for contestant in all_of_them:
         row = {"tokens_per_second": spread([run.tokens_per_second for run in contestant.runs])}
@@ -270,13 +305,13 @@ def results(all_of_them: list[Contestant], options: argparse.Namespace, where: s
             run.tokens_per_second / other.tokens_per_second
             for run, other in zip(contestant.runs, peer.runs, strict=True)
         ]
-        read = [run.read_bytes / run.seconds for run in contestant.runs]
+        read = [run.loaded.read_bytes / run.seconds for run in contestant.runs]
         rows[contestant.name] |= {
             "read_bytes_per_second": spread(read),
             "ratio_to_accelerate": spread(ratios),
             "ratio_target": TARGETS[kind].get(contestant.name.split("-")[0]),
             "stalled_share_median": statistics.median(
-                run.stalled_seconds / run.seconds for run in contestant.runs
+                run.loaded.stalled_seconds / run.seconds for run in contestant.runs
             ),
             "weights_bytes": ts.estimate_memory(contestant.folder).weights_bytes,
             "file_bytes": sum(path.stat().st_size for path in contestant.folder.iterdir()),
@@ -286,6 +321,12 @@ def results(all_of_them: list[Contestant], options: argparse.Namespace, where: s
             "backend": stats.backend,
             "streamed_bytes_per_second_while_loading": stats.streamed_bytes_per_second,
         }
+        if link and contestant.name == "raw":
+            of_link = [run.loaded.streamed_bytes / run.seconds / link for run in contestant.runs]
+            rows[contestant.name] |= {
+                "link_share": spread(of_link),
+                "link_share_target": link_target,
+            }
     return rows
 
 
