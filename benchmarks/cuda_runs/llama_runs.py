@@ -29,6 +29,7 @@ from cuda_runs.llama_passes import (
 )
 from cuda_runs.memory_watch import MemoryWatch
 from cuda_runs.offloaders import OFFLOADERS, Offloader, count_hooks
+from cuda_runs.quiet_rounds import Round, run_rounds, told
 
 _MOST_REFUSALS = 3
 
@@ -77,6 +78,17 @@ def row_of(one: Pass, timed: Timed, watch: MemoryWatch) -> dict[str, Any]:
     }
 
 
+def rounds_of(
+    one: Pass, options: argparse.Namespace, model: Any, accelerator: Accelerator
+) -> list[Round]:
+    """Steps of a decode, which a host may bound, in rounds; a prefill, which it does not, in one."""
+
+    def run() -> Timed:
+        return run_pass(one, lengths_of(options), model, accelerator)
+
+    return run_rounds(run) if one.kind == "decode" else run_rounds(run, most=1)
+
+
 def measured_row(
     one: Pass, options: argparse.Namespace, way: Offloader, model: Any, watch: MemoryWatch
 ) -> dict[str, Any]:
@@ -92,7 +104,7 @@ def measured_row(
             run_shortly(one, lengths_of(options), model, way.accelerator)
             before = way.streamed_bytes(model)
             with watch.resting():
-                timed = run_pass(one, lengths_of(options), model, way.accelerator)
+                rounds = rounds_of(one, options, model, way.accelerator)
             break
         except (RuntimeError, MemoryError, OSError) as error:  # torch's and the library's own
             if isinstance(error, torch.OutOfMemoryError) and refusals < _MOST_REFUSALS:
@@ -100,9 +112,10 @@ def measured_row(
                 continue
             watch.lap()
             return {"pass": one.name, "error": f"{type(error).__name__}: {error}"}
-    calls = len(timed.logits_sha256)
+    timed = rounds[0].timed
+    calls = len(timed.logits_sha256) * len(rounds)
     streamed = (way.streamed_bytes(model) - before) // calls
-    row = {**row_of(one, timed, watch), "streamed_bytes_a_pass": streamed}
+    row = {**row_of(one, timed, watch), **told(rounds), "streamed_bytes_a_pass": streamed}
     return {**row, **({"refusals": refusals} if refusals else {})}
 
 

@@ -16,9 +16,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import cuda_llama
 import cuda_loading
-from cuda_runs import budgets, comparison, machine_sheet, processes, result, targets
+from cuda_runs import (
+    budgets,
+    comparison,
+    machine_sheet,
+    processes,
+    quiet_rounds,
+    result,
+    targets,
+)
 from cuda_runs.driver import chosen
 from cuda_runs.llama_model import TINY
+from cuda_runs.llama_passes import Timed
 from cuda_runs.loaders import LOADERS
 from cuda_runs.loading_runs import lay_together
 from cuda_runs.memory_watch import MemoryWatch
@@ -412,3 +421,24 @@ def test_a_watch_samples_nothing_while_something_is_timed() -> None:
             assert accelerator.asked == asked
         assert accelerator.asked_here == here + 1, "what is held at its end counts"
         assert watch.lap().device_bytes >= asked
+
+
+def test_of_rounds_the_one_in_the_hosts_quietest_minute_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probes = iter([3.0, 2.0, 1.0, 1.5])  # before the first round, and after each
+    monkeypatch.setattr(quiet_rounds, "host_probe_seconds", lambda: next(probes))
+    timed = iter([Timed([seconds], ["same"]) for seconds in (0.1, 0.3, 0.2)])
+    rounds = quiet_rounds.run_rounds(lambda: next(timed), most=3)
+    assert [(one.timed.seconds, one.host_seconds) for one in rounds] == [
+        ([0.2], 1.5),
+        ([0.3], 2.0),
+        ([0.1], 3.0),
+    ]
+
+
+def test_rounds_whose_outputs_differ_are_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quiet_rounds, "host_probe_seconds", lambda: 1.0)
+    timed = iter([Timed([0.1], ["one"]), Timed([0.1], ["other"])])
+    with pytest.raises(RuntimeError, match="different outputs"):
+        quiet_rounds.run_rounds(lambda: next(timed), most=2)
