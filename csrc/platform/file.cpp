@@ -94,7 +94,9 @@ File File::open_for_reading(const std::string& path) {
       retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
   if (descriptor.get() < 0) {
     const int error = errno;
-    throw IoError("cannot open '" + path + "' for reading: " + error_text(error), path, 0, error);
+    const char* const advice = error == EMFILE ? "; close some, or raise `ulimit -n`" : "";
+    throw IoError("cannot open '" + path + "' for reading: " + error_text(error) + advice, path, 0,
+                  error);
   }
   File file(path, std::move(descriptor));
   struct stat status{};
