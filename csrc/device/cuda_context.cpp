@@ -4,11 +4,15 @@
 #include <exception>
 
 #include "base/log.h"
+#include "platform/process_memory.h"
 
 namespace tensorstream {
 
 CudaContext::CudaContext(const CudaDriver& driver, int index)
-    : driver_(driver), name_("cuda:" + std::to_string(index)), description_("device " + name_) {
+    : process_(process_id()),
+      driver_(driver),
+      name_("cuda:" + std::to_string(index)),
+      description_("device " + name_) {
   check(driver_.cuDeviceGet(&ordinal_, index), "cuDeviceGet");
   std::array<char, 256> model{};
   std::array<char, 64> place{};
@@ -23,6 +27,7 @@ CudaContext::CudaContext(const CudaDriver& driver, int index)
 }
 
 CudaContext::~CudaContext() {
+  if (process_ != process_id()) return;  // guard: driver-of-the-parent
   log_failure(driver_.cuDevicePrimaryCtxRelease_v2(ordinal_), "cuDevicePrimaryCtxRelease_v2");
 }
 
@@ -45,6 +50,7 @@ void CudaContext::log_failure(CudaResult result, const char* call) const noexcep
 }
 
 bool CudaContext::try_push() const noexcept {
+  if (process_ != process_id()) return false;  // guard: driver-of-the-parent
   const CudaResult result = driver_.cuCtxPushCurrent_v2(handle_);
   log_failure(result, "cuCtxPushCurrent_v2");
   return result == CudaResult::kSuccess;

@@ -70,7 +70,8 @@ class CudaContext {
   };
 
   /// Calls `release()`, the driver's function `call`, in the context and beside captures; logs
-  /// where either fails.
+  /// where either fails. Does nothing in a forked child, where the driver must not be called: what
+  /// is to be released is its parent's.
   template <typename Release>
   void release_in(const char* call, const Release& release) const noexcept {
     if (!try_push()) return;
@@ -87,6 +88,7 @@ class CudaContext {
   void pop() const noexcept;
 
   // Constant after construction.
+  const std::int64_t process_;
   const CudaDriver driver_;
   std::string name_;
   std::string pci_bus_id_;

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <bit>
 #include <functional>
@@ -56,6 +58,32 @@ class FakeCudaDevice : public ::testing::Test {
   std::vector<std::string> errors_;
   std::vector<std::string> notes_;
 };
+
+/// In a child the driver of its parent does not work, and may do anything.
+TEST_F(FakeCudaDevice, AForkedChildLetsGoOfAllWithoutTheDriver) {
+  std::vector<std::byte> host(4096);
+  std::unique_ptr<Device> device = create();
+  std::unique_ptr<Stream> stream = device->create_stream();
+  std::unique_ptr<Event> event = device->create_event();
+  std::unique_ptr<DeviceMemory> memory = device->allocate(512);
+  std::unique_ptr<HostRegistration> pinned = device->try_register_host(host);
+  ASSERT_NE(pinned, nullptr);
+  const long long before = fake_.get("calls");
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    ::alarm(20);  // the driver's threads, which a call may wait for, are not here
+    pinned = nullptr;
+    memory = nullptr;
+    event = nullptr;
+    stream = nullptr;
+    device = nullptr;
+    ::_exit(fake_.get("calls") == before ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
 
 TEST_F(FakeCudaDevice, IsTheOneOfItsIndex) {
   fake_.set("devices", 2);

@@ -35,6 +35,11 @@ TS_FAKE_EXPORT long long fake_cuda_get(const char* name) {
   if (wanted == "registrations") return static_cast<long long>(state().registrations.size());
   if (wanted == "files") return static_cast<long long>(state().files.size());
   if (wanted == "leaked") return state().leaked;
+  if (wanted == "calls") {
+    long long sum = 0;
+    for (const auto& [function, count] : state().calls) sum += count;
+    return sum;
+  }
   if (wanted == "held_calls") return state().held_calls;
   if (wanted == "context_depth") return static_cast<long long>(context_stack().size());
   if (wanted == "current_device") {

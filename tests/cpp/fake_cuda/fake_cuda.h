@@ -41,8 +41,8 @@ class FakeCuda {
   /// How much it holds now of "streams", "events", "allocations", "modules", "registrations",
   /// "contexts", and of "files" that are registered with cuFile; how much of those was "leaked",
   /// still there when its context went; the calling thread's "context_depth", and its
-  /// "current_device" (-1 for none); and "held_calls", which wait because of a
-  /// setting.
+  /// "current_device" (-1 for none); "held_calls", which wait because of a setting; and "calls", of
+  /// all functions since reset().
   long long get(const char* name) const {
     return find<long long(const char*)>("fake_cuda_get")(name);
   }
