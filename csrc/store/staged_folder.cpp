@@ -4,11 +4,13 @@
 #include <cerrno>
 #include <cstddef>
 #include <span>
+#include <string_view>
 #include <system_error>
 #include <vector>
 
 #include "base/log.h"
 #include "base/units.h"
+#include "codec/checksum.h"
 #include "platform/file.h"
 #include "platform/output_file.h"
 #include "tensorstream/error.h"
@@ -72,10 +74,22 @@ fs::path checked_target(const std::string& target) {
                     "' exists and is not empty; name a folder that does not exist");
 }
 
-/// The same name for every process, so that what one left is found by the next.
+/// As file systems have it; one that takes fewer refuses the folder before it is filled.
+constexpr std::size_t kLongestName = 255;
+
+/// The same name for every process, so that what one left is found by the next. Of a name that
+/// leaves no room for ours, a checksum stands for the end.
 std::string staging_name(const fs::path& target) {
-  return (target.parent_path() / ("." + target.filename().string() + ".tensorstream-partial"))
-      .string();
+  constexpr std::string_view kEnding = ".tensorstream-partial";
+  std::string name = target.filename().string();
+  if (1 + name.size() + kEnding.size() > kLongestName) {
+    const std::string sum = "~" + std::to_string(checksum_of(std::as_bytes(std::span(name))));
+    std::size_t kept = kLongestName - 1 - kEnding.size() - sum.size();
+    const auto is_inside_letter = [&] { return (name[kept] & 0xC0) == 0x80; };  // of UTF-8
+    while (kept > 0 && is_inside_letter()) --kept;
+    name = name.substr(0, kept) + sum;
+  }
+  return (target.parent_path() / ("." + name.append(kEnding))).string();
 }
 
 /// What tells what a run was at. Hidden files are no part of a checkpoint.

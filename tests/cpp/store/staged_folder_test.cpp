@@ -192,6 +192,38 @@ TEST(StagedFolder, TheWorkingDirectoryIsRefused) {
   fs::current_path(before);
 }
 
+TEST(StagedFolder, ANameMayBeAsLongAsFileSystemsHaveIt) {
+  const TemporaryFolder folder;
+  std::string letters = "\u00e9";
+  while (letters.size() < 254) letters += "\u00e9";
+  for (const std::string& name :
+       {std::string(232, 'n'), std::string(233, 'n'), std::string(234, 'n'), std::string(254, 'n'),
+        std::string(255, 'n'), letters, "a" + letters}) {
+    StagedFolder staged(folder.path(name), 0);
+    folder.write(fs::path(staged.path_of("a.bin")).lexically_relative(folder.path("")).string(),
+                 "bytes");
+    staged.add("a.bin", 5);
+    staged.publish();
+    EXPECT_TRUE(fs::exists(folder.path(name + "/a.bin"))) << name;
+  }
+}
+
+TEST(StagedFolder, LongNamesThatBeginAlikeAreFilledSideBySide) {
+  const TemporaryFolder folder;
+  const std::string name(254, 'n');
+  const StagedFolder one(folder.path(name + "1"), 0);
+  const StagedFolder other(folder.path(name + "2"), 0);
+  EXPECT_NE(one.path_of("a.bin"), other.path_of("a.bin"));
+  EXPECT_THROW(StagedFolder(folder.path(name + "1"), 0), IoError);  // it is being filled
+}
+
+TEST(StagedFolder, ANameThatIsTooLongIsRefusedBeforeAnythingIsMade) {
+  const TemporaryFolder folder;
+  EXPECT_THAT([&] { StagedFolder(folder.path(std::string(256, 'n')), 0); },
+              ThrowsMessage<IoError>(HasSubstr("File name too long")));
+  EXPECT_TRUE(fs::is_empty(folder.path("")));
+}
+
 /// Whether the file system of tests tells of writers.
 bool has_leases(const std::string& path) {
   const File file = File::open_for_reading(path);
