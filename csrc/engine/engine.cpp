@@ -16,6 +16,18 @@ namespace {
   throw ConfigError("tensor '" + tensor.name + "' is resident: write to it in its place");
 }
 
+[[noreturn]] void throw_captured(const std::string& group, bool is_settled) {
+  if (is_settled) {
+    throw UnsupportedError("group '" + group +
+                           "' is resident, and its stream is captured into a CUDA graph, which "
+                           "would keep the end of the lease: use it without one");
+  }
+  throw UnsupportedError("group '" + group +
+                         "' has no place for good, and its stream is captured into a CUDA graph, "
+                         "which would keep the place of now: run without capture, or with a "
+                         "budget that holds all weights");
+}
+
 }  // namespace
 
 Engine::Engine(Device& device, std::shared_ptr<Budget> budget, ModelSpec model,
@@ -51,10 +63,15 @@ std::vector<bool> Engine::settled_under(std::uint64_t limit_bytes) const {
 }
 
 void Engine::set_budget(std::uint64_t limit_bytes) {
+  set_budget(limit_bytes, {.longest = std::chrono::milliseconds(0), .check = {}});
+}
+
+void Engine::set_budget(std::uint64_t limit_bytes, const LeaseWait& wait) {
   State& state = *state_;
   state.outside.release();  // it follows the limit
+  const Clock::time_point until = Clock::now() + wait.longest;
   try {
-    state.follow_limit(limit_bytes);
+    while (!state.try_follow_limit(limit_bytes)) state.loader->wait_unleased(until, wait.check);
   } catch (...) {
     state.reserve_outside();
     throw;
@@ -116,11 +133,8 @@ bool Engine::adapt_to_order(std::uint64_t headroom_bytes) {
 }
 
 bool Engine::acquire(GroupId group, Stream& stream) {
-  if (stream.is_capturing() && !state_->loader->settled(group)) {  // guard: acquired-in-capture
-    throw UnsupportedError("group '" + state_->groups[group].name +
-                           "' has no place for good, and its stream is captured into a CUDA "
-                           "graph, which would keep the place of now: run without capture, or "
-                           "with a budget that holds all weights");
+  if (stream.is_capturing()) {  // guard: acquired-in-capture
+    throw_captured(state_->groups[group].name, state_->loader->settled(group));
   }
   state_->note_use();
   try {

@@ -2,9 +2,13 @@
 #include <algorithm>
 #include <exception>
 #include <functional>
+#include <string>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
+#include "base/log.h"
+#include "base/units.h"
 #include "engine/engine_state.h"
 #include "scheduler/planner.h"
 #include "tensorstream/error.h"
@@ -94,6 +98,7 @@ bool Engine::State::arrange_anew(const std::function<Plan()>& make, std::uint64_
 
 void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::uint64_t room_bytes,
                            Why why) {
+  Plan followed = wanted;  // before anything moves
   std::exception_ptr error;
   try {
     loader->arrange(wanted, use_of_residents(wanted, limit_bytes));
@@ -104,7 +109,7 @@ void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::u
   }
   {
     const MutexLock lock(mutex);
-    plan = wanted;
+    plan = std::move(followed);
     host_time.forget();
     made_room_bytes = room_bytes;
     is_under_pressure = why == Why::kPressure;
@@ -122,6 +127,69 @@ bool Engine::State::try_follow(const Plan& wanted, std::uint64_t room_bytes, Why
   }
   follow(wanted, limit_bytes, room_bytes, why);
   return true;
+}
+
+bool Engine::State::try_follow_limit(std::uint64_t limit_bytes) {
+  homes.forget_absent();
+  const std::uint64_t room_bytes = first_room(limit_bytes);
+  const Plan wanted = plan_for(limit_bytes, room_bytes);
+  if (loader->is_leased()) return false;
+  const std::vector<bool> stays = settled_by(wanted, limit_bytes);
+  for (GroupId group = 0; group < groups.size(); ++group) {
+    if (stays[group] || !loader->settled(group)) continue;
+    for (const TensorId id : groups[group].tensors) {
+      keep_written(id);  // guard: written-resident
+    }
+  }
+  const Followed before = followed();
+  if (limit_bytes > before.limit_bytes) set_limit(limit_bytes);
+  try {
+    follow(wanted, limit_bytes, room_bytes, Why::kBudget);
+  } catch (const LeaseError&) {  // nothing has moved
+    set_limit(before.limit_bytes);
+    return false;
+  } catch (...) {
+    return_to(before);
+    throw;
+  }
+  set_limit(limit_bytes);
+  return true;
+}
+
+Engine::State::Followed Engine::State::followed() const {
+  const MutexLock lock(mutex);
+  return {plan, pool.budget().limit_bytes(), made_room_bytes, unpressed_resident_bytes,
+          is_under_pressure ? Why::kPressure : Why::kBudget};
+}
+
+// What is settled by that plan and by the one that failed stayed so: nobody has to keep it.
+void Engine::State::return_to(const Followed& before) {
+  bool is_whole = true;
+  try {
+    follow(before.plan, before.limit_bytes, before.room_bytes, before.why);
+  } catch (const std::exception&) {  // what set_budget() raises says why
+    is_whole = false;
+  }
+  {
+    const MutexLock lock(mutex);
+    unpressed_resident_bytes = before.unpressed_resident_bytes;
+  }
+  Budget& budget = pool.budget();
+  const bool is_back = budget.try_set_limit(before.limit_bytes);  // others may have taken some
+  if (is_whole && is_back) return;
+  log(LogLevel::kWarning,
+      "a budget that was refused leaves " + std::string(is_whole ? "all" : "not all") +
+          " groups where they were, and a limit of " + format_size(budget.limit_bytes()) +
+          ", of which " + format_size(budget.used_bytes()) + " are in use");
+}
+
+void Engine::State::set_limit(std::uint64_t limit_bytes) {
+  Budget& budget = pool.budget();
+  if (budget.try_set_limit(limit_bytes)) return;
+  throw BudgetError("budget: others hold so much of it that it cannot be " +
+                        format_size(limit_bytes) + "; " + format_size(budget.used_bytes()) +
+                        " are in use",
+                    budget.used_bytes(), limit_bytes);
 }
 
 }  // namespace tensorstream

@@ -312,39 +312,6 @@ std::vector<bool> Engine::State::settled_by(const Plan& wanted, std::uint64_t li
   return result;
 }
 
-void Engine::State::follow_limit(std::uint64_t limit_bytes) {
-  Budget& budget = pool.budget();
-  homes.forget_absent();
-  const std::uint64_t room_bytes = first_room(limit_bytes);
-  const Plan wanted = plan_for(limit_bytes, room_bytes);
-  loader->check_unleased();
-  const std::vector<bool> stays = settled_by(wanted, limit_bytes);
-  for (GroupId group = 0; group < groups.size(); ++group) {
-    if (stays[group] || !loader->settled(group)) continue;
-    for (const TensorId id : groups[group].tensors) {
-      keep_written(id);  // guard: written-resident
-    }
-  }
-  const std::uint64_t before = budget.limit_bytes();
-  if (limit_bytes > before) set_limit(limit_bytes);
-  try {
-    follow(wanted, limit_bytes, room_bytes, Why::kBudget);
-  } catch (...) {
-    static_cast<void>(budget.try_set_limit(before));
-    throw;
-  }
-  set_limit(limit_bytes);
-}
-
-void Engine::State::set_limit(std::uint64_t limit_bytes) {
-  Budget& budget = pool.budget();
-  if (budget.try_set_limit(limit_bytes)) return;
-  throw BudgetError("budget: others hold so much of it that it cannot be " +
-                        format_size(limit_bytes) + "; " + format_size(budget.used_bytes()) +
-                        " are in use",
-                    budget.used_bytes(), limit_bytes);
-}
-
 const TensorSpec& Engine::State::tensor(TensorId id) const {
   if (id >= sources.tensors().size()) throw ConfigError("there is no tensor " + std::to_string(id));
   return sources.tensors()[id];

@@ -133,8 +133,10 @@ class Engine::State {
   /// less, or nothing, where groups need it.
   void reserve_outside();
 
-  /// Plans and arranges for another limit of the budget, and moves it there.
-  void follow_limit(std::uint64_t limit_bytes);
+  /// Plans and arranges for another limit of the budget, and moves it there; where that fails, goes
+  /// back to the plan and the limit of before. False, and nothing is changed, while a group is
+  /// leased.
+  bool try_follow_limit(std::uint64_t limit_bytes);
   /// Raises BudgetError where what is in use is more.
   void set_limit(std::uint64_t limit_bytes);
 
@@ -184,6 +186,17 @@ class Engine::State {
   std::uint64_t unpressed_resident_bytes TS_GUARDED_BY(mutex) = 0;
 
  private:
+  /// A plan that was followed, and what it was followed for.
+  struct Followed {
+    Plan plan;
+    std::uint64_t limit_bytes = 0;
+    std::uint64_t room_bytes = 0;
+    std::uint64_t unpressed_resident_bytes = 0;
+    Why why = Why::kBudget;
+  };
+  Followed followed() const;
+  void return_to(const Followed& before);
+
   void make_staging();
   void make_loader();
   std::uint64_t home_room() const;

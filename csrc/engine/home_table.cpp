@@ -1,5 +1,6 @@
 #include "engine/home_table.h"
 
+#include <exception>
 #include <utility>
 
 #include "engine/frame_batches.h"
@@ -16,9 +17,27 @@ HomeTable::HomeTable(Device& device, SourceTable& sources, std::span<const Group
 
 bool HomeTable::bring(GroupId group, const HomeOptions& options) {
   {
-    const MutexLock lock(mutex_);
+    MutexLock lock(mutex_);
+    while (homes_[group].is_coming) came_.wait(lock);  // to be asked again: that may fail
     if (homes_[group].is_there()) return false;
+    homes_[group].is_coming = true;
   }
+  Home home;
+  std::exception_ptr error;
+  try {
+    home = move(group, options);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  const MutexLock lock(mutex_);
+  homes_[group].is_coming = false;
+  if (!error) homes_[group] = std::move(home);
+  came_.notify_all();
+  if (error) std::rethrow_exception(error);
+  return true;
+}
+
+HomeTable::Home HomeTable::move(GroupId group, const HomeOptions& options) {
   const Group& moved = groups_[group];
   std::vector<std::vector<BoundExtent>> from;
   from.reserve(moved.tensors.size());
@@ -32,9 +51,7 @@ bool HomeTable::bring(GroupId group, const HomeOptions& options) {
     static_cast<void>(sources_.try_move(moved.tensors[i], from[i],
                                         {reader, layouts_[group].offsets_bytes[i], size_bytes}));
   }
-  const MutexLock lock(mutex_);
-  homes_[group] = std::move(home);
-  return true;
+  return home;
 }
 
 HomeTable::Home HomeTable::make(GroupId group, std::span<const std::vector<BoundExtent>> from,

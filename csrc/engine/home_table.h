@@ -39,7 +39,8 @@ class HomeTable {
             std::span<const GroupLayout> layouts);
 
   /// Moves the group's bytes to a home, unless it has one: of frames, where there is a level and
-  /// the group is worth it. True where it did. Raises as PinnedMemory does, and IoError.
+  /// the group is worth it. True where it did. Waits where another thread brings the group. Raises
+  /// as PinnedMemory does, and IoError.
   bool bring(GroupId group, const HomeOptions& options);
   /// Says that the group, unless it has a home, is loaded from its sources.
   void note_absent(GroupId group);
@@ -58,10 +59,12 @@ class HomeTable {
     std::shared_ptr<HostHome> plain;       // shared with sources, loads and tensors over it
     std::shared_ptr<EncodedHome> encoded;  // likewise
     bool absent = false;
+    bool is_coming = false;  // some thread brings it
 
     bool is_there() const noexcept { return plain != nullptr || encoded != nullptr; }
   };
 
+  Home move(GroupId group, const HomeOptions& options);
   Home make(GroupId group, std::span<const std::vector<BoundExtent>> from,
             const HomeOptions& options) const;
 
@@ -73,6 +76,7 @@ class HomeTable {
 
   // Guarded by mutex_.
   mutable Mutex mutex_;
+  ConditionVariable came_;                         // what was coming is there, or failed
   std::vector<Home> homes_ TS_GUARDED_BY(mutex_);  // by GroupId
 };
 

@@ -121,6 +121,7 @@ bool Loader::acquire(GroupId group, Stream& stream) {
 // What is there as expected frees no place, and what comes next was seen from the group before it,
 // but where no more than that is looked at.
 void Loader::demand(Slot& slot, bool expected) {
+  start_threads();  // where that failed as places were found
   const bool missing = slot.content == Content::kEmpty || slot.content == Content::kFailed;
   if (prefetch_ == Prefetch::kReadAhead) {
     read_ahead();

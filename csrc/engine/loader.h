@@ -70,6 +70,11 @@ class Loader {
   void move_in_arena(std::span<const std::uint64_t> offsets);
   /// Raises LeaseError while a group is leased.
   void check_unleased() const;
+  /// Waits until no group is leased, and calls `check` often meanwhile, without any lock. Raises
+  /// what that raises, and LeaseError where one still is `until` then.
+  void wait_unleased(Clock::time_point until, const std::function<void()>& check);
+  /// Whether any group is leased.
+  bool is_leased() const;
   /// The groups that are used next, one after the other, by what was learnt: more of them than a
   /// pass and its backward use. None where they are a plain cycle, or leave some groups out.
   std::vector<GroupId> uses_beside_cycle() const;
@@ -166,13 +171,13 @@ class Loader {
   void finish_work(Stream& stream) const;
   void find_windows() TS_REQUIRES(mutex_);
   void find_streamed() TS_REQUIRES(mutex_);
+  void expect_order(std::vector<GroupId> streamed) TS_REQUIRES(mutex_);
   void start_threads() TS_REQUIRES(mutex_);
   bool leased_overlap(const Slot& slot) const TS_REQUIRES(mutex_);
   void check_unleased_locked() const TS_REQUIRES(mutex_);
   void note_held() TS_REQUIRES(mutex_);
   std::uint64_t held() const TS_REQUIRES(mutex_);
-  void begin_arranging() TS_REQUIRES(mutex_);
-  void end_arranging() TS_REQUIRES(mutex_);
+  void while_arranging(const std::function<void()>& move) TS_REQUIRES(mutex_);
   void quiesce() TS_REQUIRES(mutex_);
   void leave_places(const Plan& plan) TS_REQUIRES(mutex_);
   void take_places(const Plan& plan) TS_REQUIRES(mutex_);
@@ -185,6 +190,7 @@ class Loader {
   void drain_loads() const;
   void settle_residents() TS_REQUIRES(mutex_);
   void enqueue_settled(std::span<Issue> issues) TS_REQUIRES(mutex_);
+  void look_ahead(Issue& issue, std::span<const Issue> later) const noexcept;
   void finish_settled(Slot& slot) TS_REQUIRES(mutex_);
   void make_spare_arena() TS_REQUIRES(mutex_);
   Slot* next_to_give_way() TS_REQUIRES(mutex_);
@@ -192,7 +198,7 @@ class Loader {
   bool has_room(std::uint64_t size_bytes, std::uint64_t spared_bytes) const;
   std::uint64_t try_take_back(Slot& slot, std::uint64_t spared_bytes) TS_REQUIRES(mutex_);
   std::uint64_t try_keep_frames(Slot& slot, std::uint64_t spared_bytes) TS_REQUIRES(mutex_);
-  bool is_leased(const Slot& slot) const TS_REQUIRES(mutex_);
+  bool gives_leases(const Slot& slot) const TS_REQUIRES(mutex_);
   bool lies_in_sources(const Slot& slot) const TS_REQUIRES(mutex_);
   void move(Slot& slot, Where where, std::byte* data) TS_REQUIRES(mutex_);
   static std::exception_ptr hand_out(Slot& slot, Stream& stream, const Stream* last_stream,
@@ -222,7 +228,8 @@ class Loader {
   Block arena_ TS_GUARDED_BY(mutex_);
   std::uint64_t spare_arena_bytes_ TS_GUARDED_BY(mutex_) = 0;
   Block required_ TS_GUARDED_BY(mutex_);  // of all groups that every plan has resident
-  // Groups that are leased at each use, in planned order.
+  // Groups that are leased at each use, in planned order, for predictions alone: none of them where
+  // there was no memory to say which.
   std::vector<GroupId> streamed_ TS_GUARDED_BY(mutex_);
   ResidentUse residents_ TS_GUARDED_BY(mutex_) = ResidentUse::kSettled;
   bool arranging_ TS_GUARDED_BY(mutex_) = false;
@@ -239,8 +246,9 @@ class Loader {
 
   // Own synchronisation.
   std::atomic<std::uint64_t> place_moves_ = 0;
-  Bell work_;     // for the thread
-  Bell changed_;  // for callers
+  Bell work_;      // for the thread
+  Bell changed_;   // for callers
+  Bell unleased_;  // for who waits for the end of leases
   FinishedLoads finished_;
   std::unique_ptr<Stream> copy_stream_;
   std::unique_ptr<Stream> done_stream_;  // of callbacks; null on a device that is the host

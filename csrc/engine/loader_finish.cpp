@@ -18,10 +18,8 @@ void Loader::finish(std::shared_ptr<Load> load) noexcept {
 
 void Loader::note_finished() {
   while (const std::shared_ptr<Load> load = finished_.take()) {
-    const bool done = load->error() == nullptr;
-    ++counted_.loads;
-    if (done) counted_.kept_decoded_bytes += load->kept_decoded_bytes();
-    count_load(*load, done);
+    const bool is_streamed = !slot_of(load->group()).settled;
+    if (is_streamed) count_load(*load, load->error() == nullptr);
     load->has_ended = true;
     if (!load->being_enqueued) note_over(*load);
   }
@@ -37,10 +35,12 @@ void Loader::note_over(const Load& load) {
 }
 
 void Loader::count_load(const Load& load, bool done) {
+  ++counted_.loads;
   // A load that was enqueued behind another began when that one was done.
   const Clock::time_point started = std::max(load.started(), last_finish_);
   last_finish_ = load.ended();
   if (!done) return;
+  counted_.kept_decoded_bytes += load.kept_decoded_bytes();
   counted_.load_seconds += seconds_between(started, last_finish_);
   counted_.streamed_ram_bytes += load.ram_bytes();
   counted_.streamed_disk_bytes += load.disk_bytes();

@@ -15,10 +15,26 @@ void log_unreleased(const std::exception& error) {
   log(LogLevel::kError, std::string("giving back all leases failed: ") + error.what());
 }
 
+/// The default stream never is: beside another stream's capture, calls on it may fail.
+bool is_captured(const Stream& stream) {
+  if (stream.lasts()) return false;
+  try {
+    return stream.is_capturing();
+  } catch (const CudaError&) {  // what follows fails as well, and says so
+    return false;
+  }
+}
+
 }  // namespace
 
 void Loader::release(GroupId group, Stream& stream) {
   Slot& slot = slot_of(group);
+  if (is_captured(stream)) {  // guard: released-in-capture
+    throw UnsupportedError("group '" + std::to_string(group) +
+                           "' is given back while its stream is captured into a CUDA graph, which "
+                           "would keep the end of its use: it stays leased until it is given back "
+                           "after the capture");
+  }
   if (!slot.group.windows.empty()) finish_work(stream);  // guard: wait-for-window-reader
   const MutexLock lock(mutex_);
   std::exception_ptr error = end_use(slot, stream, false);
@@ -29,6 +45,7 @@ void Loader::release(GroupId group, Stream& stream) {
   if (!slot.settled && slot.where != Where::kPrivate) {  // nothing waits for memory of its own
     wake_if_needed();
   }
+  if (slot.leases == 0) unleased_.ring();
   if (!slot.settled && slot.leases == 0) {
     if (const std::exception_ptr changed = slot.close_windows()) error = changed;
   }
@@ -119,6 +136,10 @@ void Loader::note_use(Slot& slot, Stream& stream) {
 
 void Loader::release_all(Stream& stream) noexcept {
   try {
+    if (is_captured(stream)) {
+      log(LogLevel::kError, "leases stay: their stream is captured into a CUDA graph");
+      return;
+    }
     if (prefetch_ == Prefetch::kReadAhead) finish_work(stream);
   } catch (const std::exception& error) {
     log_unreleased(error);
@@ -137,6 +158,7 @@ void Loader::release_all(Stream& stream) noexcept {
     }
   }
   order_.restart();
+  unleased_.ring();
   wake_if_needed();
 }
 

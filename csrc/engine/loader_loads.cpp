@@ -121,14 +121,13 @@ Loader::Issue Loader::issue(Slot& slot) {
 }
 
 void Loader::evict_overlapping(const Slot& slot, Issue& issue) {
-  for (const GroupId group : streamed_) {
-    Slot& other = slot_of(group);
-    if (&other == &slot || !slot.overlaps(other)) continue;
-    issue.overwritten.push_back(&other);
-    if (other.on_device()) {  // guard: eviction
-      issue.stale.push_back(&other);
-      other.content = Content::kEmpty;
-      other.load = nullptr;
+  for (const auto& other : slots_) {
+    if (other.get() == &slot || !slot.overlaps(*other)) continue;
+    issue.overwritten.push_back(other.get());
+    if (other->on_device()) {  // guard: eviction
+      issue.stale.push_back(other.get());
+      other->content = Content::kEmpty;
+      other->load = nullptr;
     }
   }
 }

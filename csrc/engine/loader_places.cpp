@@ -14,6 +14,9 @@ namespace {
 /// A process has 65,530 mappings by default, and a window is up to three.
 constexpr std::size_t kMostWindows = 8192;
 
+/// How often a thread that waits for leases asks whether it is to go on.
+constexpr std::chrono::milliseconds kLeaseCheck{20};
+
 /// A pass takes each group once, backward with what it computes again up to three times.
 constexpr std::size_t kUsesToArrangeFor = 8;
 /// Plans for an order take a time that grows with its length.
@@ -121,46 +124,69 @@ void Loader::check_unleased_locked() const {
   }
 }
 
-void Loader::arrange(const Plan& plan, ResidentUse residents) {
-  MutexLock lock(mutex_);
-  wait_until([&]() TS_REQUIRES(mutex_) { return !arranging_; });
-  check_unleased_locked();
-  begin_arranging();
-  residents_ = residents;
-  const Statistics counted = counted_;  // what is settled is not streamed
-  std::exception_ptr error;
-  try {
-    leave_places(plan);
-    take_places(plan);
-  } catch (...) {
-    error = std::current_exception();
-  }
-  try {
-    find_windows();
-    settle_residents();
-  } catch (...) {
-    if (!error) error = std::current_exception();
-  }
-  counted_ = counted;
-  note_held();
-  find_streamed();
-  end_arranging();
-  if (!streamed_.empty()) start_threads();
-  if (error) std::rethrow_exception(error);
+bool Loader::is_leased() const {
+  const MutexLock lock(mutex_);
+  return std::ranges::any_of(slots_, [](const auto& slot) { return slot->leases != 0; });
 }
 
-// What was learnt of their order stays right while they are the same.
-void Loader::find_streamed() {
-  std::vector<GroupId> streamed;
-  for (const auto& slot : slots_) {
-    // A resident that found no place may be given one in the arena later.
-    const bool may_be_there = slot->where != Where::kNowhere || slot->resident;
-    if (!slot->settled && may_be_there) streamed.push_back(slot->group.id);
+void Loader::wait_unleased(Clock::time_point until, const std::function<void()>& check) {
+  for (;;) {
+    const std::uint64_t rung = unleased_.count();
+    if (!is_leased()) return;
+    if (Clock::now() >= until) check_unleased();
+    if (check) check();
+    static_cast<void>(unleased_.wait_for(rung, kLeaseCheck));
   }
-  if (streamed == streamed_) return;  // guard: order-kept
-  streamed_ = std::move(streamed);
+}
+
+void Loader::arrange(const Plan& plan, ResidentUse residents) {
+  const MutexLock lock(mutex_);
+  wait_until([&]() TS_REQUIRES(mutex_) { return !arranging_; });
+  check_unleased_locked();
+  while_arranging([&]() TS_REQUIRES(mutex_) {
+    std::exception_ptr error;
+    const auto attempt = [&error](const auto& step) {
+      try {
+        step();
+      } catch (...) {  // the rest is to work
+        if (!error) error = std::current_exception();
+      }
+    };
+    residents_ = residents;
+    attempt([&]() TS_REQUIRES(mutex_) {
+      leave_places(plan);
+      take_places(plan);
+    });
+    attempt([&]() TS_REQUIRES(mutex_) { find_windows(); });
+    attempt([&]() TS_REQUIRES(mutex_) { settle_residents(); });
+    attempt([&]() TS_REQUIRES(mutex_) { find_streamed(); });
+    if (!streamed_.empty()) attempt([&]() TS_REQUIRES(mutex_) { start_threads(); });
+    if (error) std::rethrow_exception(error);
+  });
+}
+
+// What was expected of others says nothing of these: without memory for these, nothing is.
+void Loader::find_streamed() {
+  try {
+    std::vector<GroupId> streamed;
+    for (const auto& slot : slots_) {
+      // A resident that found no place may be given one in the arena later.
+      const bool may_be_there = slot->where != Where::kNowhere || slot->resident;
+      if (!slot->settled && may_be_there) streamed.push_back(slot->group.id);
+    }
+    if (streamed == streamed_) return;  // guard: order-kept
+    expect_order(std::move(streamed));
+  } catch (...) {
+    expect_order({});
+    throw;
+  }
+}
+
+void Loader::expect_order(std::vector<GroupId> streamed) {
+  OrderTable order(streamed);
   counted_.surprises += order_.surprises();
-  order_ = OrderTable(streamed_);
+  order_ = std::move(order);
+  streamed_ = std::move(streamed);
 }
 
 // Where groups are loaded at their use, nothing is left for the loader's own thread.
@@ -172,21 +198,21 @@ void Loader::start_threads() {
   }
 }
 
-// From here on nothing is loaded and nobody is given a lease.
-void Loader::begin_arranging() {
+// Meanwhile nothing is loaded and nobody is given a lease.
+void Loader::while_arranging(const std::function<void()>& move) {
+  std::exception_ptr error;
   arranging_ = true;
   try {
     quiesce();
+    move();
   } catch (...) {
-    end_arranging();
-    throw;
+    error = std::current_exception();
   }
-}
-
-void Loader::end_arranging() {
+  note_held();
   arranging_ = false;
   changed_.ring();
   wake_if_needed();
+  if (error) std::rethrow_exception(error);
 }
 
 // Until nothing that is enqueued uses any place. Without the lock, which callbacks need.
@@ -309,13 +335,13 @@ void Loader::place_in_arena(Slot& slot) {
   }
 }
 
-bool Loader::is_leased(const Slot& slot) const {
+bool Loader::gives_leases(const Slot& slot) const {
   return residents_ == ResidentUse::kLeased && slot.group.residency == Residency::kAny &&
          slot.size_bytes() != 0;
 }
 
 bool Loader::lies_in_sources(const Slot& slot) const {
-  if (!device_.host_accessible() || is_leased(slot)) return false;
+  if (!device_.host_accessible() || gives_leases(slot)) return false;
   return std::ranges::all_of(slot.group.tensors,
                              [&](TensorId tensor) { return sources_.address(tensor) != nullptr; });
 }
@@ -327,13 +353,19 @@ void Loader::settle_residents() {
     slot.settled = false;
     if (!error) error = std::current_exception();
   };
+  const auto has_its_bytes = [](const Slot& slot) {
+    return slot.where == Where::kSource || slot.size_bytes() == 0;
+  };
+  for (const auto& slot : slots_) {
+    slot->settled = !gives_leases(*slot) && slot->where != Where::kNowhere && has_its_bytes(*slot);
+  }
   std::vector<Slot*> loading;
   std::vector<Issue> issues;
+  loading.reserve(slots_.size());
+  issues.reserve(slots_.size());
   for (const auto& slot : slots_) {
-    slot->settled =
-        !is_leased(*slot) && (slot->where == Where::kPrivate || slot->where == Where::kSource);
-    const bool empty = slot->size_bytes() == 0;
-    if (!slot->settled || slot->where == Where::kSource || empty) continue;
+    if (gives_leases(*slot) || slot->where != Where::kPrivate || has_its_bytes(*slot)) continue;
+    slot->settled = true;
     try {
       if (slot->content != Content::kReady) issues.push_back(issue(*slot));
       loading.push_back(slot.get());
@@ -355,13 +387,22 @@ void Loader::settle_residents() {
 void Loader::enqueue_settled(std::span<Issue> issues) {
   const bool at_use = prefetch_ == Prefetch::kReadAhead;
   for (std::size_t i = 0; i < issues.size(); ++i) {
-    const std::span<const Issue> later = issues.subspan(i + 1);
-    for (const Issue& next : later.first(std::min(later.size(), kLookAhead))) {
-      if (!add_disk_reads(*next.load, issues[i].next)) break;
-    }
+    look_ahead(issues[i], issues.subspan(i + 1));
     Stream& stream = at_use ? device_.caller_stream() : stream_for(*issues[i].load);
     enqueue_unlocked(stream, slot_of(issues[i].load->group()), issues[i]);
     issues[i] = {};  // its readers go as soon as it is over
+  }
+}
+
+// Each of `later` is loaded whether its files are read ahead or not: settled groups have no other
+// load.
+void Loader::look_ahead(Issue& issue, std::span<const Issue> later) const noexcept {
+  try {
+    for (const Issue& next : later.first(std::min(later.size(), kLookAhead))) {
+      if (!add_disk_reads(*next.load, issue.next)) return;
+    }
+  } catch (...) {  // no memory for it
+    issue.next.clear();
   }
 }
 
@@ -383,20 +424,19 @@ void Loader::move_in_arena(std::span<const std::uint64_t> offsets) {
   const MutexLock lock(mutex_);
   const auto leased = [](const auto& slot) { return slot->leases != 0; };
   if (arranging_ || std::ranges::any_of(slots_, leased)) return;
-  begin_arranging();
-  for (const auto& slot : slots_) {
-    const std::uint64_t offset_bytes = offsets[slot->group.id];
-    if (slot->where != Where::kArena || slot->offset_bytes == offset_bytes) continue;
-    slot->offset_bytes = offset_bytes;
-    place_in_arena(*slot);
-  }
-  end_arranging();
+  while_arranging([&]() TS_REQUIRES(mutex_) {
+    for (const auto& slot : slots_) {
+      const std::uint64_t offset_bytes = offsets[slot->group.id];
+      if (slot->where != Where::kArena || slot->offset_bytes == offset_bytes) continue;
+      slot->offset_bytes = offset_bytes;
+      place_in_arena(*slot);
+    }
+  });
 }
 
 bool Loader::leased_overlap(const Slot& slot) const {
-  return std::any_of(streamed_.begin(), streamed_.end(), [&](GroupId group) {
-    const Slot& other = slot_of(group);
-    return &other != &slot && other.leases != 0 && slot.overlaps(other);
+  return std::ranges::any_of(slots_, [&](const auto& other) {
+    return other.get() != &slot && other->leases != 0 && slot.overlaps(*other);
   });
 }
 

@@ -93,19 +93,12 @@ void Loader::make_spare_arena() {
 std::uint64_t Loader::take_back(std::uint64_t spared_bytes) {
   const MutexLock lock(mutex_);
   if (arranging_) return 0;
-  begin_arranging();
   std::uint64_t taken = 0;
-  std::exception_ptr error;
-  try {
+  while_arranging([&]() TS_REQUIRES(mutex_) {
     // Frames first: for each byte of the budget they keep more from crossing the link.
     for (const auto& slot : slots_) taken += try_keep_frames(*slot, spared_bytes);
     for (const auto& slot : slots_) taken += try_take_back(*slot, spared_bytes);
-  } catch (...) {
-    error = std::current_exception();
-  }
-  note_held();
-  end_arranging();
-  if (error) std::rethrow_exception(error);
+  });
   return taken;
 }
 

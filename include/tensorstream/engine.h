@@ -1,6 +1,7 @@
 // Engine: open -> plan -> acquire/release -> close. Layer: engine.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -131,6 +132,13 @@ struct TensorPlace {
   std::uint64_t size_bytes = 0;
 };
 
+/// How Engine::set_budget() waits for leases.
+struct LeaseWait {
+  std::chrono::milliseconds longest{10'000};
+  /// Called often meanwhile, on the waiting thread: what it raises ends the wait. May be empty.
+  std::function<void()> check;
+};
+
 /// Streams the weights of one model on one device. Thread-safe. The device outlives the engine;
 /// nothing is leased when it is destroyed. Leases of one group that are held at the same time are
 /// used on one stream, or on streams that the caller has ordered.
@@ -166,9 +174,12 @@ class Engine {
   /// the device's memory of settled residents holds, and their sources do not, is kept in RAM.
   /// Nobody uses the engine meanwhile; views of places that change are void. Raises BudgetError,
   /// and LeaseError while a group is leased, and changes nothing then; BudgetError and what a load
-  /// raises where the device or a source fails on the way: some groups have no place then, or are
-  /// not settled, and the engine stays usable.
+  /// raises where the device or a source fails on the way: the limit and the plan are those of
+  /// before then, as far as the device has the memory still, and the engine stays usable.
   void set_budget(std::uint64_t limit_bytes);
+  /// The same, but waits for leases of other threads to end, as those are of which backward takes a
+  /// weight: raises LeaseError where one does not.
+  void set_budget(std::uint64_t limit_bytes, const LeaseWait& wait);
   /// Frees at least `wanted_bytes` of the budget as far as leased residents can give way; returns
   /// what it freed. They are streamed from then on. From any thread, at any time; blocks until work
   /// that uses them is done.
@@ -197,14 +208,14 @@ class Engine {
   /// fail), for which only few others may be under way. Leases nest. False, and no lease, where the
   /// group has no place to be now: it is on demand, or leases of other groups hold its part of the
   /// arena; read its tensors one by one then. Raises what the load raised, and UnsupportedError
-  /// where `stream` is captured into a graph, unless the group is settled (the engine stays
-  /// usable).
+  /// where `stream` is captured into a graph (the engine stays usable).
   [[nodiscard]] bool acquire(GroupId group, Stream& stream);
   /// Gives a lease back: once the work that `stream` holds now is done, the place may be reused.
-  /// Raises LeaseError where the group is not leased.
+  /// Raises LeaseError where the group is not leased, and UnsupportedError where `stream` is
+  /// captured into a graph: it stays leased then.
   void release(GroupId group, Stream& stream);
   /// Gives back every lease of every group, as after a forward that was abandoned, and forgets the
-  /// order of that forward. Never throws.
+  /// order of that forward. Never throws; does nothing where `stream` is captured into a graph.
   void release_all(Stream& stream) noexcept;
 
   /// The current true bytes of a tensor, whole, into host memory of exactly its size. Leases and

@@ -73,9 +73,11 @@ TEST_F(CeilingTest, WhatCannotFitIsRefusedWithTheNumbersAndLaterOnesFit) {
 
 /// It gets one in the arena once others have made room there.
 TEST_F(CeilingTest, AResidentThatFoundNoPlaceIsRightWhereItIsLater) {
-  open(smallest_ + 2 * kGroupBytes, Pressure::kAdaptive);
-  fake_.fail("cuMemAlloc_v2", 3, CudaResult::kOutOfMemory);
-  EXPECT_THROW(engine_->set_budget(everything_of(spec_)), BudgetError);
+  open(everything_of(spec_), Pressure::kAdaptive);
+  ASSERT_GT(engine_->give_way(1), 0U);
+  set_total(on_device());
+  EXPECT_THROW(engine_->set_budget(everything_of(spec_) + 1), BudgetError);
+  EXPECT_EQ(budget_->limit_bytes(), everything_of(spec_));
   EXPECT_GT(engine_->give_way(1_MiB), 0U);
   int used = 0;
   for (std::size_t use = 0; use < 3 * model_.group_count(); ++use) {

@@ -305,7 +305,7 @@ AtHome open_at_home(const TestModel& model) {
   return made;
 }
 
-TEST_F(EngineFakeCuda, AStreamThatIsCapturedUsesWhatHasAPlaceForGoodAlone) {
+TEST_F(EngineFakeCuda, AStreamThatIsCapturedTakesNoLease) {
   const TestModel model = equal_model(4, 9000);
   const ModelSpec spec = model.in_memory();
   const auto device = create_cuda_device(on_fake(Checking::kOff));
@@ -318,13 +318,34 @@ TEST_F(EngineFakeCuda, AStreamThatIsCapturedUsesWhatHasAPlaceForGoodAlone) {
     fake_.set("capturing", capturing);
     for (GroupId group = 0; group < 4; ++group) {
       EXPECT_THROW(static_cast<void>(engine->acquire(group, *stream)), UnsupportedError);
-      ASSERT_TRUE(settled->acquire(group, *stream));
-      settled->release(group, *stream);
+      EXPECT_THROW(static_cast<void>(settled->acquire(group, *stream)), UnsupportedError);
     }
   }
   fake_.set("capturing", 0);
   read.pass();
   EXPECT_EQ(read.wrong(), 0);
+}
+
+/// A graph would keep the end of its use, and nothing could wait for it.
+TEST_F(EngineFakeCuda, ALeaseStaysWhileItsStreamIsCaptured) {
+  const TestModel model = equal_model(4, 9000);
+  const ModelSpec spec = model.in_memory();
+  const auto device = create_cuda_device(on_fake(Checking::kOff));
+  const auto stream = device->create_stream();
+  for (const std::uint64_t budget : {smallest_budget_of(spec), everything_of(spec)}) {
+    const auto engine = open_engine(*device, spec, budget);
+    ASSERT_TRUE(engine->acquire(0, *stream));
+    const long long records = fake_.calls("cuEventRecord");
+    fake_.set("capturing", 1);
+    EXPECT_THROW(engine->release(0, *stream), UnsupportedError);
+    engine->release_all(*stream);
+    fake_.set("capturing", 0);
+    EXPECT_EQ(fake_.calls("cuEventRecord"), records);
+    engine->release(0, *stream);
+    ReadBack read(*engine, model, *stream);
+    read.pass();
+    EXPECT_EQ(read.wrong(), 0);
+  }
 }
 
 /// Another model's, which torch captures so that calls that wait are forbidden to all threads.

@@ -194,10 +194,40 @@ TEST_P(EngineSetBudget, AResidentThatCannotBeReadIsRaisedAndTheRestWorks) {
   const auto engine = open(spec, smallest_budget_of(spec));
   EXPECT_THROW(engine->set_budget(everything_of(spec)), IoError);
   EXPECT_FALSE(engine->settled(1));
+  EXPECT_EQ(budget_->limit_bytes(), smallest_budget_of(spec));
   Computation computation(*engine, model);
   computation.pass(device_->caller_stream());  // tried again
   EXPECT_EQ(computation.wrong(), 0U);
   EXPECT_EQ(computation.right(), 4U);
+}
+
+/// The ceiling is that of the last budget that was set, whatever found its place on the way.
+TEST_P(EngineSetBudget, ABudgetThatFailsMidwayLeavesTheOneOfBefore) {
+  const TestModel model = equal_model(8, 6000);
+  ModelSpec spec = model.in_memory();
+  const std::uint64_t limit = budgets_of(spec, 5)[3];
+  const std::uint64_t residents = residents_of(*open(spec, limit));
+  ASSERT_GT(residents, 0U);
+  GroupId broken = 0;
+  for (const auto engine = open(spec, limit); engine->settled(broken); ++broken) {
+  }
+  spec.sources[broken] = std::make_shared<FaultyReader>(
+      create_memory_reader("a disk", *model.bytes(broken), model.bytes(broken)),
+      Faults{.ends_at_bytes = 1000});
+  const auto engine = open(spec, limit);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_THROW(engine->set_budget(everything_of(spec)), IoError);
+    EXPECT_EQ(budget_->limit_bytes(), limit);
+    EXPECT_LE(budget_->used_bytes(), limit);
+    EXPECT_EQ(residents_of(*engine), residents);
+  }
+  Computation computation(*engine, model);
+  for (GroupId group = 0; group < 8; ++group) {
+    if (group == broken) continue;
+    EXPECT_TRUE(computation.use(group, device_->caller_stream()));
+  }
+  EXPECT_EQ(computation.wrong(), 0U);
+  EXPECT_EQ(computation.right(), 7U);
 }
 
 /// Loads ahead are under way whenever it comes.

@@ -191,6 +191,51 @@ TEST(EngineWaiter, KeepsTheLeaseThatItWaitsForWhenAllAreReleased) {
   EXPECT_EQ(computation.right(), 2U);
 }
 
+TEST(EngineSetBudgetBesideLeases, WaitsForTheLastOfThem) {
+  const TestModel model = equal_model(4, 5000);
+  const ModelSpec spec = model.in_memory();
+  const auto device = checking_device();
+  const auto engine = open_engine(*device, spec, smallest_budget_of(spec));
+  Stream& caller = device->caller_stream();
+  ASSERT_TRUE(engine->acquire(0, caller));
+  ASSERT_TRUE(engine->acquire(0, caller));
+  std::atomic<int> asked = 0;
+  std::atomic<bool> is_set = false;
+  std::jthread mover([&] {
+    engine->set_budget(everything_of(spec),
+                       {.longest = std::chrono::seconds(60), .check = [&] { ++asked; }});
+    is_set = true;
+  });
+  EXPECT_TRUE(eventually([&] { return asked > 2; }));
+  engine->release(0, caller);
+  EXPECT_TRUE(stays_false([&] { return is_set.load(); }));
+  engine->release(0, caller);
+  mover.join();
+  EXPECT_TRUE(engine->settled(0));
+  EXPECT_EQ(engine->statistics().budget_bytes, everything_of(spec));
+}
+
+TEST(EngineSetBudgetBesideLeases, GivesUpWhereItIsToldToOrHasWaitedForLong) {
+  const TestModel model = equal_model(4, 5000);
+  const ModelSpec spec = model.in_memory();
+  const auto device = checking_device();
+  const auto engine = open_engine(*device, spec, smallest_budget_of(spec));
+  ASSERT_TRUE(engine->acquire(0, device->caller_stream()));
+  int asked = 0;
+  const auto check = [&] {
+    if (++asked == 3) throw UnsupportedError("given up");
+  };
+  EXPECT_THROW(engine->set_budget(everything_of(spec), {.check = check}), UnsupportedError);
+  EXPECT_THROW(engine->set_budget(everything_of(spec),
+                                  {.longest = std::chrono::milliseconds(30), .check = {}}),
+               LeaseError);
+  EXPECT_EQ(engine->statistics().budget_bytes, smallest_budget_of(spec));
+  engine->release(0, device->caller_stream());
+  Computation computation(*engine, model);
+  computation.pass(device->caller_stream());
+  EXPECT_EQ(computation.wrong(), 0U);
+}
+
 TEST(EngineDestruction, WaitsForAReadUnderWay) {
   const TestModel model = equal_model(3, 5000);
   ModelSpec spec = model.in_memory();

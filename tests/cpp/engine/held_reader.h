@@ -23,7 +23,7 @@ class HeldReader final : public Reader {
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override {
     {
       MutexLock lock(mutex_);
-      begun_ = true;
+      ++reads_;
       changed_.notify_all();
       while (!open_) changed_.wait(lock);
     }
@@ -39,7 +39,12 @@ class HeldReader final : public Reader {
   /// Blocks until a read was begun.
   void wait_until_begun() {
     MutexLock lock(mutex_);
-    while (!begun_) changed_.wait(lock);
+    while (reads_ == 0) changed_.wait(lock);
+  }
+  /// Reads that were begun.
+  int reads() {
+    const MutexLock lock(mutex_);
+    return reads_;
   }
 
  private:
@@ -50,7 +55,7 @@ class HeldReader final : public Reader {
   Mutex mutex_;
   ConditionVariable changed_;
   bool open_ TS_GUARDED_BY(mutex_) = false;
-  bool begun_ TS_GUARDED_BY(mutex_) = false;
+  int reads_ TS_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace tensorstream

@@ -4,12 +4,18 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "base/units.h"
 #include "device/host_device.h"
+#include "engine/held_reader.h"
+#include "engine/home_table.h"
+#include "engine/open_engine.h"
 #include "engine/test_model.h"
+#include "io/faulty_reader.h"
 #include "platform/no_threads.h"
 
 namespace tensorstream {
@@ -31,6 +37,51 @@ TEST(HostHome, BytesBetweenTensorsAreNoNumbers) {
   EXPECT_THAT(home->bytes().first(100), Each(Eq(std::byte{7})));
   EXPECT_THAT(home->bytes().subspan(100, 412), Each(Eq(std::byte{0xFF})));
   EXPECT_THAT(home->bytes().subspan(512, 50), Each(Eq(std::byte{7})));
+}
+
+TEST(HomeTable, TwoThreadsBringOneGroupOnce) {
+  const auto bytes = std::make_shared<const Bytes>(5000, std::byte{7});
+  const auto held = std::make_shared<HeldReader>(memory_reader("a disk", bytes));
+  SourceTable sources({held}, {{"first", Dtype::kU8, 5000, {{0, 0, 5000}}}});
+  const std::vector<Group> groups = {{"group", {0}}};
+  const std::vector<GroupLayout> layouts = {
+      lay_out(groups[0], sources.tensors(), ComputePlace::kAccelerator)};
+  const auto device = create_host_device();
+  HomeTable homes(*device, sources, groups, layouts);
+  std::atomic<int> brought = 0;
+  std::atomic<int> done = 0;
+  const auto bring = [&] {
+    if (homes.bring(0, {})) ++brought;
+    ++done;
+  };
+  {
+    const std::jthread first(bring);
+    held->wait_until_begun();
+    const std::jthread second(bring);
+    EXPECT_TRUE(stays_false([&] { return held->reads() > 1 || done > 0; }));
+    held->open();
+  }
+  EXPECT_EQ(brought, 1);
+  EXPECT_NE(homes.device_address(0, sources.extents(0)[0]), nullptr);
+}
+
+TEST(HomeTable, WhereOneThreadCannotBringAGroupTheOtherTries) {
+  const auto bytes = std::make_shared<const Bytes>(5000, std::byte{7});
+  const auto held = std::make_shared<HeldReader>(std::make_shared<FaultyReader>(
+      create_memory_reader("a disk", *bytes, bytes), Faults{.failing_read = 1}));
+  SourceTable sources({held}, {{"first", Dtype::kU8, 5000, {{0, 0, 5000}}}});
+  const std::vector<Group> groups = {{"group", {0}}};
+  const std::vector<GroupLayout> layouts = {
+      lay_out(groups[0], sources.tensors(), ComputePlace::kAccelerator)};
+  const auto device = create_host_device();
+  HomeTable homes(*device, sources, groups, layouts);
+  {
+    const std::jthread first([&] { EXPECT_THROW(homes.bring(0, {}), IoError); });
+    held->wait_until_begun();
+    const std::jthread second([&] { EXPECT_TRUE(homes.bring(0, {})); });
+    held->open();
+  }
+  EXPECT_NE(homes.device_address(0, sources.extents(0)[0]), nullptr);
 }
 
 TEST(HostHome, IsMadeByTheCallerWhereThereAreNoThreads) {
