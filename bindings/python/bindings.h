@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 namespace tensorstream {
 
@@ -15,6 +16,16 @@ namespace nb = nanobind;
 template <typename Byte = std::byte>
 Byte* at_address(std::uintptr_t address) {
   return reinterpret_cast<Byte*>(address);  // NOLINT(performance-no-int-to-ptr)
+}
+
+/// Around a bound function that touches nothing of Python's: it runs without the GIL.
+using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+
+/// What `call` gives, which runs without the GIL: what can block, or takes a lock of the engine's.
+template <typename Call>
+decltype(auto) unlocked(Call&& call) {
+  const nb::gil_scoped_release released;
+  return std::forward<Call>(call)();
 }
 
 void init_errors(nb::module_& module);

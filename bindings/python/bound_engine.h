@@ -33,7 +33,7 @@ class BoundEngine {
 
   /// Without the GIL: the loader's thread may be in a call that needs it, such as a log message.
   ~BoundEngine() {
-    const nb::gil_scoped_release unlocked;
+    const nb::gil_scoped_release released;
     if (in_its_process()) {
       if (ceiling_) ceiling_->detach();
       engine_.reset();

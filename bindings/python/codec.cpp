@@ -30,24 +30,22 @@ nb::bytes encode(const ReadOnlyBytes& data, const std::string& torch_name, std::
   if (!dtype) throw UnsupportedError("element type '" + torch_name + "' cannot be encoded");
   const TensorEncoding encoding{*dtype, CompressionLevel(level), threads};
   std::vector<std::byte> frames;
-  {
-    const nb::gil_scoped_release unlocked;
+  unlocked([&] {
     frames.resize(encoded_bound(data.size()));
     frames.resize(encode_tensor(encoding, bytes_of(data), frames));
-  }
+  });
   return nb::bytes(frames.data(), frames.size());
 }
 
 nb::bytes decode(const ReadOnlyBytes& frames, std::uint64_t size_bytes, unsigned threads,
                  const std::string& path, const std::string& tensor) {
   std::vector<std::byte> out;
-  {
-    const nb::gil_scoped_release unlocked;
+  unlocked([&] {
     const TensorName name{path, tensor};
     const auto views = parse_tensor(bytes_of(frames), size_bytes, name);
     out.resize(size_bytes);
     decode_tensor(views, out, threads, name);
-  }
+  });
   return nb::bytes(out.data(), out.size());
 }
 

@@ -50,10 +50,7 @@ ByteArray byte_array(std::byte* data, std::uint64_t size_bytes, const nb::object
 std::vector<ByteArray> places(const nb::object& self, GroupId group,
                               const std::pair<ArrayDevice, int>& on) {
   BoundEngine& bound = nb::cast<BoundEngine&>(self);
-  const std::vector<TensorPlace> found = [&] {
-    const nb::gil_scoped_release unlocked;
-    return bound.engine().places(group);
-  }();
+  const std::vector<TensorPlace> found = unlocked([&] { return bound.engine().places(group); });
   std::vector<ByteArray> result;
   for (const TensorPlace& place : found) {
     result.push_back(byte_array(place.data, place.size_bytes, self, on));
@@ -65,12 +62,27 @@ std::vector<ByteArray> places(const nb::object& self, GroupId group,
 std::optional<ByteArray> home(const nb::object& self, TensorId tensor, std::uint64_t size_bytes,
                               const std::pair<ArrayDevice, int>& on) {
   BoundEngine& bound = nb::cast<BoundEngine&>(self);
-  std::byte* const data = [&] {
-    const nb::gil_scoped_release unlocked;
-    return bound.engine().home_address(tensor);
-  }();
+  std::byte* const data = unlocked([&] { return bound.engine().home_address(tensor); });
   if (data == nullptr) return std::nullopt;
   return byte_array(data, size_bytes, self, on);
+}
+
+/// A lease that no signal's handler comes between: those run in code of Python's alone.
+nb::object on_lease(BoundEngine& bound, GroupId group, std::uintptr_t stream,
+                    const nb::callable& call) {
+  const auto release = [&] { bound.engine().release(group, bound.stream(stream)); };
+  if (!unlocked([&] { return bound.engine().acquire(group, bound.stream(stream)); })) {
+    return nb::none();
+  }
+  nb::object result;
+  try {
+    result = call();
+  } catch (...) {
+    unlocked(release);
+    throw;
+  }
+  unlocked(release);
+  return result;
 }
 
 void init_statistics(nb::module_& module) {
@@ -121,11 +133,11 @@ void init_device(nb::module_& module) {
       .def_prop_ro("name", &Device::name)
       .def_prop_ro("total_bytes", &Device::total_bytes)
       .def_prop_ro("free_bytes", &Device::free_bytes)
-      .def("measure_link", &measure_link, nb::call_guard<nb::gil_scoped_release>(),
+      .def("measure_link", &measure_link, Unlocked(),
            "Bytes a second from pinned host memory to the device; what plans assume for a host.")
       .def(
-          "synchronize", [](Device& self) { self.caller_stream().synchronize(); },
-          nb::call_guard<nb::gil_scoped_release>(), "Waits for the work of the default stream.");
+          "synchronize", [](Device& self) { self.caller_stream().synchronize(); }, Unlocked(),
+          "Waits for the work of the default stream.");
   nb::class_<CufilePlaces>(module, "CufilePlaces")
       .def(nb::init<>())
       .def_rw("library", &CufilePlaces::library)
@@ -181,11 +193,9 @@ void init_backends(nb::module_& module) {
       .def_ro("is_usable", &ProbeResult::is_usable)
       .def_ro("is_peer_to_peer", &ProbeResult::is_peer_to_peer)
       .def_ro("reason", &ProbeResult::reason);
-  module.def("probe", &probe, "backend"_a, "device"_a.none(),
-             nb::call_guard<nb::gil_scoped_release>(),
+  module.def("probe", &probe, "backend"_a, "device"_a.none(), Unlocked(),
              "Whether files can be read so for a model on the device, and how or why not.");
-  module.def("probe_peer_to_peer", &probe_peer_to_peer, "device"_a,
-             nb::call_guard<nb::gil_scoped_release>(),
+  module.def("probe_peer_to_peer", &probe_peer_to_peer, "device"_a, Unlocked(),
              "The same of gpudirect, for a choice that takes it where the disk writes to device "
              "memory itself.");
 }
@@ -214,15 +224,16 @@ void init_readers(nb::module_& module) {
              std::uint64_t size_bytes) {
             self.read(offset_bytes, {at_address<std::byte>(address), size_bytes});
           },
-          "offset_bytes"_a, "address"_a, "size_bytes"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "offset_bytes"_a, "address"_a, "size_bytes"_a, Unlocked(),
           "Fills the memory at `address` with the source's bytes.");
   module.def(
       "open_packed_reader",
       [](const std::string& path) { return std::shared_ptr<Reader>(open_packed_reader(path)); },
-      "path"_a, "A source that is a packed file; offsets are those of the file it was.");
+      "path"_a, Unlocked(),
+      "A source that is a packed file; offsets are those of the file it was.");
   nb::class_<FileOpener>(module, "FileOpener")
       .def(nb::init<FileBackend, std::shared_ptr<Device>>(), "backend"_a,
-           "device"_a.none() = nb::none(), nb::call_guard<nb::gil_scoped_release>())
+           "device"_a.none() = nb::none(), Unlocked())
       .def_prop_ro("about", &FileOpener::about)
       .def_prop_ro("device_memory_bytes", &FileOpener::device_memory_bytes)
       .def(
@@ -230,13 +241,13 @@ void init_readers(nb::module_& module) {
           [](const FileOpener& self, const std::string& path) {
             return std::shared_ptr<Reader>(self.open(path));
           },
-          "path"_a, nb::call_guard<nb::gil_scoped_release>(), "A source that is a file.")
+          "path"_a, Unlocked(), "A source that is a file.")
       .def(
           "open_packed",
           [](const FileOpener& self, const std::string& path) {
             return std::shared_ptr<Reader>(open_packed_reader(path, self));
           },
-          "path"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "path"_a, Unlocked(),
           "A source that is a packed file; offsets are those of the file it was.");
   module.def(
       "create_memory_reader",
@@ -288,13 +299,11 @@ void init_options(nb::module_& module) {
               "A level from 1 to 9, 0 for not at all, None for what pays.");
 }
 
-using Release = nb::call_guard<nb::gil_scoped_release>;
-
 void init_leasing(nb::class_<BoundEngine>& engine) {
   engine
       .def(nb::init<std::shared_ptr<Device>, std::shared_ptr<Budget>, const ModelTree&,
                     const Grouping&, std::vector<std::shared_ptr<Reader>>, EngineOptions>(),
-           "device"_a, "budget"_a, "tree"_a, "grouping"_a, "sources"_a, "options"_a, Release())
+           "device"_a, "budget"_a, "tree"_a, "grouping"_a, "sources"_a, "options"_a, Unlocked())
       .def(
           "places", &places, "group"_a, "on"_a,
           "One uint8 array a tensor of a group: its device memory, valid while the group is leased "
@@ -305,7 +314,7 @@ void init_leasing(nb::class_<BoundEngine>& engine) {
             if (!self.engine().acquire(group, self.stream(stream))) return 0;
             return self.engine().place_number(group);
           },
-          "group"_a, "stream"_a = 0, Release(),
+          "group"_a, "stream"_a = 0, Unlocked(),
           "Takes a lease for work of a stream, and gives the number of the group's place; 0, and "
           "no "
           "lease, where it has none now.")
@@ -314,54 +323,63 @@ void init_leasing(nb::class_<BoundEngine>& engine) {
           [](BoundEngine& self, GroupId group, std::uintptr_t stream) {
             self.engine().release(group, self.stream(stream));
           },
-          "group"_a, "stream"_a = 0, Release())
+          "group"_a, "stream"_a = 0, Unlocked())
+      .def("on_lease", &on_lease, "group"_a, "stream"_a, "call"_a,
+           "What call() gives while a lease of the group is held for a stream, whatever it raises; "
+           "None, and no call, where the group has no place now.")
       .def(
           "place_number",
           [](BoundEngine& self, GroupId group) { return self.engine().place_number(group); },
-          "group"_a, Release(), "Another one each time that the group's place moves.")
+          "group"_a, Unlocked(), "Another one each time that the group's place moves.")
       .def(
           "has_own_place",
           [](BoundEngine& self, GroupId group) { return self.engine().has_own_place(group); },
-          "group"_a, Release(), "Whether no other group shares the group's place.")
+          "group"_a, Unlocked(), "Whether no other group shares the group's place.")
       .def_prop_ro("place_moves", [](BoundEngine& self) { return self.engine().place_moves(); })
       .def(
           "release_all",
           [](BoundEngine& self, std::uintptr_t stream) {
             self.engine().release_all(self.stream(stream));
           },
-          "stream"_a = 0, Release());
+          "stream"_a = 0, Unlocked());
 }
 
 void init_budget(nb::class_<BoundEngine>& engine) {
   engine
       .def(
           "settled", [](BoundEngine& self, GroupId group) { return self.engine().settled(group); },
-          "group"_a, Release(), "Whether a group is resident and used without leases.")
+          "group"_a, Unlocked(), "Whether a group is resident and used without leases.")
       .def(
           "settled_under",
           [](BoundEngine& self, std::uint64_t limit_bytes) {
             return self.engine().settled_under(limit_bytes);
           },
-          "limit_bytes"_a, Release(), "Which groups set_budget() would settle.")
+          "limit_bytes"_a, Unlocked(), "Which groups set_budget() would settle.")
       .def(
           "set_budget",
-          [](BoundEngine& self, std::uint64_t limit_bytes) {
-            self.engine().set_budget(limit_bytes);
+          [](BoundEngine& self, std::uint64_t limit_bytes, const nb::callable& check) {
+            const auto ask = [&check] {
+              const nb::gil_scoped_acquire locked;
+              if (PyErr_CheckSignals() != 0) throw nb::python_error();
+              check();
+            };
+            unlocked([&] { self.engine().set_budget(limit_bytes, {.check = ask}); });
           },
-          "limit_bytes"_a, Release(),
-          "Moves the ceiling and the groups with it; nobody uses the engine meanwhile.")
+          "limit_bytes"_a, "check"_a,
+          "Moves the ceiling and the groups with it; nobody uses the engine meanwhile, but leases "
+          "that others have are waited for. `check` is called often then, and may raise.")
       .def(
           "give_way",
           [](BoundEngine& self, std::uint64_t wanted_bytes) {
             return self.engine().give_way(wanted_bytes);
           },
-          "wanted_bytes"_a, Release(), "Frees bytes of leased residents; returns how many.")
+          "wanted_bytes"_a, Unlocked(), "Frees bytes of leased residents; returns how many.")
       .def(
           "take_back",
           [](BoundEngine& self, std::uint64_t spared_bytes) {
             return self.engine().take_back(spared_bytes);
           },
-          "spared_bytes"_a, Release(),
+          "spared_bytes"_a, Unlocked(),
           "Makes residents that gave way resident again where so much stays free; returns how many "
           "bytes.");
 }
@@ -370,14 +388,14 @@ void init_homes(nb::class_<BoundEngine>& engine) {
   engine
       .def(
           "bring_home", [](BoundEngine& self, GroupId group) { self.engine().bring_home(group); },
-          "group"_a, Release(),
+          "group"_a, Unlocked(),
           "Moves a group's bytes into pinned host memory, from which it is loaded.")
       .def(
           "groups_to_bring_home",
-          [](BoundEngine& self) { return self.engine().groups_to_bring_home(); }, Release(),
+          [](BoundEngine& self) { return self.engine().groups_to_bring_home(); }, Unlocked(),
           "The groups to bring home, as far as host memory has room, the most useful first.")
       .def(
-          "plan_anew", [](BoundEngine& self) { return self.engine().plan_anew(); }, Release(),
+          "plan_anew", [](BoundEngine& self) { return self.engine().plan_anew(); }, Unlocked(),
           "Plans anew by what homes turned out to take; False where nothing was changed.")
       .def("home", &home, "tensor"_a, "size_bytes"_a, "on"_a,
            "A tensor's bytes in its group's home, as kernels see them, or None.")
@@ -386,7 +404,7 @@ void init_homes(nb::class_<BoundEngine>& engine) {
           [](BoundEngine& self, TensorId tensor, std::uintptr_t stream) {
             self.engine().note_write(tensor, self.stream(stream));
           },
-          "tensor"_a, "stream"_a, Release(),
+          "tensor"_a, "stream"_a, Unlocked(),
           "Says that work of a stream writes to a tensor's home.");
 }
 
@@ -397,7 +415,7 @@ void init_bytes(nb::class_<BoundEngine>& engine) {
           [](BoundEngine& self, TensorId tensor, std::uintptr_t address, std::uint64_t size_bytes) {
             self.engine().read_tensor(tensor, {at_address(address), size_bytes});
           },
-          "tensor"_a, "address"_a, "size_bytes"_a, Release(),
+          "tensor"_a, "address"_a, "size_bytes"_a, Unlocked(),
           "Writes a tensor's true bytes to host memory.")
       .def(
           "read_rows",
@@ -406,7 +424,7 @@ void init_bytes(nb::class_<BoundEngine>& engine) {
             self.engine().read_rows(tensor, {at_address<const std::int64_t>(indices), count},
                                     row_bytes, {at_address(address), count * row_bytes});
           },
-          "tensor"_a, "indices"_a, "count"_a, "row_bytes"_a, "address"_a, Release(),
+          "tensor"_a, "indices"_a, "count"_a, "row_bytes"_a, "address"_a, Unlocked(),
           "Writes rows of a tensor, given as int64 indices by address, to host memory.")
       .def(
           "holds",
@@ -414,21 +432,22 @@ void init_bytes(nb::class_<BoundEngine>& engine) {
             return self.engine().tensor_equals(tensor,
                                                {at_address<const std::byte>(address), size_bytes});
           },
-          "tensor"_a, "address"_a, "size_bytes"_a, Release(),
+          "tensor"_a, "address"_a, "size_bytes"_a, Unlocked(),
           "Whether host memory equals a tensor's true bytes.")
       .def(
           "replace_tensor",
           [](BoundEngine& self, TensorId tensor, std::uintptr_t address, std::uint64_t size_bytes,
              const nb::object& owner) {
             auto kept = keep_alive(owner);
-            const nb::gil_scoped_release unlocked;
-            self.engine().replace_tensor(tensor, {at_address<const std::byte>(address), size_bytes},
-                                         std::move(kept));
+            unlocked([&] {
+              self.engine().replace_tensor(
+                  tensor, {at_address<const std::byte>(address), size_bytes}, std::move(kept));
+            });
           },
           "tensor"_a, "address"_a, "size_bytes"_a, "owner"_a, "Makes host memory a tensor's bytes.")
       .def_prop_ro(
-          "plan", [](BoundEngine& self) { return self.engine().plan(); }, Release())
-      .def("statistics", [](BoundEngine& self) { return self.engine().statistics(); }, Release());
+          "plan", [](BoundEngine& self) { return self.engine().plan(); }, Unlocked())
+      .def("statistics", [](BoundEngine& self) { return self.engine().statistics(); }, Unlocked());
 }
 
 void init_ceiling(nb::module_& module, nb::class_<BoundEngine>& engine) {
@@ -446,16 +465,16 @@ void init_ceiling(nb::module_& module, nb::class_<BoundEngine>& engine) {
       .def_ro("beyond_bytes", &CeilingStatistics::beyond_bytes)
       .def_ro("refusals", &CeilingStatistics::refusals);
   nb::class_<Ceiling>(module, "Ceiling")
-      .def("enter", &Ceiling::enter, Release(),
+      .def("enter", &Ceiling::enter, Unlocked(),
            "From here on torch's requests of this thread are charged here.")
-      .def("leave", &Ceiling::leave, Release())
-      .def("keep_for_small_segments", &Ceiling::keep_for_small_segments, Release(),
+      .def("leave", &Ceiling::leave, Unlocked())
+      .def("keep_for_small_segments", &Ceiling::keep_for_small_segments, Unlocked(),
            "Leaves room for what torch gives no large block back for: it splits none from here on.")
-      .def("take_refusal", &Ceiling::take_refusal, Release(),
+      .def("take_refusal", &Ceiling::take_refusal, Unlocked(),
            "Why a request was refused since this was asked, or None.")
-      .def("forward_ended", &Ceiling::forward_ended, Release(),
+      .def("forward_ended", &Ceiling::forward_ended, Unlocked(),
            "Lets residents come back where it is time; whether torch is to give memory back.")
-      .def("statistics", &Ceiling::statistics, Release());
+      .def("statistics", &Ceiling::statistics, Unlocked());
   engine.def("ceiling", &BoundEngine::ceiling, "pressure"_a, "device_index"_a,
              "The ceiling over what torch allocates in this engine's forwards.");
 }

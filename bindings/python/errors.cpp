@@ -2,6 +2,7 @@
 #include <nanobind/stl/string.h>
 
 #include <exception>
+#include <new>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -38,6 +39,13 @@ UnsupportedError no_thread(const std::system_error& error) {
                           error.what() +
                           "): raise its limits, `ulimit -u` and `ulimit -v`, and the container's "
                           "of processes (pids)");
+}
+
+BudgetError no_memory() {
+  return {
+      "the system gives this process no more memory: free some, or raise its limits, "
+      "`ulimit -v`, and the container's",
+      0, 0};
 }
 
 void translate(const std::exception_ptr& raised, void* /*payload*/) {
@@ -80,6 +88,8 @@ void translate(const std::exception_ptr& raised, void* /*payload*/) {
     raise(make_exception("LeaseError", error));
   } catch (const Error& error) {
     raise(make_exception("TensorStreamError", error));
+  } catch (const std::bad_alloc&) {
+    raise(make_exception("BudgetError", no_memory()));
   } catch (const std::system_error& error) {
     if (error.code() != std::errc::resource_unavailable_try_again) throw;
     raise(make_exception("UnsupportedError", no_thread(error)));

@@ -67,8 +67,7 @@ void Leases::note_pass(void (BoundEngine::*edge)()) const {
   const nb::object kept = engine_;  // whatever another thread does meanwhile
   if (!kept.is_valid()) return;
   auto& bound = nb::cast<BoundEngine&>(kept);
-  const nb::gil_scoped_release unlocked;
-  (bound.*edge)();
+  unlocked([&] { (bound.*edge)(); });
 }
 
 bool Leases::take(const nb::object& object) {
@@ -109,7 +108,7 @@ nb::list Leases::park(const nb::object& object, LentParameters& group, bool* is_
   std::exception_ptr error;
   attempt(error, [&] { nb::cast<SavedStack&>(saved_).pop(group.addresses(), group.hooked); });
   const std::vector<std::size_t> changed = group.changed();
-  if (is_written != nullptr) *is_written = !changed.empty();
+  *is_written = !changed.empty();
   nb::list written;
   const auto read = [&] { written = nb::cast<nb::list>(object.attr("values")(changed)); };
   if (!changed.empty()) attempt(error, read);
@@ -141,10 +140,15 @@ nb::object Leases::give_back(const nb::object& object, nb::object output) {
     attempt(error, [&] { load_anew(group.group(), stream()); });
   }
   if (error) std::rethrow_exception(error);
-  if (functions_.autocasts().is(nb::bool_(true))) functions_.clear_casts();
+  drop_casts(group);
   if (has_loans()) object.attr("check_unwritten")();
   if (!returned.is_none() && !output.is_none()) object.attr("check_kept")(returned);
   return output;
+}
+
+void Leases::drop_casts(const LentParameters& group) {
+  const bool are_cast = functions_.autocasts().is(nb::bool_(true)) && group.may_be_cast();
+  if (are_cast) functions_.clear_casts();
 }
 
 nb::object Leases::give_back_all(std::vector<nb::object>& groups, nb::object output) {
@@ -158,33 +162,59 @@ nb::object Leases::give_back_all(std::vector<nb::object>& groups, nb::object out
   return output;
 }
 
-nb::list Leases::abandon(const nb::object& object) {
-  auto& group = nb::cast<LentParameters&>(object);
-  group.depth = 0;
-  return park(object, group);
+void Leases::abandon(const nb::list& groups) {
+  std::exception_ptr error;
+  std::vector<std::pair<GroupId, nb::list>> left;
+  for (const nb::handle each : groups) {
+    const nb::object object = nb::borrow(each);
+    auto& group = nb::cast<LentParameters&>(object);
+    group.depth = 0;
+    bool is_written = false;
+    nb::list written;
+    attempt(error, [&] { written = park(object, group, &is_written); });
+    if (is_written) left.emplace_back(group.group(), std::move(written));
+  }
+  attempt(error, [&] { release_all(stream()); });
+  for (const auto& [group, written] : left) {
+    std::exception_ptr lost;
+    attempt(lost, [&] {
+      if (written.size() != 0) owner_.attr("keep")(written);
+    });
+    // Its place is not to have what its source lacks.
+    if (lost || written.size() == 0) attempt(error, [&] { load_anew(group, stream()); });
+    if (!error) error = lost;
+  }
+  if (error) std::rethrow_exception(error);
 }
 
 std::uint32_t Leases::acquire(GroupId group, std::uintptr_t stream) {
   const nb::object kept = engine_;  // whatever another thread does meanwhile
   auto& bound = engine_of(kept);
-  const nb::gil_scoped_release unlocked;
-  if (!bound.engine().acquire(group, bound.stream(stream))) return 0;
-  return bound.engine().place_number(group);
+  return unlocked([&]() -> std::uint32_t {
+    if (!bound.engine().acquire(group, bound.stream(stream))) return 0;
+    return bound.engine().place_number(group);
+  });
 }
 
 void Leases::release(GroupId group, std::uintptr_t stream) {
   const nb::object kept = engine_;
   auto& bound = engine_of(kept);
-  const nb::gil_scoped_release unlocked;
-  bound.engine().release(group, bound.stream(stream));
+  unlocked([&] { bound.engine().release(group, bound.stream(stream)); });
+}
+
+void Leases::release_all(std::uintptr_t stream) {
+  const nb::object kept = engine_;
+  auto& bound = engine_of(kept);
+  unlocked([&] { bound.engine().release_all(bound.stream(stream)); });
 }
 
 // At its next use.
 void Leases::load_anew(GroupId group, std::uintptr_t stream) {
   const nb::object kept = engine_;
   auto& bound = engine_of(kept);
-  const nb::gil_scoped_release unlocked;
-  bound.engine().note_write(bound.engine().groups()[group].tensors.front(), bound.stream(stream));
+  unlocked([&] {
+    bound.engine().note_write(bound.engine().groups()[group].tensors.front(), bound.stream(stream));
+  });
 }
 
 std::uintptr_t Leases::stream() const { return nb::cast<std::uintptr_t>(functions_.stream()); }
@@ -270,8 +300,9 @@ void init_leases(nb::module_& module) {
   nb::class_<Leases>(module, "Leases", nb::type_slots(Collected<Leases>::slots.data()))
       .def(nb::init<nb::object, nb::object, nb::object, nb::object, const LeaseFunctions&>(),
            "owner"_a, "engine"_a, "session"_a, "saved"_a, "functions"_a)
-      .def("abandon", &Leases::abandon, "lent"_a,
-           "Parks what an abandoned forward had lent of a group; what it wrote.")
+      .def("abandon", &Leases::abandon, "groups"_a,
+           "Parks groups that an abandoned forward had lent, gives back all leases, and keeps what "
+           "it wrote.")
       .def("renew", &Leases::renew, "session"_a, "Takes another session, in a forked child.")
       .def("let_go", &Leases::let_go, "Lets the engine go; nothing is leased any more.")
       .def_prop_ro("last_stream", &Leases::last_stream, "The stream of the last lease, or None.");

@@ -47,8 +47,9 @@ class Leases {
   nb::object give_back(const nb::object& group, nb::object output);
   /// The same for all of them, whatever fails. Empties the list.
   nb::object give_back_all(std::vector<nb::object>& groups, nb::object output);
-  /// Ends leases that an abandoned forward held of a group, and parks it; what it wrote.
-  nb::list abandon(const nb::object& group);
+  /// Parks groups that an abandoned forward had lent, gives back all leases, and keeps what it
+  /// wrote: all of that, whatever fails.
+  void abandon(const nb::list& groups);
   /// Takes another session, in a forked child.
   void renew(nb::object session) { session_ = std::move(session); }
   /// Lets the engine go; nothing is leased any more.
@@ -71,9 +72,12 @@ class Leases {
   void note_pass(void (BoundEngine::*edge)()) const;
   void lend(const nb::object& object, LentParameters& group, std::uint32_t place_number);
   /// What was written to it. Tells in `is_written`, where it fails too, whether anything was.
-  nb::list park(const nb::object& object, LentParameters& group, bool* is_written = nullptr);
+  nb::list park(const nb::object& object, LentParameters& group, bool* is_written);
+  /// Autocast would keep casts of what was lent in memory until its region ends.
+  void drop_casts(const LentParameters& group);
   std::uint32_t acquire(GroupId group, std::uintptr_t stream);
   void release(GroupId group, std::uintptr_t stream);
+  void release_all(std::uintptr_t stream);
   void load_anew(GroupId group, std::uintptr_t stream);
   std::uintptr_t stream() const;
   bool has_loans() const;

@@ -134,6 +134,14 @@ std::size_t LentParameters::lend() {
   return count;
 }
 
+bool LentParameters::may_be_cast() const {
+  const PlainScope plainly(types_);
+  const auto is_trained = [](nb::handle parameter) {
+    return nb::cast<bool>(parameter.attr("requires_grad"));
+  };
+  return std::any_of(parameters_.begin(), parameters_.end(), is_trained);
+}
+
 std::vector<std::size_t> LentParameters::changed() const {
   const PlainScope plainly(types_);
   std::vector<std::size_t> result;

@@ -64,6 +64,8 @@ class LentParameters {
   }
   /// Positions of parked weights of whose bytes on the place somebody else holds a view.
   std::vector<std::size_t> escaped() const;
+  /// Whether any of them is one whose cast autocast may keep: it keeps none of frozen parameters.
+  bool may_be_cast() const;
   /// How many others hold the storage of a view: tensors, and Python's object of the storage.
   std::int64_t other_holders(std::size_t position) const {
     return holders(position) - users_.at(position) - (is_on_place_ ? 1 : 0);

@@ -44,13 +44,11 @@ void init_pack(nb::module_& module) {
       .def_ro("stored_bytes", &CheckpointSummary::stored_bytes);
   // nanobind's functions take the GIL where they are called and destroyed.
   module.def("pack_checkpoint", &pack, "source"_a, "target"_a, "level"_a, "threads"_a, "progress"_a,
-             nb::call_guard<nb::gil_scoped_release>(),
-             "Packs a checkpoint into a new folder; 0 threads are one a processor.");
+             Unlocked(), "Packs a checkpoint into a new folder; 0 threads are one a processor.");
   module.def("unpack_checkpoint", &unpack, "source"_a, "target"_a, "threads"_a, "progress"_a,
-             nb::call_guard<nb::gil_scoped_release>(),
-             "Gives back the files of a packed checkpoint in a new folder.");
-  module.def("verify_checkpoint", &verify, "path"_a, "threads"_a, "progress"_a,
-             nb::call_guard<nb::gil_scoped_release>(), "Checks a checkpoint, packed or not.");
+             Unlocked(), "Gives back the files of a packed checkpoint in a new folder.");
+  module.def("verify_checkpoint", &verify, "path"_a, "threads"_a, "progress"_a, Unlocked(),
+             "Checks a checkpoint, packed or not.");
 }
 
 }  // namespace tensorstream

@@ -156,12 +156,12 @@ void init_disk(nb::module_& module) {
       .def(nb::init<std::uint64_t, std::uint64_t>(), "file_bytes"_a, "cached_bytes"_a)
       .def_ro("file_bytes", &CachedFiles::file_bytes)
       .def_ro("cached_bytes", &CachedFiles::cached_bytes);
-  module.def("cached_files", &cached_files, "paths"_a, nb::call_guard<nb::gil_scoped_release>(),
+  module.def("cached_files", &cached_files, "paths"_a, Unlocked(),
              "What the page cache has of files.");
   module.def("choose_backend", &choose_backend, "plan"_a, "place"_a, "room"_a, "files"_a,
              "gpudirect"_a, "How files are read where nobody says it.");
   module.def(
-      "measure_disk", &measure_disk, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
+      "measure_disk", &measure_disk, "path"_a, Unlocked(),
       "Bytes a second that a file is read at past the page cache; None where that is not to be "
       "had.");
 }

@@ -73,10 +73,7 @@ bool Session::wait(const nb::object& frame) {
 }
 
 void Session::wait_for_change(std::uint64_t rung) {
-  {
-    const nb::gil_scoped_release unlocked;
-    static_cast<void>(changed_->wait_for(rung, kAbandonedCheck));
-  }
+  unlocked([&] { static_cast<void>(changed_->wait_for(rung, kAbandonedCheck)); });
   if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }
 

@@ -7,6 +7,7 @@
 
 #include "bindings.h"
 #include "io/reader.h"
+#include "platform/held_file.h"
 #include "store/checkpoint.h"
 #include "tensorstream/error.h"
 
@@ -28,9 +29,23 @@ WantedTensor wanted(std::vector<std::string> names, const std::string& torch_nam
   return {std::move(names), dtype_of(torch_name), std::move(shape)};
 }
 
+void init_held_files(nb::module_& module) {
+  nb::class_<HeldFile>(module, "HeldFile")
+      .def(nb::init<const std::string&>(), "path"_a, Unlocked())
+      .def(
+          "is_read_by",
+          [](const HeldFile& self, const Reader& reader) {
+            return reader.identity() != nullptr && reader.identity()->is_as(self.identity());
+          },
+          "reader"_a, "Whether a reader reads that file, in the state in which it was before.")
+      .def_prop_ro("is_leased", &HeldFile::is_leased, "Whether whoever wants to write to it waits.")
+      .def("let_go", &HeldFile::let_go, "Whoever waits to write to it goes on.");
+}
+
 }  // namespace
 
 void init_store(nb::module_& module) {
+  init_held_files(module);
   nb::class_<CheckpointTensor>(module, "CheckpointTensor")
       .def_prop_ro("name", [](const CheckpointTensor& self) { return self.stored.name; })
       .def_prop_ro("dtype",
@@ -49,7 +64,7 @@ void init_store(nb::module_& module) {
   module.def("wanted_tensor", &wanted, "names"_a, "dtype"_a, "shape"_a,
              "What a model says of one of its tensors.");
   nb::class_<Checkpoint>(module, "Checkpoint")
-      .def_static("open", &Checkpoint::open, "path"_a, nb::call_guard<nb::gil_scoped_release>(),
+      .def_static("open", &Checkpoint::open, "path"_a, Unlocked(),
                   "Opens and checks a safetensors file, index or folder.")
       .def_prop_ro("files", &Checkpoint::files)
       .def(

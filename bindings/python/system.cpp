@@ -45,7 +45,8 @@ void init_system(nb::module_& module) {
       [](std::uintptr_t address, std::uint64_t size_bytes) {
         return find_file_backing(at_address<const void>(address), size_bytes);
       },
-      "address"_a, "size_bytes"_a, "The file whose unmodified bytes lie at an address, or None.");
+      "address"_a, "size_bytes"_a, Unlocked(),
+      "The file whose unmodified bytes lie at an address, or None.");
 
   nb::class_<ResidentSize>(module, "ResidentSize")
       .def_ro("now_bytes", &ResidentSize::now_bytes)

@@ -75,6 +75,19 @@ def set_log_sink(sink: Callable) -> None:
 def drop_log_sink() -> None:
     """Drops the engine's messages from now on."""
 
+class HeldFile:
+    def __init__(self, path: str) -> None: ...
+
+    def is_read_by(self, reader: Reader) -> bool:
+        """Whether a reader reads that file, in the state in which it was before."""
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether whoever wants to write to it waits."""
+
+    def let_go(self) -> None:
+        """Whoever waits to write to it goes on."""
+
 class CheckpointTensor:
     @property
     def name(self) -> str: ...
@@ -692,6 +705,11 @@ class Engine:
 
     def release(self, group: int, stream: int = 0) -> None: ...
 
+    def on_lease(self, group: int, stream: int, call: Callable) -> object:
+        """
+        What call() gives while a lease of the group is held for a stream, whatever it raises; None, and no call, where the group has no place now.
+        """
+
     def place_number(self, group: int) -> int:
         """Another one each time that the group's place moves."""
 
@@ -709,9 +727,9 @@ class Engine:
     def settled_under(self, limit_bytes: int) -> list[bool]:
         """Which groups set_budget() would settle."""
 
-    def set_budget(self, limit_bytes: int) -> None:
+    def set_budget(self, limit_bytes: int, check: Callable) -> None:
         """
-        Moves the ceiling and the groups with it; nobody uses the engine meanwhile.
+        Moves the ceiling and the groups with it; nobody uses the engine meanwhile, but leases that others have are waited for. `check` is called often then, and may raise.
         """
 
     def give_way(self, wanted_bytes: int) -> int:
@@ -998,8 +1016,10 @@ class LeaseFunctions:
 class Leases:
     def __init__(self, owner: object, engine: object, session: object, saved: object, functions: LeaseFunctions) -> None: ...
 
-    def abandon(self, lent: object) -> list:
-        """Parks what an abandoned forward had lent of a group; what it wrote."""
+    def abandon(self, groups: list) -> None:
+        """
+        Parks groups that an abandoned forward had lent, gives back all leases, and keeps what it wrote.
+        """
 
     def renew(self, session: object) -> None:
         """Takes another session, in a forked child."""

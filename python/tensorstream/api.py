@@ -18,7 +18,8 @@ from tensorstream.foreseen import note_made, walk_described
 from tensorstream.hub import FINDING, path_text
 from tensorstream.made_weights import Described
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
-from tensorstream.parts import parts_of
+from tensorstream.parts import check_is_no_proxy, parts_of
+from tensorstream.shortages import typed_shortages
 from tensorstream.sources import note_weights_in_ram
 from tensorstream.tiers import disk_rate
 from tensorstream.walk import Walk
@@ -58,19 +59,22 @@ def offload(
         `model`.
 
     Raises:
-        BudgetError: The budget is smaller than the smallest that works, which the message names.
+        BudgetError: The budget is smaller than the smallest that works, which the message names, or the
+            system gives no memory.
         ConfigError: An option is unknown or unusable, the model is offloaded already, or the
             checkpoint does not match it.
         FormatError: A file of the checkpoint breaks its format.
         IoError: A file cannot be read.
     """
+    check_is_no_proxy(model)
     if not isinstance(model, nn.Module) and not parts_of(model):
         raise ConfigError(
             "offload() takes a torch.nn.Module, or a pipeline of diffusers that has some, not a "
             f"{type(model).__name__}"
         )
     path = None if checkpoint is None else path_text(checkpoint)
-    Orchestrator(model, make_config(config, options), path, ram_counts=False)
+    with typed_shortages(f"offloading this {type(model).__name__}"):
+        Orchestrator(model, make_config(config, options), path, ram_counts=False)
     return model
 
 
@@ -215,6 +219,7 @@ def _walk(
     model_or_path: Any, dtype: Any, finding: dict[str, Any], keep_resident: Sequence[str] = ()
 ) -> tuple[Walk, Described]:
     """Walks a model, or what a path describes."""
+    check_is_no_proxy(model_or_path)
     for name in finding:
         if name not in FINDING:
             hint = _native.did_you_mean(name, FINDING)
@@ -225,7 +230,9 @@ def _walk(
     if model is None:
         from tensorstream.loading import describe
 
-        described = describe(path_text(model_or_path), dtype, **finding)
+        path = path_text(model_or_path)
+        with typed_shortages(f"describing '{path}'"):
+            described = describe(path, dtype, **finding)
     else:
         for name, given in {"dtype": dtype, **finding}.items():
             if given is not None:

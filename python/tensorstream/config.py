@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -239,6 +240,28 @@ class Config:
         return _size_bytes("ram_budget", self.ram_budget, _native.usable_ram_bytes())
 
 
+def _with_suggestions(init: Callable[..., None]) -> Callable[..., None]:
+    """The same __init__, which names the nearest option where one is unknown."""
+
+    @functools.wraps(init)
+    def checked(self: Config, *args: Any, **options: Any) -> None:
+        _check_known(options)
+        init(self, *args, **options)
+
+    return checked
+
+
+Config.__init__ = _with_suggestions(Config.__init__)  # type: ignore[method-assign]
+
+
+def _check_known(options: Iterable[str]) -> None:
+    known = [field.name for field in dataclasses.fields(Config)]
+    for name in options:
+        if name not in known:
+            hint = _native.did_you_mean(name, known)
+            raise ConfigError(f"unknown option '{name}'{hint}; the options are {', '.join(known)}")
+
+
 def _size_bytes(option: str, size: Size, whole_bytes: int) -> int:
     text = size if isinstance(size, str) else whole_number(size)
     if text is None:
@@ -297,11 +320,7 @@ def make_config(config: Config | None, options: dict[str, Any]) -> Config:
     Raises:
         ConfigError: An option is unknown; the message names the nearest one.
     """
-    known = [field.name for field in dataclasses.fields(Config)]
-    for name in options:
-        if name not in known:
-            hint = _native.did_you_mean(name, known)
-            raise ConfigError(f"unknown option '{name}'{hint}; the options are {', '.join(known)}")
+    _check_known(options)
     if config is None:
         return Config(**options)
     if not isinstance(config, Config):

@@ -235,18 +235,11 @@ def _stored_value(one: FixedTensor, places: list[StoredPlace]) -> torch.Tensor |
             f"{one} is a {type(one.tensor).__name__}, whose value checkpoint= cannot give; offload the model "
             "once it is loaded, without checkpoint="
         )
-    values = [_read(one.tensor, place) for place in places]
+    values = [place.read(one.tensor) for place in places]
     if not all(_same_bytes(values[0], value) for value in values[1:]):
         names = "', '".join(one.names)
         raise ConfigError(f"the checkpoint has several values for {one}, which differ: '{names}'")
     return values[0]
-
-
-def _read(form: torch.Tensor, place: StoredPlace) -> torch.Tensor:
-    value = torch.empty(form.shape, dtype=form.dtype, device="cpu")
-    if value.numel():
-        place.reader.read(place.offset_bytes, value.data_ptr(), value.nbytes)
-    return value
 
 
 def _given(one: FixedTensor, value: torch.Tensor | None) -> torch.Tensor:

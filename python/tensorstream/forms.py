@@ -20,7 +20,7 @@ def form_of(value: torch.Tensor) -> torch.Tensor:
 
 def empty_at(form: torch.Tensor, line_offset: int) -> torch.Tensor:
     """Memory in RAM for a tensor of `form` that begins at that byte of a cache line."""
-    if line_offset == 0:
+    if line_offset == 0 or form.numel() == 0:
         return torch.empty_strided(form.shape, form.stride(), dtype=form.dtype, device="cpu")
     line = int(_native.CACHE_LINE_BYTES)
     raw = torch.empty(form.nbytes + line, dtype=torch.uint8, device="cpu")

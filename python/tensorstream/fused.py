@@ -24,6 +24,34 @@ def may_pack(module: nn.Module | None) -> bool:
     return isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False)
 
 
+def _may_fuse(module: nn.Module) -> bool:
+    """Whether torch may give a module's weights to one function, by all but what they are."""
+    if (
+        module.training
+        or torch.is_autocast_enabled()
+        or not torch.backends.mha.get_fastpath_enabled()
+    ):
+        return False
+    return not (torch.is_grad_enabled() and any(each.requires_grad for each in module.parameters()))
+
+
+def refuse_parked(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Checks that a module of `WHOLE` has got its weights, where torch may give them to one function.
+
+    A group whose place is in use by others has none: weights that are parked are right, and not plain.
+
+    Raises:
+        UnsupportedError: It has not.
+    """
+    parked = any(isinstance(weight, ParkedParameter) for weight in module.parameters())
+    if parked and _may_fuse(module):  # guard: whole-without-a-place
+        raise UnsupportedError(
+            f"a {type(module).__name__} that several modules share is used by one whose own weights have its "
+            "place: torch would round otherwise than in the plain model; name it, as the model does, in "
+            "keep_resident="
+        )
+
+
 def refuse_packing(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Checks that an nn.TransformerEncoder would not leave padding out of its computation.
 
@@ -37,11 +65,9 @@ def refuse_packing(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     padding = {**by_position, **kwargs}.get("src_key_padding_mask")
     assert isinstance(module, nn.TransformerEncoder)
     first = module.layers[0]
-    if padding is None or first.training or not module.use_nested_tensor:
+    if padding is None or not module.use_nested_tensor:
         return
-    if torch.is_autocast_enabled() or not torch.backends.mha.get_fastpath_enabled():
-        return
-    if torch.is_grad_enabled() and any(weight.requires_grad for weight in first.parameters()):
+    if not _may_fuse(first):
         return
     streamed = any(isinstance(weight, ParkedParameter) for weight in first.parameters())
     if streamed:  # guard: packed-padding

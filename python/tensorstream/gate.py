@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import nn
 
 from tensorstream import _native
 from tensorstream.backward import in_backward
-from tensorstream.exceptions import ConfigError, LeaseError
+from tensorstream.exceptions import ConfigError
 from tensorstream.fused import COUNTS_HOOKS
 from tensorstream.hooks import HookedModule, StoppingHook
 from tensorstream.interrupts import HeldBack
@@ -32,7 +32,6 @@ _CALLS = (_CALL.co_name, nn.Module._wrapped_call_impl.__code__.co_name)
 _BACKWARD = torch.autograd.graph._engine_run_backward.__code__
 # How often it looks whether others are done: a forward without hooks wakes nobody.
 _LOOK_EVERY_S = 0.002
-_LONGEST_READ_S = 10.0
 
 
 class Gate:
@@ -187,24 +186,6 @@ class Gate:
         hooked = self._hooked.get(next(places, -1))
         if hooked is not None:  # torch may have looked for hooks before it had any
             hooked.begin(module, args, kwargs or {})
-
-
-def once_unleased(attempt: Callable[[], None], held: HeldBack) -> None:
-    """Calls `attempt`, and again where a backward of another thread reads a weight, which no gate keeps away.
-
-    Raises:
-        LeaseError: One still does after ten seconds: weights are where they were, and graphs of settled ones
-            may be refused.
-    """
-    until = time.monotonic() + _LONGEST_READ_S
-    while True:
-        try:
-            return attempt()
-        except LeaseError:
-            if time.monotonic() > until:
-                raise
-        time.sleep(10 * _LOOK_EVERY_S)
-        held.check()
 
 
 class _Gradients:

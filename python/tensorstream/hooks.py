@@ -12,7 +12,7 @@ from torch import nn
 
 from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
-from tensorstream.fused import COUNTS_HOOKS, may_pack, refuse_packing
+from tensorstream.fused import COUNTS_HOOKS, WHOLE, may_pack, refuse_packing, refuse_parked
 from tensorstream.lent import LentGroup
 from tensorstream.tracing import refuse_tracing, set_eval_frame
 
@@ -158,6 +158,8 @@ class HookedModule:
         if may_pack(module):
             check = module.register_forward_pre_hook(_Hook(refuse_packing), with_kwargs=True)
             self._handles.append(check)
+        if isinstance(module, WHOLE):
+            self._handles.append(module.register_forward_pre_hook(_Hook(refuse_parked)))
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Does what the hooks before a forward do, for a call that may have begun when there were none."""

@@ -8,7 +8,8 @@ import re
 from typing import Any
 
 from tensorstream import _native
-from tensorstream.exceptions import ConfigError, IoError, UnsupportedError
+from tensorstream.exceptions import BudgetError, ConfigError, IoError, UnsupportedError
+from tensorstream.shortages import shortage_in
 
 # Of the options of transformers and diffusers, those that say where a file is.
 _HUB_OPTIONS = "revision cache_dir subfolder token local_files_only".split()
@@ -34,6 +35,12 @@ def path_text(path: Any) -> str:
         raise ConfigError(
             f"the path {text!r} is not UTF-8: rename it, or give a link to it that is"
         ) from error
+    first = text.split(os.sep, 1)[0]
+    if first.startswith("~") and not os.path.lexists(first):  # guard: home-of-shells
+        raise ConfigError(
+            f"the path '{text}' begins with '{first}', and there is no such file or folder here: shells "
+            "alone take it for a home; give os.path.expanduser(path)"
+        )
     if "\0" in text:
         raise ConfigError(f"the path {text!r} has a character that no path can have")
     return text
@@ -66,6 +73,8 @@ def model_folder(path: str, kwargs: dict[str, Any]) -> str:
         given = kwargs.get(option)
         if given is not None and not isinstance(given, str | os.PathLike):
             raise ConfigError(f"{option} is {given!r}; give text or a pathlib.Path")
+        if given is not None:
+            path_text(given)
     if not isinstance(kwargs.get("variant"), str | None) or kwargs.get("variant") == "":
         raise ConfigError(f"variant is {kwargs['variant']!r}; give the name of one, as 'fp16'")
     if not isinstance(kwargs.get("revision"), str | None):
@@ -147,23 +156,33 @@ def files_in(folder: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        failed = IoError(f"the folder '{folder}' cannot be read: {error.strerror}")
-        failed.errno, failed.filename = error.errno, folder
-        raise failed from error
+        raise _unreadable(f"the folder '{folder}' cannot be read", folder, error) from error
+
+
+def _unreadable(what: str, path: str, error: OSError) -> BudgetError | IoError:
+    short = shortage_in(error, what)
+    if short is not None:
+        return short
+    failed = IoError(f"{what}: {error.strerror}")
+    failed.errno, failed.filename = error.errno, path
+    return failed
 
 
 def read_json(path: str) -> dict[str, Any]:
     """The object in a JSON file; an empty one where it holds something else.
 
     Raises:
-        ConfigError: It cannot be read.
+        ConfigError: It is not there, or is no JSON.
+        IoError: It cannot be read.
     """
     check_regular(path)
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError) as error:
         raise ConfigError(f"'{path}' cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise _unreadable(f"'{path}' cannot be read", path, error) from error
     return found if isinstance(found, dict) else {}
 
 

@@ -44,7 +44,8 @@ from tensorstream.model_class import (
     transformers_module,
 )
 from tensorstream.orchestrator import Orchestrator
-from tensorstream.packed import concrete_class, load_packed
+from tensorstream.packed import StoredPlace, concrete_class, load_packed
+from tensorstream.shortages import typed_shortages
 from tensorstream.steady import SteadyFiles
 
 # Arguments of transformers and diffusers that place weights: the budget does that here.
@@ -97,7 +98,7 @@ def from_pretrained(
         The model, in eval mode, or the pipeline, offloaded.
 
     Raises:
-        BudgetError: The budget is smaller than the smallest that works.
+        BudgetError: The budget is smaller than the smallest that works, or the system gives no memory.
         ConfigError: An option is unusable, the path holds no model, or weights are missing.
         FormatError: A file of the checkpoint breaks its format.
         UnsupportedError: The checkpoint is packed, and an option or its model needs a plain one; a part
@@ -107,29 +108,34 @@ def from_pretrained(
     own = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
     chosen = make_config(config, own)
     path = path_text(pretrained_model_name_or_path)
-    files = SteadyFiles()
+    with typed_shortages(f"loading '{path}'"), SteadyFiles() as files:
+        made, stored = _load(path, chosen, model_class, kwargs, files)
+        Orchestrator(made, chosen, None, ram_counts=True, stored=stored)
+        files.check()
+    return made
+
+
+def _load(
+    path: str, config: Config, model_class: Any, kwargs: dict[str, Any], files: SteadyFiles
+) -> tuple[Any, dict[int, StoredPlace]]:
+    """The model or pipeline as its library loads it, and the sources of its weights where it is packed."""
     gguf = gguf_files.named_file(path, kwargs)
     if gguf is not None:
         _check_misspelt(model_class, kwargs)
         files.add(gguf)
-        model = gguf_files.load(gguf, model_class, kwargs)
-        Orchestrator(model, chosen, None, ram_counts=True)
-        files.check()
-        return model
+        return gguf_files.load(gguf, model_class, kwargs), {}
     folder = model_folder(path, kwargs)
     if diffusion.is_pipeline(folder) or diffusion.is_model(folder):
         _check_misspelt(model_class, kwargs)
-        _check_room(path, chosen, model_class, kwargs)
-        made = diffusion.load(folder, path, model_class, kwargs, files)
-        Orchestrator(made, chosen, None, ram_counts=True)
-        files.check()
-        return made
-    return _load_of_transformers(path, folder, chosen, model_class, kwargs)
+        _check_room(path, config, model_class, kwargs)
+        return diffusion.load(folder, path, model_class, kwargs, files), {}
+    return _load_of_transformers(path, config, model_class, kwargs, files)
 
 
 def _load_of_transformers(
-    path: str, folder: str, config: Config, model_class: Any, kwargs: dict[str, Any]
-) -> Any:
+    path: str, config: Config, model_class: Any, kwargs: dict[str, Any], files: SteadyFiles
+) -> tuple[Any, dict[int, StoredPlace]]:
+    folder = model_folder(path, kwargs)
     if not os.path.isdir(path):  # what was checked is what is loaded
         kwargs["local_files_only"] = True
     checkpoint = _check_checkpoint(folder, kwargs)
@@ -139,11 +145,10 @@ def _load_of_transformers(
     _check_misspelt(loader, kwargs)
     _check_types(path, model_class, kwargs)
     _check_room(path, config, model_class, kwargs, checkpoint)
-    files = SteadyFiles()
     files.add_checkpoint(checkpoint)
     # What does not fit is listed then, and refused below with our error, not transformers'.
     kwargs["ignore_mismatched_sizes"] = True
-    stored = None
+    stored: dict[int, StoredPlace] = {}
     with library_errors(path, OPTION_ADVICE):
         if checkpoint.packed:
             loader = concrete_class(loader, path, kwargs)
@@ -153,9 +158,7 @@ def _load_of_transformers(
                 path, output_loading_info=True, use_safetensors=True, **kwargs
             )
     check_complete(path, info)  # guard: missing-weights
-    Orchestrator(model, config, None, ram_counts=True, stored=stored)
-    files.check()
-    return model
+    return model, stored
 
 
 def describe(

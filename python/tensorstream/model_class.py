@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from tensorstream.exceptions import ConfigError, IoError, TensorStreamError, UnsupportedError
 from tensorstream.hub import hub_options
+from tensorstream.shortages import shortage_in
 
 OPTION_ADVICE = "correct the option that is named, or the files"
 CONFIG_ADVICE = "correct its config.json, update transformers, or give the config as config="
@@ -29,6 +30,7 @@ def library_errors(path: str, advice: str) -> Iterator[None]:
         advice: What to do.
 
     Raises:
+        BudgetError: The system gave it no memory.
         ConfigError: It raised; its error is the cause.
         IoError: The system did not give it a file.
         UnsupportedError: A package is missing.
@@ -40,6 +42,9 @@ def library_errors(path: str, advice: str) -> Iterator[None]:
     except ImportError as error:
         raise UnsupportedError(f"'{path}' needs what is not installed: {error}") from error
     except _refusals() as error:
+        short = shortage_in(error, f"loading '{path}'")
+        if short is not None:
+            raise short from error
         if isinstance(error, OSError) and error.errno:  # of the system, not of the library
             failed = IoError(f"'{path}' cannot be loaded: {error}")
             failed.errno, failed.filename = error.errno, error.filename
@@ -68,6 +73,7 @@ def _refusals() -> tuple[type[Exception], ...]:
         AssertionError,
         AttributeError,
         LookupError,
+        MemoryError,
         OSError,
         RuntimeError,  # RecursionError and NotImplementedError are some
         SafetensorError,

@@ -6,7 +6,6 @@ import logging
 import sys
 import weakref
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,11 +18,12 @@ from tensorstream.config import PRESSURE, Config
 from tensorstream.fixed import complete
 from tensorstream.forms import form_of
 from tensorstream.fused import may_pack
-from tensorstream.gate import Gate, once_unleased
+from tensorstream.gate import Gate
 from tensorstream.homes import bring_home
 from tensorstream.hooks import HookedModule, refuse_moved_by_others, set_scripting
 from tensorstream.interrupts import HeldBack
 from tensorstream.lent import LentGroup, Written
+from tensorstream.loans import Loans
 from tensorstream.moved import Moved
 from tensorstream.packed import StoredPlace
 from tensorstream.parts import as_module
@@ -35,7 +35,7 @@ from tensorstream.sources import Sources, check_equal, sources_of
 from tensorstream.tiers import plan_tiers
 from tensorstream.torch_pool import TorchPool
 from tensorstream.walk import FoundWeight, Walk, walk
-from tensorstream.weight import Loans, Weight
+from tensorstream.weight import Weight
 
 __all__ = ["Orchestrator", "orchestrator_of"]
 
@@ -88,7 +88,7 @@ class Orchestrator:
         with HeldBack() as held, registry.claimed(model):
             with self._gate.closed_to_others(sys._getframe(), held):
                 with held.let_through():  # nothing of the model is changed until then
-                    found = walk(module, config.keep_resident)
+                    found = walk(module, config.keep_resident, stored or {})
                     sources = self._bind(found, checkpoint, stored or {}, ram_counts=ram_counts)
                 self._take_over(found, sources, held)
                 registry.register(model, self)
@@ -323,22 +323,20 @@ class Orchestrator:
         Raises:
             BudgetError: It is too small, and nothing changes.
             ConfigError: This thread runs a forward of the model.
+            LeaseError: A backward of another thread reads a weight for ten seconds, and nothing changes.
             UnsupportedError: Somebody holds memory that would go, and nothing changes.
         """
         frame = sys._getframe()
-        with HeldBack() as held:
-            once_unleased(lambda: self._set_budget(limit_bytes, frame, held), held)
-
-    def _set_budget(self, limit_bytes: int, frame: FrameType, held: HeldBack) -> None:
-        with self._gate.closed(frame, held):
+        with HeldBack() as held, self._gate.closed(frame, held):
             self.device.finish()  # the engine reads what work under way writes to settled weights
             will_settle = self.engine.settled_under(limit_bytes)
             written: dict[int, torch.Tensor] = {}
-            try:
-                self._leave(will_settle, written)
-                self.engine.set_budget(limit_bytes)
-            finally:
-                self._follow(written)
+            with self.loans.kept_still(held.check):  # who writes to a weight waits
+                try:
+                    self._leave(will_settle, written)
+                    self.engine.set_budget(limit_bytes, held.check)
+                finally:
+                    self._follow(written)
             if not self.device.is_host:
                 bring_home(self.engine, self._weights, self._tensors_of, held)
 
@@ -424,8 +422,7 @@ class Orchestrator:
     def keep(self, written: list[Written]) -> None:
         """Makes what a forward wrote to its weights their bytes; their leases are over."""
         for weight, value, version in written:
-            weight.check_form(value)
-            weight.adopt(value, written_at=version)  # guard: written-in-forward
+            weight.keep(value, version)
 
     def _reclaim(self) -> None:
         """Gives back what a forward held that will never run its post-hooks."""
@@ -435,12 +432,11 @@ class Orchestrator:
         self.device.follow(self._leases.last_stream)  # its work still reads what is given back here
         for hooked in self._hooked.values():
             hooked.forget()
-        written: list[Written] = []
+        abandoned: list[LentGroup] = []
         for lent in self._lent.values():
             if lent.depth:  # guard: abandoned-forward
-                written += self._leases.abandon(lent)
-        self.engine.release_all(self.device.stream())
-        self.keep(written)
+                abandoned.append(lent)
+        self._leases.abandon(abandoned)
 
     def renew_locks(self) -> None:
         """In a forked child: threads of the parent may have held the locks, and are not here."""
@@ -471,12 +467,15 @@ class Orchestrator:
     def _restore(self, model: Any, held: HeldBack) -> None:
         self._reclaim()
         self.device.finish()
-        with held.let_through():  # what can fail, or be given up, comes before anything is changed
-            weights, residents = self._weights.values(), self._resident.values()
-            values = values_in_ram(weights, residents, self.loans.lock, self.device.is_host)
-        make_plain(values)
-        for weight in self._weights.values():
-            weight.leave()
+        with self.loans.kept_still(held.check):
+            with (
+                held.let_through()
+            ):  # what can fail, or be given up, comes before anything is changed
+                weights, residents = self._weights.values(), self._resident.values()
+                values = values_in_ram(weights, residents, self.loans.lock, self.device.is_host)
+            make_plain(values)
+            for weight in self._weights.values():
+                weight.leave()
         if not self.device.is_host:
             self._moved.put_back(as_module(model))
         for hooked in self._hooked.values():

@@ -13,17 +13,33 @@ from torch.utils._pytree import tree_map_only
 
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.forms import copy_at, empty_at
 from tensorstream.hub import brings_adapter, check_same_file, hub_options, model_folder
 from tensorstream.model_class import read_config
 
 
 @dataclasses.dataclass
 class StoredPlace:
-    """Where the bytes of a weight are: a range of a reader."""
+    """Where the bytes of a weight are: a range of a reader.
+
+    Attributes:
+        reader: Of its file.
+        offset_bytes: Of its first byte, in a packed file in the coordinates of the one that was packed.
+        size_bytes: Of all.
+        line_offset: The byte of a cache line at which the plain model's memory has it.
+    """
 
     reader: _native.Reader
     offset_bytes: int
     size_bytes: int
+    line_offset: int = 0
+
+    def read(self, form: torch.Tensor) -> torch.Tensor:
+        """Its value in RAM, with the shape and type of `form`, at its byte of a cache line."""
+        value = empty_at(form, self.line_offset)
+        if value.numel():
+            self.reader.read(self.offset_bytes, value.data_ptr(), value.nbytes)
+        return value
 
 
 class StoredTensor(torch.Tensor):
@@ -82,23 +98,33 @@ class _Life:
     def value(self, *, keep: bool) -> torch.Tensor:
         if self.kept is not None:
             return self.kept
-        value = torch.empty(self.shape, dtype=self.dtype, device="cpu")
-        place = self.place
-        place.reader.read(place.offset_bytes, value.data_ptr(), place.size_bytes)
+        value = self.place.read(torch.empty(self.shape, dtype=self.dtype, device="meta"))
         if keep:
             self.kept = value
         return value
 
+    def copy(self) -> torch.Tensor:
+        """The value in memory of its own."""
+        if self.kept is None:
+            return self.value(keep=False)
+        return copy_at(self.kept, self.place.line_offset)
+
 
 def stored_tensors(checkpoint: _native.Checkpoint) -> dict[str, torch.Tensor]:
-    """The tensors of a packed checkpoint by name, none of them in memory, in the order of its files."""
+    """The tensors of a packed checkpoint by name, none of them in memory, in the order of its files.
+
+    The plain model maps the files that were packed: a value begins in a cache line where its file has it.
+    """
     readers = [_native.open_packed_reader(path) for path in checkpoint.files]
     for file, reader in enumerate(readers):
         check_same_file(checkpoint.is_read_by(file, reader), reader)
     tensors: dict[str, torch.Tensor] = {}
     for stored in sorted(checkpoint.tensors, key=lambda tensor: (tensor.file, tensor.name)):
-        place = StoredPlace(readers[stored.file], stored.offset_bytes, stored.size_bytes)
         dtype = getattr(torch, stored.dtype)
+        line_offset = stored.offset_bytes % _native.CACHE_LINE_BYTES
+        place = StoredPlace(
+            readers[stored.file], stored.offset_bytes, stored.size_bytes, line_offset
+        )
         tensors[stored.name] = StoredTensor(_Life(place, dtype, tuple(stored.torch_shape)))
     return tensors
 
@@ -207,7 +233,7 @@ def _take_out(model: nn.Module) -> dict[int, StoredPlace]:
                 module._parameters[name] = made[id(held)]
         for name, buffer in module._buffers.items():
             if isinstance(_any(buffer), StoredTensor):
-                module._buffers[name] = _any(buffer).life.value(keep=False).clone()
+                module._buffers[name] = _any(buffer).life.copy()
     return places
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
+
+from tensorstream.exceptions import ConfigError
 
 
 class Parts(nn.ModuleDict):
@@ -14,6 +17,15 @@ class Parts(nn.ModuleDict):
     def __init__(self, models: Iterable[tuple[str, nn.Module]]) -> None:
         super().__init__()
         self._modules.update(models)  # a name may be one that ModuleDict has a method for
+
+
+def check_is_no_proxy(model: object) -> None:
+    """Raises ConfigError where a model is given by a weak proxy, which passes for a module and is none."""
+    if isinstance(model, weakref.ProxyTypes):
+        raise ConfigError(
+            "a weakref.proxy stands in the place of a model: give the model itself, or what a weakref.ref "
+            "of it gives"
+        )
 
 
 def parts_of(model: object) -> Parts | None:

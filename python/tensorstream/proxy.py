@@ -9,8 +9,9 @@ one on the arena, but that writes through its `data` show in its version, by whi
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,6 +27,7 @@ from tensorstream.exceptions import UnsupportedError
 from tensorstream.tracing import in_transform, refuse_capture, refuse_tracing, uncompiled
 
 if TYPE_CHECKING:
+    from tensorstream.loans import Loans
     from tensorstream.weight import Weight
 
 
@@ -33,6 +35,17 @@ def weight_of(parameter: torch.Tensor) -> Weight:
     """The weight that a parked or lent parameter belongs to."""
     weight: Weight = parameter._tensorstream_weight  # type: ignore[attr-defined]
     return weight
+
+
+@contextlib.contextmanager
+def _parked(parameter: torch.Tensor) -> Iterator[Weight | None]:
+    """Its weight, which stays parked meanwhile; None where another thread has just made it plain or lent."""
+    weight: Weight | None = parameter.__dict__.get("_tensorstream_weight")
+    if weight is None:
+        yield None
+        return
+    with weight._loans.lock:
+        yield weight if isinstance(parameter, ParkedParameter) else None
 
 
 def _refuse_making(cls: type, *_: Any, **__: Any) -> Any:
@@ -74,7 +87,7 @@ class _Rows(torch.autograd.Function):
     ) -> torch.Tensor:
         """`options` are the padding index and whether gradients are scaled by frequency."""
         ctx.save_for_backward(indices)
-        ctx.options = (weight_of(table).form.shape[0], *options)
+        ctx.options = (table.shape[0], *options)
         return rows.detach()
 
     @staticmethod
@@ -186,9 +199,11 @@ class ParkedParameter(nn.Parameter):
         return super().detach()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        with weight_of(self)._loans.lock:
-            value = weight_of(self).truth()
-            return nn.Parameter(value, self.requires_grad).__reduce_ex__(protocol)
+        with _parked(self) as weight:
+            if weight is not None:
+                value = weight.truth()
+                return nn.Parameter(value, self.requires_grad).__reduce_ex__(protocol)
+        return self.__reduce_ex__(protocol)
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         return repr(nn.Parameter(weight_of(self).truth(), self.requires_grad))
@@ -206,8 +221,9 @@ def _given_to_set(
 
 def _to_other_process(parameter: ParkedParameter) -> Any:
     """How torch.multiprocessing sends one: as a copy, whose memory it moves to where both see it."""
-    with weight_of(parameter)._loans.lock:
-        value = nn.Parameter(weight_of(parameter).truth().clone(), parameter.requires_grad)
+    with _parked(parameter) as weight:
+        truth = parameter.detach() if weight is None else weight.truth()
+        value = nn.Parameter(truth.clone(), parameter.requires_grad)
     spawning = get_spawning_popen()
     if spawning is not None:  # the file behind the copy is to be open until the process has begun
         spawning.__dict__.setdefault("_tensorstream_sent", []).append(value)
@@ -283,25 +299,33 @@ def _on_the_truth(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     refuse_tracing()
     refuse_capture()
     leaves, structure = pytree.tree_flatten((args, kwargs))
+    for first in (leaf for leaf in leaves if isinstance(leaf, ParkedParameter)):
+        with _parked(first) as weight:
+            if weight is not None:
+                return _on_values(func, leaves, structure, weight._loans)
+    return func(*args, **kwargs)
+
+
+def _on_values(
+    func: Callable[..., Any], leaves: list[Any], structure: pytree.TreeSpec, loans: Loans
+) -> Any:
     parked = {id(leaf): leaf for leaf in leaves if isinstance(leaf, ParkedParameter)}
-    first = weight_of(next(iter(parked.values())))
-    with first._loans.lock:
-        first._loans.sweep()
-        used = {key: _use(leaf) for key, leaf in parked.items()}
-        aliases = {key: use[2] for key, use in used.items()}
-        args, kwargs = pytree.tree_unflatten(
-            [aliases.get(id(leaf), leaf) for leaf in leaves], structure
-        )
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **kwargs)
-        if _name_of(func).startswith("_fused_"):  # optimizers' steps: they raise no version
-            used = {key: (*use[:3], -1) for key, use in used.items()}
-        returned = {id(alias): parked[key] for key, alias in aliases.items()}
-        result = pytree.tree_map(lambda leaf: returned.get(id(leaf), leaf), result)
-        uses = [(weight, value, version) for weight, value, _, version in used.values()]
-        del leaves, args, kwargs, aliases, used
-        for weight, value, version in uses:
-            weight.after_use(value, version)
+    loans.sweep()
+    used = {key: _use(leaf) for key, leaf in parked.items()}
+    aliases = {key: use[2] for key, use in used.items()}
+    args, kwargs = pytree.tree_unflatten(
+        [aliases.get(id(leaf), leaf) for leaf in leaves], structure
+    )
+    with torch._C.DisableTorchFunctionSubclass():
+        result = func(*args, **kwargs)
+    if _name_of(func).startswith("_fused_"):  # optimizers' steps: they raise no version
+        used = {key: (*use[:3], -1) for key, use in used.items()}
+    returned = {id(alias): parked[key] for key, alias in aliases.items()}
+    result = pytree.tree_map(lambda leaf: returned.get(id(leaf), leaf), result)
+    uses = [(weight, value, version) for weight, value, _, version in used.values()]
+    del args, kwargs, aliases, used
+    for weight, value, version in uses:
+        weight.after_use(value, version)
     return result
 
 
@@ -323,11 +347,12 @@ def _get_data(parameter: ParkedParameter) -> torch.Tensor:
 
 
 def _set_data(parameter: torch.Tensor, value: torch.Tensor) -> None:
-    if not isinstance(parameter, ParkedParameter):  # a plain tensor is given a parked one's value
-        parameter.data = value.data
-        return
-    with weight_of(parameter)._loans.lock:
-        weight_of(parameter).assign(value)
+    if isinstance(parameter, ParkedParameter):
+        with _parked(parameter) as weight:
+            if weight is not None:
+                weight.assign(value)
+                return
+    parameter.data = value.data  # a plain tensor may be given a parked one's value
 
 
 def _embedding(  # noqa: PLR0917 - the arguments are those of F.embedding
@@ -343,21 +368,21 @@ def _embedding(  # noqa: PLR0917 - the arguments are those of F.embedding
     plain = isinstance(table, ParkedParameter) and not isinstance(indices, ParkedParameter)
     plain = plain and not in_transform()
     integral = plain and indices.dtype in (torch.int32, torch.int64)
-    by_rows = integral and max_norm is None and not sparse and weight_of(table).form.is_contiguous()
-    if by_rows and weight_of(table).is_home:  # the device reads the rows that it looks up
-        with weight_of(table)._loans.lock:
-            weight_of(table).end_pointing()
-        by_rows = False
-    if not by_rows:
+    rows = None
+    if integral and max_norm is None and not sparse:
+        with _parked(table) as weight:
+            if weight is not None and weight.is_home:  # the device reads the rows that it looks up
+                weight.end_pointing()
+            elif weight is not None and weight.form.is_contiguous():
+                rows = weight.rows(indices)
+    if rows is None:
         return _on_the_truth(  # type: ignore[no-any-return]
             F.embedding,
             (indices, table, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse),
             {},
         )
-    with weight_of(table)._loans.lock:
-        rows = weight_of(table).rows(indices)
     if torch.is_grad_enabled() and table.requires_grad:
-        pad = -1 if padding_idx is None else padding_idx % weight_of(table).form.shape[0]
+        pad = -1 if padding_idx is None else padding_idx % table.shape[0]
         with torch._C.DisableTorchFunctionSubclass():
             return _Rows.apply(table, rows, indices, (pad, scale_grad_by_freq))  # type: ignore[no-any-return,no-untyped-call]
     return rows
@@ -394,14 +419,15 @@ def _addressed(func: Callable[..., Any]) -> Callable[..., Any]:
     """`func`, which gives an address of a weight's bytes; the bytes stay there until its next use."""
 
     def call(parameter: ParkedParameter) -> Any:
-        weight = weight_of(parameter)
-        with weight._loans.lock, torch.no_grad():
-            weight._loans.sweep()
-            value = weight.truth()
-            weight.point_at(value)
-            result = func(value)
-            weight.after_use(value, value._version)
-        return result
+        with _parked(parameter) as weight, torch.no_grad():
+            if weight is not None:
+                weight._loans.sweep()
+                value = weight.truth()
+                weight.point_at(value)
+                result = func(value)
+                weight.after_use(value, value._version)
+                return result
+        return func(parameter)
 
     return call
 
@@ -417,11 +443,13 @@ def _seen_as(func: Callable[..., Any]) -> Callable[..., Any]:
             return _on_the_truth(func, (parameter, other), {})
         refuse_tracing()
         refuse_capture()
-        with weight_of(parameter)._loans.lock:
-            weight_of(parameter)._loans.sweep()
-            weight, value, alias, version = _use(parameter)
-            weight.after_use(value, version)
-        return alias
+        with _parked(parameter) as weight:
+            if weight is not None:
+                weight._loans.sweep()
+                _, value, alias, version = _use(parameter)
+                weight.after_use(value, version)
+                return alias
+        return func(parameter, other)
 
     return call
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tensorstream.exceptions import ConfigError
-from tensorstream.parts import as_module, parts_of, top_modules
+from tensorstream.parts import as_module, check_is_no_proxy, parts_of, top_modules
 
 if TYPE_CHECKING:
     from tensorstream.orchestrator import Orchestrator
@@ -106,6 +106,7 @@ def orchestrator_of(model: Any) -> Orchestrator:
     Raises:
         ConfigError: It is not offloaded, is a part of what is, or holds several that are.
     """
+    check_is_no_proxy(model)
     is_model = isinstance(model, nn.Module)
     found = _by_model.get(model) if is_model or parts_of(model) is not None else None
     if found is not None:

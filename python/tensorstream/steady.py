@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+from types import TracebackType
+
 from tensorstream import _native
 from tensorstream.hub import check_same_file
+
+logger = logging.getLogger("tensorstream")
 
 
 class SteadyFiles:
     """Sees that nobody writes to some files from before a library reads them until check().
 
-    What a library casts is its own copy: the engine never looks at the file that it came from.
+    What a library casts is its own copy: the engine never looks at the file that it came from. And what a
+    library has mapped ends the process where somebody truncates it: until the context is left, whoever
+    opens a file to write, or truncates it, waits, where the kernel gives leases.
     """
 
     def __init__(self) -> None:
         self._opener = _native.FileOpener(_native.FileBackend.PREAD)
         self._before: dict[str, _native.Reader] = {}
+        self._held: list[_native.HeldFile] = []
+
+    def __enter__(self) -> SteadyFiles:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for held in self._held:
+            held.let_go()
 
     def add(self, path: str) -> _native.Reader:
         """Begins with a file.
@@ -22,7 +42,16 @@ class SteadyFiles:
         Raises:
             IoError: Somebody has it open for writing.
         """
+        held = _native.HeldFile(path)
+        self._held.append(held)
+        if not held.is_leased:
+            logger.info(
+                "'%s' cannot be leased (it is another user's, or its file system has no leases): do not "
+                "truncate it while the model is loaded",
+                path,
+            )
         reader = self._before[path] = self._opener.open(path)
+        check_same_file(held.is_read_by(reader), reader)  # guard: held-before-it-is-looked-at
         return reader
 
     def add_checkpoint(self, checkpoint: _native.Checkpoint) -> None:
@@ -39,7 +68,8 @@ class SteadyFiles:
         """The model is bound.
 
         Raises:
-            IoError: One was written to or replaced meanwhile, or is being written to.
+            IoError: One was written to or replaced meanwhile, or is being written to, or is waited for by who
+                wants to.
         """
         for path, reader in self._before.items():
             now = self._opener.open(path)

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -217,6 +218,12 @@ class _Use:
         self._ceiling.leave()
 
 
+def _at_home(process: int, act: Callable[[], None]) -> None:
+    """Calls `act`, but not in a child of the process, which must not call the CUDA driver."""
+    if process == os.getpid():  # guard: pool-of-the-parent
+        act()
+
+
 # Of each thread, what its last backward used: a weak reference.
 _of_thread = threading.local()
 
@@ -248,7 +255,8 @@ class TorchPool:
         self._changes = 0  # of splitting, when the pool was made
         # The pool, or nothing where torch has none. The finalizer retires it, and holds no more.
         self._pools: list[Any] = []
-        weakref.finalize(self, _scopes.retire, self._pools, memory, index).atexit = False
+        retire = functools.partial(_scopes.retire, self._pools, memory, index)
+        weakref.finalize(self, _at_home, os.getpid(), retire).atexit = False
         try:
             self._take_new_pool()
         except (RuntimeError, OSError, AttributeError) as error:

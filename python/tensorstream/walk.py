@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, ModuleType
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from tensorstream.compute_device import is_made_of_parts, moves_itself
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.forms import form_of, is_dense
 from tensorstream.fused import WHOLE
+from tensorstream.packed import StoredPlace
 from tensorstream.parts import Parts, entry_modules, is_container, top_modules
 from tensorstream.proxy import ParkedParameter
 
@@ -62,15 +63,28 @@ class Walk:
     parts: list[str] = dataclasses.field(default_factory=list)
 
 
-def walk(model: nn.Module, keep_resident: Sequence[str] = ()) -> Walk:
-    """Walks `model`, without touching it."""
+_NOWHERE: Mapping[int, StoredPlace] = MappingProxyType({})
+
+
+def walk(
+    model: nn.Module,
+    keep_resident: Sequence[str] = (),
+    stored: Mapping[int, StoredPlace] = _NOWHERE,
+) -> Walk:
+    """Walks `model`, without touching it.
+
+    Args:
+        model: A model, or the parts of a pipeline.
+        keep_resident: Names of modules whose weights are not to be streamed.
+        stored: Where the bytes of parameters are that have none in memory, by their ids.
+    """
     listed = list(model.named_parameters(remove_duplicate=False))  # kept, for the ids
     names = _names_of_parameters(listed)
     found = Walk(_native.ModelTree(), [], [], {})
     if isinstance(model, Parts):
         found.parts = list(model)
     self_moving = [(name, parameter) for name, parameter in listed if moves_itself(parameter)]
-    by_parameter = _add_weights(found, model, names, self_moving)
+    by_parameter = _add_weights(found, model, names, self_moving, stored)
     found.tree.add_fixed_bytes(_kept_bytes(model, self_moving))
     _add_modules(found, model, by_parameter)
     seen: set[int] = set()
@@ -100,6 +114,7 @@ def _add_weights(
     model: nn.Module,
     names: dict[int, list[str]],
     self_moving: list[tuple[str, nn.Parameter]],
+    stored: Mapping[int, StoredPlace],
 ) -> dict[int, int]:
     """Adds the parameters of `model` to the tree; their tensor ids by the parameters' identity."""
     by_parameter: dict[int, int] = {}
@@ -123,7 +138,7 @@ def _add_weights(
         if reason is None:
             dtype = str(parameter.dtype).removeprefix("torch.")
             try:
-                line_offset = _line_offset(parameter)
+                line_offset = _line_offset(parameter, stored)
                 tensor = found.tree.add_tensor(name, dtype, parameter.nbytes, line_offset)
             except UnsupportedError as error:
                 reason = str(error)
@@ -160,12 +175,13 @@ def _reason_of_neighbours(names: list[str], beside: dict[str, str]) -> str | Non
     return None
 
 
-def _line_offset(parameter: nn.Parameter) -> int:
-    """Where a parameter begins within a cache line; 0, as torch allocates, for one without memory."""
+def _line_offset(parameter: nn.Parameter, stored: Mapping[int, StoredPlace]) -> int:
+    """Where a parameter begins within a cache line; 0, as torch allocates, for one with no memory at all."""
+    if id(parameter) in stored:  # guard: stored-alignment
+        return stored[id(parameter)].line_offset
     if parameter.device.type != "cpu":
         return 0
-    offset = parameter.data_ptr() % _native.CACHE_LINE_BYTES
-    return offset if offset % parameter.element_size() == 0 else 0
+    return parameter.data_ptr() % _native.CACHE_LINE_BYTES
 
 
 def _reason_to_leave(parameter: nn.Parameter, shared: set[int]) -> str | None:

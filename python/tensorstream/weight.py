@@ -8,7 +8,6 @@ was written to. A raw address is a loan until the weight is used next.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.forms import empty_at, form_of, is_dense, poison_like
+from tensorstream.loans import Loans
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import plain_tensors
 
@@ -34,36 +34,6 @@ def storage_users(tensor: torch.Tensor) -> int:
 _ALONE = torch.empty(1, device="cpu")
 # What storage_users() says where one tensor has the storage.
 SOLE_USER = storage_users(_ALONE)
-
-
-class Loans:
-    """The weights of one model whose true values somebody may still hold."""
-
-    def __init__(self, end_abandoned: Callable[[], None]) -> None:
-        """`end_abandoned` ends a forward of the model that was interrupted, if there is one."""
-        self.end_abandoned = end_abandoned
-        self.lock = threading.RLock()
-        self.weights: set[Weight] = set()
-        self.forked = False  # the process is a child of that with the engine
-
-    def enter_child(self, end_abandoned: Callable[[], None]) -> None:
-        """In a forked child: threads of the parent may have held the lock, and are not here."""
-        self.end_abandoned = end_abandoned
-        self.lock = threading.RLock()
-        self.forked = True
-
-    def add(self, weight: Weight) -> None:
-        """Says that somebody holds the weight's true value."""
-        self.weights.add(weight)
-
-    def discard(self, weight: Weight) -> None:
-        """Says that nobody does any more."""
-        self.weights.discard(weight)
-
-    def sweep(self) -> None:
-        """Settles the loans that nobody holds any more, so that they take no memory."""
-        for weight in list(self.weights):
-            weight.settle_if_returned()
 
 
 class Weight:
@@ -259,16 +229,15 @@ class Weight:
         if self._device.is_host:  # a source is as near as the place
             return self.read()
         stream = self._device.stream()
-        if not self.engine.acquire(self.group, stream):
-            return self.read()
-        try:
-            if self._device.settle is not None:
-                self._device.settle()
-            place = self._device.place(self.engine, self.group, self._position)
-            with plain_tensors():
-                return torch.clone(self.view_of(place))
-        finally:
-            self.engine.release(self.group, stream)
+        value = self.engine.on_lease(self.group, stream, self._read_place)
+        return value if isinstance(value, torch.Tensor) else self.read()
+
+    def _read_place(self) -> torch.Tensor:
+        if self._device.settle is not None:
+            self._device.settle()
+        place = self._device.place(self.engine, self.group, self._position)
+        with plain_tensors():
+            return torch.clone(self.view_of(place))
 
     def on_host(self) -> torch.Tensor:
         """The weight's true value in RAM of its own, whatever the device has room for."""
@@ -354,12 +323,27 @@ class Weight:
             host = value if self._device.is_host else value.cpu()
         return bool(self.engine.holds(self.tensor, host.data_ptr(), self.size_bytes))
 
+    def keep(self, value: torch.Tensor, version: int) -> None:
+        """Makes what a forward wrote to the parameter, at `version`, the weight's, also for who has an alias.
+
+        Raises:
+            UnsupportedError: `value` cannot be the weight's, or the alias was written to meanwhile.
+        """
+        self.check_form(value)
+        self.check_unwritten()
+        if self._loan is not None:  # guard: written-beside-an-alias
+            with plain_tensors():
+                value = self._loan.copy_(value)
+            self._loan_version = value._version
+        self.adopt(value, written_at=version)  # guard: written-in-forward
+
     def check_unwritten(self) -> None:
         """Raises UnsupportedError where a loan was written to while the weight was in use."""
         if self._loan is not None and self._loan._version != self._loan_version:
             raise UnsupportedError(
                 f"the streamed weight '{self.name}' was written to through an alias taken before its "
-                "module's forward, while that forward ran: write before it or after it"
+                "module's forward, while that forward ran, or beside one that cannot be told from it: write "
+                "before it or after it, or let go of the alias"
             )
 
     def settle_if_returned(self) -> None:
@@ -372,15 +356,15 @@ class Weight:
 
         What a forward writes is the next generation's once it ends: what it saved after that is of before.
         """
+        if self.is_lent_out:  # may have been written to since, and nothing has used the weight
+            with self._loans.lock:
+                self.take_set()
+                self.settle()  # guard: written-before-backward
         if self._left is not None:
             with torch._C.DisableTorchFunctionSubclass():
                 written = any(holder._version != then for holder, then in self._left)
             if written:  # guard: written-once-plain
                 return False
-        elif self.is_lent_out:  # may have been written to since, and nothing has used the weight
-            with self._loans.lock:
-                self.take_set()
-                self.settle()  # guard: written-before-backward
         if generation == self.generation:
             return True
         return generation + 1 == self.generation and version == self._written_at

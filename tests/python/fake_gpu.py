@@ -46,6 +46,7 @@ class FakeDriver:
     def __init__(self) -> None:
         self._library = ctypes.CDLL(str(LIBRARY))
         self._library.fake_cuda_calls.restype = ctypes.c_longlong
+        self._library.fake_cuda_get.restype = ctypes.c_longlong
         self._library.fake_cuda_set.argtypes = [ctypes.c_char_p, ctypes.c_longlong]
 
     def set(self, setting: str, value: int) -> None:
@@ -53,6 +54,10 @@ class FakeDriver:
 
     def fail(self, function: str, nth: int, result: int) -> None:
         self._library.fake_cuda_fail(function.encode(), nth, result)
+
+    def all_calls(self) -> int:
+        calls: int = self._library.fake_cuda_get(b"calls")
+        return calls
 
     def calls(self, function: str) -> int:
         calls: int = self._library.fake_cuda_calls(function.encode())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,12 +147,69 @@ def test_a_misspelt_option_names_the_nearest(original: Path, given: str, meant: 
         assert f"did you mean '{meant}'" in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("ram_buget", "ram_budget"), ("pre_fetch", "prefetch")]
+)
+def test_an_option_of_config_that_is_misspelt_is_named(name: str, meant: str) -> None:
+    wrong: dict[str, Any] = {name: "1GiB"}
+    with pytest.raises(ts.ConfigError, match=f"unknown option '{name}' .did you mean '{meant}'"):
+        ts.Config(**wrong)
+    assert list(inspect.signature(ts.Config).parameters) == [
+        field.name for field in dataclasses.fields(ts.Config)
+    ]
+    assert ts.Config("cpu", ram_budget="1GiB").ram_budget == "1GiB"
+
+
+def test_a_home_that_only_shells_know_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uses: list[Callable[[Any], Any]] = [
+        lambda path: ts.from_pretrained(path, ram_budget="1GiB"),
+        lambda path: ts.from_pretrained("a", cache_dir=path, ram_budget="1GiB"),
+        lambda path: ts.offload(make_stack(2), ram_budget="1GiB", checkpoint=path),
+        ts.analyze,
+        lambda path: ts.pack(path, "packed"),
+        lambda path: ts.pack("source", path),
+        lambda path: ts.unpack("packed", path),
+        ts.verify,
+    ]
+    for use in uses:
+        for path in ("~/model", Path("~somebody") / "model", "~"):
+            with pytest.raises(ts.ConfigError, match=r"begins with '~.*expanduser"):
+                use(path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "~").mkdir()  # which it may be called
+    save_file(make_stack(2).state_dict(), tmp_path / "~" / "model.safetensors")
+    ts.verify("~/model.safetensors")
+
+
+def test_a_weak_proxy_is_no_model() -> None:
+    model = make_stack(2)
+    proxy: Any = weakref.proxy(model)
+    uses: list[Callable[[Any], Any]] = [
+        lambda model: ts.offload(model, ram_budget="1GiB"),
+        ts.analyze,
+        ts.estimate_memory,
+        lambda model: ts.plan(model, ram_budget="1GiB"),
+        ts.stats,
+        ts.restore,
+        lambda model: ts.set_budget(model, ram_budget="1GiB"),
+    ]
+    for use in uses:
+        with pytest.raises(ts.ConfigError, match=r"weakref\.proxy"):
+            use(proxy)
+    ts.offload(model, ram_budget="1GiB")
+    with pytest.raises(ts.ConfigError, match=r"weakref\.proxy"):
+        ts.stats(proxy)
+
+
 def test_an_unknown_option_lists_those_there_are() -> None:
     with pytest.raises(ts.ConfigError, match="unknown option 'colour'") as raised:
         ts.offload(make_stack(2), colour="red")
     assert "ram_budget" in str(raised.value) and "did you mean" not in str(raised.value)
-    with pytest.raises(TypeError, match="colour"):
-        ts.Config(colour="red")
+    with pytest.raises(ts.ConfigError, match="colour"):
+        ts.Config(colour="red")  # type: ignore[call-arg]
 
 
 CONFIGS: list[tuple[dict[str, Any], type[Exception], str]] = [

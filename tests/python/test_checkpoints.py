@@ -214,6 +214,7 @@ def _save_at(path: Path, tensors: dict[str, torch.Tensor], data_offset: int) -> 
     ("dtype", "data_offset"),
     [
         (torch.float32, 0),
+        (torch.float32, 3),
         (torch.float32, 4),
         (torch.float32, 36),
         (torch.float32, 56),

@@ -406,6 +406,26 @@ def test_autocast(twins: Twins, grad: bool) -> None:
             assert_same(twins.streamed(X), twins.plain(X), "without autocast")
 
 
+def test_casts_of_others_outlast_a_streamed_model_that_is_frozen() -> None:
+    """Autocast casts a weight once in a region, so that its uses' gradients are summed in bfloat16."""
+    torch.manual_seed(0)
+    head = nn.Linear(512, 512)
+    body = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512)).requires_grad_(False)
+    x = torch.randn(3, 512)
+
+    def gradient(model: nn.Module) -> torch.Tensor:
+        head.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = head(model(torch.tanh(head(x))))
+        y.float().pow(2).sum().backward()
+        assert head.weight.grad is not None
+        return head.weight.grad.clone()
+
+    plain = gradient(copy.deepcopy(body))
+    offload_tightly(body)
+    assert_same(gradient(body), plain)
+
+
 def test_the_random_state_is_not_advanced(tmp_path: Path) -> None:
     model = nn.Sequential(*(nn.Sequential(Block(), nn.Dropout(0.5)) for _ in range(4))).train()
     plain = copy.deepcopy(model)

@@ -208,3 +208,46 @@ def test_a_resident_first_layer_packs_padding_as_the_plain_one() -> None:
             assert_same(
                 model(X, src_key_padding_mask=PADDING), plain(X, src_key_padding_mask=PADDING)
             )
+
+
+class Holder(nn.Module):
+    """Weights of its own, beside a module that others hold, too."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.shared = shared
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.shared(x + self.linear(x))
+        return output
+
+
+class Attention(nn.MultiheadAttention):
+    """Of one input, with what comes in added."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        output: torch.Tensor = x + super().forward(x, x, x, need_weights=False)[0]
+        return output
+
+
+@pytest.mark.parametrize(
+    "make", [_encoder_layer, lambda: Attention(WIDTH, HEADS, batch_first=True)]
+)
+def test_a_whole_module_that_finds_no_place_is_refused_where_torch_would_round_otherwise(
+    make: Callable[[], nn.Module],
+) -> None:
+    shared = make()
+    others = [nn.Linear(WIDTH, WIDTH) for _ in range(4)]
+    plain = nn.Sequential(shared, Holder(shared), *others).eval()
+    model = copy.deepcopy(plain)
+    offload_tightly(model)
+    assert_same(model(X), plain(X), "gradients are asked for, and torch computes step by step")
+    with torch.no_grad(), pytest.raises(ts.UnsupportedError, match="keep_resident"):
+        model(X)
+    assert_same(model(X), plain(X), "after it was refused")
+    ts.restore(model)
+    ts.offload(model, ram_budget=smallest_budget(model) + (320 << 10), keep_resident=("0",))
+    assert hooks_of(model)
+    with torch.no_grad():
+        assert_same(model(X), plain(X), "resident")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -11,8 +13,13 @@ from torch import nn
 
 import tensorstream as ts
 from conftest import assert_same, offload_tightly
+from fake_gpu import use_fake_gpu
+from model_shapes import make_stack
+from tensorstream import weight as weights
 from tensorstream.lent import LentGroup
+from tensorstream.orchestrator import orchestrator_of
 from tensorstream.proxy import ParkedParameter
+from tensorstream.weight import Weight
 
 
 class Scale(nn.Module):
@@ -53,3 +60,76 @@ def test_an_interrupt_while_what_was_written_is_read(monkeypatch: pytest.MonkeyP
         assert_same(model(x), plain(x), "what it wrote is lost")
     ts.restore(model)
     assert_same(first.weight, plain[0].weight, "restored")
+
+
+@pytest.mark.parametrize(("owner", "step"), [(LentGroup, "values"), (Weight, "adopt")])
+def test_an_interrupt_while_what_an_abandoned_forward_wrote_is_kept(
+    owner: type, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(*(Scale() for _ in range(4)))
+    plain = copy.deepcopy(model)
+    offload_tightly(model)
+    x = torch.randn(2, 256)
+    first: Any = model[0]
+    first.writes = True
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with torch.no_grad():
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "__matmul__", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model(x)
+        first.writes = False
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model(x)
+        assert isinstance(first.weight, ParkedParameter)
+        assert_same(model(x), plain(x), "what it wrote is lost")
+    ts.restore(model)
+    assert_same(first.weight, plain[0].weight, "restored")
+
+
+def test_an_interrupt_anywhere_in_a_read_of_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As backward reads a weight: at whatever line a signal's handler raises, the lease is given back."""
+    use_fake_gpu(monkeypatch, homes=True)
+    orchestrator = orchestrator_of(offload_tightly(make_stack(3)))
+    weight = next(
+        each for each in orchestrator._weights.values() if each.name == "blocks.1.up.weight"
+    )
+    engine, stream = orchestrator.engine, orchestrator.device.stream()
+    assert engine.acquire(weight.group, stream)
+    engine.release(weight.group, stream)
+
+    def interrupted_at(line: int) -> bool:
+        """Whether there are so many lines."""
+        left = [line]
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            if frame.f_code.co_filename != weights.__file__:
+                return None
+            if event in ("line", "return"):
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            weight.read_as_loaded()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    line = 1
+    while interrupted_at(line):
+        with pytest.raises(ts.LeaseError):  # nobody has one
+            engine.release(weight.group, stream)
+        line += 1
+    assert line > 6
+    assert_same(weight.read_as_loaded(), weight.read())
