@@ -14,7 +14,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 END = "<!-- end -->\n"
-MODELS = ("gpu_llama_raw.json", "gpu_llama.json", "gpu_llama_h200.json")
+MODELS = (
+    "gpu_llama_raw.json",
+    "gpu_llama.json",
+    "gpu_llama_h200.json",
+    "gpu_llama_h200_coded.json",
+)
 LORA = "cuda_lora.json"
 DFLOAT11_OFFLOAD = "cuda_llama_dfloat11.json"
 DECODE = "cuda_decode.json"

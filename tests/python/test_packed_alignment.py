@@ -1,4 +1,4 @@
-"""Packed checkpoints on the CPU: tensors begin in a cache line where the original's do; products round by it."""
+"""Packed checkpoints on the CPU: where in a cache line tensors begin, by which products are rounded."""
 
 from __future__ import annotations
 
