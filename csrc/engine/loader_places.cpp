@@ -145,7 +145,7 @@ void Loader::arrange(const Plan& plan, ResidentUse residents) {
   check_unleased_locked();
   while_arranging([&]() TS_REQUIRES(mutex_) {
     std::exception_ptr error;
-    const auto attempt = [&error](const auto& step) {
+    const auto attempt = [&](const auto& step) TS_REQUIRES(mutex_) {
       try {
         step();
       } catch (...) {  // the rest is to work
