@@ -208,6 +208,9 @@ class ParkedParameter(nn.Parameter):
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         return repr(nn.Parameter(weight_of(self).truth(), self.requires_grad))
 
+    def __format__(self, format_spec: str) -> str:
+        return format(nn.Parameter(weight_of(self).truth(), self.requires_grad), format_spec)
+
 
 def _given_to_set(
     parameter: torch.Tensor, source: tuple[Any, ...], kwargs: dict[str, Any]

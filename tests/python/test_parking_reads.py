@@ -125,6 +125,7 @@ FACTS: dict[str, Callable[[nn.Parameter], Any]] = {
     "storage size": lambda p: p.untyped_storage().nbytes(),
     "isinstance": lambda p: (isinstance(p, nn.Parameter), isinstance(p, torch.Tensor)),
     "repr": repr,
+    "format of all": lambda p: f"{p}",
     "str": str,
     "format": lambda p: f"{p[0, 0]:.4f}",
     "bool of an element": lambda p: bool(p[0, 0]),
