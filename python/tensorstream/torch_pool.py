@@ -220,8 +220,9 @@ class _Use:
 
 def _at_home(process: int, act: Callable[[], None]) -> None:
     """Calls `act`, but not in a child of the process, which must not call the CUDA driver."""
-    if process == os.getpid():  # guard: pool-of-the-parent
-        act()
+    if process != os.getpid():  # guard: pool-of-the-parent
+        return
+    act()
 
 
 # Of each thread, what its last backward used: a weak reference.
