@@ -29,7 +29,7 @@ from cuda_runs.llama_passes import (
 )
 from cuda_runs.memory_watch import MemoryWatch
 from cuda_runs.offloaders import OFFLOADERS, Offloader, count_hooks
-from cuda_runs.quiet_rounds import Round, run_rounds, told
+from cuda_runs.quiet_rounds import Round, run_rounds
 
 _MOST_REFUSALS = 3
 
@@ -115,8 +115,12 @@ def measured_row(
     timed = rounds[0].timed
     calls = len(timed.logits_sha256) * len(rounds)
     streamed = (way.streamed_bytes(model) - before) // calls
-    row = {**row_of(one, timed, watch), **told(rounds), "streamed_bytes_a_pass": streamed}
-    return {**row, **({"refusals": refusals} if refusals else {})}
+    return {
+        **row_of(one, timed, watch),
+        "rounds": [each.as_json() for each in rounds],
+        "streamed_bytes_a_pass": streamed,
+        **({"refusals": refusals} if refusals else {}),
+    }
 
 
 def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 from cuda_runs.llama_passes import Timed
 
@@ -61,8 +60,3 @@ def run_rounds(run: Callable[[], Timed], most: int = _MOST_ROUNDS) -> list[Round
         if timed.logits_sha256 != rounds[0].timed.logits_sha256:
             raise RuntimeError("two rounds gave different outputs")
     return sorted(rounds, key=lambda one: one.host_seconds)
-
-
-def told(rounds: list[Round]) -> dict[str, Any]:
-    """All rounds, as a row of the result has them: the first is the one that counts."""
-    return {"rounds": [one.as_json() for one in rounds]}

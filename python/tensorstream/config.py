@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -242,24 +242,22 @@ class Config:
 
 def _with_suggestions(init: Callable[..., None]) -> Callable[..., None]:
     """The same __init__, which names the nearest option where one is unknown."""
+    known = [field.name for field in dataclasses.fields(Config)]
 
     @functools.wraps(init)
     def checked(self: Config, *args: Any, **options: Any) -> None:
-        _check_known(options)
+        for name in options:
+            if name not in known:
+                hint = _native.did_you_mean(name, known)
+                raise ConfigError(
+                    f"unknown option '{name}'{hint}; the options are {', '.join(known)}"
+                )
         init(self, *args, **options)
 
     return checked
 
 
 Config.__init__ = _with_suggestions(Config.__init__)  # type: ignore[method-assign]
-
-
-def _check_known(options: Iterable[str]) -> None:
-    known = [field.name for field in dataclasses.fields(Config)]
-    for name in options:
-        if name not in known:
-            hint = _native.did_you_mean(name, known)
-            raise ConfigError(f"unknown option '{name}'{hint}; the options are {', '.join(known)}")
 
 
 def _size_bytes(option: str, size: Size, whole_bytes: int) -> int:
@@ -320,7 +318,6 @@ def make_config(config: Config | None, options: dict[str, Any]) -> Config:
     Raises:
         ConfigError: An option is unknown; the message names the nearest one.
     """
-    _check_known(options)
     if config is None:
         return Config(**options)
     if not isinstance(config, Config):

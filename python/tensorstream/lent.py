@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tensorstream import _native
-from tensorstream.exceptions import UnsupportedError
+from tensorstream.exceptions import TensorStreamError, UnsupportedError
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
 from tensorstream.weight import Weight
@@ -147,3 +147,19 @@ def without_views(output: Any, places: Container[int], views: list[torch.Tensor]
         output[:] = [without_views(value, places, views) for value in output]
         return output
     return pytree.tree_map(own, output)
+
+
+def keep_written(written: Iterable[Written]) -> None:
+    """Makes what a forward wrote to weights their bytes: all that can be, whatever is refused.
+
+    Raises:
+        UnsupportedError: Of the first that cannot.
+    """
+    refused: list[TensorStreamError] = []
+    for weight, value, version in written:
+        try:
+            weight.keep(value, version)
+        except TensorStreamError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]

@@ -22,7 +22,7 @@ from tensorstream.gate import Gate
 from tensorstream.homes import bring_home
 from tensorstream.hooks import HookedModule, refuse_moved_by_others, set_scripting
 from tensorstream.interrupts import HeldBack
-from tensorstream.lent import LentGroup, Written
+from tensorstream.lent import LentGroup, Written, keep_written
 from tensorstream.loans import Loans
 from tensorstream.moved import Moved
 from tensorstream.packed import StoredPlace
@@ -421,8 +421,7 @@ class Orchestrator:
 
     def keep(self, written: list[Written]) -> None:
         """Makes what a forward wrote to its weights their bytes; their leases are over."""
-        for weight, value, version in written:
-            weight.keep(value, version)
+        keep_written(written)
 
     def _reclaim(self) -> None:
         """Gives back what a forward held that will never run its post-hooks."""
@@ -468,9 +467,8 @@ class Orchestrator:
         self._reclaim()
         self.device.finish()
         with self.loans.kept_still(held.check):
-            with (
-                held.let_through()
-            ):  # what can fail, or be given up, comes before anything is changed
+            # What can fail, or be given up, comes before anything is changed.
+            with held.let_through():
                 weights, residents = self._weights.values(), self._resident.values()
                 values = values_in_ram(weights, residents, self.loans.lock, self.device.is_host)
             make_plain(values)

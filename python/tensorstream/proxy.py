@@ -48,6 +48,13 @@ def _parked(parameter: torch.Tensor) -> Iterator[Weight | None]:
         yield weight if isinstance(parameter, ParkedParameter) else None
 
 
+def _on_value(parameter: torch.Tensor, call: Callable[[nn.Parameter], Any]) -> Any:
+    """What `call` gives for a plain parameter with its true value, which nobody moves meanwhile."""
+    with _parked(parameter) as weight:
+        value = parameter.detach() if weight is None else weight.truth()
+        return call(nn.Parameter(value, parameter.requires_grad))
+
+
 def _refuse_making(cls: type, *_: Any, **__: Any) -> Any:
     """Raises UnsupportedError: only parameters of an offloaded model become of these classes."""
     raise UnsupportedError(
@@ -206,10 +213,10 @@ class ParkedParameter(nn.Parameter):
         return self.__reduce_ex__(protocol)
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
-        return repr(nn.Parameter(weight_of(self).truth(), self.requires_grad))
+        return _on_value(self, repr)
 
     def __format__(self, format_spec: str) -> str:
-        return format(nn.Parameter(weight_of(self).truth(), self.requires_grad), format_spec)
+        return str(_on_value(self, lambda plain: format(plain, format_spec)))
 
 
 def _given_to_set(
@@ -224,9 +231,7 @@ def _given_to_set(
 
 def _to_other_process(parameter: ParkedParameter) -> Any:
     """How torch.multiprocessing sends one: as a copy, whose memory it moves to where both see it."""
-    with _parked(parameter) as weight:
-        truth = parameter.detach() if weight is None else weight.truth()
-        value = nn.Parameter(truth.clone(), parameter.requires_grad)
+    value = _on_value(parameter, lambda p: nn.Parameter(p.detach().clone(), p.requires_grad))
     spawning = get_spawning_popen()
     if spawning is not None:  # the file behind the copy is to be open until the process has begun
         spawning.__dict__.setdefault("_tensorstream_sent", []).append(value)

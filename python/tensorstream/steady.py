@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from types import TracebackType
 
 from tensorstream import _native
 from tensorstream.hub import check_same_file
@@ -11,7 +11,7 @@ from tensorstream.hub import check_same_file
 logger = logging.getLogger("tensorstream")
 
 
-class SteadyFiles:
+class SteadyFiles(contextlib.ExitStack):
     """Sees that nobody writes to some files from before a library reads them until check().
 
     What a library casts is its own copy: the engine never looks at the file that it came from. And what a
@@ -20,21 +20,9 @@ class SteadyFiles:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._opener = _native.FileOpener(_native.FileBackend.PREAD)
         self._before: dict[str, _native.Reader] = {}
-        self._held: list[_native.HeldFile] = []
-
-    def __enter__(self) -> SteadyFiles:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for held in self._held:
-            held.let_go()
 
     def add(self, path: str) -> _native.Reader:
         """Begins with a file.
@@ -43,7 +31,7 @@ class SteadyFiles:
             IoError: Somebody has it open for writing.
         """
         held = _native.HeldFile(path)
-        self._held.append(held)
+        self.callback(held.let_go)
         if not held.is_leased:
             logger.info(
                 "'%s' cannot be leased (it is another user's, or its file system has no leases): do not "

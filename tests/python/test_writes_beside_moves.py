@@ -79,6 +79,20 @@ def written(write: Callable[[nn.Parameter], None]) -> Any:
     return plain
 
 
+def check_that_a_write_waits(
+    model: Any, write: Callable[[nn.Parameter], None], held: Holding, moving: threading.Thread
+) -> None:
+    """Writes while `held` is in the midst of moving the model, and lets it go on."""
+    assert held.inside.wait(PATIENCE_S)
+    writing, wrote = in_thread(lambda: write(model.blocks[1].up.weight))
+    writing.join(0.2)
+    assert writing.is_alive(), wrote
+    held.go_on.set()
+    for thread in (moving, writing):
+        thread.join(PATIENCE_S)
+    assert wrote == [None]
+
+
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 def test_a_write_waits_for_a_budget_that_moves(
@@ -89,14 +103,8 @@ def test_a_write_waits_for_a_budget_that_moves(
     engine: Any = HoldingEngine(mine.engine)
     monkeypatch.setattr(mine, "engine", engine)
     moving, moved = in_thread(lambda: ts.set_budget(model, ram_budget="1GiB"))
-    assert engine.set_budget.inside.wait(PATIENCE_S)
-    writing, wrote = in_thread(lambda: write(model.blocks[1].up.weight))
-    writing.join(0.2)
-    assert writing.is_alive(), wrote
-    engine.set_budget.go_on.set()
-    for thread in (moving, writing):
-        thread.join(PATIENCE_S)
-    assert (moved, wrote) == ([model], [None])
+    check_that_a_write_waits(model, write, engine.set_budget, moving)
+    assert moved == [model]
     plain = written(write)
     assert_same(model.blocks[1].up.weight, plain.blocks[1].up.weight)
     with torch.no_grad():
@@ -114,14 +122,8 @@ def test_a_write_waits_for_a_model_that_is_restored(
     taken = Holding(orchestrator.values_in_ram)
     monkeypatch.setattr(orchestrator, "values_in_ram", taken)
     restoring, restored = in_thread(lambda: ts.restore(model))
-    assert taken.inside.wait(PATIENCE_S)
-    writing, wrote = in_thread(lambda: write(model.blocks[1].up.weight))
-    writing.join(0.2)
-    assert writing.is_alive(), wrote
-    taken.go_on.set()
-    for thread in (restoring, writing):
-        thread.join(PATIENCE_S)
-    assert (restored, wrote) == ([model], [None])
+    check_that_a_write_waits(model, write, taken, restoring)
+    assert restored == [model]
     assert_same(list(model.parameters()), list(written(write).parameters()))
 
 

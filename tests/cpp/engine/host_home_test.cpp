@@ -7,6 +7,7 @@
 #include <atomic>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/units.h"
@@ -39,19 +40,27 @@ TEST(HostHome, BytesBetweenTensorsAreNoNumbers) {
   EXPECT_THAT(home->bytes().subspan(512, 50), Each(Eq(std::byte{7})));
 }
 
-TEST(HomeTable, TwoThreadsBringOneGroupOnce) {
-  const auto bytes = std::make_shared<const Bytes>(5000, std::byte{7});
-  const auto held = std::make_shared<HeldReader>(memory_reader("a disk", bytes));
-  SourceTable sources({held}, {{"first", Dtype::kU8, 5000, {{0, 0, 5000}}}});
+/// Homes of one group of one tensor of 5000 bytes.
+struct OneHome {
+  explicit OneHome(std::shared_ptr<Reader> reader)
+      : sources({std::move(reader)}, {{"first", Dtype::kU8, 5000, {{0, 0, 5000}}}}) {}
+
+  SourceTable sources;
   const std::vector<Group> groups = {{"group", {0}}};
   const std::vector<GroupLayout> layouts = {
       lay_out(groups[0], sources.tensors(), ComputePlace::kAccelerator)};
-  const auto device = create_host_device();
-  HomeTable homes(*device, sources, groups, layouts);
+  const std::unique_ptr<Device> device = create_host_device();
+  HomeTable homes{*device, sources, groups, layouts};
+};
+
+TEST(HomeTable, TwoThreadsBringOneGroupOnce) {
+  const auto bytes = std::make_shared<const Bytes>(5000, std::byte{7});
+  const auto held = std::make_shared<HeldReader>(memory_reader("a disk", bytes));
+  OneHome one(held);
   std::atomic<int> brought = 0;
   std::atomic<int> done = 0;
   const auto bring = [&] {
-    if (homes.bring(0, {})) ++brought;
+    if (one.homes.bring(0, {})) ++brought;
     ++done;
   };
   {
@@ -62,26 +71,21 @@ TEST(HomeTable, TwoThreadsBringOneGroupOnce) {
     held->open();
   }
   EXPECT_EQ(brought, 1);
-  EXPECT_NE(homes.device_address(0, sources.extents(0)[0]), nullptr);
+  EXPECT_NE(one.homes.device_address(0, one.sources.extents(0)[0]), nullptr);
 }
 
 TEST(HomeTable, WhereOneThreadCannotBringAGroupTheOtherTries) {
   const auto bytes = std::make_shared<const Bytes>(5000, std::byte{7});
   const auto held = std::make_shared<HeldReader>(std::make_shared<FaultyReader>(
       create_memory_reader("a disk", *bytes, bytes), Faults{.failing_read = 1}));
-  SourceTable sources({held}, {{"first", Dtype::kU8, 5000, {{0, 0, 5000}}}});
-  const std::vector<Group> groups = {{"group", {0}}};
-  const std::vector<GroupLayout> layouts = {
-      lay_out(groups[0], sources.tensors(), ComputePlace::kAccelerator)};
-  const auto device = create_host_device();
-  HomeTable homes(*device, sources, groups, layouts);
+  OneHome one(held);
   {
-    const std::jthread first([&] { EXPECT_THROW(homes.bring(0, {}), IoError); });
+    const std::jthread first([&] { EXPECT_THROW(one.homes.bring(0, {}), IoError); });
     held->wait_until_begun();
-    const std::jthread second([&] { EXPECT_TRUE(homes.bring(0, {})); });
+    const std::jthread second([&] { EXPECT_TRUE(one.homes.bring(0, {})); });
     held->open();
   }
-  EXPECT_NE(homes.device_address(0, sources.extents(0)[0]), nullptr);
+  EXPECT_NE(one.homes.device_address(0, one.sources.extents(0)[0]), nullptr);
 }
 
 TEST(HostHome, IsMadeByTheCallerWhereThereAreNoThreads) {
