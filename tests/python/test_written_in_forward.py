@@ -65,3 +65,19 @@ def test_a_write_that_may_be_the_alias_s_is_refused_and_the_weight_is_as_before(
     del held
     model(torch.randn(2, 256))
     assert_same(model[0].weight, before / 2)
+
+
+def test_what_is_refused_of_one_weight_is_kept_of_the_others() -> None:
+    class HalvingBoth(Halving):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                self.bias.mul_(0.5)
+            return super().forward(x)
+
+    model = nn.Sequential(HalvingBoth(256, 256), nn.Linear(256, 256), nn.Linear(256, 256))
+    weight, bias = (each.detach().clone() for each in model[0].parameters())
+    offload_tightly(model)
+    held = model[0].weight.data
+    with pytest.raises(ts.UnsupportedError, match="alias"):
+        model(torch.randn(2, 256))
+    assert_same([model[0].weight, held, model[0].bias], [weight, weight, bias / 2])
