@@ -18,17 +18,17 @@ void Loader::finish(std::shared_ptr<Load> load) noexcept {
 
 void Loader::note_finished() {
   while (const std::shared_ptr<Load> load = finished_.take()) {
-    const bool is_streamed = !slot_of(load->group()).settled;
-    if (is_streamed) count_load(*load, load->error() == nullptr);
     load->has_ended = true;
     if (!load->being_enqueued) note_over(*load);
   }
 }
 
 // It has ended, and who enqueued it has noted what it brought: from here on nobody but who has the
-// lock writes to its slot, whose place and frames may go.
+// lock writes to its slot, whose place and frames may go. Only now it counts: what is counted is
+// there.
 void Loader::note_over(const Load& load) {
   Slot& slot = slot_of(load.group());
+  if (!slot.settled) count_load(load, load.error() == nullptr);
   --slot.in_flight;
   --in_flight_;
   slot.note_end(load, load.error());
