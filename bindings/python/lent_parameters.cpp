@@ -87,12 +87,13 @@ ParameterTypes::ParameterTypes(nb::type_object lent, nb::type_object parked, nb:
       address(std::move(address)) {}
 
 LentParameters::LentParameters(const ParameterTypes& types, GroupId group, nb::list parameters,
-                               nb::list weights, nb::list poisons)
+                               nb::list weights, nb::list poisons, nb::list wrappers)
     : types_(types),
       group_(group),
       parameters_(std::move(parameters)),
       weights_(std::move(weights)),
-      poisons_(std::move(poisons)) {
+      poisons_(std::move(poisons)),
+      wrappers_(std::move(wrappers)) {
   const PlainScope plainly(types_);
   read_versions(versions_);
 }
@@ -131,6 +132,8 @@ std::size_t LentParameters::lend() {
     }
   }
   for (const std::size_t position : own) versions_[position] = -1;
+  set_classes_of_wrappers();
+  wrapper_versions_ = versions_of_wrappers();
   return count;
 }
 
@@ -152,7 +155,23 @@ std::vector<std::size_t> LentParameters::changed() const {
     const bool same = weight.ptr() == item(weights_, i);
     if (!same || now[i] != versions_.at(i)) result.push_back(i);
   }
+  if (wrapper_versions_ != versions_of_wrappers()) add_written_inner(result);
   return result;
+}
+
+// What is written to a wrapper reaches its inner tensors below where torch raises versions.
+void LentParameters::add_written_inner(std::vector<std::size_t>& changed) const {
+  const std::vector<std::int64_t> now = versions_of_wrappers();
+  for (std::size_t i = 0; i < now.size(); ++i) {
+    if (now[i] == wrapper_versions_.at(i)) continue;
+    for (const nb::handle inner : nb::borrow<nb::list>(wrappers_[i][3])) {
+      for (std::size_t position = 0; position < parameters_.size(); ++position) {
+        if (inner.is(item(parameters_, position))) changed.push_back(position);
+      }
+    }
+  }
+  std::ranges::sort(changed);
+  changed.erase(std::ranges::unique(changed).begin(), changed.end());
 }
 
 void LentParameters::park(const std::vector<std::size_t>& changed) {
@@ -198,6 +217,21 @@ void LentParameters::park_on(const nb::list* places) const {
     }
     set_class(types_, parameter, types_.parked);
   }
+  set_classes_of_wrappers();
+}
+
+// One of a class that is neither of the two was exchanged, and is what somebody put there.
+void LentParameters::set_classes_of_wrappers() const {
+  for (const nb::handle each : wrappers_) {
+    const nb::tuple entry = nb::borrow<nb::tuple>(each);
+    const nb::object wrapper = entry[0], lent = entry[1], parked = entry[2];
+    const nb::list inner = entry[3];
+    const bool is_parked = std::any_of(inner.begin(), inner.end(), [&](nb::handle parameter) {
+      return parameter.type().is(types_.parked);
+    });
+    const nb::object& before = is_parked ? lent : parked;
+    if (wrapper.type().is(before)) nb::setattr(wrapper, "__class__", is_parked ? parked : lent);
+  }
 }
 
 // In a PlainScope.
@@ -228,6 +262,13 @@ std::int64_t LentParameters::version(PyObject* parameter) const {
   return as_number(Py_TYPE(descriptor)->tp_descr_get(descriptor, parameter, type));
 }
 
+// In a PlainScope.
+std::vector<std::int64_t> LentParameters::versions_of_wrappers() const {
+  std::vector<std::int64_t> result;
+  for (const nb::handle entry : wrappers_) result.push_back(version(nb::object(entry[0]).ptr()));
+  return result;
+}
+
 void init_lent_parameters(nb::module_& module) {
   nb::class_<ParameterTypes>(module, "ParameterTypes")
       .def(nb::init<nb::type_object, nb::type_object, nb::object, nb::object, nb::str, nb::object,
@@ -236,8 +277,9 @@ void init_lent_parameters(nb::module_& module) {
            "address"_a);
   nb::class_<LentParameters>(module, "LentParameters",
                              nb::type_slots(Collected<LentParameters>::slots.data()))
-      .def(nb::init<const ParameterTypes&, GroupId, nb::list, nb::list, nb::list>(), "types"_a,
-           "group"_a, "parameters"_a, "weights"_a, "poisons"_a, nb::keep_alive<1, 2>())
+      .def(nb::init<const ParameterTypes&, GroupId, nb::list, nb::list, nb::list, nb::list>(),
+           "types"_a, "group"_a, "parameters"_a, "weights"_a, "poisons"_a, "wrappers"_a,
+           nb::keep_alive<1, 2>())
       .def_prop_ro("group", &LentParameters::group)
       .def_prop_ro("place_number", &LentParameters::place_number,
                    "Of the place that the views are on; 0 for none.")

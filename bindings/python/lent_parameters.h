@@ -38,8 +38,10 @@ struct ParameterTypes {
 class LentParameters {
  public:
   /// `weights` are what the parameters' marks hold; `poisons` what they have in the place of bytes.
+  /// `wrappers` are tensors that some of the parameters are inner tensors of: tuples of a wrapper,
+  /// its class while all of those are lent, its class while one is parked, and a list of them.
   LentParameters(const ParameterTypes& types, GroupId group, nb::list parameters, nb::list weights,
-                 nb::list poisons);
+                 nb::list poisons, nb::list wrappers);
 
   /// Takes views on a place, which nobody else holds, and what tells that others do later: their
   /// storages, and the handles of these. `addresses` are the views'.
@@ -86,6 +88,7 @@ class LentParameters {
     visit(lent.parameters_);
     visit(lent.weights_);
     visit(lent.poisons_);
+    visit(lent.wrappers_);
     visit(lent.views_);
     visit(lent.storages_);
     visit(lent.addresses_);
@@ -96,21 +99,26 @@ class LentParameters {
   std::int64_t version(PyObject* parameter) const;
   std::vector<std::size_t> exchanged_bytes() const;
   void park_on(const nb::list* places) const;
+  void set_classes_of_wrappers() const;
+  std::vector<std::int64_t> versions_of_wrappers() const;
+  void add_written_inner(std::vector<std::size_t>& changed) const;
 
   const ParameterTypes& types_;
   const GroupId group_;
   nb::list parameters_;
   nb::list weights_;
   nb::list poisons_;
+  nb::list wrappers_;
   nb::list views_;
   nb::list storages_;
   nb::list handles_;
   std::vector<std::int64_t> users_;  // holders() when nobody else holds it
   nb::dict addresses_;
-  std::vector<std::int64_t> versions_;         // when they were lent last, or parked with changes
-  std::vector<std::int64_t> versions_before_;  // memory for lend(), used again
-  std::uint32_t place_number_ = 0;             // of the place that the views are on; 0 for none
-  bool stays_ = false;                         // on its place between uses
+  std::vector<std::int64_t> versions_;          // when they were lent last, or parked with changes
+  std::vector<std::int64_t> versions_before_;   // memory for lend(), used again
+  std::vector<std::int64_t> wrapper_versions_;  // when they were lent last
+  std::uint32_t place_number_ = 0;              // of the place that the views are on; 0 for none
+  bool stays_ = false;                          // on its place between uses
   bool is_on_place_ = false;
 };
 

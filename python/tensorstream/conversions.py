@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tensorstream.inner_tensors import wrapper_of
 from tensorstream.proxy import LentParameter, ParkedParameter, refuse, weight_of
 from tensorstream.registry import orchestrators
 
@@ -48,6 +49,9 @@ def _streamed(module: nn.Module) -> Iterator[torch.Tensor]:
     for held in module._parameters.values():
         if isinstance(held, ParkedParameter | LentParameter):
             yield held
+        wrapper = None if held is None else wrapper_of(held)
+        if wrapper is not None and wrapper.is_streamed:
+            yield wrapper.outer
     for part in module._modules.values():
         if part is not None:
             yield from _streamed(part)
@@ -61,14 +65,15 @@ def _check(module: nn.Module, convert: Callable[[torch.Tensor], Any]) -> None:
     Raises:
         UnsupportedError: It gives another type, device or kind of memory.
     """
-    for kind, weight in {(each.dtype, each.device): each for each in _streamed(module)}.items():
-        dtype, device = kind
+    kinds = {(each.dtype, each.device, type(each)): each for each in _streamed(module)}
+    for (dtype, device, _), weight in kinds.items():
         try:
             made = convert(torch.empty(0, dtype=dtype, device=device))
         except Exception:  # noqa: BLE001 - of a function that wants more: it is torch's to call it
             continue
         if not isinstance(made, torch.Tensor):
             continue
-        weight_of(weight).check_kind(made.dtype, made.device)
+        streamed = wrapper_of(weight) or weight_of(weight)
+        streamed.check_kind(made.dtype, made.device)
         if made.device.type == "cpu" and made.is_shared():
-            refuse(weight, "share_memory_")
+            refuse(streamed.name, "share_memory_")

@@ -82,25 +82,25 @@ class FixedTensor:
         return f"'{self.names[0]}'"
 
 
-def fixed_tensors(model: nn.Module, weights: list[FoundWeight]) -> list[FixedTensor]:
-    """Those of `model`, of whose parameters `weights` are streamed."""
-    streamed = {id(weight.parameter) for weight in weights}
-    found: dict[int, FixedTensor] = {}
+def fixed_tensors(found: Walk) -> list[FixedTensor]:
+    """Those of a model that was walked over."""
+    model, weights, streamed = found.modules[0], found.weights, found.streamed_ids()
+    fixed: dict[int, FixedTensor] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         unsaved = module._non_persistent_buffers_set
         for held in (module._buffers, module._parameters):
             for key, tensor in held.items():
                 if tensor is None or id(tensor) in streamed:
                     continue
-                one = found.setdefault(id(tensor), FixedTensor(tensor, type(module)))
+                one = fixed.setdefault(id(tensor), FixedTensor(tensor, type(module)))
                 one.holders.append((held, key))
                 if held is not module._buffers or key not in unsaved:
                     one.names.append(f"{path}.{key}" if path else key)
     lacking = any(weight.parameter.device.type == "meta" for weight in weights)
-    lacking = lacking or any(one.is_meta and one.tensor.numel() for one in found.values())
-    for one in found.values():
+    lacking = lacking or any(one.is_meta and one.tensor.numel() for one in fixed.values())
+    for one in fixed.values():
         one.model_is_whole = not lacking
-    return list(found.values())
+    return list(fixed.values())
 
 
 class StoredNames:
@@ -182,7 +182,7 @@ def complete(
         ConfigError: No checkpoint tells a value, or it tells another than memory has. Nothing is changed.
     """
     model = found.modules[0]
-    fixed = fixed_tensors(model, found.weights)
+    fixed = fixed_tensors(found)
     made = Completion()
     with torch.inference_mode(False):
         values = list(_values(fixed, places))

@@ -7,10 +7,12 @@ from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 from torch.utils import _pytree as pytree
 
 from tensorstream import _native
 from tensorstream.exceptions import TensorStreamError, UnsupportedError
+from tensorstream.inner_tensors import Wrappers, wrapper_of
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
 from tensorstream.weight import Weight
@@ -39,6 +41,7 @@ class LentGroup(_native.LentParameters):
             parameters=[weight.parameter for weight in weights],
             weights=weights,
             poisons=[weight.poison for weight in weights],
+            wrappers=Wrappers.of(weight.parameter for weight in weights).entries(),
         )
         self.weights = weights
         for weight in weights:
@@ -78,11 +81,15 @@ class LentGroup(_native.LentParameters):
         for weight in self.weights:
             if isinstance(weight.parameter, LentParameter):
                 weight.park()
+        Wrappers.of(weight.parameter for weight in self.weights).follow()
 
     def values(self, positions: list[int]) -> list[Written]:
         """Weights that were written to while they were lent, with their bytes and versions."""
         with plain_tensors():
             parameters = [self.weights[i].parameter for i in positions]
+            for parameter in parameters:
+                if wrapper_of(parameter) is not None:  # guard: saved-before-wrapper-written
+                    increment_version(parameter)  # the wrapper's was raised alone
             return [
                 (self.weights[i], torch.clone(torch.Tensor.detach(parameter)), parameter._version)
                 for i, parameter in zip(positions, parameters, strict=True)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tensorstream.compute_device import move, moves_itself
+from tensorstream.inner_tensors import wrapper_of
 
 
 class Moved:
@@ -21,7 +22,9 @@ class Moved:
         kept += [
             parameter
             for parameter in model.parameters()
-            if not hasattr(parameter, "_tensorstream_weight") and parameter.device != self._device
+            if not hasattr(parameter, "_tensorstream_weight")
+            and wrapper_of(parameter) is None
+            and parameter.device != self._device
         ]
         for tensor in kept:
             self._from.append((tensor, tensor.device))

@@ -126,6 +126,7 @@ class Orchestrator:
         )
         self.names = [weight.names for weight in found.weights]
         self._members, self._entries = found.weights, found.entries
+        self._wrappers = found.wrappers
         self._modules[:] = [weakref.ref(each) for each in found.modules]
         self.pool = self.saved.pool = self._make_pool(found.tree.fixed_bytes - sources.device_bytes)
         return sources
@@ -221,6 +222,7 @@ class Orchestrator:
         undone = [] if self.device.is_host else found.weights
         before = [(weight.parameter, weight.parameter.data) for weight in undone]
         try:
+            self._wrappers.take_apart()
             self._attach(sources.in_ram)
             if not self.device.is_host:
                 self._moved.bring(found.modules[0])
@@ -238,6 +240,7 @@ class Orchestrator:
                 parameter.__class__ = nn.Parameter
                 parameter.data = data
                 parameter.__dict__.pop("_tensorstream_weight", None)
+            self._wrappers.put_together()
             self._moved.undo()
             made.undo()
             raise
@@ -254,6 +257,7 @@ class Orchestrator:
                 self._lent.pop(group, None)
             elif group not in self._lent:
                 self._lent[group] = LentGroup(group, weights)
+        self._wrappers.follow()
 
     def _settle(self, group: int) -> None:
         """Puts parameters of a settled group on the engine's memory, unless that is where they are."""
@@ -406,7 +410,8 @@ class Orchestrator:
 
     def streamed_ids(self) -> set[int]:
         """The identities of the streamed parameters."""
-        return {id(weight.parameter) for weight in self._weights.values()}
+        streamed = {id(wrapper.outer) for wrapper in self._wrappers if wrapper.is_streamed}
+        return streamed | {id(weight.parameter) for weight in self._weights.values()}
 
     def settle_loans(self, lent: LentGroup) -> None:
         """Before a group is leased while somebody may hold true values of weights."""
@@ -472,6 +477,7 @@ class Orchestrator:
                 weights, residents = self._weights.values(), self._resident.values()
                 values = values_in_ram(weights, residents, self.loans.lock, self.device.is_host)
             make_plain(values)
+            self._wrappers.put_together()
             for weight in self._weights.values():
                 weight.leave()
         if not self.device.is_host:
@@ -486,7 +492,7 @@ class Orchestrator:
         """Ends the engine now: objects in cycles would keep its memory until they are collected."""
         for hooked in self._hooked.values():
             hooked.forget()
-        for held in (self._hooked, self._lent, self._weights, self._resident):
+        for held in (self._hooked, self._lent, self._weights, self._resident, self._wrappers):
             held.clear()
         self.pool = self.saved.pool = None  # what tensors hold of it stays with them
         self._leases.let_go()

@@ -85,6 +85,13 @@ class _Fetch(torch.autograd.Function):
         return grads[0], None
 
 
+def in_graph_of(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """An alias of `value` whose gradient is the parameter's."""
+    with torch._C.DisableTorchFunctionSubclass():
+        alias: torch.Tensor = _Fetch.apply(parameter, value)  # type: ignore[no-untyped-call]
+    return alias
+
+
 class _Rows(torch.autograd.Function):
     """Rows of a parked embedding table, with the table's gradient."""
 
@@ -156,10 +163,10 @@ class ParkedParameter(nn.Parameter):
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = _name_of(func)
+        name = name_of(func)
         if func is torch.autograd.grad:  # guard: recomputed-truth
             return _grad(*args, **kwargs)
-        if name in _ON_THE_OBJECT:
+        if name in ON_THE_OBJECT:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if name in _ON_THE_FORM:
@@ -241,7 +248,7 @@ def _to_other_process(parameter: ParkedParameter) -> Any:
 ForkingPickler.register(ParkedParameter, _to_other_process)
 
 
-def _name_of(func: Callable[..., Any]) -> str:
+def name_of(func: Callable[..., Any]) -> str:
     """A function's name; for the accessors of a property, the property's and the accessor's."""
     name = getattr(func, "__name__", "")
     if name in ("__get__", "__set__", "__delete__"):
@@ -255,18 +262,22 @@ _IN_PLACE = frozenset(
 ) | frozenset(("__setitem__",))
 
 
-def refuse(parameter: torch.Tensor, method: str) -> NoReturn:
-    """Raises UnsupportedError: what the method makes of a streamed weight cannot be kept."""
+def refuse(name: str, method: str) -> NoReturn:
+    """Raises UnsupportedError: what the method makes of the streamed weight of that name cannot be kept."""
     raise UnsupportedError(
-        f"{method}() on the streamed weight '{weight_of(parameter).name}' cannot be kept; call "
-        "tensorstream.restore(model) first"
+        f"{method}() on the streamed weight '{name}' cannot be kept; call tensorstream.restore(model) first"
     )
 
 
 def _check_method(func: Callable[..., Any], name: str, parameter: ParkedParameter) -> None:
     """Raises where what `func` does to `parameter` cannot be kept, or where torch would refuse it."""
-    if name in _REFUSED:
-        refuse(parameter, name)
+    if name in REFUSED:
+        refuse(weight_of(parameter).name, name)
+    check_in_place(func, name, parameter)
+
+
+def check_in_place(func: Callable[..., Any], name: str, parameter: torch.Tensor) -> None:
+    """Raises RuntimeError where torch would refuse to have `func` write to `parameter`."""
     if getattr(torch.Tensor, name, None) is not func:
         return
     in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
@@ -277,7 +288,7 @@ def _check_method(func: Callable[..., Any], name: str, parameter: ParkedParamete
 
 
 # Answered by the object itself, whose shape, type, device and place in the graph are true.
-_ON_THE_OBJECT = frozenset(
+ON_THE_OBJECT = frozenset(
     f"{name}.__get__"
     for name in (
         "shape dtype device layout ndim requires_grad grad grad_fn is_leaf names is_cuda is_cpu is_meta "
@@ -296,7 +307,7 @@ _ON_THE_OBJECT = frozenset(
 )
 # Answered by the weight's form: the object's own strides are those of the poison.
 _ON_THE_FORM = frozenset("stride is_contiguous storage_offset dim_order".split())
-_REFUSED = frozenset(
+REFUSED = frozenset(
     "resize_ resize_as_ share_memory_ t_ transpose_ swapaxes_ swapdims_ as_strided_ squeeze_ unsqueeze_ "
     "rename_".split()
 )
@@ -319,14 +330,14 @@ def _on_values(
 ) -> Any:
     parked = {id(leaf): leaf for leaf in leaves if isinstance(leaf, ParkedParameter)}
     loans.sweep()
-    used = {key: _use(leaf) for key, leaf in parked.items()}
+    used = {key: use(leaf) for key, leaf in parked.items()}
     aliases = {key: use[2] for key, use in used.items()}
     args, kwargs = pytree.tree_unflatten(
         [aliases.get(id(leaf), leaf) for leaf in leaves], structure
     )
     with torch._C.DisableTorchFunctionSubclass():
         result = func(*args, **kwargs)
-    if _name_of(func).startswith("_fused_"):  # optimizers' steps: they raise no version
+    if name_of(func).startswith("_fused_"):  # optimizers' steps: they raise no version
         used = {key: (*use[:3], -1) for key, use in used.items()}
     returned = {id(alias): parked[key] for key, alias in aliases.items()}
     result = pytree.tree_map(lambda leaf: returned.get(id(leaf), leaf), result)
@@ -337,15 +348,13 @@ def _on_values(
     return result
 
 
-def _use(parameter: ParkedParameter) -> tuple[Weight, torch.Tensor, torch.Tensor, int]:
+def use(parameter: ParkedParameter) -> tuple[Weight, torch.Tensor, torch.Tensor, int]:
     """A weight, its true value, an alias of it for one operation, and the value's version."""
     weight = weight_of(parameter)
     value = weight.truth()
     version = value._version
     if torch.is_grad_enabled() and parameter.requires_grad:
-        with torch._C.DisableTorchFunctionSubclass():
-            alias = _Fetch.apply(parameter, value)  # type: ignore[no-untyped-call]
-            return weight, value, alias, version
+        return weight, value, in_graph_of(parameter, value), version
     return weight, value, value.detach(), version
 
 
@@ -454,7 +463,7 @@ def _seen_as(func: Callable[..., Any]) -> Callable[..., Any]:
         with _parked(parameter) as weight:
             if weight is not None:
                 weight._loans.sweep()
-                _, value, alias, version = _use(parameter)
+                _, value, alias, version = use(parameter)
                 weight.after_use(value, version)
                 return alias
         return func(parameter, other)

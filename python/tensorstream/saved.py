@@ -12,7 +12,7 @@ that the user has around the module: torch.utils.checkpoint's, or one that moves
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from torch.utils import _pytree as pytree
 
 from tensorstream import _native
 from tensorstream.backward import in_backward
+from tensorstream.compute_device import is_made_of_parts
+from tensorstream.inner_tensors import flattened
 from tensorstream.torch_pool import TorchPool
 from tensorstream.tracing import address_of, uncompiled
 from tensorstream.weight import Weight
@@ -78,7 +80,19 @@ class _SavedByOthers:
         return self.unpack(self.packed)
 
 
-_Saved = _SavedWeight | _SavedTensor | _SavedByOthers
+@dataclasses.dataclass(frozen=True)
+class _SavedWrapper:
+    """A tensor of a class of its own, made of others with weights among them."""
+
+    inner: list[_Saved]
+    make: Callable[[Iterator[torch.Tensor]], Any]
+
+    def read(self) -> torch.Tensor:
+        made: torch.Tensor = self.make(saved.read() for saved in self.inner)
+        return made
+
+
+_Saved = _SavedWeight | _SavedTensor | _SavedByOthers | _SavedWrapper
 
 
 class _Deferred(torch.Tensor):
@@ -131,7 +145,7 @@ class SavedHooks:
             top=_autograd._top_saved_tensors_default_hooks,
         )
 
-    def _weight_at(self, address: int) -> Weight | None:
+    def _weight_at(self, address: int | None) -> Weight | None:
         for lent in reversed(self.stack.lent):
             if address in lent:
                 weight: Weight = lent[address]
@@ -140,8 +154,11 @@ class SavedHooks:
 
     def pack(self, tensor: torch.Tensor) -> _Saved:
         """What a graph keeps for `tensor`."""
-        address = address_of(tensor)
-        weight = None if address is None else self._weight_at(address)
+        if is_made_of_parts(tensor):  # guard: saved-wrapper
+            leaves, make = flattened(tensor)
+            if any(self._weight_at(address_of(leaf)) is not None for leaf in leaves):
+                return _SavedWrapper([self.pack(leaf) for leaf in leaves], make)
+        weight = self._weight_at(address_of(tensor))
         version = 0 if tensor.is_inference() else tensor._version
         outer: Any = self.stack.outer
         if weight is not None:
@@ -156,7 +173,8 @@ class SavedHooks:
     def unpack(self, saved: _Saved) -> torch.Tensor:
         """The tensor that pack() was given, or its equal."""
         pool = self.pool
-        if pool is None or not isinstance(saved, _SavedWeight) or not in_backward():
+        reads = isinstance(saved, _SavedWeight | _SavedWrapper)
+        if pool is None or not reads or not in_backward():
             return saved.read()
         pool.enter_backward()  # of gradients of gradients, which reach no output of a forward
         try:

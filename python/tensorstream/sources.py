@@ -187,7 +187,7 @@ def _sources_in_checkpoint(found: Walk, path: str, opener: _native.FileOpener) -
     """
     sources = Sources()
     files = _Files(sources, opener)
-    fixed = fixed_tensors(found.modules[0], found.weights)
+    fixed = fixed_tensors(found)
     bound: set[int] = set()
     for part in found.parts:
         prefix = f"{part}."

@@ -15,6 +15,8 @@ from tensorstream.compute_device import is_made_of_parts, moves_itself
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.forms import form_of, is_dense
 from tensorstream.fused import WHOLE
+from tensorstream.inner_tensors import Wrapper, Wrappers, inner_tensors, wrapper_of
+from tensorstream.inner_tensors import reason_to_leave as reason_of_wrapper
 from tensorstream.packed import StoredPlace
 from tensorstream.parts import Parts, entry_modules, is_container, top_modules
 from tensorstream.proxy import ParkedParameter
@@ -27,7 +29,7 @@ class FoundWeight:
     """A parameter that can be streamed.
 
     Attributes:
-        parameter: The model's object.
+        parameter: The model's object, or what will stand for an inner tensor of one.
         names: Every dotted name that it has in the model; several where it is tied.
         tensor: Its id in the tree.
         form: Its shape, strides and type, without memory.
@@ -52,6 +54,7 @@ class Walk:
         entries: Ids of the modules that are called from outside: the root, or the parts of a pipeline.
         parts: Names of the parts of a pipeline; none for a model.
         weights: The weights by their id in the tree.
+        wrappers: Parameters whose inner tensors are among the weights.
         left: Names of parameters that cannot be streamed, with the reason.
     """
 
@@ -61,6 +64,13 @@ class Walk:
     left: dict[str, str]
     entries: list[int] = dataclasses.field(default_factory=list)
     parts: list[str] = dataclasses.field(default_factory=list)
+    wrappers: Wrappers = dataclasses.field(default_factory=Wrappers)
+
+    def streamed_ids(self) -> set[int]:
+        """The identities of the parameters that are streamed, themselves or by their inner tensors."""
+        return {id(each.parameter) for each in self.weights} | {
+            id(each.outer) for each in self.wrappers
+        }
 
 
 _NOWHERE: Mapping[int, StoredPlace] = MappingProxyType({})
@@ -115,43 +125,61 @@ def _add_weights(
     names: dict[int, list[str]],
     self_moving: list[tuple[str, nn.Parameter]],
     stored: Mapping[int, StoredPlace],
-) -> dict[int, int]:
+) -> dict[int, list[int]]:
     """Adds the parameters of `model` to the tree; their tensor ids by the parameters' identity."""
-    by_parameter: dict[int, int] = {}
+    by_parameter: dict[int, list[int]] = {}
     shared = _overlapping(model)
     scripted = [
         name for name, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule)
     ]
     beside = {_module_of(name): type(parameter).__name__ for name, parameter in self_moving}
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, ParkedParameter):
+        if isinstance(parameter, ParkedParameter) or wrapper_of(parameter) is not None:
             raise ConfigError(
                 f"'{name}' is offloaded already; call tensorstream.restore() on that model first"
             )
-        reason = _reason_to_leave(parameter, shared)
         if id(parameter) not in names:
-            reason = "its module makes it anew at each look"
+            reason: str | None = "its module makes it anew at each look"
         elif _is_within(names[id(parameter)], scripted):  # guard: scripted
             reason = "it is of a ScriptModule, whose code asks no hook"
-        elif reason is None:
-            reason = _reason_of_neighbours(names[id(parameter)], beside)
+        else:
+            reason = _reason_to_leave(parameter, shared)
+            reason = reason or _reason_of_neighbours(names[id(parameter)], beside)
         if reason is None:
-            dtype = str(parameter.dtype).removeprefix("torch.")
-            try:
-                line_offset = _line_offset(parameter, stored)
-                tensor = found.tree.add_tensor(name, dtype, parameter.nbytes, line_offset)
-            except UnsupportedError as error:
-                reason = str(error)
-            else:
-                by_parameter[id(parameter)] = tensor
-                form = form_of(parameter)
-                found.weights.append(
-                    FoundWeight(parameter, names[id(parameter)], tensor, form, line_offset)
-                )
+            by_parameter[id(parameter)] = _add_parameter(
+                found, parameter, names[id(parameter)], stored
+            )
         if reason is not None:
             found.left[name] = reason
             found.tree.add_fixed_bytes(_size_bytes(parameter))
     return by_parameter
+
+
+def _add_parameter(
+    found: Walk, parameter: nn.Parameter, names: list[str], stored: Mapping[int, StoredPlace]
+) -> list[int]:
+    """Adds a parameter, or its inner tensors, to the tree: the tensors' ids."""
+    if not is_made_of_parts(parameter):
+        return [_add_tensor(found, parameter, names, stored)]
+    wrapper = Wrapper(parameter, names)
+    found.wrappers.append(wrapper)
+    return [
+        _add_tensor(found, part, [f"{name}.{path}" for name in names], stored)
+        for path, part in wrapper.parts.items()
+    ]
+
+
+def _add_tensor(
+    found: Walk, parameter: nn.Parameter, names: list[str], stored: Mapping[int, StoredPlace]
+) -> int:
+    line_offset = _line_offset(parameter, stored)
+    tensor = found.tree.add_tensor(names[0], _dtype_of(parameter), parameter.nbytes, line_offset)
+    found.weights.append(FoundWeight(parameter, names, tensor, form_of(parameter), line_offset))
+    return tensor
+
+
+def _dtype_of(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _is_within(names: list[str], modules: list[str]) -> bool:
@@ -186,30 +214,39 @@ def _line_offset(parameter: nn.Parameter, stored: Mapping[int, StoredPlace]) -> 
 
 def _reason_to_leave(parameter: nn.Parameter, shared: set[int]) -> str | None:
     """Why a parameter cannot be streamed; None where it can."""
-    reason = _reason_of_kind(parameter)
-    if reason is not None:
-        return reason
-    if parameter.numel() == 0:
-        return "it is empty"
-    if not is_dense(parameter):
-        return "its elements are not dense"
-    if id(parameter) in shared:
+    tensors: list[torch.Tensor] = [parameter]
+    if is_made_of_parts(parameter):
+        reason = reason_of_wrapper(parameter)
+        tensors = [] if reason else [inner.tensor for inner in inner_tensors(parameter)]
+    elif type(parameter) is not nn.Parameter:
+        reason = f"it is a {type(parameter).__name__}"
+    elif type(parameter.data) is not torch.Tensor:
+        reason = f"its data is a {type(parameter.data).__name__}"
+    else:
+        reason = None
+    for tensor in tensors:
+        reason = reason or _reason_of_memory(tensor)
+    if reason is None and id(parameter) in shared:
         return "it shares memory with another parameter"
-    return None
+    return reason
 
 
-def _reason_of_kind(parameter: nn.Parameter) -> str | None:
-    """Why nothing of a parameter's kind can be streamed."""
-    if type(parameter) is not nn.Parameter:
-        return f"it is a {type(parameter).__name__}"
-    if type(parameter.data) is not torch.Tensor:
-        return f"its data is a {type(parameter.data).__name__}"
-    if parameter.layout is not torch.strided:
-        return f"its layout is {parameter.layout}"
-    if parameter.device.type not in ("cpu", "meta"):
-        return f"it is on {parameter.device}"
-    if parameter.is_inference():  # guard: inference-parameter
+def _reason_of_memory(tensor: torch.Tensor) -> str | None:
+    """Why nothing in a tensor's memory can be streamed."""
+    if tensor.layout is not torch.strided:
+        return f"its layout is {tensor.layout}"
+    if tensor.device.type not in ("cpu", "meta"):
+        return f"it is on {tensor.device}"
+    if tensor.is_inference():  # guard: inference-parameter
         return "it was made in torch.inference_mode(), and does not say when it is written to"
+    if tensor.numel() == 0:
+        return "it is empty"
+    if not is_dense(tensor):
+        return "its elements are not dense"
+    try:
+        _native.ModelTree().add_tensor("", _dtype_of(tensor), tensor.nbytes, 0)
+    except UnsupportedError as error:
+        return str(error)
     return None
 
 
@@ -265,12 +302,10 @@ def _address(tensor: torch.Tensor) -> int:
 def _overlapping(model: nn.Module) -> set[int]:
     """Identities of distinct parameters whose bytes overlap those of another."""
     spans = sorted(
-        (p.data_ptr(), p.data_ptr() + span_bytes(p), id(p))
-        for p in model.parameters()
-        if type(p) is nn.Parameter
-        and p.layout is torch.strided
-        and p.device.type == "cpu"
-        and p.numel() > 0
+        (memory.data_ptr(), memory.data_ptr() + span_bytes(memory), id(parameter))
+        for parameter in model.parameters()
+        for memory in _memory_of(parameter)
+        if memory.layout is torch.strided and memory.device.type == "cpu" and memory.numel() > 0
     )
     overlapping: set[int] = set()
     furthest_end, furthest = 0, 0  # of the spans that start before this one
@@ -282,6 +317,13 @@ def _overlapping(model: nn.Module) -> set[int]:
     return overlapping
 
 
+def _memory_of(parameter: nn.Parameter) -> list[torch.Tensor]:
+    """The tensors that a parameter's bytes are in, where these may be streamed."""
+    if is_made_of_parts(parameter) and reason_of_wrapper(parameter) is None:
+        return [inner.tensor for inner in inner_tensors(parameter)]
+    return [parameter] if type(parameter) is nn.Parameter else []
+
+
 def span_bytes(tensor: torch.Tensor) -> int:
     """Bytes from a tensor's first element to the end of its last, whatever its strides."""
     last = sum(
@@ -290,7 +332,13 @@ def span_bytes(tensor: torch.Tensor) -> int:
     return (last + 1) * tensor.element_size()
 
 
-def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) -> None:
+def _looks_up_rows(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Embedding) or is_made_of_parts(module.weight):
+        return False
+    return module.max_norm is None
+
+
+def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, list[int]]) -> None:
     types: dict[type, int] = {}
     ids: dict[int, int] = {}
     top = {id(module) for module in top_modules(model)}
@@ -303,7 +351,7 @@ def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) ->
             types.setdefault(type(module), len(types)),
             parent,
             is_container(module, top=id(module) in top),
-            isinstance(module, nn.Embedding) and module.max_norm is None,
+            _looks_up_rows(module),
         )
         ids[id(module)] = node
         found.modules.append(module)
@@ -311,8 +359,8 @@ def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, int]) ->
         if isinstance(module, WHOLE):  # guard: one-group
             whole = True
         for parameter in module.parameters(recurse=whole):
-            if id(parameter) in by_parameter:
-                found.tree.hold(node, by_parameter[id(parameter)])
+            for tensor in by_parameter.get(id(parameter), ()):
+                found.tree.hold(node, tensor)
         if whole:
             return
         for child_name, child in module.named_children():
