@@ -302,6 +302,7 @@ _MODULES = {
     "pytest": "python",
     "pytest_timeout": "python",
     "bitsandbytes": "python",
+    "torchao": "python",
     "torch": "python, llama, diffusion",
     "transformers": "python, llama",
     "accelerate": "python, llama",

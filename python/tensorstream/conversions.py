@@ -46,7 +46,7 @@ def watch() -> None:
 
 def _streamed(module: nn.Module) -> Iterator[torch.Tensor]:
     """The streamed weights below a module, by what torch goes through, and no method of its own."""
-    for held in module._parameters.values():
+    for held in (*module._parameters.values(), *module._buffers.values()):
         if isinstance(held, ParkedParameter | LentParameter):
             yield held
         wrapper = None if held is None else wrapper_of(held)

@@ -281,16 +281,17 @@ def _put_forms(
         bare = weight.parameter
         if bare.device.type != "meta":
             continue
-        # Lent or parked next.
-        value = torch.empty((), dtype=bare.dtype, device=device).expand(bare.shape)
-        forms[id(bare)] = parameter = _made_parameter(bare, value)
-        assert isinstance(parameter, nn.Parameter)
-        weight.parameter = parameter
+        # Lent or parked next; and no view, whose base would count as a holder of its memory.
+        element = torch.empty(1, dtype=bare.dtype, device=device).untyped_storage()
+        value = torch.empty(0, dtype=bare.dtype, device=device)
+        value.set_(element, 0, bare.shape, (0,) * bare.dim())
+        forms[id(bare)] = weight.parameter = _made_parameter(bare, value)
     for module in model.modules():
-        held: Held = module._parameters  # type: ignore[assignment]
-        for key, old in list(held.items()):
-            if id(old) in forms:
-                made.put([(held, key)], forms[id(old)])
+        all_held: list[Held] = [module._parameters, module._buffers]  # type: ignore[list-item]
+        for held in all_held:
+            for key, old in list(held.items()):
+                if id(old) in forms:
+                    made.put([(held, key)], forms[id(old)])
 
 
 def _leave_files(fixed: list[FixedTensor], made: Completion) -> None:

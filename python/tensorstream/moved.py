@@ -18,13 +18,12 @@ class Moved:
 
     def bring(self, model: nn.Module) -> None:
         """Puts them on the device."""
-        kept = [tensor for tensor in model.buffers() if tensor.device != self._device]
-        kept += [
-            parameter
-            for parameter in model.parameters()
-            if not hasattr(parameter, "_tensorstream_weight")
-            and wrapper_of(parameter) is None
-            and parameter.device != self._device
+        kept = [
+            tensor
+            for tensor in [*model.buffers(), *model.parameters()]
+            if not hasattr(tensor, "_tensorstream_weight")
+            and wrapper_of(tensor) is None
+            and tensor.device != self._device
         ]
         for tensor in kept:
             self._from.append((tensor, tensor.device))

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from tensorstream import _native, conversions, registry
 from tensorstream.backward import OutermostForward, in_backward
@@ -27,6 +26,7 @@ from tensorstream.loans import Loans
 from tensorstream.moved import Moved
 from tensorstream.packed import StoredPlace
 from tensorstream.parts import as_module
+from tensorstream.plain_objects import make_plain_class, mark
 from tensorstream.registry import orchestrator_of
 from tensorstream.restored import make_plain, values_in_ram
 from tensorstream.saved import SavedHooks
@@ -237,9 +237,8 @@ class Orchestrator:
                 values = values_in_ram(weights, residents, self.loans.lock, is_host=True)
                 make_plain(values)  # guard: undone-on-the-host
             for parameter, data in before:
-                parameter.__class__ = nn.Parameter
+                make_plain_class(parameter)
                 parameter.data = data
-                parameter.__dict__.pop("_tensorstream_weight", None)
             self._wrappers.put_together()
             self._moved.undo()
             made.undo()
@@ -272,9 +271,8 @@ class Orchestrator:
             weight = self._weights.pop(tensor, None)
             if weight is not None:
                 member.form = weight.form
-                del parameter._tensorstream_weight  # type: ignore[attr-defined]
                 owned = weight.owned
-                parameter.__class__ = nn.Parameter
+                make_plain_class(parameter)
                 if owned is not None and owned.data_ptr() == view.data_ptr():
                     parameter.data = owned
                     weight.leave()
@@ -404,7 +402,7 @@ class Orchestrator:
             device=self.device,
             loans=self.loans,
         )
-        parameter._tensorstream_weight = weight  # type: ignore[attr-defined]
+        mark(parameter, weight, is_buffer=member.is_buffer)
         self._weights[member.tensor] = weight
         return weight
 

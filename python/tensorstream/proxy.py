@@ -24,6 +24,7 @@ from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils import _pytree as pytree
 
 from tensorstream.exceptions import UnsupportedError
+from tensorstream.plain_objects import plain_copy
 from tensorstream.tracing import in_transform, refuse_capture, refuse_tracing, uncompiled
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ def _parked(parameter: torch.Tensor) -> Iterator[Weight | None]:
         yield weight if isinstance(parameter, ParkedParameter) else None
 
 
-def _on_value(parameter: torch.Tensor, call: Callable[[nn.Parameter], Any]) -> Any:
-    """What `call` gives for a plain parameter with its true value, which nobody moves meanwhile."""
+def _on_value(parameter: torch.Tensor, call: Callable[[torch.Tensor], Any]) -> Any:
+    """What `call` gives for a plain object with its true value, which nobody moves meanwhile."""
     with _parked(parameter) as weight:
         value = parameter.detach() if weight is None else weight.truth()
-        return call(nn.Parameter(value, parameter.requires_grad))
+        return call(plain_copy(parameter, value))
 
 
 def _refuse_making(cls: type, *_: Any, **__: Any) -> Any:
@@ -139,17 +140,17 @@ class LentParameter(nn.Parameter):
         self.data = _given_to_set(self, source, kwargs)
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
         if id(self) not in memo:
-            memo[id(self)] = nn.Parameter(self.detach().clone(), self.requires_grad)
-        copied: nn.Parameter = memo[id(self)]
+            memo[id(self)] = plain_copy(self, self.detach().clone())
+        copied: torch.Tensor = memo[id(self)]
         return copied
 
-    def __copy__(self) -> nn.Parameter:
-        return nn.Parameter(self.detach(), self.requires_grad)
+    def __copy__(self) -> torch.Tensor:
+        return plain_copy(self, self.detach())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return nn.Parameter(self.detach().clone(), self.requires_grad).__reduce_ex__(protocol)
+        return plain_copy(self, self.detach().clone()).__reduce_ex__(protocol)
 
 
 class ParkedParameter(nn.Parameter):
@@ -178,15 +179,15 @@ class ParkedParameter(nn.Parameter):
             return handler(*args, **kwargs)
         return _on_the_truth(func, args, kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
         if id(self) not in memo:
-            memo[id(self)] = nn.Parameter(weight_of(self).truth().clone(), self.requires_grad)
-        copied: nn.Parameter = memo[id(self)]
+            memo[id(self)] = plain_copy(self, weight_of(self).truth().clone())
+        copied: torch.Tensor = memo[id(self)]
         return copied
 
-    def __copy__(self) -> nn.Parameter:
+    def __copy__(self) -> torch.Tensor:
         """Another parameter of the same memory: what is written to it is the weight's."""
-        return nn.Parameter(self.detach(), self.requires_grad)  # guard: copied-alias
+        return plain_copy(self, self.detach())  # guard: copied-alias
 
     def set_(self, *source: Any, **kwargs: Any) -> torch.Tensor:
         """Takes the value, as `data` does: torch's own asks no subclass, and exchanges the poison."""
@@ -216,7 +217,7 @@ class ParkedParameter(nn.Parameter):
         with _parked(self) as weight:
             if weight is not None:
                 value = weight.truth()
-                return nn.Parameter(value, self.requires_grad).__reduce_ex__(protocol)
+                return plain_copy(self, value).__reduce_ex__(protocol)
         return self.__reduce_ex__(protocol)
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
@@ -238,7 +239,7 @@ def _given_to_set(
 
 def _to_other_process(parameter: ParkedParameter) -> Any:
     """How torch.multiprocessing sends one: as a copy, whose memory it moves to where both see it."""
-    value = _on_value(parameter, lambda p: nn.Parameter(p.detach().clone(), p.requires_grad))
+    value = _on_value(parameter, lambda plain: plain_copy(parameter, plain.detach().clone()))
     spawning = get_spawning_popen()
     if spawning is not None:  # the file behind the copy is to be open until the process has begun
         spawning.__dict__.setdefault("_tensorstream_sent", []).append(value)

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterable
 
 import torch
-from torch import nn
 
 from tensorstream.compute_device import move_gradient
 from tensorstream.forms import copy_at
+from tensorstream.plain_objects import make_plain_class
 from tensorstream.walk import FoundWeight
 from tensorstream.weight import Weight
 
@@ -21,9 +21,9 @@ def values_in_ram(
     residents: Iterable[FoundWeight],
     lock: threading.RLock,
     is_host: bool,
-) -> list[tuple[nn.Parameter, torch.Tensor]]:
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The parameters that are the engine's, with the values that they are to have. Nothing is changed."""
-    values: list[tuple[nn.Parameter, torch.Tensor]] = []
+    values: list[tuple[torch.Tensor, torch.Tensor]] = []
     for weight in weights:
         mark = getattr(weight.parameter, "_tensorstream_weight", None)
         if mark is weight:  # or it is plain already, or another engine's
@@ -39,10 +39,9 @@ def values_in_ram(
     return values
 
 
-def make_plain(values: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
+def make_plain(values: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Puts parameters on the values, in RAM, and their gradients too."""
     for parameter, value in values:
-        parameter.__class__ = nn.Parameter
+        make_plain_class(parameter)
         parameter.data = value
-        parameter.__dict__.pop("_tensorstream_weight", None)
         move_gradient(parameter, _RAM)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType, ModuleType
 
 import torch
@@ -35,13 +36,15 @@ class FoundWeight:
         form: Its shape, strides and type, without memory.
         line_offset: The byte of a cache line at which it begins in the model's memory. What multiplies
             matrices on the CPU chooses its code by that, and other code rounds otherwise.
+        is_buffer: Whether it is a buffer of a module whose weights are in buffers.
     """
 
-    parameter: nn.Parameter
+    parameter: torch.Tensor
     names: list[str]
     tensor: int
     form: torch.Tensor
     line_offset: int
+    is_buffer: bool = False
 
 
 @dataclasses.dataclass
@@ -95,13 +98,14 @@ def walk(
         found.parts = list(model)
     self_moving = [(name, parameter) for name, parameter in listed if moves_itself(parameter)]
     by_parameter = _add_weights(found, model, names, self_moving, stored)
+    _add_buffers(found, model, by_parameter, stored)
     found.tree.add_fixed_bytes(_kept_bytes(model, self_moving))
     _add_modules(found, model, by_parameter)
     seen: set[int] = set()
     for buffer in model.buffers():
         plain = type(buffer) is torch.Tensor and buffer.layout is torch.strided
         key = (plain and buffer.data_ptr()) or id(buffer)
-        if key not in seen:
+        if key not in seen and id(buffer) not in by_parameter:
             seen.add(key)
             found.tree.add_fixed_bytes(_size_bytes(buffer))
     for name in keep_resident:
@@ -128,7 +132,7 @@ def _add_weights(
 ) -> dict[int, list[int]]:
     """Adds the parameters of `model` to the tree; their tensor ids by the parameters' identity."""
     by_parameter: dict[int, list[int]] = {}
-    shared = _overlapping(model)
+    shared = _overlapping(model.parameters())
     scripted = [
         name for name, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule)
     ]
@@ -170,7 +174,7 @@ def _add_parameter(
 
 
 def _add_tensor(
-    found: Walk, parameter: nn.Parameter, names: list[str], stored: Mapping[int, StoredPlace]
+    found: Walk, parameter: torch.Tensor, names: list[str], stored: Mapping[int, StoredPlace]
 ) -> int:
     line_offset = _line_offset(parameter, stored)
     tensor = found.tree.add_tensor(names[0], _dtype_of(parameter), parameter.nbytes, line_offset)
@@ -180,6 +184,49 @@ def _add_tensor(
 
 def _dtype_of(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+_LEAST_BYTES = 1 << 16  # of a buffer that is taken for a matrix
+
+
+def _add_buffers(
+    found: Walk,
+    model: nn.Module,
+    by_parameter: dict[int, list[int]],
+    stored: Mapping[int, StoredPlace],
+) -> None:
+    """Adds the buffers that are weights to the tree, as layers of GPTQ and AWQ have them."""
+    names: dict[int, list[str]] = {}
+    buffers: dict[int, torch.Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if not _has_coded_buffers(module):
+            continue
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                names.setdefault(id(buffer), []).append(f"{path}.{name}" if path else name)
+                buffers[id(buffer)] = buffer
+    shared = _overlapping([*model.parameters(), *model.buffers()])
+    for key, buffer in buffers.items():
+        plain = type(buffer) is torch.Tensor
+        if plain and key not in shared and _reason_of_memory(buffer) is None:
+            tensor = _add_tensor(found, buffer, names[key], stored)
+            found.weights[tensor].is_buffer = True
+            by_parameter[key] = [tensor]
+
+
+def _has_coded_buffers(module: nn.Module) -> bool:
+    """Whether a module's weights are codes in buffers: large ones of whole numbers, and no matrix beside."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
+    if any(each is not None and each.dim() > 1 for each in module._parameters.values()):
+        return False
+    return any(
+        buffer is not None
+        and name not in module._non_persistent_buffers_set
+        and buffer.dtype in (torch.int8, torch.uint8, torch.int16, torch.int32)
+        and buffer.nbytes >= _LEAST_BYTES
+        for name, buffer in module._buffers.items()
+    )
 
 
 def _is_within(names: list[str], modules: list[str]) -> bool:
@@ -203,7 +250,7 @@ def _reason_of_neighbours(names: list[str], beside: dict[str, str]) -> str | Non
     return None
 
 
-def _line_offset(parameter: nn.Parameter, stored: Mapping[int, StoredPlace]) -> int:
+def _line_offset(parameter: torch.Tensor, stored: Mapping[int, StoredPlace]) -> int:
     """Where a parameter begins within a cache line; 0, as torch allocates, for one with no memory at all."""
     if id(parameter) in stored:  # guard: stored-alignment
         return stored[id(parameter)].line_offset
@@ -243,8 +290,13 @@ def _reason_of_memory(tensor: torch.Tensor) -> str | None:
         return "it is empty"
     if not is_dense(tensor):
         return "its elements are not dense"
+    return _reason_of_type(_dtype_of(tensor))
+
+
+@functools.cache
+def _reason_of_type(dtype: str) -> str | None:
     try:
-        _native.ModelTree().add_tensor("", _dtype_of(tensor), tensor.nbytes, 0)
+        _native.ModelTree().add_tensor("", dtype, 0, 0)
     except UnsupportedError as error:
         return str(error)
     return None
@@ -299,12 +351,12 @@ def _address(tensor: torch.Tensor) -> int:
     return (told and tensor.data_ptr()) or id(tensor)
 
 
-def _overlapping(model: nn.Module) -> set[int]:
-    """Identities of distinct parameters whose bytes overlap those of another."""
+def _overlapping(tensors: Iterable[torch.Tensor]) -> set[int]:
+    """Identities of distinct parameters or buffers whose bytes overlap those of another."""
     spans = sorted(
-        (memory.data_ptr(), memory.data_ptr() + span_bytes(memory), id(parameter))
-        for parameter in model.parameters()
-        for memory in _memory_of(parameter)
+        (memory.data_ptr(), memory.data_ptr() + span_bytes(memory), id(tensor))
+        for tensor in tensors
+        for memory in _memory_of(tensor)
         if memory.layout is torch.strided and memory.device.type == "cpu" and memory.numel() > 0
     )
     overlapping: set[int] = set()
@@ -317,11 +369,11 @@ def _overlapping(model: nn.Module) -> set[int]:
     return overlapping
 
 
-def _memory_of(parameter: nn.Parameter) -> list[torch.Tensor]:
-    """The tensors that a parameter's bytes are in, where these may be streamed."""
-    if is_made_of_parts(parameter) and reason_of_wrapper(parameter) is None:
-        return [inner.tensor for inner in inner_tensors(parameter)]
-    return [parameter] if type(parameter) is nn.Parameter else []
+def _memory_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that a tensor's bytes are in, where these may be streamed."""
+    if is_made_of_parts(tensor) and reason_of_wrapper(tensor) is None:
+        return [inner.tensor for inner in inner_tensors(tensor)]
+    return [tensor] if type(tensor) in (torch.Tensor, nn.Parameter) else []
 
 
 def span_bytes(tensor: torch.Tensor) -> int:
@@ -358,8 +410,8 @@ def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, list[int
         whole = False
         if isinstance(module, WHOLE):  # guard: one-group
             whole = True
-        for parameter in module.parameters(recurse=whole):
-            for tensor in by_parameter.get(id(parameter), ()):
+        for held in (*module.parameters(recurse=whole), *module.buffers(recurse=whole)):
+            for tensor in by_parameter.get(id(held), ()):
                 found.tree.hold(node, tensor)
         if whole:
             return

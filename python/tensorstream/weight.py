@@ -48,7 +48,7 @@ class Weight:
 
     def __init__(
         self,
-        parameter: nn.Parameter,
+        parameter: torch.Tensor,
         names: list[str],
         tensor: int,
         group: tuple[int, int],

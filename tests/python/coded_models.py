@@ -143,3 +143,35 @@ def make(kind: type[Coded], blocks: int = 6) -> Any:
 def rows_of(weight: Any) -> Any:
     """The one of `Rows` in a weight, or the weight."""
     return weight.rows if isinstance(weight, Shifted) else weight
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with eight 4-bit codes in each number of a buffer, as those of GPTQ have them."""
+
+    def __init__(self, matrix: torch.Tensor, group: int = 32) -> None:
+        super().__init__()
+        columns = matrix.t().reshape(-1, group, len(matrix))
+        scales = columns.abs().amax(1, keepdim=True) / 7
+        codes = ((columns / scales).round() + 8).to(torch.int32).reshape(-1, 8, len(matrix))
+        shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+        self.register_buffer("qweight", (codes << shifts[None, :, None]).sum(1, dtype=torch.int32))
+        self.register_buffer("scales", scales[:, 0])
+        self.register_buffer("g_idx", torch.arange(matrix.shape[1], dtype=torch.int32) // group)
+        self.register_buffer("shifts", shifts, persistent=False)
+        self.bias = nn.Parameter(torch.linspace(-1, 1, len(matrix)), requires_grad=False)
+
+    def matrix(self) -> torch.Tensor:
+        codes = (self.qweight[:, None] >> self.shifts[None, :, None]) & 15  # type: ignore[operator,index]
+        flat = codes.reshape(-1, codes.shape[-1]).to(self.scales.dtype) - 8
+        return flat * self.scales[self.g_idx.long()]  # type: ignore[index,operator,no-any-return]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.matrix() + self.bias
+
+
+def make_packed(blocks: int = 6, width: int = 512) -> Any:
+    """Blocks of such a layer and a ReLU; seeded."""
+    seeded = torch.Generator(device="cpu").manual_seed(4)
+    matrices = torch.randn(blocks, width, width, device="cpu", generator=seeded) / 16
+    matrices = matrices.to(torch.empty(0).device)
+    return nn.Sequential(*(nn.Sequential(PackedLinear(each), nn.ReLU()) for each in matrices))
