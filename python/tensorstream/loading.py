@@ -54,8 +54,7 @@ _PLACING = {
     "max_memory": "give ram_budget= or vram_budget=",
     "offload_folder": "weights are streamed from the checkpoint itself; nothing is written",
     "offload_state_dict": "weights are streamed from the checkpoint itself",
-    "quantization_config": "quantise with transformers, and give the model to tensorstream.offload(): "
-    "its quantised weights stay resident",
+    "quantization_config": "quantise with transformers, and give the model to tensorstream.offload()",
     "force_download": "nothing is downloaded: hub ids are looked up in the local cache",
     "state_dict": "use tensorstream.offload(model) on a model made in memory",
 }
