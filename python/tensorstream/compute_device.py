@@ -142,7 +142,9 @@ def move(tensor: Any, device: torch.device) -> None:
     Raises:
         UnsupportedError: It moves itself.
     """
-    if is_made_of_parts(tensor):  # which move only where it is made anew
+    if is_made_of_parts(tensor) and tensor.device == device:
+        pass
+    elif is_made_of_parts(tensor):  # which move only where it is made anew
         moved = tensor.detach().to(device)
         if isinstance(tensor, nn.Parameter):
             moved = nn.Parameter(moved, tensor.requires_grad)

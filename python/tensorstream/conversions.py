@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensorstream.inner_tensors import wrapper_of
+from tensorstream.flattened import wrapper_of
 from tensorstream.proxy import LentParameter, ParkedParameter, refuse, weight_of
 from tensorstream.registry import orchestrators
 

@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from tensorstream import _native
 from tensorstream.exceptions import TensorStreamError, UnsupportedError
-from tensorstream.inner_tensors import Wrappers, wrapper_of
+from tensorstream.flattened import wrapper_of
+from tensorstream.inner_tensors import Wrappers
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
 from tensorstream.weight import Weight

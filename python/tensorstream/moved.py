@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tensorstream.compute_device import move, moves_itself
-from tensorstream.inner_tensors import wrapper_of
+from tensorstream.flattened import wrapper_of
 
 
 class Moved:

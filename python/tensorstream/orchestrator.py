@@ -88,7 +88,8 @@ class Orchestrator:
         with HeldBack() as held, registry.claimed(model):
             with self._gate.closed_to_others(sys._getframe(), held):
                 with held.let_through():  # nothing of the model is changed until then
-                    found = walk(module, config.keep_resident, stored or {})
+                    whole = checkpoint is not None  # where wrappers have other names
+                    found = walk(module, config.keep_resident, stored or {}, apart=not whole)
                     sources = self._bind(found, checkpoint, stored or {}, ram_counts=ram_counts)
                 self._take_over(found, sources, held)
                 registry.register(model, self)
@@ -222,7 +223,7 @@ class Orchestrator:
         undone = [] if self.device.is_host else found.weights
         before = [(weight.parameter, weight.parameter.data) for weight in undone]
         try:
-            self._wrappers.take_apart()
+            self._wrappers.take_apart(self.device.torch_device)
             self._attach(sources.in_ram)
             if not self.device.is_host:
                 self._moved.bring(found.modules[0])
@@ -474,6 +475,7 @@ class Orchestrator:
             with held.let_through():
                 weights, residents = self._weights.values(), self._resident.values()
                 values = values_in_ram(weights, residents, self.loans.lock, self.device.is_host)
+                self._wrappers.check_can_move(torch.device("cpu"))
             make_plain(values)
             self._wrappers.put_together()
             for weight in self._weights.values():

@@ -156,6 +156,7 @@ class LentParameter(nn.Parameter):
 class ParkedParameter(nn.Parameter):
     """A parameter whose bytes are with the engine. Every operation sees the true value."""
 
+    is_parked = True
     __new__ = _refuse_making
 
     @classmethod
@@ -166,7 +167,7 @@ class ParkedParameter(nn.Parameter):
         kwargs = kwargs or {}
         name = name_of(func)
         if func is torch.autograd.grad:  # guard: recomputed-truth
-            return _grad(*args, **kwargs)
+            return grad(*args, **kwargs)
         if name in ON_THE_OBJECT:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
@@ -406,21 +407,21 @@ def _embedding(  # noqa: PLR0917 - the arguments are those of F.embedding
     return rows
 
 
-def _grad(outputs: Any, inputs: Any, *, materialize_grads: bool = False, **options: Any) -> Any:
+def grad(outputs: Any, inputs: Any, *, materialize_grads: bool = False, **options: Any) -> Any:
     """torch.autograd.grad. What it recomputes sees true values, as all does that runs in it.
 
     Called without torch functions of subclasses, all of it would run without them. So it gets parked inputs
     as their places in the graph, which have no such function.
     """
-    if any(isinstance(each, ParkedParameter) for each in outputs) or not all(
-        each.requires_grad for each in inputs if isinstance(each, ParkedParameter)
+    if any(getattr(each, "is_parked", False) for each in outputs) or not all(
+        each.requires_grad for each in inputs if getattr(each, "is_parked", False)
     ):  # a weight as what is differentiated, or what torch refuses
         options["materialize_grads"] = materialize_grads
         with torch._C.DisableTorchFunctionSubclass():
             return torch.autograd.grad(outputs, inputs, **options)
     with torch._C.DisableTorchFunctionSubclass():
         edges = [
-            get_gradient_edge(each) if isinstance(each, ParkedParameter) else each
+            get_gradient_edge(each) if getattr(each, "is_parked", False) else each
             for each in inputs
         ]
     gradients = torch.autograd.grad(outputs, edges, **options)

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from tensorstream import _native
 from tensorstream.backward import in_backward
 from tensorstream.compute_device import is_made_of_parts
-from tensorstream.inner_tensors import flattened
+from tensorstream.flattened import flattened
 from tensorstream.torch_pool import TorchPool
 from tensorstream.tracing import address_of, uncompiled
 from tensorstream.weight import Weight

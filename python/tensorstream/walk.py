@@ -14,9 +14,10 @@ from torch import nn
 from tensorstream import _native
 from tensorstream.compute_device import is_made_of_parts, moves_itself
 from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.flattened import inner_tensors, wrapper_of
 from tensorstream.forms import form_of, is_dense
 from tensorstream.fused import WHOLE
-from tensorstream.inner_tensors import Wrapper, Wrappers, inner_tensors, wrapper_of
+from tensorstream.inner_tensors import Wrapper, Wrappers
 from tensorstream.inner_tensors import reason_to_leave as reason_of_wrapper
 from tensorstream.packed import StoredPlace
 from tensorstream.parts import Parts, entry_modules, is_container, top_modules
@@ -83,6 +84,8 @@ def walk(
     model: nn.Module,
     keep_resident: Sequence[str] = (),
     stored: Mapping[int, StoredPlace] = _NOWHERE,
+    *,
+    apart: bool = True,
 ) -> Walk:
     """Walks `model`, without touching it.
 
@@ -90,6 +93,7 @@ def walk(
         model: A model, or the parts of a pipeline.
         keep_resident: Names of modules whose weights are not to be streamed.
         stored: Where the bytes of parameters are that have none in memory, by their ids.
+        apart: Whether parameters that are made of others are streamed by these.
     """
     listed = list(model.named_parameters(remove_duplicate=False))  # kept, for the ids
     names = _names_of_parameters(listed)
@@ -97,7 +101,7 @@ def walk(
     if isinstance(model, Parts):
         found.parts = list(model)
     self_moving = [(name, parameter) for name, parameter in listed if moves_itself(parameter)]
-    by_parameter = _add_weights(found, model, names, self_moving, stored)
+    by_parameter = _add_weights(found, model, names, self_moving, stored, apart=apart)
     _add_buffers(found, model, by_parameter, stored)
     found.tree.add_fixed_bytes(_kept_bytes(model, self_moving))
     _add_modules(found, model, by_parameter)
@@ -129,6 +133,8 @@ def _add_weights(
     names: dict[int, list[str]],
     self_moving: list[tuple[str, nn.Parameter]],
     stored: Mapping[int, StoredPlace],
+    *,
+    apart: bool,
 ) -> dict[int, list[int]]:
     """Adds the parameters of `model` to the tree; their tensor ids by the parameters' identity."""
     by_parameter: dict[int, list[int]] = {}
@@ -138,7 +144,8 @@ def _add_weights(
     ]
     beside = {_module_of(name): type(parameter).__name__ for name, parameter in self_moving}
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, ParkedParameter) or wrapper_of(parameter) is not None:
+        wrapper = wrapper_of(parameter)
+        if isinstance(parameter, ParkedParameter) or (wrapper is not None and wrapper.is_streamed):
             raise ConfigError(
                 f"'{name}' is offloaded already; call tensorstream.restore() on that model first"
             )
@@ -146,6 +153,8 @@ def _add_weights(
             reason: str | None = "its module makes it anew at each look"
         elif _is_within(names[id(parameter)], scripted):  # guard: scripted
             reason = "it is of a ScriptModule, whose code asks no hook"
+        elif is_made_of_parts(parameter) and not apart:
+            reason = f"it is a {type(parameter).__name__}, which a checkpoint has in parts"
         else:
             reason = _reason_to_leave(parameter, shared)
             reason = reason or _reason_of_neighbours(names[id(parameter)], beside)
@@ -391,32 +400,43 @@ def _looks_up_rows(module: nn.Module) -> bool:
 
 
 def _add_modules(found: Walk, model: nn.Module, by_parameter: dict[int, list[int]]) -> None:
-    types: dict[type, int] = {}
     ids: dict[int, int] = {}
-    top = {id(module) for module in top_modules(model)}
-
-    def visit(module: nn.Module, name: str, parent: int) -> None:
-        if id(module) in ids:
-            return
-        node = found.tree.add_module(
-            name,
-            types.setdefault(type(module), len(types)),
-            parent,
-            is_container(module, top=id(module) in top),
-            _looks_up_rows(module),
-        )
-        ids[id(module)] = node
-        found.modules.append(module)
-        whole = False
-        if isinstance(module, WHOLE):  # guard: one-group
-            whole = True
-        for held in (*module.parameters(recurse=whole), *module.buffers(recurse=whole)):
-            for tensor in by_parameter.get(id(held), ()):
-                found.tree.hold(node, tensor)
-        if whole:
-            return
-        for child_name, child in module.named_children():
-            visit(child, f"{name}.{child_name}" if name else child_name, node)
-
-    visit(model, "", 0)
+    _add_module(found, model, ("", 0), (by_parameter, {}, ids), {id(m) for m in top_modules(model)})
     found.entries = [ids[id(module)] for module in entry_modules(model) if id(module) in ids]
+
+
+def _add_module(
+    found: Walk,
+    module: nn.Module,
+    place: tuple[str, int],
+    known: tuple[dict[int, list[int]], dict[type, int], dict[int, int]],
+    top: set[int],
+) -> None:
+    """Adds a module and those below it: at `place`, its name and its parent.
+
+    `known` are tensors by parameter, numbers of types, and what was added, by identity. A function within
+    another, which refers to itself, would keep all of it until it is collected.
+    """
+    (name, parent), (by_parameter, types, ids) = place, known
+    if id(module) in ids:
+        return
+    node = found.tree.add_module(
+        name,
+        types.setdefault(type(module), len(types)),
+        parent,
+        is_container(module, top=id(module) in top),
+        _looks_up_rows(module),
+    )
+    ids[id(module)] = node
+    found.modules.append(module)
+    whole = False
+    if isinstance(module, WHOLE):  # guard: one-group
+        whole = True
+    for held in (*module.parameters(recurse=whole), *module.buffers(recurse=whole)):
+        for tensor in by_parameter.get(id(held), ()):
+            found.tree.hold(node, tensor)
+    if whole:
+        return
+    for child_name, child in module.named_children():
+        below = f"{name}.{child_name}" if name else child_name
+        _add_module(found, child, (below, node), known, top)

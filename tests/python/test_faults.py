@@ -181,7 +181,7 @@ def run_python(body: str, *arguments: str, timeout: int = 120) -> subprocess.Com
 LEAK_CHECK = """
     import gc, sys, threading, torch
     import tensorstream as ts
-    from tensorstream import _native, inner_tensors, proxy
+    from tensorstream import _native, proxy, true_values
     from model_shapes import make_stack, row_ids
     _native.set_leak_warnings(True)
     ids = row_ids()
@@ -213,8 +213,8 @@ LEAK_CHECK = """
     gc.collect()  # what a collected model let go
     # Torch keeps these classes until the process ends.
     del proxy.ParkedParameter.__torch_function__
-    del inner_tensors.ParkedWrapper.__torch_function__
-    del inner_tensors.ParkedWrapper.__torch_dispatch__
+    del true_values.ParkedWrapper.__torch_function__
+    del true_values.ParkedWrapper.__torch_dispatch__
     print("done")
 """
 

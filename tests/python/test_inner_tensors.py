@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,10 @@ import tensorstream as ts
 from coded_models import WIDTH, Coded, Rows, Shifted, X, coded, make, parameter, rows_of
 from conftest import assert_same, offload_tightly, smallest_budget
 from fake_gpu import use_fake_gpu
-from tensorstream.inner_tensors import ParkedWrapper, Wrapper, inner_tensors
+from tensorstream.flattened import inner_tensors
+from tensorstream.inner_tensors import Wrapper
 from tensorstream.proxy import ParkedParameter
+from tensorstream.true_values import ParkedWrapper
 
 pytestmark = pytest.mark.parametrize("kind", [Rows, Shifted])
 Kind = type[Coded]
@@ -215,6 +218,7 @@ def test_weights_that_somebody_exchanges(kind: Kind, model: Any, plain: Any) -> 
     given = [parameter(FACTORS * (i + 1), kind) for i in range(2)]
     for of in (model, plain):
         torch.utils.swap_tensors(of[1][0].weight, copy.deepcopy(given[0]))
+        torch.utils.swap_tensors(of[5][0].weight, nn.Parameter(FACTORS.clone()))
     for _ in range(3):
         assert_same(model(X), plain(X), "swapped")
     for of in (model, plain):
@@ -354,6 +358,9 @@ def test_those_that_share_memory_stay(kind: Kind, plain: Any) -> None:
 def test_it_follows_its_inner_tensors_to_another_device(kind: Kind) -> None:
     """As to a GPU, for which the meta device stands here: no wrapper is told where it is, but made there."""
     weight = make(kind)[0][0].weight
+    weight.requires_grad_(True)
+    weight.told = "kept"
+    weight.grad = FACTORS.clone()
     true = weight.decoded()
     wrapper = Wrapper(weight, ["w"])
     there = {path: part.data for path, part in wrapper.parts.items()}
@@ -363,6 +370,13 @@ def test_it_follows_its_inner_tensors_to_another_device(kind: Kind) -> None:
     wrapper.follow()
     assert (weight.device.type, type(weight), weight.shape) == ("meta", kind, true.shape)
     assert isinstance(weight, nn.Parameter)
+    assert (weight.requires_grad, weight.told, weight.grad.device.type) == (True, "kept", "meta")
+    weight.grad = None  # from there nothing comes back
+    held = weakref.ref(weight)
+    with pytest.raises(ts.UnsupportedError, match="holds a weak reference to 'w'"):
+        wrapper.check_can_move(torch.device("cpu"))
+    del held
+    wrapper.check_can_move(torch.device("cpu"))
     for inner in list(inner_tensors(weight)):
         assert inner.tensor is wrapper.parts[inner.path]
         part = nn.Parameter(there[inner.path], requires_grad=False)
@@ -370,7 +384,7 @@ def test_it_follows_its_inner_tensors_to_another_device(kind: Kind) -> None:
         wrapper.parts[inner.path] = part
         setattr(inner.holder, inner.name, part)
     wrapper.put_together()
-    assert weight.device.type == "cpu"
+    assert (weight.device.type, weight.requires_grad, weight.told) == ("cpu", True, "kept")
     assert_same(weight.decoded(), true)
     assert not any(isinstance(each.tensor, ParkedParameter) for each in inner_tensors(weight))
 

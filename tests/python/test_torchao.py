@@ -19,7 +19,7 @@ from bnb_models import make_plain
 from conftest import assert_same, hooks_of, offload_tightly, save
 from fake_gpu import use_fake_gpu
 from model_shapes import token_ids
-from tensorstream.inner_tensors import ParkedWrapper
+from tensorstream.true_values import ParkedWrapper
 
 IDS = token_ids()
 KINDS = ["int8", "float8", "int8 dynamic", "int4", "int4, int8 dynamic"]
@@ -113,6 +113,11 @@ def test_models_that_transformers_quantises(
     ts.offload(model, ram_budget=budget, self_check=True)
     assert_same(run(model), run(plain))
     model.save_pretrained(tmp_path / "of a streamed one")
+    beside = load(tmp_path / "quantised", device_map="cpu", dtype=torch.bfloat16)
+    budget_beside = ts.estimate_memory(beside).everything_fits_bytes
+    ts.offload(beside, checkpoint=tmp_path / "quantised", ram_budget=budget_beside // 10 * 9)
+    assert_same(run(beside), run(plain), "with the checkpoint named, they stay")
+    assert not isinstance(beside.model.layers[0].mlp.up_proj.weight, ParkedWrapper)
     for folder in ("quantised", "of a streamed one"):
         again = ts.from_pretrained(tmp_path / folder, ram_budget=budget, self_check=True)
         assert hooks_of(again)
