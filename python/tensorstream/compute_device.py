@@ -128,7 +128,9 @@ def _measured_link(native: _native.Device, index: int) -> float:
     return _links[index]
 
 
-is_made_of_parts: Callable[[object], bool] = is_traceable_wrapper_subclass
+def is_made_of_parts(value: object) -> bool:
+    """Whether it is a tensor of a class of its own that comes apart into others, by torch's protocol."""
+    return type(value) not in (nn.Parameter, torch.Tensor) and is_traceable_wrapper_subclass(value)
 
 
 def moves_itself(tensor: torch.Tensor) -> bool:

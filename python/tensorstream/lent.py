@@ -11,8 +11,9 @@ from torch.autograd.graph import increment_version
 from torch.utils import _pytree as pytree
 
 from tensorstream import _native
+from tensorstream.compute_device import is_made_of_parts
 from tensorstream.exceptions import TensorStreamError, UnsupportedError
-from tensorstream.flattened import wrapper_of
+from tensorstream.flattened import inner_tensors, wrapper_of
 from tensorstream.inner_tensors import Wrappers
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
@@ -142,6 +143,11 @@ def without_views(output: Any, places: Container[int], views: list[torch.Tensor]
     def own(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, ParkedParameter):
             return leaf
+        if is_made_of_parts(leaf) and wrapper_of(leaf) is None:
+            inner = [each.tensor for each in inner_tensors(leaf)]
+            of_places = [each for each in inner if address_of(each) in places]
+            views.extend(of_places)
+            return leaf.clone() if of_places else leaf
         if address_of(leaf) not in places:  # whether a wrapped one keeps a view is checked by count
             return leaf
         views.append(leaf)

@@ -214,6 +214,8 @@ def _add_buffers(
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 names.setdefault(id(buffer), []).append(f"{path}.{name}" if path else name)
                 buffers[id(buffer)] = buffer
+    if not buffers:
+        return
     shared = _overlapping([*model.parameters(), *model.buffers()])
     for key, buffer in buffers.items():
         plain = type(buffer) is torch.Tensor

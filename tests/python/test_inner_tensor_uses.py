@@ -66,6 +66,26 @@ def test_what_a_forward_writes_through_an_alias_is_kept(kind: Kind, way: str) ->
         assert_same(model(X), plain(X), "restored")
 
 
+class Handing(nn.Module):
+    """Hands its weight out beside what it computes."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.linear(x), self.linear.weight.detach()
+
+
+def test_an_alias_that_a_module_returns_is_a_copy(kind: Kind) -> None:
+    handing, plain = (nn.ModuleList(Handing(block[0]) for block in make(kind)) for _ in range(2))
+    offload_tightly(handing)
+    for _ in range(2):
+        taken = [module(X) for module in handing]
+        for (y, weight), theirs in zip(taken, plain, strict=True):
+            assert_same([y, weight + 0], [theirs(X)[0], theirs(X)[1] + 0])
+
+
 def test_what_is_taken_after_an_interrupt(kind: Kind) -> None:
     """A forward that Ctrl-C ends leaves the group as it was lent, and its place is another's soon."""
     model, plain = offload_tightly(make(kind), self_check=True), make(kind)

@@ -265,6 +265,6 @@ def test_what_others_put_around_conversions_stays(monkeypatch: pytest.MonkeyPatc
 def test_taking_over_thousands_of_modules_takes_seconds() -> None:
     """In proportion to them: half a second, where a look at all groups for each takes more than six."""
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(6000)))
-    begin = time.monotonic()
+    begin = time.process_time()
     ts.offload(model, ram_budget=smallest_budget(model))
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
