@@ -37,13 +37,15 @@ class LentGroup(_native.LentParameters):
     """One group that is leased at each use: its weights and their views on its place."""
 
     def __init__(self, group: int, weights: list[Weight]) -> None:
+        wrappers = Wrappers.of(weight.parameter for weight in weights)
+        wrappers.follow()  # on a GPU those in wrappers are made anew
         super().__init__(
             _types,
             group,
             parameters=[weight.parameter for weight in weights],
             weights=weights,
             poisons=[weight.poison for weight in weights],
-            wrappers=Wrappers.of(weight.parameter for weight in weights).entries(),
+            wrappers=wrappers.entries(),
         )
         self.weights = weights
         for weight in weights:

@@ -140,6 +140,16 @@ def make(kind: type[Coded], blocks: int = 6) -> Any:
     return model.eval()
 
 
+def write_in_forwards(module: nn.Module, value: Any) -> None:
+    """Has each forward of a layer end with a write to its weight."""
+
+    def write(module: Any, *_: Any) -> None:
+        with torch.no_grad():
+            module.weight.copy_(value)
+
+    module.register_forward_hook(write)
+
+
 def rows_of(weight: Any) -> Any:
     """The one of `Rows` in a weight, or the weight."""
     return weight.rows if isinstance(weight, Shifted) else weight

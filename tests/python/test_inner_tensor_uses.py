@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import tensorstream as ts
-from coded_models import Coded, Rows, Shifted, X, coded, make, rows_of
+from coded_models import Coded, Rows, Shifted, X, coded, make, rows_of, write_in_forwards
 from conftest import assert_same, offload_tightly
 from fake_gpu import use_fake_gpu
 from tensorstream import true_values
@@ -174,13 +174,8 @@ def test_estimates_hold_nothing(kind: Kind) -> None:
     """What an estimate looked at is no holder of the weights' memory, also before it is collected."""
     model, plain = make(kind), make(kind)
     value = coded(FACTORS, kind)
-
-    def write(module: Any, *_: Any) -> None:
-        with torch.no_grad():
-            module.weight.copy_(value)
-
     for of in (model, plain):
-        of[2][0].register_forward_hook(write)
+        write_in_forwards(of[2][0], value)
     gc.collect()
     gc.disable()
     try:

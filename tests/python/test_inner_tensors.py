@@ -17,7 +17,18 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import tensorstream as ts
-from coded_models import WIDTH, Coded, Rows, Shifted, X, coded, make, parameter, rows_of
+from coded_models import (
+    WIDTH,
+    Coded,
+    Rows,
+    Shifted,
+    X,
+    coded,
+    make,
+    parameter,
+    rows_of,
+    write_in_forwards,
+)
 from conftest import assert_same, offload_tightly, smallest_budget
 from fake_gpu import use_fake_gpu
 from tensorstream.flattened import inner_tensors
@@ -156,13 +167,8 @@ def test_what_a_forward_writes_is_kept(kind: Kind, plain: Any) -> None:
     """In place torch raises the version of the wrapper alone."""
     model = make(kind)
     value = coded(FACTORS, kind)
-
-    def write(module: Any, *_: Any) -> None:
-        with torch.no_grad():
-            module.weight.copy_(value)
-
     for of in (model, plain):
-        of[2][0].register_forward_hook(write)
+        write_in_forwards(of[2][0], value)
     offload_tightly(model, self_check=True)
     for _ in range(3):
         assert_same(model(X), plain(X))
