@@ -144,13 +144,12 @@ def move(tensor: Any, device: torch.device) -> None:
     Raises:
         UnsupportedError: It moves itself.
     """
-    if is_made_of_parts(tensor) and tensor.device == device:
-        pass
-    elif is_made_of_parts(tensor):  # which move only where it is made anew
-        moved = tensor.detach().to(device)
-        if isinstance(tensor, nn.Parameter):
-            moved = nn.Parameter(moved, tensor.requires_grad)
-        torch.utils.swap_tensors(tensor, moved)
+    if is_made_of_parts(tensor):
+        if tensor.device != device:  # it moves only where it is made anew
+            moved = tensor.detach().to(device)
+            if isinstance(tensor, nn.Parameter):
+                moved = nn.Parameter(moved, tensor.requires_grad)
+            torch.utils.swap_tensors(tensor, moved)
     elif tensor.device != device and moves_itself(tensor):  # guard: own-move
         raise UnsupportedError(
             f"a {type(tensor).__name__} moves in a way of its own, with what it keeps beside its bytes; have "

@@ -32,9 +32,10 @@ def reason_to_leave(wrapper: Any) -> str | None:
         return what
     if wrapper.is_inference():
         return f"{what} that was made in torch.inference_mode(), and does not say when it is written to"
-    if not any(True for _ in inner_tensors(wrapper)):
+    found = list(inner_tensors(wrapper))
+    if not found:
         return f"{what} without inner tensors"
-    for inner in inner_tensors(wrapper):
+    for inner in found:
         if inner.holder.__dict__.get(inner.name) is not inner.tensor:
             return f"{what}, whose '{inner.path}' cannot be exchanged"
         if type(inner.tensor) not in (torch.Tensor, nn.Parameter):
@@ -189,21 +190,19 @@ def _watch(kind: Any) -> None:
         return self.detach() if lent else bare.__get__(self)  # guard: wrapper-data
 
     def copied(self: Any, memo: dict[int, Any]) -> Any:
-        plain = of_now(self)
-        if plain is not self and id(self) not in memo:
-            memo[id(self)] = copy.deepcopy(plain)
-        return memo[id(self)] if plain is not self else deepcopy(self, memo)
+        if id(self) not in memo:
+            plain = of_now(self)
+            # One that was made for this goes: the memo is to know nothing of it.
+            memo[id(self)] = deepcopy(self, memo) if plain is self else copy.deepcopy(plain)
+        return memo[id(self)]
+
+    def reduced(self: Any, protocol: Any) -> Any:
+        return reduce_ex(of_now(self), protocol)
 
     kind.detach = functools.wraps(detach)(detached)
     kind.data = property(data_of, bare.__set__)
     kind.__deepcopy__ = functools.wraps(deepcopy)(copied)
-    kind.__reduce_ex__ = functools.wraps(reduce_ex)(
-        lambda self, protocol: (
-            reduce_ex(self, protocol)
-            if of_now(self) is self
-            else of_now(self).__reduce_ex__(protocol)
-        )
-    )
+    kind.__reduce_ex__ = functools.wraps(reduce_ex)(reduced)
     kind._tensorstream_watched = True
 
 

@@ -158,7 +158,8 @@ def _on_values(func: Callable[..., Any], leaves: list[Any], structure: pytree.Tr
     true.note_written(changed)  # guard: wrapper-written
     returned = {id(value): originals[key] for key, value in given.items()}
     for key, value in given.items():
-        _take_attributes(originals[key], value)
+        if isinstance(originals[key], ParkedWrapper):
+            _take_attributes(originals[key], value)
     if leaves and _converts_nothing(func, leaves[0], result, args, kwargs):
         result = leaves[0]
     result = pytree.tree_map(functools.partial(_original, returned), result)
@@ -176,14 +177,12 @@ def _original(returned: dict[int, Any], leaf: Any) -> Any:
     return returned.get(id(leaf), leaf)
 
 
-def _take_attributes(wrapper: torch.Tensor, made: torch.Tensor) -> None:
-    """Has a wrapper have what a method set of the true one, but for inner tensors."""
-    if not isinstance(wrapper, ParkedWrapper):
-        return
-    inner, _ = plain_class(made).__tensor_flatten__(made)
-    for name, value in made.__dict__.items():
-        if name not in inner and wrapper.__dict__.get(name) is not value:
-            wrapper.__dict__[name] = value
+def _take_attributes(wrapper: torch.Tensor, of: torch.Tensor) -> None:
+    """Has a wrapper have the attributes of another, which methods may have set, but for inner tensors."""
+    inner, _ = plain_class(of).__tensor_flatten__(of)
+    wrapper.__dict__.update(
+        (name, value) for name, value in of.__dict__.items() if name not in inner
+    )
 
 
 def _converts_nothing(
@@ -228,7 +227,8 @@ class _TrueValues:
         if self._as_leaves:
             made.requires_grad_(leaf.requires_grad)
         elif torch.is_grad_enabled() and leaf.requires_grad:
-            made = in_graph_of(leaf, made)
+            made, bare = in_graph_of(leaf, made), made
+            _take_attributes(made, bare)  # guard: attributes-in-graph
         self._used_by[id(made)] = range(first, len(self._uses))
         return made
 

@@ -227,17 +227,17 @@ def _add_buffers(
 
 def _has_coded_buffers(module: nn.Module) -> bool:
     """Whether a module's weights are codes in buffers: large ones of whole numbers, and no matrix beside."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return False
-    if any(each is not None and each.dim() > 1 for each in module._parameters.values()):
-        return False
-    return any(
+    coded = any(
         buffer is not None
         and name not in module._non_persistent_buffers_set
+        and buffer.layout is torch.strided
         and buffer.dtype in (torch.int8, torch.uint8, torch.int16, torch.int32)
         and buffer.nbytes >= _LEAST_BYTES
         for name, buffer in module._buffers.items()
     )
+    if not coded or isinstance(module, torch.jit.ScriptModule):
+        return False
+    return all(each is None or each.dim() < 2 for each in module._parameters.values())  # noqa: PLR2004
 
 
 def _is_within(names: list[str], modules: list[str]) -> bool:

@@ -141,12 +141,13 @@ class Gained(Rows):
         return super().decoded() * self.gain
 
 
-def test_attributes(kind: Kind) -> None:
+@pytest.mark.parametrize("trained", [False, True])
+def test_attributes(kind: Kind, trained: bool) -> None:
     model, plain = make(kind), make(kind)
     for of in (model, plain):
         for block in of:
             rows = rows_of(block[0].weight)
-            block[0].weight = nn.Parameter(Gained(rows.codes, rows.scale), requires_grad=False)
+            block[0].weight = nn.Parameter(Gained(rows.codes, rows.scale), requires_grad=trained)
         of[1][0].weight.gain = 2.0
     offload_tightly(model, self_check=True)
     for of in (model, plain):
