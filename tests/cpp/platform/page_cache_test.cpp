@@ -2,11 +2,11 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstdint>
 
 #include "base/units.h"
+#include "platform/dropped_pages.h"
 #include "platform/file.h"
 #include "platform/temporary_folder.h"
 
@@ -19,9 +19,9 @@ constexpr std::uint64_t kPageBytes = 4_KiB;
 class PageCache : public ::testing::Test {
  protected:
   void SetUp() override {
-    ASSERT_EQ(::fsync(file_.descriptor()), 0);
-    ASSERT_EQ(::posix_fadvise(file_.descriptor(), 0, 0, POSIX_FADV_DONTNEED), 0);
-    if (ends_in_page_cache(file_, 0, 1)) GTEST_SKIP() << "this file system keeps its pages";
+    if (!drop_from_page_cache(file_, 0, kSize)) {
+      GTEST_SKIP() << "this file system keeps its pages";
+    }
   }
 
   static constexpr std::uint64_t kSize = 9_MiB + 5;
@@ -69,7 +69,7 @@ TEST_F(PageCache, BytesAreCounted) {
 
 TEST_F(PageCache, ASixteenthMayBeMissing) {
   read_into_page_cache(file_, 0, kSize);
-  ASSERT_EQ(::posix_fadvise(file_.descriptor(), 6_MiB, 2_MiB, POSIX_FADV_DONTNEED), 0);
+  ASSERT_TRUE(drop_from_page_cache(file_, 6_MiB, 2_MiB));
   ASSERT_EQ(bytes_in_page_cache(file_, 0, 8_MiB), 6_MiB);
   EXPECT_FALSE(mostly_in_page_cache(file_, 0, 8_MiB));
   EXPECT_TRUE(mostly_in_page_cache(file_, 0, 6_MiB + 300_KiB));
