@@ -108,7 +108,8 @@ def set_budget(
     """Moves the budget of an offloaded model, between its forwards.
 
     More or fewer weights are resident afterwards; outputs stay bit for bit the same. What the model is cut
-    into stays as it was offloaded, so that the smallest budget that works is that of its largest part.
+    into stays as it was offloaded: the smallest budget that works is that of its largest part, beside what
+    was too small to be streamed at the first budget. `restore` and `offload` cut it anew, for less.
 
     Args:
         model: An offloaded model. Where another thread runs it, or computes gradients, that is waited for.
