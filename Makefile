@@ -100,6 +100,7 @@ demo: build  ## Run the examples: an encoder and a Llama within budgets smaller 
 
 .PHONY: asan
 asan: setup  ## Run the C++ tests under the address and undefined-behaviour sanitizers
+	@scripts/install_debian_packages.sh asan
 	@echo "==> building and running the C++ tests (preset asan)"
 	@cmake --preset asan --log-level=WARNING
 	@cmake --build --preset asan

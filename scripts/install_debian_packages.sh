@@ -15,10 +15,11 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
       fi
       ;;
     tidy) wanted+=(clang-16 clang-tidy-16) ;;
+    asan) wanted+=(clang-16 libclang-rt-16-dev llvm-16) ;; # llvm-16 names the lines in what is reported
     cache) wanted+=(ccache) ;; # .ci/run
     disk) wanted+=(fio) ;; # benchmarks/disk_rate.cpp compares with it
     *)
-      echo "$0: unknown group '$group'; the groups are build, tidy, cache, disk" >&2
+      echo "$0: unknown group '$group'; the groups are build, tidy, asan, cache, disk" >&2
       exit 2
       ;;
   esac

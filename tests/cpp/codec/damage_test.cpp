@@ -11,6 +11,7 @@
 #include "codec/frame_decoder.h"
 #include "codec/frames.h"
 #include "codec/tensor_decoder.h"
+#include "made_bytes/rounds.h"
 
 namespace tensorstream {
 namespace {
@@ -43,7 +44,7 @@ TEST(Damage, EachOfAThousandFlippedBitsIsFound) {
   Bytes encoded = encoded_tensor(Dtype::kBf16, weights, 9);
   ASSERT_EQ(error_of(encoded, weights.size()), "");
   std::mt19937_64 random(1);
-  for (int i = 0; i < 1000; ++i) {
+  for (int i = 0; i < rounds(1000); ++i) {
     // Half of them in the headers and indexes, which are few of the bytes.
     const std::size_t at = random() % (i % 2 == 0 ? encoded.size() : 2000);
     const auto bit = static_cast<std::byte>(1U << (random() % 8));
@@ -67,8 +68,9 @@ TEST(Damage, EachOfAThousandTruncationsIsFound) {
   const Bytes weights = mixed_weights();
   const Bytes encoded = encoded_tensor(Dtype::kBf16, weights, 9);
   std::mt19937_64 random(2);
-  for (int i = 0; i < 1000; ++i) {
-    const std::size_t kept = i < 100 ? static_cast<std::size_t>(i) : random() % encoded.size();
+  for (int i = 0; i < rounds(1000); ++i) {
+    const std::size_t kept =
+        i < rounds(100) ? static_cast<std::size_t>(i) : random() % encoded.size();
     // Copied, so that a read beyond the end is one beyond an allocation.
     const Bytes part(encoded.begin(), encoded.begin() + static_cast<std::ptrdiff_t>(kept));
     EXPECT_NE(error_of(part, weights.size()), "") << kept;
@@ -91,7 +93,7 @@ TEST(Damage, TheFirstOfSeveralFaultsIsNamed) {
   const Bytes weights = gaussian_weights(Dtype::kBf16, 2 * kFrameBytes, 0.02);
   Bytes encoded = encoded_tensor(Dtype::kBf16, weights, 9);
   const auto frames = parse_tensor(encoded, weights.size(), kName);
-  for (const std::size_t frame : {3, 2, 1}) {
+  for (const std::size_t frame : {3U, 2U, 1U}) {
     encoded[static_cast<std::size_t>(frames[frame].chunk(9).data() - encoded.data())] ^=
         std::byte{1};
   }

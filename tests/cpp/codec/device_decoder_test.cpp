@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <string>
 
@@ -162,7 +161,8 @@ TEST_P(DeviceDecoding, Tails) {
 TEST_P(DeviceDecoding, TailsOfRawFrames) {
   Batch batch;
   const Bytes bytes = random_bytes(40'000);
-  for (const std::size_t length : {1, 15, 16, 17, 511, 512, 16383, 16384, 16385, 32768, 39999}) {
+  for (const std::size_t length :
+       {1U, 15U, 16U, 17U, 511U, 512U, 16383U, 16384U, 16385U, 32768U, 39999U}) {
     batch.add(Dtype::kU8, 1, std::span(bytes).first(length));
   }
   expect_decodes(batch);

@@ -9,6 +9,8 @@
 
 #include "codec/frame_decoder.h"
 #include "codec/frames.h"
+#include "made_bytes/rounds.h"
+#include "made_bytes/weights.h"
 
 namespace tensorstream {
 namespace {
@@ -30,7 +32,7 @@ class Exactness : public ::testing::TestWithParam<std::tuple<Dtype, std::uint32_
       Bytes decoded(bytes.size(), std::byte{0x5a});
       const auto fault = decode_frame(parsed(frame), decoded, *kernels);
       EXPECT_FALSE(fault) << rule_name(fault->rule);
-      EXPECT_TRUE(std::ranges::equal(decoded, bytes)) << kernels->name() << " decodes otherwise";
+      EXPECT_TRUE(same_bytes(decoded, bytes)) << kernels->name() << " decodes otherwise";
     }
     return parsed(first).header().kind;
   }
@@ -147,12 +149,12 @@ TEST_P(ExactTails, EveryLengthUpToTwoChunks) {
   const Bytes weights = gaussian_weights(GetParam(), 2 * kChunkElements, usual_sigma(GetParam()));
   FrameEncoder encoder(GetParam(), CompressionLevel(CompressionLevel::kSmallest));
   Bytes frame(frame_bound(weights.size()));
-  for (std::size_t count = 1; count <= 2 * kChunkElements; ++count) {
+  for (std::size_t count = 1; count <= 2 * kChunkElements; count += kSanitized ? 11 : 1) {
     const auto bytes = std::span(weights).first(count * element_bytes);
     const std::uint64_t size_bytes = encoder.encode(bytes, frame);
     Bytes decoded(bytes.size());
     ASSERT_FALSE(decode_frame(parsed(std::span(frame).first(size_bytes)), decoded)) << count;
-    ASSERT_TRUE(std::ranges::equal(decoded, bytes)) << count;
+    ASSERT_TRUE(same_bytes(decoded, bytes)) << count;
   }
 }
 

@@ -15,7 +15,7 @@
 #include "codec/frame_format.h"
 #include "codec/tensor_encoder.h"
 #include "codec/tile_kernels.h"
-#include "codec/weights.h"
+#include "made_bytes/weights.h"
 
 namespace tensorstream {
 

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <optional>
 #include <random>
 #include <span>
 #include <string>
@@ -15,30 +14,10 @@
 
 #include "codec/element_layout.h"
 #include "codec/frame_format.h"
+#include "made_bytes/quick_random.h"
 #include "tensorstream/dtype.h"
 
 namespace tensorstream {
-
-/// SplitMix64: any two seeds give streams that have nothing to do with each other.
-class QuickRandom {
- public:
-  using result_type = std::uint64_t;
-  explicit QuickRandom(std::uint64_t seed) : state_(seed) {}
-
-  static constexpr result_type min() { return 0; }
-  static constexpr result_type max() { return ~result_type{0}; }
-  result_type operator()() {
-    std::uint64_t mixed = state_ += 0x9E3779B97F4A7C15U;
-    mixed = (mixed ^ (mixed >> 30U)) * 0xBF58476D1CE4E5B9U;
-    mixed = (mixed ^ (mixed >> 27U)) * 0x94D049BB133111EBU;
-    return mixed ^ (mixed >> 31U);
-  }
-  std::uint64_t below(std::uint64_t end) { return (*this)() % end; }
-  double share() { return static_cast<double>((*this)() >> 11U) * 0x1p-53; }
-
- private:
-  std::uint64_t state_;
-};
 
 /// How the values of a tensor lie.
 enum class Values : std::uint8_t {

@@ -31,7 +31,7 @@ TEST(RankCode, SymbolsAreRankedByTheirCounts) {
 
 TEST(RankCode, TheCheaperWidthsAreTaken) {
   SymbolCounts few{};
-  for (const std::size_t symbol : {1, 2, 3, 4}) few[symbol] = 100;
+  for (const std::size_t symbol : {1U, 2U, 3U, 4U}) few[symbol] = 100;
   EXPECT_EQ(best_code(few, 8, std::array{kDeep, kShallow}).widths.count, 2U);
   SymbolCounts many{};
   for (std::size_t symbol = 0; symbol < 13; ++symbol) many[symbol] = 100;

@@ -44,7 +44,7 @@ TEST(Tensor, LevelsOfOneKindAreEqualAndHigherOnesSmaller) {
     EXPECT_EQ(decoded(by_level.back(), weights.size()), weights) << level;
   }
   EXPECT_GT(by_level[0].size(), weights.size());
-  for (const std::size_t level : {1, 4, 7}) {
+  for (const std::size_t level : {1U, 4U, 7U}) {
     EXPECT_LT(by_level[level].size(), by_level[level - 1].size());
     EXPECT_EQ(by_level[level], by_level[level + 1]);
     EXPECT_EQ(by_level[level], by_level[level + 2]);

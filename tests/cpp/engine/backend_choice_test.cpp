@@ -4,11 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <string>
-#include <vector>
 
 #include "base/units.h"
 #include "engine/disk_rate.h"
 #include "engine/model_plan.h"
+#include "made_bytes/weights.h"
 #include "platform/dropped_pages.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"

@@ -1,6 +1,5 @@
 // Groups that their caller loads: on which threads, what is asked of the disk, who waits.
 #include <gtest/gtest.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <atomic>
@@ -19,6 +18,8 @@
 #include "engine/open_engine.h"
 #include "engine/test_model.h"
 #include "io/faulty_reader.h"
+#include "made_bytes/weights.h"
+#include "platform/openmp_team.h"
 
 namespace tensorstream {
 namespace {

@@ -13,6 +13,7 @@
 #include "base/units.h"
 #include "device/gate.h"
 #include "engine/on_gpu.h"
+#include "made_bytes/weights.h"
 #include "memory/pinned_memory.h"
 
 namespace tensorstream {
@@ -43,9 +44,8 @@ class LateRead {
   /// How many tensors were wrong, once the stream is done.
   int wrong(Stream& stream) {
     stream.synchronize();
-    return static_cast<int>(std::ranges::count_if(read_, [](const Read& read) {
-      return !std::ranges::equal(read.bytes.bytes(), *read.truth);
-    }));
+    return static_cast<int>(std::ranges::count_if(
+        read_, [](const Read& read) { return !same_bytes(read.bytes.bytes(), *read.truth); }));
   }
 
  private:

@@ -16,6 +16,7 @@
 #include "engine/frame_batches.h"
 #include "engine/on_gpu.h"
 #include "io/faulty_reader.h"
+#include "made_bytes/weights.h"
 #include "memory/pinned_memory.h"
 
 namespace tensorstream {
@@ -306,7 +307,7 @@ TEST_P(EngineEncoded, TheDecodingWaitsForTheReaderOfItsPlace) {
     }
     EXPECT_EQ(read.wrong(), 0);
     other->synchronize();
-    EXPECT_TRUE(std::ranges::equal(late.bytes(), *model.bytes(0)));
+    EXPECT_TRUE(same_bytes(late.bytes(), *model.bytes(0)));
   }
 }
 

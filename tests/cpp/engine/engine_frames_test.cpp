@@ -193,7 +193,8 @@ class SmallFrames final : public Reader {
 
 TEST(LoadOfFrames, HasNoMoreFramesInARead) {
   Load load(0, Load::Reads::kStaged, 8_MiB);
-  load.add({std::make_shared<SmallFrames>(), 0, 1_GiB}, nullptr, 16_MiB);
+  auto* const unread = reinterpret_cast<std::byte*>(1_GiB);
+  load.add({std::make_shared<SmallFrames>(), 0, 1_GiB}, unread, 16_MiB);
   const std::vector<StagedRead> reads = load.staged_reads(8_MiB);
   ASSERT_EQ(reads.size(), 2U);
   EXPECT_EQ(reads[0].size_bytes, kMostStagedFrames * kFrameBytes);

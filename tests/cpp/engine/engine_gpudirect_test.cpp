@@ -9,12 +9,12 @@
 #include <string>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "device/gate.h"
 #include "engine/on_gpu.h"
 #include "engine/packed_reader.h"
 #include "io/file_opener.h"
+#include "made_bytes/weights.h"
 #include "memory/budget.h"
 #include "tensorstream/error.h"
 
@@ -153,7 +153,7 @@ TEST_P(EngineGpudirect, AReadWaitsForTheLastReaderOfItsPlaceAndHoldsNobodyUp) {
   ReadBack read(*engine, model, *stream_);
   const auto other = device_->create_stream();
   ReadBack read_next(*engine, model, *other);
-  for (int round = 0; round < 3; ++round) {
+  for (GroupId round = 0; round < 3; ++round) {
     const GroupId group = round % 2;
     ASSERT_TRUE(engine->acquire(group, *stream_));
     const long long before = reads();

@@ -13,6 +13,7 @@
 #include "device/gate.h"
 #include "engine/kept_groups.h"
 #include "engine/on_gpu.h"
+#include "made_bytes/weights.h"
 #include "memory/budget.h"
 #include "memory/pinned_memory.h"
 
@@ -262,7 +263,7 @@ TEST_P(EngineKept, TheDecodingWaitsForTheReaderOfItsPlace) {
     }
     EXPECT_EQ(read.wrong(), 0);
     other->synchronize();
-    EXPECT_TRUE(std::ranges::equal(late.bytes(), *model.bytes(place.tensor)));
+    EXPECT_TRUE(same_bytes(late.bytes(), *model.bytes(place.tensor)));
   }
 }
 

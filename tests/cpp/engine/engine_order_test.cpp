@@ -81,7 +81,7 @@ class Walk {
     EXPECT_GT(refused_ + computation_.right(), 0U);
   }
 
-  int refused() const { return refused_; }
+  std::uint64_t refused() const { return refused_; }
 
  private:
   void acquire_some() {
@@ -114,11 +114,11 @@ class Walk {
   const std::vector<GroupFootprint> sizes_;
   Computation computation_;
   std::vector<GroupId> leased_;
-  int refused_ = 0;
+  std::uint64_t refused_ = 0;
 };
 
 TEST_P(EngineOrder, RandomOrdersAndLeases) {
-  int refused = 0;
+  std::uint64_t refused = 0;
   for (std::uint64_t seed = 0; seed < 12; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     const TestModel model = uneven_model(5 + seed, seed);
@@ -133,7 +133,7 @@ TEST_P(EngineOrder, RandomOrdersAndLeases) {
     walk.run(300);
     refused += walk.refused();
   }
-  EXPECT_GT(refused, 0);
+  EXPECT_GT(refused, 0U);
 }
 
 INSTANTIATE_TEST_SUITE_P(Streams, EngineOrder, ::testing::Values(On::kCaller, On::kQueue), on_name);

@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <thread>
@@ -17,6 +16,7 @@
 #include "engine/open_engine.h"
 #include "engine/test_model.h"
 #include "io/faulty_reader.h"
+#include "made_bytes/weights.h"
 #include "platform/no_threads.h"
 
 namespace tensorstream {
@@ -98,7 +98,7 @@ TEST(HostHome, IsMadeByTheCallerWhereThereAreNoThreads) {
   const auto device = create_host_device();
   const NoThreads none;
   const auto home = make_home(*device, group, layout, sources, {});
-  EXPECT_TRUE(std::ranges::equal(home->bytes().first(size), *bytes));
+  EXPECT_TRUE(same_bytes(home->bytes().first(size), *bytes));
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "base/units.h"
 #include "device/host_device.h"
 #include "io/file_opener.h"
+#include "made_bytes/weights.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"
 

@@ -59,7 +59,7 @@ class ReadBack {
   int wrong() {
     stream_.synchronize();
     int count = 0;
-    for (const Read& read : read_) count += read.bytes == *read.truth ? 0 : 1;
+    for (const Read& read : read_) count += same_bytes(read.bytes, *read.truth) ? 0 : 1;
     read_.clear();
     return count;
   }

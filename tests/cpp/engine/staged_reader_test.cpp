@@ -11,6 +11,7 @@
 #include "engine/test_model.h"
 #include "io/faulty_reader.h"
 #include "io/file_opener.h"
+#include "made_bytes/weights.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"
 

@@ -13,23 +13,15 @@
 
 #include "base/units.h"
 #include "codec/element_layout.h"
-#include "codec/weights.h"
 #include "engine/group_layout.h"
 #include "io/file_opener.h"
 #include "io/reader.h"
+#include "made_bytes/weights.h"
 #include "platform/temporary_folder.h"
 #include "scheduler/planner.h"
 #include "tensorstream/engine.h"
 
 namespace tensorstream {
-
-using Bytes = std::vector<std::byte>;
-
-inline Bytes random_bytes(std::uint64_t size, std::mt19937_64& random) {
-  Bytes bytes(size);
-  for (std::byte& byte : bytes) byte = static_cast<std::byte>(random() & 0xFFU);
-  return bytes;
-}
 
 inline std::shared_ptr<Reader> memory_reader(const std::string& name,
                                              const std::shared_ptr<const Bytes>& bytes) {
@@ -218,7 +210,7 @@ inline std::vector<GroupId> llama_like_step() {
   std::vector<GroupId> uses(25);
   std::iota(uses.begin(), uses.end(), GroupId{0});
   for (GroupId block = 6; block-- > 0;) {
-    for (const GroupId part : {0, 1, 2, 3, 2, 1, 0}) uses.push_back(4 * block + part);
+    for (const GroupId part : {0U, 1U, 2U, 3U, 2U, 1U, 0U}) uses.push_back(4 * block + part);
   }
   return uses;
 }

@@ -16,6 +16,7 @@
 #include "io/file_opener.h"
 #include "io/file_window.h"
 #include "io/reader.h"
+#include "made_bytes/weights.h"
 #include "platform/disk_file.h"
 #include "platform/dropped_pages.h"
 #include "platform/file_lease.h"

@@ -22,6 +22,7 @@
 
 #include "base/clock.h"
 #include "io/faulty_transfers.h"
+#include "made_bytes/weights.h"
 #include "platform/io_ring.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"
@@ -101,7 +102,7 @@ class ShiftedMemory {
 
   std::span<std::byte> bytes() const { return bytes_; }
   bool holds(std::span<const std::byte> expected) const {
-    return std::ranges::equal(bytes_, expected) && margins_untouched();
+    return same_bytes(bytes_, expected) && margins_untouched();
   }
   bool is_untouched() const { return all_untouched(bytes_) && margins_untouched(); }
 
@@ -127,7 +128,7 @@ TEST_P(DiskQueueTest, ReadsAnyRangeToAnyAddressAndNoByteMore) {
   const auto bytes = patterned_bytes(1_MiB + 777);
   const auto file = file_of(bytes);
   const auto queue = queue_with({});
-  for (const std::uint64_t offset : {0, 1, 8, 511, 512, 4095, 4096, 65'536, 700'000}) {
+  for (const std::uint64_t offset : {0U, 1U, 8U, 511U, 512U, 4095U, 4096U, 65'536U, 700'000U}) {
     for (const std::uint64_t size :
          {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{100}, std::uint64_t{4096}, 64_KiB,
           300_KiB + 5, bytes.size() - offset}) {
@@ -176,8 +177,7 @@ TEST_P(DiskQueueTest, ManyReadsAreUnderWayAtOnceInAnyOrderOfWaiting) {
   for (Part& part : parts) {
     part.read.wait();
     part.read.wait();  // again is at once
-    ASSERT_TRUE(
-        std::ranges::equal(part.out, std::span(bytes).subspan(part.offset, part.out.size())));
+    ASSERT_TRUE(same_bytes(part.out, std::span(bytes).subspan(part.offset, part.out.size())));
   }
 }
 
@@ -197,7 +197,7 @@ TEST_P(DiskQueueTest, ThreadsMayReadTogether) {
           const std::size_t offset =
               std::uniform_int_distribution<std::size_t>(0, bytes.size() - out.size())(random);
           queue->begin(file, offset, out).wait();
-          wrong += std::ranges::equal(out, std::span(bytes).subspan(offset, out.size())) ? 0 : 1;
+          wrong += same_bytes(out, std::span(bytes).subspan(offset, out.size())) ? 0 : 1;
         }
       });
     }
@@ -210,7 +210,7 @@ TEST_P(DiskQueueTest, ABadPlaceIsAnIoErrorWithFileOffsetAndLengthAndTheOthersAre
   const auto file = file_of(bytes);
   const std::uint64_t bad = 500'000;
   const auto queue = queue_with({.bad_byte = bad});
-  for (const std::uint64_t shift : {0, 8}) {
+  for (const std::uint64_t shift : {0U, 8U}) {
     const ShiftedMemory out(bytes.size(), shift);
     PendingRead failing = queue->begin(file, 0, out.bytes());
     const ShiftedMemory after(100'000, shift);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "made_bytes/weights.h"
 #include "platform/temporary_folder.h"
 
 namespace tensorstream {

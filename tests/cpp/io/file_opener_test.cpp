@@ -19,6 +19,7 @@
 
 #include "base/units.h"
 #include "io/device_reads.h"
+#include "made_bytes/weights.h"
 #include "platform/dropped_pages.h"
 #include "platform/io_ring.h"
 #include "platform/temporary_folder.h"

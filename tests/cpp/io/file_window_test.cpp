@@ -14,6 +14,7 @@
 #include "base/units.h"
 #include "io/file_opener.h"
 #include "io/reader.h"
+#include "made_bytes/weights.h"
 #include "platform/mapped_bytes.h"
 #include "platform/mapping.h"
 #include "platform/temporary_folder.h"

@@ -13,6 +13,7 @@
 #include "device/host_device.h"
 #include "io/device_reads.h"
 #include "io/file_opener.h"
+#include "made_bytes/weights.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"
 

@@ -18,6 +18,7 @@
 #include "io/device_reads.h"
 #include "io/file_opener.h"
 #include "io/reader.h"
+#include "made_bytes/weights.h"
 #include "platform/page_cache.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"

@@ -85,7 +85,7 @@ TEST_F(ReadCut, SmallReadsAreOneTransferWithTheirEdges) {
 }
 
 TEST(NeededAlignment, IsNoMoreThanWhatWasSeenToBeTaken) {
-  for (const std::uint64_t named : {1, 4, 512, 4096}) EXPECT_EQ(needed_alignment(named), named);
+  for (const std::uint64_t named : {1U, 4U, 512U, 4096U}) EXPECT_EQ(needed_alignment(named), named);
   for (const std::uint64_t named : {8_KiB, 128_KiB, 16_MiB}) {  // records of ZFS
     EXPECT_EQ(needed_alignment(named), 4096U);
   }

@@ -20,6 +20,7 @@
 
 #include "base/units.h"
 #include "io/reader.h"
+#include "made_bytes/weights.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"
 

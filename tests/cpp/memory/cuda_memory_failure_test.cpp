@@ -13,6 +13,7 @@
 #include "device/cuda_device.h"
 #include "device/gate.h"
 #include "fake_cuda/fake_cuda.h"
+#include "made_bytes/weights.h"
 #include "memory/pinned_memory.h"
 #include "memory/staging_ring.h"
 #include "tensorstream/error.h"
@@ -248,10 +249,10 @@ void use_everything(const std::shared_ptr<Budget>& budget) {
     const auto bytes = piece.copy_to_host(*stream, target->data() + i * kPage, kPage);
     back.insert(back.end(), bytes.begin(), bytes.end());
   }
-  EXPECT_TRUE(std::ranges::equal(std::span(back).first(source.size()), source));
+  EXPECT_TRUE(same_bytes(std::span(back).first(source.size()), source));
   for (std::uint64_t i = 3; i < 8; ++i) {
-    EXPECT_TRUE(std::ranges::equal(std::span(back).subspan(i * kPage, kPage),
-                                   numbered_bytes(kPage, static_cast<int>(i))));
+    EXPECT_TRUE(same_bytes(std::span(back).subspan(i * kPage, kPage),
+                           numbered_bytes(kPage, static_cast<int>(i))));
   }
 }
 

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "device/gate.h"
+#include "made_bytes/weights.h"
 #include "memory/device_kinds.h"
 #include "memory/fake_device.h"
 #include "platform/process_memory.h"
@@ -93,7 +94,7 @@ TEST_P(PinnedMemoryOnDevice, ComesBackFromTheDevice) {
     stream->copy_to_host(memory.data() + offset, device_memory->data() + offset, kPage);
   }
   stream->synchronize();
-  EXPECT_TRUE(std::ranges::equal(memory.bytes(), source));
+  EXPECT_TRUE(same_bytes(memory.bytes(), source));
 }
 
 /// A page that a fork makes copy-on-write is written elsewhere from then on, and the device goes on

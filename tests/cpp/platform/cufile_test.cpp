@@ -7,6 +7,7 @@
 #include <variant>
 
 #include "fake_cuda/fake_cuda.h"
+#include "made_bytes/weights.h"
 #include "platform/file.h"
 #include "platform/temporary_folder.h"
 

@@ -16,6 +16,7 @@
 #include <thread>
 #include <utility>
 
+#include "made_bytes/weights.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"
 

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <optional>
 
+#include "made_bytes/weights.h"
 #include "temporary_folder.h"
 #include "tensorstream/error.h"
 

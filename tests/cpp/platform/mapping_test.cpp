@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "base/units.h"
+#include "made_bytes/weights.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"
 

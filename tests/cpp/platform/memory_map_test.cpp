@@ -13,6 +13,7 @@
 #include <cstring>
 #include <sstream>
 
+#include "made_bytes/weights.h"
 #include "platform/mapping.h"
 #include "platform/temporary_folder.h"
 #include "tensorstream/error.h"

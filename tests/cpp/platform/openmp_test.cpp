@@ -1,13 +1,14 @@
 #include "platform/openmp.h"
 
 #include <gtest/gtest.h>
-#include <omp.h>
 
 #include <atomic>
 #include <mutex>
 #include <set>
 #include <thread>
 #include <vector>
+
+#include "platform/openmp_team.h"
 
 namespace tensorstream {
 namespace {

@@ -8,6 +8,7 @@
 #include <csignal>
 #include <filesystem>
 
+#include "made_bytes/weights.h"
 #include "platform/file.h"
 #include "temporary_folder.h"
 #include "tensorstream/error.h"

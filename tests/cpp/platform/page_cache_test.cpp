@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "base/units.h"
+#include "made_bytes/weights.h"
 #include "platform/dropped_pages.h"
 #include "platform/file.h"
 #include "platform/temporary_folder.h"

@@ -12,7 +12,6 @@
 #include <string>
 #include <string_view>
 #include <system_error>
-#include <vector>
 
 namespace tensorstream {
 
@@ -50,14 +49,5 @@ class TemporaryFolder {
  private:
   std::filesystem::path path_;
 };
-
-/// Bytes that differ from their neighbours, and at each page from those of the page before.
-inline std::vector<std::byte> patterned_bytes(std::size_t size) {
-  std::vector<std::byte> bytes(size);
-  for (std::size_t i = 0; i < size; ++i) {
-    bytes[i] = static_cast<std::byte>((i * 31 + i / 4096 * 7 + i / 65521) & 0xFFU);
-  }
-  return bytes;
-}
 
 }  // namespace tensorstream

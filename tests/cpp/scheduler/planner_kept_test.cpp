@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "made_bytes/rounds.h"
 #include "scheduler/pass_time.h"
 #include "scheduler/planned_groups.h"
 #include "scheduler/planner.h"
@@ -189,7 +190,7 @@ void expect_places(const Case& made, const Plan& plan) {
 TEST(PlannerKept, PropertiesHoldForRandomGroupsAndBudgets) {
   std::mt19937 random(11);
   int kept = 0;
-  for (int round = 0; round < 2000; ++round) {
+  for (int round = 0; round < rounds(2000); ++round) {
     SCOPED_TRACE("round " + std::to_string(round));
     const Case made = random_case(random);
     const Plan plan = make_plan(made.groups, made.budget, made.rates);
@@ -218,7 +219,7 @@ TEST(PlannerKept, PropertiesHoldForRandomGroupsAndBudgets) {
     EXPECT_EQ(make_plan(never_kept(made.groups), made.budget, made.rates).kept_bytes, 0U);
     if (::testing::Test::HasFailure()) return;
   }
-  EXPECT_GT(kept, 150);
+  EXPECT_GT(kept, rounds(150));
 }
 
 }  // namespace

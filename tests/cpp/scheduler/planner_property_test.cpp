@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "made_bytes/rounds.h"
 #include "scheduler/arena_layout.h"
 #include "scheduler/pass_time.h"
 #include "scheduler/planned_groups.h"
@@ -171,7 +172,7 @@ bool same(const Plan& a, const Plan& b) {
 
 TEST(PlannerProperties, HoldForRandomGroupsAndBudgets) {
   std::mt19937 random(2024);
-  for (int round = 0; round < 2000; ++round) {
+  for (int round = 0; round < rounds(2000); ++round) {
     SCOPED_TRACE("round " + std::to_string(round));
     const Case made = random_case(random);
     const Plan plan = make_plan(made.groups, made.budget, made.rates);

@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 
+#include "made_bytes/rounds.h"
 #include "packed_files.h"
 #include "store/pack.h"
 #include "store/packed_file_reader.h"
@@ -79,7 +80,7 @@ TEST(PackedDamage, EveryFlippedBitIsFoundAndNamed) {
   const std::string good = packed.bytes(kFile);
   std::mt19937_64 random(4);
   std::uint64_t named = 0;
-  for (int i = 0; i < 1000; ++i) {
+  for (int i = 0; i < rounds(1000); ++i) {
     std::string bad = good;
     const std::uint64_t bit = random() % (8 * bad.size());
     bad[bit / 8] = static_cast<char>(bad[bit / 8] ^ (1 << (bit % 8)));
@@ -94,7 +95,7 @@ TEST(PackedDamage, EveryFlippedBitIsFoundAndNamed) {
     EXPECT_THAT(error.rule(),
                 ::testing::AnyOf(HasSubstr("chunk"), HasSubstr("frame"), StartsWith("padding: ")));
   }
-  EXPECT_GT(named, 900U);
+  EXPECT_GT(named, static_cast<std::uint64_t>(rounds(900)));
 }
 
 TEST(PackedDamage, EveryByteOfTheHeaderCounts) {
@@ -142,7 +143,7 @@ TEST(PackedDamage, EveryTruncationIsFound) {
   const PackedFolder packed;
   const std::string good = packed.bytes(kFile);
   std::mt19937_64 random(6);
-  for (int i = 0; i < 1000; ++i) {
+  for (int i = 0; i < rounds(1000); ++i) {
     packed.write(kFile, good);
     // A tenth within the header.
     const std::uint64_t size = random() % (i % 10 == 0 ? 8192 : good.size());

@@ -2,16 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <map>
-#include <random>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "made_bytes/text_of_bytes.h"
 #include "store/pack.h"
 #include "store_files.h"
 
@@ -21,7 +19,9 @@ inline const PackOptions kTwoThreads{CompressionLevel(CompressionLevel::kBalance
 
 inline std::string read_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
+  std::string text(std::filesystem::file_size(path), '\0');
+  in.read(text.data(), static_cast<std::streamsize>(text.size()));
+  return text;
 }
 
 /// The files below a folder and their bytes, by their paths below it.
@@ -53,32 +53,6 @@ inline std::string file_of(const std::vector<NamedBytes>& tensors) {
   }
   header += "}   ";
   return length_bytes(header.size()) + header + data;
-}
-
-/// Little-endian bf16 of weights that pay to be encoded.
-inline std::string weights(std::size_t count, unsigned seed = 1) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0F, 0.02F);
-  std::string bytes;
-  bytes.reserve(count * 2);
-  for (std::size_t i = 0; i < count; ++i) {
-    const float value = normal(random);
-    std::uint32_t bits = 0;
-    static_assert(sizeof bits == sizeof value);
-    std::memcpy(&bits, &value, sizeof bits);
-    bytes += static_cast<char>((bits >> 16U) & 0xFFU);
-    bytes += static_cast<char>(bits >> 24U);
-  }
-  return bytes;
-}
-
-/// Bytes that no code makes fewer.
-inline std::string noise(std::size_t count, unsigned seed = 2) {
-  std::mt19937 random(seed);
-  std::string bytes;
-  bytes.reserve(count);
-  for (std::size_t i = 0; i < count; ++i) bytes += static_cast<char>(random());
-  return bytes;
 }
 
 /// Encoded tensors, tensors as they were and padding: a file of all kinds.

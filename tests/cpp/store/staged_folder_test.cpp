@@ -107,7 +107,7 @@ TEST_F(StagedFolderTest, IsNotPublishedWithAFileOfAnotherSize) {
 
 TEST(StagedFolder, TakesOverTheRightsOfAnEmptyFolder) {
   const TemporaryFolder folder;
-  for (const mode_t rights : {0700, 02750, 0555}) {
+  for (const mode_t rights : {0700U, 02750U, 0555U}) {
     const std::string target = folder.path(std::to_string(rights));
     fs::create_directory(target);
     ASSERT_EQ(::chmod(target.c_str(), rights), 0);
