@@ -21,12 +21,10 @@ Usage: check_guards.py [NAME...]
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
-import queue
 import re
 import shutil
 import subprocess
@@ -38,7 +36,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from check_layers import listed_files
-from pytest_forks import PytestForks
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"(?://|#) guard: ([a-z][a-z-]*)\s*$")
@@ -74,7 +71,6 @@ MOST_RUNS = 5
 AT_ONCE = 2
 # pytest's own code for "tests ran and some failed"; a negative code is death by a signal.
 PYTEST_FAILED = 1
-PYTEST_OPTIONS = ["-q", "-p", "no:cacheprovider", f"--timeout={SECONDS_FOR_A_TEST}"]
 # An editable install answers imports before PYTHONPATH does: this puts the copy first.
 SITE = """import sys
 sys.meta_path[:] = [f for f in sys.meta_path if not type(f).__name__.startswith("ScikitBuild")]
@@ -189,7 +185,6 @@ class Copy:
         self.tree = folder / "tree"
         self.build = self.tree / "build/dev"
         self.site = folder / "site"
-        self.forks: queue.SimpleQueue[PytestForks] = queue.SimpleQueue()
         for path in listed_files(root):
             target = self.tree / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -216,21 +211,16 @@ class Copy:
         if not Path(found).is_relative_to(self.tree):
             raise GuardError(f"the tests would import {found}, not the copy")
 
-    def start_forks(self, until: contextlib.ExitStack) -> None:
-        for _ in range(AT_ONCE):
-            forks = PytestForks(self.environment(None), self.tree)
-            self.forks.put(until.enter_context(forks))
-
     def environment(self, out: Guard | None) -> dict[str, str]:
         """Of a test; `out` is taken out."""
         path = os.pathsep.join([str(self.site), str(self.tree / "python")])
-        return os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | without(out)
+        said = {} if out is None else {OUT: key_of(out.name, out.file)}
+        return os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | said
 
     def test_passes(self, guard: Guard, out: Guard | None) -> bool:
         """Whether the test of a guard passes, without the guard `out`."""
-        if guard.ctest is not None:
-            return self.ctest_passes(guard, self.environment(out))
-        return self.pytest_passes(guard, without(out))
+        passes = self.pytest_passes if guard.ctest is None else self.ctest_passes
+        return passes(guard, self.environment(out))
 
     def ctest_passes(self, guard: Guard, environment: dict[str, str]) -> bool:
         done = self.ctest(f"^{guard.ctest}", environment, "--stop-on-failure")
@@ -238,22 +228,20 @@ class Copy:
             raise GuardError(f"guard '{guard.name}': '{guard.ctest}' names no test")
         return done.returncode == 0
 
-    def pytest_passes(self, guard: Guard, more: dict[str, str]) -> bool:
-        forks = self.forks.get()
-        try:
-            code, output = forks.run([*PYTEST_OPTIONS, "-x", guard.pytest or ""], more)
-        finally:
-            self.forks.put(forks)
-        if code > PYTEST_FAILED:
-            raise GuardError(f"guard '{guard.name}': pytest could not run:\n{output[-2000:]}")
-        return code == 0
+    def pytest_passes(self, guard: Guard, environment: dict[str, str]) -> bool:
+        done = self.pytest([guard.pytest or ""], environment, "-x")
+        if done.returncode > PYTEST_FAILED:
+            output = done.stdout[-2000:]
+            raise GuardError(f"guard '{guard.name}': pytest could not run:\n{output}")
+        return done.returncode == 0
 
     def ctest(self, pattern: str, environment: dict[str, str], *more: str) -> Done:
         command = ["ctest", "--test-dir", self.build, "-R", pattern, "--no-tests=error", *more]
         return tried([*command, "--timeout", str(SECONDS_FOR_A_TEST)], environment, self.tree)
 
-    def pytest(self, nodes: list[str], environment: dict[str, str]) -> Done:
-        command = [sys.executable, "-m", "pytest", *PYTEST_OPTIONS, f"-n{AT_ONCE}", *nodes]
+    def pytest(self, nodes: list[str], environment: dict[str, str], *more: str) -> Done:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *more]
+        command += [f"--timeout={SECONDS_FOR_A_TEST}", *nodes]
         return tried(command, environment, self.tree)
 
     def check_untouched(self, guards: list[Guard]) -> None:
@@ -263,7 +251,7 @@ class Copy:
         if patterns := sorted({f"^{guard.ctest}" for guard in guards if guard.ctest is not None}):
             runs.append(self.ctest("|".join(patterns), environment, f"-j{AT_ONCE}"))
         if nodes := sorted({guard.pytest for guard in guards if guard.pytest is not None}):
-            runs.append(self.pytest(nodes, environment))
+            runs.append(self.pytest(nodes, environment, f"-n{AT_ONCE}"))
         for done in (done for done in runs if done.returncode):
             raise GuardError(f"tests fail with all guards in place:\n{done.stdout[-3000:]}")
 
@@ -271,11 +259,6 @@ class Copy:
         """How often the test ran without the guard until it failed; None where it did not."""
         runs = range(1, MOST_RUNS + 1)
         return next((run for run in runs if not self.test_passes(guard, out=guard)), None)
-
-
-def without(out: Guard | None) -> dict[str, str]:
-    """What the environment says where that guard is out."""
-    return {} if out is None else {OUT: key_of(out.name, out.file)}
 
 
 def suffix_of(path: Path) -> str:
@@ -325,8 +308,7 @@ def check(root: Path, names: list[str]) -> int:
     guards = [Guard(**row) for row in rows]
     check_table(guards, root)
     guards = [guard for guard in guards if not names or guard.name in names]
-    with contextlib.ExitStack() as until:
-        folder = until.enter_context(tempfile.TemporaryDirectory(prefix="guards-"))
+    with tempfile.TemporaryDirectory(prefix="guards-") as folder:
         copy = Copy(root, Path(folder))
         if programs := {guard.program for guard in guards if guard.ctest is not None}:
             print("==> building the tree whose guards can be taken out", flush=True)
@@ -335,8 +317,6 @@ def check(root: Path, names: list[str]) -> int:
             copy.prepare_python()
         print("==> running the tests with all guards in place", flush=True)
         copy.check_untouched(guards)
-        if any(guard.pytest is not None for guard in guards):
-            copy.start_forks(until)
         return report(copy, guards)
 
 

@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import check_guards
 from check_guards import Guard, GuardError, switched
-from pytest_forks import PytestForks
 
 SOURCES = {
     ".cpp": """#include <cstdio>
@@ -193,23 +192,3 @@ def test_a_test_that_cannot_run_is_a_failure(tree, tmp_path_factory, capsys):
     copy.build.mkdir(parents=True)
     assert check_guards.report(copy, [Guard("one", "csrc/io/a.cpp", ctest=r"io\.")]) == 1
     assert "names no test" in capsys.readouterr().out
-
-
-def test_pytest_runs_in_forks_that_the_environment_says_more_to(tmp_path):
-    (tmp_path / "test_it.py").write_text(
-        "import os\n"
-        "def test_it():\n"
-        "    if os.environ['WORD'] == 'dies': os.abort()\n"
-        "    assert os.environ['WORD'] == 'good'\n"
-    )
-    with PytestForks(dict(os.environ), tmp_path) as forks:
-
-        def run(word: str, name: str = "test_it.py") -> tuple[int, str]:
-            return forks.run(["-q", "-p", "no:cacheprovider", name], {"WORD": word})
-
-        assert run("good")[0] == 0
-        code, output = run("bad")
-        assert (code, "assert 'bad' == 'good'" in output) == (check_guards.PYTEST_FAILED, True)
-        assert run("dies")[0] < 0
-        assert run("good", "none.py")[0] > check_guards.PYTEST_FAILED
-        assert run("good")[0] == 0
