@@ -32,7 +32,7 @@ Bytes gaussian_weights(Dtype dtype, std::size_t count, double sigma, std::uint64
 Bytes random_bytes(std::size_t size_bytes, std::uint64_t seed = 1);
 Bytes random_bytes(std::size_t size_bytes, std::mt19937_64& random);
 
-/// Other bytes in each page of a file, and at each offset in it.
+/// Bytes that differ from their neighbours, and at each page from those of the page before.
 Bytes patterned_bytes(std::size_t size_bytes);
 
 /// `count` elements of the given bits, over and over.

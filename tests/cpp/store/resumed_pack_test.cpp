@@ -13,7 +13,6 @@
 #include <thread>
 #include <vector>
 
-#include "made_bytes/rounds.h"
 #include "packed_files.h"
 #include "platform/file.h"
 #include "store/pack.h"
@@ -182,7 +181,7 @@ TEST_F(ResumedPack, KilledAtFiftyRandomMomentsItIsAsIfItNeverWas) {
   const auto once = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin);
   std::mt19937_64 random(5);
   int finished = 0;
-  for (int i = 0; i < rounds(50); ++i) {
+  for (int i = 0; i < 50; ++i) {
     const pid_t child = start({});
     const auto moment = random() % static_cast<std::uint64_t>(once.count() + 2000);
     std::this_thread::sleep_for(std::chrono::microseconds(moment));
@@ -193,7 +192,7 @@ TEST_F(ResumedPack, KilledAtFiftyRandomMomentsItIsAsIfItNeverWas) {
     ASSERT_TRUE(files_below(folder_.path("p")) == whole_) << "round " << i;
     fs::remove_all(folder_.path("p"));
   }
-  EXPECT_LT(finished, rounds(50));
+  EXPECT_LT(finished, 50);
   expect_whole();
 }
 
