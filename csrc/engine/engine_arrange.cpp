@@ -14,13 +14,6 @@
 #include "tensorstream/error.h"
 
 namespace tensorstream {
-namespace {
-
-// The share of its cost that a new plan leaves where the residents that it exchanges are worth
-// loading again.
-constexpr double kWorthPlanning = 0.95;
-
-}  // namespace
 
 Rates Engine::State::rates_for_arena() const {
   Rates rates = rates_now();
@@ -78,10 +71,10 @@ bool Engine::State::arrange_anew(const std::function<Plan()>& make, std::uint64_
   const Rates rates = rates_for_plans();
   try {
     loader->check_unleased();  // the arena, too, stays as it is then
-    const Plan now = plan_as_it_is();
     const Plan better = make();
-    const double worth = kWorthPlanning * plan_cost(sizes, rates, now);
-    if (plan_cost(sizes, rates, better) <= worth) try_follow(better, room_bytes, Why::kPressure);
+    if (is_worth_following(sizes, rates, plan_as_it_is(), better)) {
+      try_follow(better, room_bytes, Why::kPressure);
+    }
   } catch (const BudgetError&) {  // none fits beside what others hold
   } catch (const LeaseError&) {   // after another forward, then
     return false;

@@ -87,7 +87,8 @@ class Rows(Coded):
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """A new one, as libraries make it."""
-        return Rows(self.codes.to(kwargs.get("device")), self.scale.to(*args, **kwargs))
+        scale = self.scale.to(*args, **kwargs)
+        return Rows(self.codes.to(scale.device), scale)
 
 
 class Shifted(Coded):

@@ -65,6 +65,35 @@ TEST(Planner, OffsetsForWhatGaveWayExposeNoLoad) {
   EXPECT_EQ((*offsets)[2], 0U);
 }
 
+// What gives way in a pass is what it uses last: there, loads have no residents' work to hide
+// behind.
+TEST(Planner, ResidentsAreExchangedWhereSomePassesMakeUpForTheirLoads) {
+  std::vector<GroupFootprint> groups = equal_groups(24, 3 * kBlock);
+  for (std::size_t i = 0; i < groups.size(); i += 4) groups[i].size_bytes = 4 * kBlock;
+  const Rates rates = block_rates(70);  // a little less than the link takes for all
+  const Plan spread = make_plan(groups, 40 * kBlock, rates);
+  Plan uneven = spread;
+  int residents = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (spread.groups[i].placement == Placement::kResident) ++residents;
+    uneven.groups[i] = {Placement::kStreamed, 0};
+  }
+  ASSERT_GT(residents, 2);
+  for (int i = 0; i < residents; ++i) uneven.groups[i].placement = Placement::kResident;
+  const auto offsets = better_offsets(groups, rates, uneven);
+  ASSERT_TRUE(offsets);
+  for (std::size_t i = 0; i < groups.size(); ++i) uneven.groups[i].offset_bytes = (*offsets)[i];
+  EXPECT_TRUE(is_worth_following(groups, rates, uneven, spread));
+  EXPECT_FALSE(is_worth_following(groups, rates, spread, uneven));
+  EXPECT_FALSE(is_worth_following(groups, rates, spread, spread));
+  Rates slow_disk = rates;
+  slow_disk.disk_bytes_per_second = rates.link_bytes_per_second / 100;
+  for (GroupFootprint& group : groups) group.in_files = true;
+  EXPECT_FALSE(is_worth_following(groups, slow_disk, uneven, spread)) << "they are read once";
+  for (GroupFootprint& group : groups) group.home = HomeState::kThere;
+  EXPECT_TRUE(is_worth_following(groups, slow_disk, uneven, spread));
+}
+
 TEST(Planner, EverythingFitsStreamsNothing) {
   std::vector<GroupFootprint> groups = equal_groups(6, kBlock);
   groups[0].residency = Residency::kRequired;
