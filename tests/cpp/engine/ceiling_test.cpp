@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -69,6 +70,32 @@ TEST_F(CeilingTest, WhatCannotFitIsRefusedWithTheNumbersAndLaterOnesFit) {
   EXPECT_NE(data, nullptr);
   pass();
   free(data);
+}
+
+/// What gives way is what a pass uses last: its end would wait for loads that no resident hides.
+TEST_F(CeilingTest, WhatGaveWayIsSpreadOverThePass) {
+  take_llama_like();
+  open(everything_of(spec_) * 6 / 10, Pressure::kAdaptive);
+  const auto longest_run_of_streamed = [&] {
+    int longest = 0;
+    int run = 0;
+    for (GroupId group = 0; group < model_.group_count(); ++group) {
+      run = engine_->has_own_place(group) ? 0 : run + 1;
+      longest = std::max(longest, run);
+    }
+    return longest;
+  };
+  std::vector<void*> held;
+  while (engine_->statistics().gave_way < 4) {
+    held.push_back(alloc(10'000));
+    ASSERT_NE(held.back(), nullptr);
+  }
+  const int given_way = longest_run_of_streamed();
+  static_cast<void>(ceiling_->forward_ended());
+  EXPECT_LT(longest_run_of_streamed(), given_way / 2);
+  pass();
+  EXPECT_LE(budget_->peak_bytes(), budget_->limit_bytes());
+  for (void* const data : held) free(data);
 }
 
 /// It gets one in the arena once others have made room there.
