@@ -12,20 +12,16 @@
 namespace tensorstream {
 
 std::span<const BatchedFrame> EncodedHome::Batch::frames() const noexcept {
-  return {reinterpret_cast<const BatchedFrame*>(memory.data()), frame_count};
+  return {reinterpret_cast<const BatchedFrame*>(bytes.data()), frame_count};
 }
 
-EncodedHome::EncodedHome(const std::string& group, std::uint64_t size_bytes,
+EncodedHome::EncodedHome(const std::string& group, std::uint64_t size_bytes, PinnedMemory memory,
                          std::vector<Batch> batches, std::vector<Frame> frames)
     : name_("encoded host memory of '" + group + "'"),
       size_bytes_(size_bytes),
+      memory_(std::move(memory)),
       batches_(std::move(batches)),
-      frames_(std::move(frames)) {
-  for (const Batch& batch : batches_) {
-    held_bytes_ += batch.memory.size_bytes();
-    pinned_bytes_ += batch.memory.pinned_bytes();
-  }
-}
+      frames_(std::move(frames)) {}
 
 void EncodedHome::read(std::uint64_t offset_bytes, std::span<std::byte> out) {
   const auto end = checked_add(offset_bytes, out.size());

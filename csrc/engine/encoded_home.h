@@ -25,7 +25,7 @@ class EncodedHome final : public Reader {
  public:
   /// A table of frames, then the frames. A frame's decoded_offset is from the group's place.
   struct Batch {
-    PinnedMemory memory;
+    std::span<const std::byte> bytes;  // of the home's memory
     std::size_t frame_count = 0;
 
     std::span<const BatchedFrame> frames() const noexcept;
@@ -39,8 +39,8 @@ class EncodedHome final : public Reader {
     FrameView view;
   };
 
-  EncodedHome(const std::string& group, std::uint64_t size_bytes, std::vector<Batch> batches,
-              std::vector<Frame> frames);
+  EncodedHome(const std::string& group, std::uint64_t size_bytes, PinnedMemory memory,
+              std::vector<Batch> batches, std::vector<Frame> frames);
 
   const std::string& name() const noexcept override { return name_; }
   Tier tier() const noexcept override { return Tier::kRam; }
@@ -51,10 +51,10 @@ class EncodedHome final : public Reader {
   void read(std::uint64_t offset_bytes, std::span<std::byte> out) override;
 
   /// Pinned memory that the home takes, and what of it is pinned.
-  std::uint64_t held_bytes() const noexcept { return held_bytes_; }
-  std::uint64_t pinned_bytes() const noexcept { return pinned_bytes_; }
+  std::uint64_t held_bytes() const noexcept { return memory_.size_bytes(); }
+  std::uint64_t pinned_bytes() const noexcept { return memory_.pinned_bytes(); }
   /// True where the device copies every batch by itself.
-  bool is_pinned() const noexcept { return pinned_bytes_ == held_bytes_; }
+  bool is_pinned() const noexcept { return pinned_bytes() == held_bytes(); }
   std::span<const Batch> batches() const noexcept { return batches_; }
   /// Of all batches, one behind the other.
   std::span<const Frame> frames() const noexcept { return frames_; }
@@ -67,10 +67,9 @@ class EncodedHome final : public Reader {
 
   const std::string name_;
   const std::uint64_t size_bytes_;
+  const PinnedMemory memory_;
   const std::vector<Batch> batches_;
   const std::vector<Frame> frames_;
-  std::uint64_t held_bytes_ = 0;
-  std::uint64_t pinned_bytes_ = 0;
 };
 
 /// What a home is made of.

@@ -1,5 +1,5 @@
-// Making an EncodedHome: frames are read and encoded beside each other, and each batch gets memory
-// of its size once its last frame has one.
+// Making an EncodedHome: frames are read and encoded beside each other, and each batch gets a part
+// of the home's memory, of its size, once its last frame has one.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -40,10 +40,11 @@ struct OpenBatch {
 class HomeEncoder {
  public:
   HomeEncoder(Device& device, const EncodedHomeParts& parts, const EncodedHomeOptions& options)
-      : device_(device),
-        parts_(parts),
+      : parts_(parts),
         options_(options),
         cut_(cut_into_frames(parts.group, parts.tensors, options.piece_bytes)),
+        memory_(device, most_bytes(cut_),
+                "the encoded weights of '" + parts.group.name + "' in host memory", options.budget),
         sizes_(cut_.parts.size()),
         batches_(cut_.batches.size()),
         open_(cut_.batches.size()) {
@@ -88,7 +89,7 @@ class HomeEncoder {
     std::vector<EncodedHome::Frame> frames;
     frames.reserve(cut_.parts.size());
     for (const EncodedHome::Batch& batch : batches_) {
-      const std::span<const std::byte> encoded = batch.memory.bytes().subspan(batch.table_bytes());
+      const std::span<const std::byte> encoded = batch.bytes.subspan(batch.table_bytes());
       for (const BatchedFrame& frame : batch.frames()) {
         const auto parsed = FrameView::parse(encoded.subspan(frame.encoded_offset));
         if (const auto* const fault = std::get_if<FrameFault>(&parsed)) {
@@ -99,7 +100,7 @@ class HomeEncoder {
       }
     }
     return std::make_shared<EncodedHome>(parts_.group.name, parts_.layout.size_bytes,
-                                         std::move(batches_), std::move(frames));
+                                         memory_.finish(), std::move(batches_), std::move(frames));
   }
 
  private:
@@ -108,6 +109,14 @@ class HomeEncoder {
     std::size_t batch;
     std::span<std::byte> frame;
   };
+
+  static std::uint64_t most_bytes(const FrameBatches& cut) {
+    std::uint64_t most = 0;
+    for (const FrameBatch& batch : cut.batches) {
+      most += PinnedBuilder::taken_bytes(batch.bound_bytes);
+    }
+    return most;
+  }
 
   std::uint64_t tensor_offset(const FramePart& part) const {
     return parts_.layout.offsets_bytes[part.position];
@@ -190,25 +199,22 @@ class HomeEncoder {
     return buffer;
   }
 
-  /// Gives a batch memory of its own; the scratch is free for another.
+  /// Brings a batch to the home's memory; the scratch is free for another.
   void store(std::size_t index) {
     const FrameBatch& cut = cut_.batches[index];
     std::uint64_t size_bytes = cut.table_bytes();
     for (std::size_t i = 0; i < cut.part_count; ++i) size_bytes += sizes_[cut.first_part + i];
-    EncodedHome::Batch& batch = batches_[index];
-    batch.frame_count = cut.part_count;
-    batch.memory = PinnedMemory(device_, size_bytes,
-                                "the encoded weights of '" + parts_.group.name + "' in host memory",
-                                {.budget = options_.budget});
+    const std::span<std::byte> bytes = memory_.take(size_bytes);
+    batches_[index] = {bytes, cut.part_count};
     Scratch& scratch = open_[index].scratch;
     const std::byte* source = scratch.bytes.get();
-    std::byte* const encoded = batch.memory.data() + cut.table_bytes();
+    const std::span<std::byte> encoded = bytes.subspan(cut.table_bytes());
     std::uint64_t end = 0;
     for (std::size_t i = 0; i < cut.part_count; ++i) {
       const FramePart& part = cut_.parts[cut.first_part + i];
       const BatchedFrame entry{end, tensor_offset(part) + part.offset_bytes};
-      std::memcpy(batch.memory.data() + i * sizeof(entry), &entry, sizeof(entry));
-      std::memcpy(encoded + end, source, sizes_[cut.first_part + i]);
+      std::memcpy(bytes.data() + i * sizeof(entry), &entry, sizeof(entry));
+      std::memcpy(encoded.data() + end, source, sizes_[cut.first_part + i]);
       end += sizes_[cut.first_part + i];
       source += frame_bound(part.size_bytes);
     }
@@ -222,12 +228,12 @@ class HomeEncoder {
   }
 
   // Constant after construction.
-  Device& device_;
   const EncodedHomeParts& parts_;
   const EncodedHomeOptions& options_;
   const FrameBatches cut_;
   std::uint64_t largest_bytes_ = 0;
 
+  PinnedBuilder memory_;
   // By part and by batch: used by the thread that encodes the one and by the last of the other.
   std::vector<std::uint64_t> sizes_;
   std::vector<EncodedHome::Batch> batches_;

@@ -166,7 +166,7 @@ void Load::add_frames(const EncodedHome& home, std::span<const BoundExtent> exte
   std::size_t number = 0;
   for (std::size_t batch_number = 0; batch_number < home.batches().size(); ++batch_number) {
     const EncodedHome::Batch& batch = home.batches()[batch_number];
-    CodedCopy copy{batch.memory.bytes(), batch.frames(), {}, target};
+    CodedCopy copy{batch.bytes, batch.frames(), {}, target};
     std::uint64_t weights_bytes = 0;
     for (std::size_t i = 0; i < batch.frame_count; ++i, ++number) {
       const std::uint64_t tensor = home.frames()[number].tensor_offset;

@@ -26,6 +26,11 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
 
 Reservation::~Reservation() { release(); }
 
+void Reservation::add(Reservation other) noexcept {
+  if (budget_ == nullptr) budget_ = std::move(other.budget_);
+  size_bytes_ += std::exchange(other.size_bytes_, 0);
+}
+
 void Reservation::release() noexcept {
   if (budget_ == nullptr) return;
   budget_->give_back(std::exchange(size_bytes_, 0));

@@ -23,6 +23,8 @@ class Reservation {
   ~Reservation();
 
   std::uint64_t size_bytes() const noexcept { return size_bytes_; }
+  /// Takes over the bytes of another of the same budget.
+  void add(Reservation other) noexcept;
   /// Gives the bytes back now.
   void release() noexcept;
 

@@ -42,6 +42,11 @@ void log_refusal(const Device& device, std::string_view purpose, const PinnedMem
           " are pinned, the system refuses more; copies of the rest are staged, which is slower");
 }
 
+std::uint64_t whole_pages(std::uint64_t size_bytes) {
+  const auto padded = checked_add(size_bytes, page_size_bytes() - 1);
+  return padded ? *padded & ~(page_size_bytes() - 1) : std::numeric_limits<std::uint64_t>::max();
+}
+
 }  // namespace
 
 PinnedMemory::PinnedMemory(Device& device, std::uint64_t size_bytes, std::string_view purpose,
@@ -49,15 +54,21 @@ PinnedMemory::PinnedMemory(Device& device, std::uint64_t size_bytes, std::string
     : size_bytes_(size_bytes), piece_bytes_(options.piece_bytes) {
   check_piece(piece_bytes_);
   if (size_bytes == 0) return;
-  charge(purpose, options);
+  if (options.budget != nullptr) {
+    reservation_ = options.budget->reserve(whole_pages(size_bytes), purpose);
+  }
   check_available(size_bytes, purpose);
+  map(device, size_bytes);
+  PageToucher toucher({mapping_.data(), mapping_.size_bytes()});
+  pin(device, purpose, &toucher);
+}
+
+void PinnedMemory::map(Device& device, std::uint64_t size_bytes) {
   mapping_ = Mapping::anonymous(size_bytes);
   // A fork would make the pages copies-on-write, and the next write of this process would be to
   // pages that the device does not read; newer kernels copy all that is pinned instead.
   if (!device.host_accessible()) mapping_.keep_from_children();
   if (const auto node = device.numa_node()) prefer_numa_node(mapping_, *node);
-  pin(device);
-  if (pinned_bytes() < size_bytes_) log_refusal(device, purpose, *this);
 }
 
 PinnedMemory::PinnedMemory(PinnedMemory&& other) noexcept
@@ -97,27 +108,61 @@ std::byte* PinnedMemory::device_address(std::uint64_t offset_bytes) const noexce
          offset_bytes % piece_bytes_;
 }
 
-void PinnedMemory::charge(std::string_view purpose, const PinnedMemoryOptions& options) {
-  if (options.budget == nullptr) return;
-  constexpr std::uint64_t kLargest = std::numeric_limits<std::uint64_t>::max();
-  const auto padded = checked_add(size_bytes_, page_size_bytes() - 1);
-  reservation_ =
-      options.budget->reserve(padded ? *padded & ~(page_size_bytes() - 1) : kLargest, purpose);
-}
-
-void PinnedMemory::pin(Device& device) {
+void PinnedMemory::pin(Device& device, std::string_view purpose, PageToucher* toucher) {
   const std::span<std::byte> pages(mapping_.data(), mapping_.size_bytes());
-  PageToucher toucher(pages);
+  const auto have_present = [&](std::uint64_t end) {
+    if (toucher != nullptr) toucher->wait_for(end);
+  };
   // The next pieces are touched while one is registered, which a driver does on one thread.
   for (std::uint64_t offset = 0; offset < pages.size();) {
     const std::uint64_t size = std::min(piece_bytes_, pages.size() - offset);
-    toucher.wait_for(offset + size);
+    have_present(offset + size);
     auto registration = device.try_register_host(pages.subspan(offset, size));
     if (registration == nullptr) break;
     registrations_.push_back(std::move(registration));
     offset += size;
   }
-  toucher.wait_for(pages.size());
+  have_present(pages.size());
+  if (pinned_bytes() < size_bytes_) log_refusal(device, purpose, *this);
+}
+
+PinnedBuilder::PinnedBuilder(Device& device, std::uint64_t most_bytes, std::string purpose,
+                             std::shared_ptr<Budget> budget)
+    : device_(device), purpose_(std::move(purpose)), budget_(std::move(budget)) {
+  if (most_bytes != 0) memory_.map(device, most_bytes);
+}
+
+std::uint64_t PinnedBuilder::taken_bytes(std::uint64_t part_bytes) noexcept {
+  return align_up(part_bytes, kTensorAlignment);
+}
+
+std::span<std::byte> PinnedBuilder::take(std::uint64_t part_bytes) {
+  check_available(part_bytes, purpose_);
+  const MutexLock lock(mutex_);
+  const std::uint64_t left = memory_.mapping_.size_bytes() - used_bytes_;
+  if (part_bytes > left) {
+    throw BudgetError("host memory: " + purpose_ + " needs " + format_size(part_bytes) + " where " +
+                          format_size(left) +
+                          " were expected at most; it is larger than it was said to be",
+                      part_bytes, left);
+  }
+  const std::uint64_t end = used_bytes_ + std::min(taken_bytes(part_bytes), left);
+  if (budget_ != nullptr) {
+    const std::uint64_t new_bytes = whole_pages(end) - whole_pages(used_bytes_);
+    memory_.reservation_.add(budget_->reserve(new_bytes, purpose_));
+  }
+  const std::uint64_t begin = std::exchange(used_bytes_, end);
+  memory_.size_bytes_ = begin + part_bytes;
+  return {memory_.mapping_.data() + begin, part_bytes};
+}
+
+PinnedMemory PinnedBuilder::finish() {
+  const MutexLock lock(mutex_);
+  if (memory_.size_bytes_ == 0) return {};
+  memory_.mapping_.shrink(memory_.size_bytes_);
+  memory_.piece_bytes_ = memory_.mapping_.size_bytes();
+  memory_.pin(device_, purpose_, nullptr);
+  return std::move(memory_);
 }
 
 }  // namespace tensorstream

@@ -1,16 +1,20 @@
-// PinnedMemory: host memory from which a device copies at the full rate of its link.
+// PinnedMemory: host memory from which a device copies at the full rate of its link, and
+// PinnedBuilder, which makes some of a size that is not known before.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/units.h"
 #include "device/device.h"
 #include "memory/budget.h"
+#include "memory/page_toucher.h"
 #include "platform/mapping.h"
 
 namespace tensorstream {
@@ -59,8 +63,11 @@ class PinnedMemory {
   std::byte* device_address(std::uint64_t offset_bytes) const noexcept;
 
  private:
-  void charge(std::string_view purpose, const PinnedMemoryOptions& options);
-  void pin(Device& device);
+  friend class PinnedBuilder;
+
+  void map(Device& device, std::uint64_t size_bytes);
+  /// What `toucher` is not to touch, where there is one, is present already.
+  void pin(Device& device, std::string_view purpose, PageToucher* toucher);
 
   std::uint64_t size_bytes_ = 0;
   std::uint64_t piece_bytes_ = 1_GiB;
@@ -69,6 +76,36 @@ class PinnedMemory {
   Reservation reservation_;
   Mapping mapping_;
   std::vector<std::unique_ptr<HostRegistration>> registrations_;  // of the first pieces, in order
+};
+
+/// Makes pinned memory whose size shows only as it is filled. Its parts lie in huge pages where the
+/// system gives them, however small each of them is. Before it is finished, none of it is pinned.
+class PinnedBuilder {
+ public:
+  /// Parts of at most `most_bytes` in all, for `purpose`. Of that, only what is taken is memory,
+  /// and charged to `budget`, where there is one. Raises BudgetError where the process has no
+  /// addresses.
+  PinnedBuilder(Device& device, std::uint64_t most_bytes, std::string purpose,
+                std::shared_ptr<Budget> budget);
+
+  /// What a part of so many bytes takes of most_bytes.
+  static std::uint64_t taken_bytes(std::uint64_t part_bytes) noexcept;
+  /// The next part: zeroed, where finish() leaves it, from a multiple of kTensorAlignment on.
+  /// Thread-safe. Raises BudgetError as PinnedMemory does, and where it is more than the rest.
+  std::span<std::byte> take(std::uint64_t part_bytes);
+  /// All parts, pinned in one registration. To be called once nobody takes or writes any more.
+  /// Raises CudaError.
+  PinnedMemory finish();
+
+ private:
+  // Constant after construction.
+  Device& device_;
+  const std::string purpose_;
+  const std::shared_ptr<Budget> budget_;
+
+  Mutex mutex_;
+  PinnedMemory memory_ TS_GUARDED_BY(mutex_);
+  std::uint64_t used_bytes_ TS_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace tensorstream

@@ -54,6 +54,24 @@ PageRange covering_pages(std::uint64_t offset_bytes, std::uint64_t size_bytes,
   return {align_down(begin, page_size_bytes()), align_up(end, page_size_bytes())};
 }
 
+void* map_memory(std::uint64_t size_bytes, int protection, int flags) {
+  return ::mmap(nullptr, size_bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+}
+
+/// The system begins mappings anywhere that are no multiple of a huge page: their first and last
+/// bytes would have small ones, from which a GPU copies more slowly.
+void* map_from_a_huge_page_on(std::uint64_t size_bytes, std::uint64_t mapped_bytes) {
+  void* const mapped = map_memory(mapped_bytes, PROT_READ | PROT_WRITE, 0);
+  if (mapped == MAP_FAILED) return mapped;
+  const auto begin = reinterpret_cast<std::uintptr_t>(mapped);
+  auto* const data = static_cast<std::byte*>(mapped) + (align_up(begin, kHugePageBytes) - begin);
+  const std::uint64_t before = static_cast<std::uint64_t>(data - static_cast<std::byte*>(mapped));
+  const std::uint64_t after = mapped_bytes - before - size_bytes;
+  if (before != 0 && ::munmap(mapped, before) != 0) log_failed("munmap", before, errno);
+  if (after != 0 && ::munmap(data + size_bytes, after) != 0) log_failed("munmap", after, errno);
+  return data;
+}
+
 }  // namespace
 
 void discard_pages(std::span<std::byte> bytes) noexcept {
@@ -75,9 +93,10 @@ Mapping Mapping::anonymous(std::uint64_t size_bytes, HugePages huge_pages) {
   if (size_bytes == 0) return {};
   const auto padded = checked_add(size_bytes, page_size_bytes() - 1);
   const std::uint64_t rounded = padded ? align_down(*padded, page_size_bytes()) : 0;
-  void* const data = rounded == 0 ? MAP_FAILED
-                                  : ::mmap(nullptr, rounded, PROT_READ | PROT_WRITE,
-                                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const bool is_large = huge_pages != HugePages::kNever && rounded >= kHugePageBytes;
+  const auto mapped = is_large ? checked_add(rounded, kHugePageBytes) : std::nullopt;
+  void* data = mapped ? map_from_a_huge_page_on(rounded, *mapped) : MAP_FAILED;
+  if (data == MAP_FAILED && rounded != 0) data = map_memory(rounded, PROT_READ | PROT_WRITE, 0);
   if (data == MAP_FAILED) {
     throw BudgetError("host memory: the system has no " + format_size(size_bytes) +
                           " for a mapping; free memory or lower the budget",
@@ -90,6 +109,15 @@ Mapping Mapping::anonymous(std::uint64_t size_bytes, HugePages huge_pages) {
     log_failed("madvise for huge pages", rounded, errno);
   }
   return mapping;
+}
+
+void Mapping::shrink(std::uint64_t size_bytes) noexcept {
+  const std::uint64_t kept = std::min(align_up(size_bytes, page_size_bytes()), size_bytes_);
+  if (kept == 0) return unmap();
+  const std::uint64_t left = size_bytes_ - kept;
+  if (left == 0) return;
+  if (::munmap(data_ + kept, left) != 0) return log_failed("munmap", left, errno);
+  size_bytes_ = kept;
 }
 
 Mapping Mapping::of_file(const File& file) {
@@ -109,8 +137,7 @@ Mapping Mapping::of_file(const File& file) {
 
 Mapping Mapping::reserved(std::uint64_t size_bytes) {
   const std::uint64_t rounded = align_up(size_bytes, page_size_bytes());
-  void* const data =
-      ::mmap(nullptr, rounded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const data = map_memory(rounded, PROT_NONE, MAP_NORESERVE);
   if (data == MAP_FAILED) {
     throw BudgetError("the process has no " + format_size(size_bytes) + " of addresses left",
                       size_bytes, 0);

@@ -27,8 +27,8 @@ void discard_pages(std::span<std::byte> bytes) noexcept;
 /// An owned mapping of whole pages. Move-only; unmaps itself.
 class Mapping {
  public:
-  /// `size_bytes` of zeroed memory, rounded up to pages, huge pages where the system gives them.
-  /// Raises BudgetError when the system has none.
+  /// `size_bytes` of zeroed memory, rounded up to pages, huge pages where the system gives them: a
+  /// large mapping begins with one. Raises BudgetError when the system has none.
   static Mapping anonymous(std::uint64_t size_bytes, HugePages huge_pages = HugePages::kWhereGiven);
   /// The whole of `file`, readable, shared with the page cache; size_bytes() is the file's. Raises
   /// IoError. An empty file maps to an empty span.
@@ -37,6 +37,9 @@ class Mapping {
   /// `size_bytes` of addresses that nothing is at yet and that cannot be touched. Raises
   /// BudgetError.
   static Mapping reserved(std::uint64_t size_bytes);
+
+  /// Gives back what lies behind the page in which `size_bytes` end.
+  void shrink(std::uint64_t size_bytes) noexcept;
 
   Mapping() = default;
   Mapping(Mapping&& other) noexcept;

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <utility>
+#include <vector>
 
 #include "base/units.h"
 #include "made_bytes/weights.h"
@@ -18,6 +19,12 @@
 
 namespace tensorstream {
 namespace {
+
+bool is_mapped(const std::byte* address) {
+  const std::uintptr_t page = reinterpret_cast<std::uintptr_t>(address) & ~(page_size_bytes() - 1);
+  unsigned char present = 0;
+  return ::mincore(reinterpret_cast<void*>(page), page_size_bytes(), &present) == 0;
+}
 
 TEST(Mapping, AnonymousMemoryIsZeroedWritableAndWholePages) {
   const Mapping mapping = Mapping::anonymous(page_size_bytes() + 1);
@@ -34,6 +41,33 @@ TEST(Mapping, HugePagesMayBeAskedForOrNot) {
     mapping.data()[5_MiB - 1] = std::byte{1};
     EXPECT_EQ(mapping.size_bytes(), 5_MiB);
   }
+}
+
+TEST(Mapping, ALargeOneBeginsWithAHugePage) {
+  std::vector<Mapping> others;
+  for (const std::uint64_t size : {2_MiB, 2_MiB + 1, 5_MiB + 12'345, 10_MiB - 1, 64_MiB}) {
+    others.push_back(Mapping::anonymous(page_size_bytes()));  // the next one does not begin by luck
+    const Mapping mapping = Mapping::anonymous(size);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(mapping.data()) % kHugePageBytes, 0U) << size;
+    EXPECT_EQ(mapping.size_bytes(), align_up(size, page_size_bytes()));
+    mapping.data()[0] = mapping.data()[size - 1] = std::byte{1};
+    EXPECT_FALSE(is_mapped(mapping.data() - 1)) << "what it was mapped with is given back";
+    EXPECT_FALSE(is_mapped(mapping.data() + mapping.size_bytes()));
+  }
+}
+
+TEST(Mapping, WhatIsNotNeededIsGivenBack) {
+  Mapping mapping = Mapping::anonymous(5_MiB);
+  mapping.data()[3_MiB] = std::byte{7};
+  mapping.shrink(3_MiB + 1);
+  EXPECT_EQ(mapping.size_bytes(), 3_MiB + page_size_bytes());
+  EXPECT_EQ(mapping.data()[3_MiB], std::byte{7});
+  EXPECT_FALSE(is_mapped(mapping.data() + mapping.size_bytes()));
+  mapping.shrink(4_MiB);
+  EXPECT_EQ(mapping.size_bytes(), 3_MiB + page_size_bytes());
+  mapping.shrink(0);
+  EXPECT_EQ(mapping.size_bytes(), 0U);
+  mapping.shrink(0);
 }
 
 TEST(Mapping, NothingIsAnEmptyMapping) {
