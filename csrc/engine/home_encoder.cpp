@@ -113,7 +113,7 @@ class HomeEncoder {
   static std::uint64_t most_bytes(const FrameBatches& cut) {
     std::uint64_t most = 0;
     for (const FrameBatch& batch : cut.batches) {
-      most += PinnedBuilder::taken_bytes(batch.bound_bytes);
+      most += PinnedBuilder::room_for(batch.bound_bytes);
     }
     return most;
   }

@@ -109,7 +109,7 @@ std::byte* PinnedMemory::device_address(std::uint64_t offset_bytes) const noexce
 }
 
 void PinnedMemory::pin(Device& device, std::string_view purpose, PageToucher* toucher) {
-  const std::span<std::byte> pages(mapping_.data(), mapping_.size_bytes());
+  const std::span<std::byte> pages(mapping_.data(), whole_pages(size_bytes_));
   const auto have_present = [&](std::uint64_t end) {
     if (toucher != nullptr) toucher->wait_for(end);
   };
@@ -132,7 +132,7 @@ PinnedBuilder::PinnedBuilder(Device& device, std::uint64_t most_bytes, std::stri
   if (most_bytes != 0) memory_.map(device, most_bytes);
 }
 
-std::uint64_t PinnedBuilder::taken_bytes(std::uint64_t part_bytes) noexcept {
+std::uint64_t PinnedBuilder::room_for(std::uint64_t part_bytes) noexcept {
   return align_up(part_bytes, kTensorAlignment);
 }
 
@@ -146,7 +146,7 @@ std::span<std::byte> PinnedBuilder::take(std::uint64_t part_bytes) {
                           " were expected at most; it is larger than it was said to be",
                       part_bytes, left);
   }
-  const std::uint64_t end = used_bytes_ + std::min(taken_bytes(part_bytes), left);
+  const std::uint64_t end = used_bytes_ + std::min(room_for(part_bytes), left);
   if (budget_ != nullptr) {
     const std::uint64_t new_bytes = whole_pages(end) - whole_pages(used_bytes_);
     memory_.reservation_.add(budget_->reserve(new_bytes, purpose_));
@@ -160,8 +160,9 @@ PinnedMemory PinnedBuilder::finish() {
   const MutexLock lock(mutex_);
   if (memory_.size_bytes_ == 0) return {};
   memory_.mapping_.shrink(memory_.size_bytes_);
-  memory_.piece_bytes_ = memory_.mapping_.size_bytes();
+  memory_.piece_bytes_ = whole_pages(memory_.size_bytes_);
   memory_.pin(device_, purpose_, nullptr);
+  used_bytes_ = 0;
   return std::move(memory_);
 }
 

@@ -14,10 +14,11 @@
 #include "base/units.h"
 #include "device/device.h"
 #include "memory/budget.h"
-#include "memory/page_toucher.h"
 #include "platform/mapping.h"
 
 namespace tensorstream {
+
+class PageToucher;
 
 struct PinnedMemoryOptions {
   /// Of host RAM; null where nothing is charged. Shared with all that takes from it.
@@ -66,7 +67,7 @@ class PinnedMemory {
   friend class PinnedBuilder;
 
   void map(Device& device, std::uint64_t size_bytes);
-  /// What `toucher` is not to touch, where there is one, is present already.
+  /// Each piece once `toucher` has touched it; null where all pages are present.
   void pin(Device& device, std::string_view purpose, PageToucher* toucher);
 
   std::uint64_t size_bytes_ = 0;
@@ -89,7 +90,7 @@ class PinnedBuilder {
                 std::shared_ptr<Budget> budget);
 
   /// What a part of so many bytes takes of most_bytes.
-  static std::uint64_t taken_bytes(std::uint64_t part_bytes) noexcept;
+  static std::uint64_t room_for(std::uint64_t part_bytes) noexcept;
   /// The next part: zeroed, where finish() leaves it, from a multiple of kTensorAlignment on.
   /// Thread-safe. Raises BudgetError as PinnedMemory does, and where it is more than the rest.
   std::span<std::byte> take(std::uint64_t part_bytes);

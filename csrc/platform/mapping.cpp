@@ -112,10 +112,14 @@ Mapping Mapping::anonymous(std::uint64_t size_bytes, HugePages huge_pages) {
 }
 
 void Mapping::shrink(std::uint64_t size_bytes) noexcept {
-  const std::uint64_t kept = std::min(align_up(size_bytes, page_size_bytes()), size_bytes_);
+  if (size_bytes >= size_bytes_) return;
+  const std::uint64_t kept = align_up(size_bytes, page_size_bytes());
   if (kept == 0) return unmap();
   const std::uint64_t left = size_bytes_ - kept;
   if (left == 0) return;
+  // A huge page of which a part is unmapped stays whole, uncounted, until memory runs short, and
+  // one that is pinned by then for good. One of which a part is free to go is split at once.
+  static_cast<void>(::madvise(data_ + kept, left, MADV_FREE));
   if (::munmap(data_ + kept, left) != 0) return log_failed("munmap", left, errno);
   size_bytes_ = kept;
 }

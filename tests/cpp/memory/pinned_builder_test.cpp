@@ -107,6 +107,7 @@ TEST_F(PinnedBuilderTest, PartsOfMoreThanWasSaidAreBudgetErrors) {
   EXPECT_THROW(static_cast<void>(builder.take(kPage)), BudgetError);
   EXPECT_THROW(static_cast<void>(builder.take(~std::uint64_t{0})), BudgetError);
   EXPECT_EQ(builder.finish().size_bytes(), kPage + 1);
+  EXPECT_THROW(static_cast<void>(builder.take(1)), BudgetError) << "it is finished";
 }
 
 TEST_F(PinnedBuilderTest, WithoutPartsThereIsNothing) {

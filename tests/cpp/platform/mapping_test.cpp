@@ -8,7 +8,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <functional>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -63,11 +66,42 @@ TEST(Mapping, WhatIsNotNeededIsGivenBack) {
   EXPECT_EQ(mapping.size_bytes(), 3_MiB + page_size_bytes());
   EXPECT_EQ(mapping.data()[3_MiB], std::byte{7});
   EXPECT_FALSE(is_mapped(mapping.data() + mapping.size_bytes()));
-  mapping.shrink(4_MiB);
-  EXPECT_EQ(mapping.size_bytes(), 3_MiB + page_size_bytes());
+  for (const std::uint64_t more : {std::uint64_t{4_MiB}, ~std::uint64_t{0}}) {
+    mapping.shrink(more);
+    EXPECT_EQ(mapping.size_bytes(), 3_MiB + page_size_bytes());
+  }
   mapping.shrink(0);
   EXPECT_EQ(mapping.size_bytes(), 0U);
   mapping.shrink(0);
+}
+
+/// Of /proc/vmstat; nothing on systems that do not say.
+std::optional<std::uint64_t> counted_by_the_system(const std::string& name) {
+  std::ifstream counts("/proc/vmstat");
+  std::string found;
+  for (std::uint64_t count = 0; counts >> found >> count;) {
+    if (found == name) return count;
+  }
+  return std::nullopt;
+}
+
+/// One that is pinned whole could not be split any more.
+TEST(Mapping, AHugePageOfWhichAPartIsGivenBackIsSplitAtOnce) {
+  constexpr int kMappings = 16;
+  const auto given = counted_by_the_system("thp_fault_alloc");
+  const auto split = counted_by_the_system("thp_split_page");
+  std::vector<Mapping> mappings;
+  for (int i = 0; i < kMappings; ++i) {
+    mappings.push_back(Mapping::anonymous(4_MiB));
+    for (std::uint64_t offset = 0; offset <= 2_MiB; offset += page_size_bytes()) {
+      mappings.back().data()[offset] = std::byte{1};
+    }
+    mappings.back().shrink(2_MiB + 1);
+    EXPECT_EQ(mappings.back().data()[2_MiB], std::byte{1});
+  }
+  // Where memory is in many pieces, some are not given.
+  if (!given || *counted_by_the_system("thp_fault_alloc") < *given + 2 * kMappings) return;
+  EXPECT_GE(*counted_by_the_system("thp_split_page"), *split + kMappings);
 }
 
 TEST(Mapping, NothingIsAnEmptyMapping) {
