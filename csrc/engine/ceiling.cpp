@@ -282,6 +282,7 @@ bool Ceiling::forward_ended() {
   const ReturnPolicy::Step step =
       policy_.forward_ended({.pressed = gave_way || refused,
                              .away = engine.given_way_bytes != 0 || engine.made_room_bytes != 0});
+  const bool may_exchange = exchange_.forward_ended(gave_way || refused);
   const std::uint64_t headroom_bytes = take_headroom();
   const bool order_is_new = is_order_new(engine.surprises);
   if (refused && order_is_new) order_pending_ = true;
@@ -292,6 +293,8 @@ bool Ceiling::forward_ended() {
       engine_->adapt(headroom_bytes);
     } else if (order_is_new) {
       if (!engine_->adapt_to_order(headroom_bytes)) order_pending_ = true;
+    } else if (may_exchange) {
+      engine_->exchange_residents(headroom_bytes);
     }
     needed_by_torch_bytes_ = 0;
     if (step == ReturnPolicy::Step::kReturn) return_to_residents(headroom_bytes);

@@ -123,6 +123,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   Engine* engine_ TS_GUARDED_BY(mutex_);  // null once it is gone
   std::optional<Refusal> refusal_ TS_GUARDED_BY(mutex_);
   ReturnPolicy policy_ TS_GUARDED_BY(mutex_);
+  ExchangePolicy exchange_ TS_GUARDED_BY(mutex_);
   std::uint64_t gave_way_ TS_GUARDED_BY(mutex_) = 0;     // of the engine, when a forward last ended
   std::uint64_t refusals_ TS_GUARDED_BY(mutex_) = 0;     // likewise
   bool room_pending_ TS_GUARDED_BY(mutex_) = false;      // is to be made for what was refused

@@ -116,18 +116,33 @@ std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
 
 void Engine::adapt(std::uint64_t headroom_bytes) {
   State& state = *state_;
-  const std::uint64_t limit_bytes = state.pool.budget().limit_bytes();
-  // What is allocated in the next forward is never just what it was.
-  const std::uint64_t room_bytes = headroom_bytes + spared_bytes(limit_bytes) / 8;
-  state.arrange_anew([&] { return state.plan_for(limit_bytes, room_bytes); }, room_bytes);
+  const std::uint64_t room_bytes = state.room_for_others(headroom_bytes);
+  state.arrange_anew(
+      [&] { return state.plan_beside_others(room_bytes); },
+      [&](const Plan& now, const Plan& better) { return state.is_noticeably_better(now, better); },
+      room_bytes);
+}
+
+void Engine::exchange_residents(std::uint64_t headroom_bytes) {
+  State& state = *state_;
+  const std::optional<Rates> rates = state.rates_of_computing();
+  if (!rates) return;
+  const std::uint64_t room_bytes = state.room_for_others(headroom_bytes);
+  state.arrange_anew([&] { return state.plan_beside_others(room_bytes); },
+                     [&](const Plan& now, const Plan& better) {
+                       return state.is_worth_exchanging(*rates, now, better);
+                     },
+                     room_bytes);
 }
 
 bool Engine::adapt_to_order(std::uint64_t headroom_bytes) {
   State& state = *state_;
   const bool was_planned_for_one = state.planned_for_order.exchange(false);
   if (state.rates_for_arena().uses.empty() && !was_planned_for_one) return true;
-  const bool arranged = state.arrange_anew([&] { return state.plan_within_bytes(headroom_bytes); },
-                                           state.room_bytes());
+  const bool arranged = state.arrange_anew(
+      [&] { return state.plan_within_bytes(headroom_bytes); },
+      [&](const Plan& now, const Plan& better) { return state.is_noticeably_better(now, better); },
+      state.room_bytes());
   if (!arranged) state.planned_for_order = true;
   return arranged;
 }
@@ -268,9 +283,11 @@ void Engine::note_write(TensorId tensor, Stream& stream) {
 void Engine::note_pass_begun() {
   State& state = *state_;
   if (state.device.host_accessible()) return;
+  const Clock::time_point now = Clock::now();
   const HostTime::Counted counted = state.loader->counted();
   const MutexLock lock(state.mutex);
-  state.host_time.begin(Clock::now(), counted);
+  state.host_time.begin(now, counted);
+  state.pass_period.begin(now, counted.moved_bytes);
 }
 
 void Engine::note_pass_ended() {

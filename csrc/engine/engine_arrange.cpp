@@ -14,6 +14,15 @@
 #include "tensorstream/error.h"
 
 namespace tensorstream {
+namespace {
+
+// The share of its cost that a new plan leaves where the residents that it exchanges are worth
+// loading again.
+constexpr double kWorthPlanning = 0.95;
+// The share of a pass for which the link is busy where no other residents would make it shorter.
+constexpr double kBusyLink = 0.9;
+
+}  // namespace
 
 Rates Engine::State::rates_for_arena() const {
   Rates rates = rates_now();
@@ -30,6 +39,20 @@ Rates Engine::State::rates_for_plans() const {
         groups[group].residency == Residency::kAny && layouts[group].size_bytes != 0;
     if (may_move && !used.contains(group)) rates.uses.clear();
   }
+  return rates;
+}
+
+std::optional<Rates> Engine::State::rates_of_computing() const {
+  Rates rates = rates_for_plans();
+  std::optional<PassPeriod::Pass> pass;
+  {
+    const MutexLock lock(mutex);
+    pass = pass_period.last();
+  }
+  if (!pass || !rates.uses.empty()) return std::nullopt;
+  const double link = static_cast<double>(pass->moved_bytes) / rates.link_bytes_per_second;
+  if (link >= kBusyLink * pass->seconds) return std::nullopt;
+  rates.compute_seconds = pass->seconds;
   return rates;
 }
 
@@ -65,16 +88,24 @@ Plan Engine::State::plan_within_bytes(std::uint64_t headroom_bytes) const {
   return made;
 }
 
-bool Engine::State::arrange_anew(const std::function<Plan()>& make, std::uint64_t room_bytes) {
-  if (loader->arena_bytes() == 0) return true;
+bool Engine::State::is_noticeably_better(const Plan& now, const Plan& better) const {
   const std::vector<GroupFootprint> sizes = footprints_now();
   const Rates rates = rates_for_plans();
+  return plan_cost(sizes, rates, better) <= kWorthPlanning * plan_cost(sizes, rates, now);
+}
+
+bool Engine::State::is_worth_exchanging(const Rates& rates, const Plan& now,
+                                        const Plan& better) const {
+  return tensorstream::is_worth_exchanging(footprints_now(), rates, now, better);
+}
+
+bool Engine::State::arrange_anew(const std::function<Plan()>& make, const IsWorth& is_worth,
+                                 std::uint64_t room_bytes) {
+  if (loader->arena_bytes() == 0) return true;
   try {
     loader->check_unleased();  // the arena, too, stays as it is then
     const Plan better = make();
-    if (is_worth_following(sizes, rates, plan_as_it_is(), better)) {
-      try_follow(better, room_bytes, Why::kPressure);
-    }
+    if (is_worth(plan_as_it_is(), better)) try_follow(better, room_bytes, Why::kPressure);
   } catch (const BudgetError&) {  // none fits beside what others hold
   } catch (const LeaseError&) {   // after another forward, then
     return false;
@@ -84,7 +115,7 @@ bool Engine::State::arrange_anew(const std::function<Plan()>& make, std::uint64_
   if (std::ranges::count(now.groups, Placement::kResidentCoded, &GroupPlacement::placement) != 0) {
     return true;
   }
-  const auto offsets = better_offsets(sizes, rates_for_arena(), now);
+  const auto offsets = better_offsets(footprints_now(), rates_for_arena(), now);
   if (offsets) loader->move_in_arena(*offsets);
   return true;
 }

@@ -20,6 +20,7 @@
 #include "engine/host_time.h"
 #include "engine/loader.h"
 #include "engine/model_plan.h"
+#include "engine/pass_period.h"
 #include "engine/source_table.h"
 #include "memory/pool.h"
 #include "memory/staging_ring.h"
@@ -58,6 +59,15 @@ class Engine::State {
   Plan plan_for(std::uint64_t limit_bytes, std::uint64_t room_bytes) const {
     return plan_beside(ring_bytes(), footprints_now(), limit_bytes, room_bytes);
   }
+  /// The same for the budget as it is.
+  Plan plan_beside_others(std::uint64_t room_bytes) const {
+    return plan_for(pool.budget().limit_bytes(), room_bytes);
+  }
+  /// What others are to have that need `headroom_bytes` more: what they allocate is never just what
+  /// it was.
+  std::uint64_t room_for_others(std::uint64_t headroom_bytes) const {
+    return headroom_bytes + spared_bytes(pool.budget().limit_bytes()) / 8;
+  }
   Plan plan_beside(std::uint64_t ring_bytes_then, const std::vector<GroupFootprint>& sizes,
                    std::uint64_t limit_bytes, std::uint64_t room_bytes) const;
 
@@ -68,9 +78,16 @@ class Engine::State {
   /// since, as far as others do not hold them, or need `headroom_bytes` of them again.
   Plan plan_within_bytes(std::uint64_t headroom_bytes) const;
 
-  /// Follows a plan where it is noticeably better than what is, and moves groups in the arena where
-  /// that is. False, and nothing is changed, while a group is leased.
-  bool arrange_anew(const std::function<Plan()>& make, std::uint64_t room_bytes);
+  /// Whether a plan is to be followed in the place of what is.
+  using IsWorth = std::function<bool(const Plan& now, const Plan& better)>;
+  /// Follows a plan where it is worth it, and moves groups in the arena where that is noticeably
+  /// better. False, and nothing is changed, while a group is leased.
+  bool arrange_anew(const std::function<Plan()>& make, const IsWorth& is_worth,
+                    std::uint64_t room_bytes);
+  /// By what the planner chooses.
+  bool is_noticeably_better(const Plan& now, const Plan& better) const;
+  /// By the times of passes, where the device computes for as long as `rates` say.
+  bool is_worth_exchanging(const Rates& rates, const Plan& now, const Plan& better) const;
 
   /// What the model of time goes by now: homes take host memory. What the host takes is what is
   /// usual, so that the same budget gives the same plan.
@@ -79,6 +96,9 @@ class Engine::State {
   /// may be moved now, and for plans where these are all that a plan may move.
   Rates rates_for_arena() const;
   Rates rates_for_plans() const;
+  /// The rates, with what the last whole pass took as what the device computes for; nothing where
+  /// it kept the link busy, or passes are no plain cycle.
+  std::optional<Rates> rates_of_computing() const;
 
   /// Predicts a pass by what homes turned out to take.
   void predict_anew();
@@ -178,6 +198,7 @@ class Engine::State {
   // Guarded by mutex.
   Plan plan TS_GUARDED_BY(mutex);
   HostTime host_time TS_GUARDED_BY(mutex);
+  PassPeriod pass_period TS_GUARDED_BY(mutex);
   std::optional<Clock::time_point> first_use TS_GUARDED_BY(mutex);
   std::uint64_t on_demand_bytes TS_GUARDED_BY(mutex) = 0;
   std::uint64_t made_room_bytes TS_GUARDED_BY(mutex) = 0;

@@ -18,6 +18,7 @@ class HostTime {
   struct Counted {
     std::uint64_t acquires = 0;
     double stalled_seconds = 0;
+    std::uint64_t moved_bytes = 0;
   };
 
   /// A pass that never ended is forgotten.

@@ -119,7 +119,7 @@ void Loader::add_to(Statistics& statistics) {
 
 HostTime::Counted Loader::counted() const {
   const MutexLock lock(mutex_);
-  return {counted_.acquires, counted_.stalled_seconds};
+  return {counted_.acquires, counted_.stalled_seconds, counted_.streamed_bytes};
 }
 
 std::size_t Loader::leased_groups() const {

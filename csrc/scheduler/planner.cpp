@@ -13,18 +13,16 @@
 #include "scheduler/homes.h"
 #include "scheduler/kept_search.h"
 #include "scheduler/pass_time.h"
+#include "scheduler/return_policy.h"
 #include "scheduler/streaming_search.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
 
-// The share of its cost that a new layout or plan leaves, where what it moves is worth loading
-// again.
+// The share of its cost, or of a pass's time, that a new layout or exchanged residents leave, where
+// what they move is worth loading again.
 constexpr double kWorthMoving = 0.98;
-// In how many passes residents have to make up for their loads. Those that gave way may come back
-// after half as many, and where they have to go again, after twice as many each time.
-constexpr double kPassesToMakeUp = 16;
 
 std::uint64_t placed_bytes(const GroupFootprint& group) {
   const std::uint64_t largest = std::numeric_limits<std::uint64_t>::max() - kGroupAlignment;
@@ -338,9 +336,6 @@ void note_homes(std::span<const GroupFootprint> groups, Plan& plan) {
   set_homes(groups, there, plan);
 }
 
-namespace {
-
-/// What `plan` costs by what the planner chooses: two predicted times, multiplied.
 double plan_cost(std::span<const GroupFootprint> groups, const Rates& rates, const Plan& plan) {
   StreamingChoice choice;
   for (std::size_t i = 0; i < groups.size(); ++i) {
@@ -354,28 +349,35 @@ double plan_cost(std::span<const GroupFootprint> groups, const Rates& rates, con
   return ChoiceCost(used, rates, order_of(groups, rates.uses)).of(choice);
 }
 
+namespace {
+
+/// What it takes to bring a group to where it stays.
 double load_seconds(const GroupFootprint& group, const Rates& rates) {
-  const std::uint64_t link_bytes = group.coded_bytes.value_or(group.size_bytes);
-  const double link = static_cast<double>(link_bytes) / rates.link_bytes_per_second;
-  if (!group.in_files || is_home(group.home)) return link;
-  const std::uint64_t disk_bytes = group.frame_bytes.value_or(group.size_bytes);
-  return std::max(link, static_cast<double>(disk_bytes) / rates.disk_bytes_per_second);
+  const PassStep load{.size_bytes = group.size_bytes,
+                      .streamed = true,
+                      .coded_bytes = group.coded_bytes,
+                      .from_disk = group.in_files && !is_home(group.home),
+                      .frame_bytes = group.frame_bytes,
+                      .decodes_frames = group.decodes_frames};
+  const double link = static_cast<double>(load.link_bytes()) / rates.link_bytes_per_second;
+  const double disk = static_cast<double>(load.disk_bytes()) / rates.disk_bytes_per_second;
+  return std::max(link, disk) + host_decode_seconds(load, rates);
 }
 
 }  // namespace
 
-bool is_worth_following(std::span<const GroupFootprint> groups, const Rates& rates, const Plan& now,
-                        const Plan& better) {
-  const double cost_now = plan_cost(groups, rates, now);
-  const double cost = plan_cost(groups, rates, better);
-  if (cost > kWorthMoving * cost_now) return false;
+bool is_worth_exchanging(std::span<const GroupFootprint> groups, const Rates& rates,
+                         const Plan& now, const Plan& better) {
   double loading = 0;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     const Placement placement = better.groups[i].placement;
     const bool stays = placement == Placement::kStreamed || placement == now.groups[i].placement;
     if (groups[i].residency == Residency::kAny && !stays) loading += load_seconds(groups[i], rates);
   }
-  return loading <= kPassesToMakeUp * (std::sqrt(cost_now) - std::sqrt(cost));
+  const double seconds_now = pass_seconds(pass_steps(groups, now), rates);
+  const double seconds = pass_seconds(pass_steps(groups, better), rates);
+  if (seconds > kWorthMoving * seconds_now) return false;
+  return loading <= ExchangePolicy::kPassesToMakeUp * (seconds_now - seconds);
 }
 
 std::optional<std::vector<std::uint64_t>> better_offsets(std::span<const GroupFootprint> groups,

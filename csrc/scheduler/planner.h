@@ -41,10 +41,14 @@ namespace tensorstream {
 Plan make_plan(std::span<const GroupFootprint> groups, std::uint64_t budget_bytes,
                const Rates& rates);
 
-/// Whether passes by `better` are so much shorter than by `now` that some of them make up for what
-/// its new residents take to load. Both are made for `groups`.
-bool is_worth_following(std::span<const GroupFootprint> groups, const Rates& rates, const Plan& now,
-                        const Plan& better);
+/// What `plan`, made for `groups`, costs: by what the planner chooses. To be compared alone.
+double plan_cost(std::span<const GroupFootprint> groups, const Rates& rates, const Plan& plan);
+
+/// Whether passes by `better` are noticeably shorter than by `now`, and so much that
+/// ExchangePolicy::kPassesToMakeUp of them make up for what its new residents take to load, where
+/// the device is known to compute for Rates::compute_seconds. Both are made for `groups`.
+bool is_worth_exchanging(std::span<const GroupFootprint> groups, const Rates& rates,
+                         const Plan& now, const Plan& better);
 
 /// Where the streamed groups of `plan`, made for `groups`, lie best in an arena of its size: what
 /// make_plan() chooses for the residents that it has. By GroupId, for others what `plan` says.

@@ -31,4 +31,14 @@ void ReturnPolicy::nothing_returned() {
   pressed_ = true;  // torch may keep what they need
 }
 
+bool ExchangePolicy::forward_ended(bool pressed) {
+  since_ = std::min(since_ + 1, kPassesToMakeUp);
+  quiet_ = pressed ? 0 : std::min(quiet_ + 1, kQuietForwards);
+  pending_ = pending_ || pressed;
+  if (!pending_ || quiet_ < kQuietForwards || since_ < kPassesToMakeUp) return false;
+  pending_ = false;
+  since_ = 0;
+  return true;
+}
+
 }  // namespace tensorstream

@@ -1,4 +1,4 @@
-// When residents that gave way come back.
+// When residents that gave way come back, and when those that stayed are exchanged for others.
 #pragma once
 
 #include <cstdint>
@@ -40,6 +40,27 @@ class ReturnPolicy {
 
   static constexpr std::uint32_t kFirstWait = 8;
   static constexpr std::uint32_t kLongestWait = 1024;
+};
+
+/// Watches forwards for when residents may be exchanged: what gave way is what a pass uses last,
+/// and the others would be spread better. Once a whole forward without pressure was timed, and not
+/// again before an exchange can have made up for its loads: a cache that grows presses every few
+/// forwards. Not thread-safe.
+class ExchangePolicy {
+ public:
+  /// In how many passes residents that are exchanged have to make up for their loads.
+  static constexpr int kPassesToMakeUp = 8;
+
+  /// True where it is time. `pressed` as ReturnPolicy has it.
+  bool forward_ended(bool pressed);
+
+ private:
+  // The time of the first is known when the second has begun.
+  static constexpr int kQuietForwards = 2;
+
+  int since_ = kPassesToMakeUp;  // forwards, the last exchange
+  int quiet_ = 0;
+  bool pending_ = false;
 };
 
 }  // namespace tensorstream

@@ -197,6 +197,10 @@ class Engine {
   /// a new plan, until take_back(), or in the arena alone. `headroom_bytes` is what others will
   /// need of the budget beside what they hold now. Between uses; blocks as take_back().
   void adapt(std::uint64_t headroom_bytes);
+  /// Exchanges residents where the link was not busy for most of the last whole pass
+  /// (note_pass_begun), and what the device then computes for hides more loads of others: what gave
+  /// way is what a pass uses last. Else as adapt().
+  void exchange_residents(std::uint64_t headroom_bytes);
   /// Arranges groups for the order in which they were used, where that is no plain cycle (backward
   /// takes the groups of a block again), or is one again: in the bytes that the last plan was made
   /// for, less what others need again of them, `headroom_bytes` beside what they hold now. False,

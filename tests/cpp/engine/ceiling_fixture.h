@@ -3,9 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <thread>
 
+#include "base/clock.h"
 #include "device/cuda_device.h"
 #include "engine/ceiling.h"
 #include "engine/open_engine.h"
@@ -81,6 +85,32 @@ class CeilingTest : public ::testing::Test {
     void* const data = taken_bytes == 0 ? nullptr : alloc(taken_bytes);
     if (data != nullptr) free(data);
     static_cast<void>(ceiling_->forward_ended());
+  }
+
+  /// A pass for so large a share of which the link is busy, by its rate, and the beginning of the
+  /// next.
+  void timed_pass(double busy_share) {
+    double streamed_bytes = 0;
+    for (GroupId group = 0; group < model_.group_count(); ++group) {
+      const auto bytes = static_cast<double>(model_.size_bytes(group));
+      if (!engine_->has_own_place(group)) streamed_bytes += bytes;
+    }
+    const std::chrono::duration<double> time(streamed_bytes / link_bytes_per_second_ / busy_share);
+    const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(time);
+    engine_->note_pass_begun();
+    pass();
+    std::this_thread::sleep_until(end);
+    engine_->note_pass_begun();
+  }
+  /// How many groups follow each other of which none has a place of its own.
+  int longest_run_of_streamed() const {
+    int longest = 0;
+    int run = 0;
+    for (GroupId group = 0; group < model_.group_count(); ++group) {
+      run = engine_->has_own_place(group) ? 0 : run + 1;
+      longest = std::max(longest, run);
+    }
+    return longest;
   }
 
   void leave() {

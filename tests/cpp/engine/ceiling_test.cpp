@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -72,26 +71,26 @@ TEST_F(CeilingTest, WhatCannotFitIsRefusedWithTheNumbersAndLaterOnesFit) {
   free(data);
 }
 
-/// What gives way is what a pass uses last: its end would wait for loads that no resident hides.
-TEST_F(CeilingTest, WhatGaveWayIsSpreadOverThePass) {
+/// What gives way is what a pass uses last: where the device computes for about as long as the link
+/// is busy, its end would wait for loads that no resident hides.
+TEST_F(CeilingTest, WhatGaveWayIsSpreadOverThePassesOfADeviceThatComputes) {
   take_llama_like();
+  link_bytes_per_second_ = 6e6;
   open(everything_of(spec_) * 6 / 10, Pressure::kAdaptive);
-  const auto longest_run_of_streamed = [&] {
-    int longest = 0;
-    int run = 0;
-    for (GroupId group = 0; group < model_.group_count(); ++group) {
-      run = engine_->has_own_place(group) ? 0 : run + 1;
-      longest = std::max(longest, run);
-    }
-    return longest;
-  };
   std::vector<void*> held;
   while (engine_->statistics().gave_way < 4) {
     held.push_back(alloc(10'000));
     ASSERT_NE(held.back(), nullptr);
   }
   const int given_way = longest_run_of_streamed();
-  static_cast<void>(ceiling_->forward_ended());
+  timed_pass(1.2);
+  engine_->exchange_residents(0);
+  EXPECT_EQ(longest_run_of_streamed(), given_way) << "the link is all";
+  for (int attempt = 0; attempt < 5; ++attempt) {  // a machine may be late
+    timed_pass(0.85);
+    engine_->exchange_residents(0);
+    if (longest_run_of_streamed() < given_way / 2) break;
+  }
   EXPECT_LT(longest_run_of_streamed(), given_way / 2);
   pass();
   EXPECT_LE(budget_->peak_bytes(), budget_->limit_bytes());

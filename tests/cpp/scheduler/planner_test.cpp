@@ -65,33 +65,57 @@ TEST(Planner, OffsetsForWhatGaveWayExposeNoLoad) {
   EXPECT_EQ((*offsets)[2], 0U);
 }
 
-// What gives way in a pass is what it uses last: there, loads have no residents' work to hide
-// behind.
-TEST(Planner, ResidentsAreExchangedWhereSomePassesMakeUpForTheirLoads) {
-  std::vector<GroupFootprint> groups = equal_groups(24, 3 * kBlock);
-  for (std::size_t i = 0; i < groups.size(); i += 4) groups[i].size_bytes = 4 * kBlock;
-  const Rates rates = block_rates(70);  // a little less than the link takes for all
-  const Plan spread = make_plan(groups, 40 * kBlock, rates);
-  Plan uneven = spread;
-  int residents = 0;
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    if (spread.groups[i].placement == Placement::kResident) ++residents;
-    uneven.groups[i] = {Placement::kStreamed, 0};
+/// Groups of a block's sizes, a plan for them, and the same with all residents at its beginning:
+/// what gives way in a pass is what it uses last.
+struct Uneven {
+  explicit Uneven(double compute_seconds) : rates(block_rates(compute_seconds)) {
+    for (std::size_t i = 0; i < groups.size(); i += 4) groups[i].size_bytes = 4 * kBlock;
+    plan = spread = make_plan(groups, 40 * kBlock, rates);
+    std::size_t residents = 0;
+    for (GroupPlacement& group : plan.groups) {
+      if (group.placement == Placement::kResident) ++residents;
+      group = {Placement::kStreamed, 0};
+    }
+    for (std::size_t i = 0; i < residents; ++i) plan.groups[i].placement = Placement::kResident;
+    const auto offsets = better_offsets(groups, rates, plan);
+    for (std::size_t i = 0; i < groups.size(); ++i) plan.groups[i].offset_bytes = (*offsets)[i];
   }
-  ASSERT_GT(residents, 2);
-  for (int i = 0; i < residents; ++i) uneven.groups[i].placement = Placement::kResident;
-  const auto offsets = better_offsets(groups, rates, uneven);
-  ASSERT_TRUE(offsets);
-  for (std::size_t i = 0; i < groups.size(); ++i) uneven.groups[i].offset_bytes = (*offsets)[i];
-  EXPECT_TRUE(is_worth_following(groups, rates, uneven, spread));
-  EXPECT_FALSE(is_worth_following(groups, rates, spread, uneven));
-  EXPECT_FALSE(is_worth_following(groups, rates, spread, spread));
-  Rates slow_disk = rates;
-  slow_disk.disk_bytes_per_second = rates.link_bytes_per_second / 100;
-  for (GroupFootprint& group : groups) group.in_files = true;
-  EXPECT_FALSE(is_worth_following(groups, slow_disk, uneven, spread)) << "they are read once";
-  for (GroupFootprint& group : groups) group.home = HomeState::kThere;
-  EXPECT_TRUE(is_worth_following(groups, slow_disk, uneven, spread));
+
+  std::vector<GroupFootprint> groups = equal_groups(24, 3 * kBlock);
+  Rates rates;
+  Plan spread;
+  Plan plan;
+};
+
+TEST(Planner, ResidentsAreExchangedWhereThatMakesAPassShorter) {
+  const Uneven balanced(70);  // a little less than the link takes for all
+  EXPECT_TRUE(is_worth_exchanging(balanced.groups, balanced.rates, balanced.plan, balanced.spread));
+  EXPECT_FALSE(
+      is_worth_exchanging(balanced.groups, balanced.rates, balanced.spread, balanced.plan));
+  EXPECT_FALSE(
+      is_worth_exchanging(balanced.groups, balanced.rates, balanced.spread, balanced.spread));
+  for (const double compute_seconds : {5.0, 400.0}) {  // the link is all, or hidden anyway
+    Uneven other(70);
+    other.rates.compute_seconds = compute_seconds;
+    EXPECT_FALSE(is_worth_exchanging(other.groups, other.rates, other.plan, other.spread))
+        << compute_seconds;
+  }
+}
+
+TEST(Planner, ResidentsAreExchangedWhereSomePassesMakeUpForTheirLoads) {
+  Uneven of(70);
+  of.rates.disk_bytes_per_second = of.rates.link_bytes_per_second / 100;
+  EXPECT_TRUE(is_worth_exchanging(of.groups, of.rates, of.plan, of.spread));
+  for (GroupFootprint& group : of.groups) group.in_files = true;
+  EXPECT_FALSE(is_worth_exchanging(of.groups, of.rates, of.plan, of.spread)) << "read once";
+  for (GroupFootprint& group : of.groups) group.home = HomeState::kThere;
+  EXPECT_TRUE(is_worth_exchanging(of.groups, of.rates, of.plan, of.spread));
+  for (GroupFootprint& group : of.groups) {
+    group.home = HomeState::kOpen;
+    group.frame_bytes = 1;  // which the host decodes
+  }
+  of.rates.host_decode_bytes_per_second = of.rates.disk_bytes_per_second;
+  EXPECT_FALSE(is_worth_exchanging(of.groups, of.rates, of.plan, of.spread)) << "decoded once";
 }
 
 TEST(Planner, EverythingFitsStreamsNothing) {

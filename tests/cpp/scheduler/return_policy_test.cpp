@@ -98,5 +98,34 @@ TEST(ReturnPolicy, WhoIsStillAwayIsTriedAgain) {
   }
 }
 
+/// Forwards until it is time, `pressed` again after each so many (0: never).
+int forwards_until_exchange(ExchangePolicy& policy, int pressed_every) {
+  for (int count = 1; count < 1000; ++count) {
+    if (policy.forward_ended(pressed_every != 0 && count % pressed_every == 0)) return count;
+  }
+  return -1;
+}
+
+TEST(ExchangePolicy, OnceAfterPressureAndTwoQuietForwards) {
+  ExchangePolicy policy;
+  EXPECT_EQ(forwards_until_exchange(policy, 0), -1) << "nothing gave way";
+  EXPECT_FALSE(policy.forward_ended(true));
+  EXPECT_FALSE(policy.forward_ended(true));
+  EXPECT_EQ(forwards_until_exchange(policy, 0), 2);
+  EXPECT_EQ(forwards_until_exchange(policy, 0), -1);
+}
+
+TEST(ExchangePolicy, PressureAgainAndAgainWaitsUntilTheLastExchangeHasPaid) {
+  ExchangePolicy policy;
+  EXPECT_FALSE(policy.forward_ended(true));
+  EXPECT_EQ(forwards_until_exchange(policy, 3), 2);
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_GE(forwards_until_exchange(policy, 3), ExchangePolicy::kPassesToMakeUp);
+  }
+  ExchangePolicy other;
+  EXPECT_FALSE(other.forward_ended(true));
+  EXPECT_EQ(forwards_until_exchange(other, 1), -1) << "no forward is quiet";
+}
+
 }  // namespace
 }  // namespace tensorstream
