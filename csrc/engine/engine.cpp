@@ -285,9 +285,10 @@ void Engine::note_pass_begun() {
   if (state.device.host_accessible()) return;
   const Clock::time_point now = Clock::now();
   const HostTime::Counted counted = state.loader->counted();
+  const std::size_t leased_groups = state.loader->leased_groups();
   const MutexLock lock(state.mutex);
   state.host_time.begin(now, counted);
-  state.pass_period.begin(now, counted.moved_bytes);
+  state.pass_period.begin(now, counted, leased_groups);
 }
 
 void Engine::note_pass_ended() {

@@ -4,10 +4,13 @@
 
 namespace tensorstream {
 
-void PassPeriod::begin(Clock::time_point now, std::uint64_t moved_bytes) {
-  const std::uint64_t before = std::exchange(moved_bytes_, moved_bytes);
-  if (begun_) last_ = Pass{seconds_between(*begun_, now), moved_bytes - before};
-  begun_ = now;
+void PassPeriod::begin(Clock::time_point now, const HostTime::Counted& counted,
+                       std::size_t leased_groups) {
+  const HostTime::Counted before = std::exchange(counted_, counted);
+  const std::optional<Clock::time_point> begun = std::exchange(begun_, now);
+  last_.reset();
+  if (!begun || counted.acquires - before.acquires < leased_groups) return;
+  last_ = Pass{seconds_between(*begun, now), counted.moved_bytes - before.moved_bytes};
 }
 
 }  // namespace tensorstream

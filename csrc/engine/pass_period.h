@@ -2,10 +2,12 @@
 // moved.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 
 #include "base/clock.h"
+#include "engine/host_time.h"
 
 namespace tensorstream {
 
@@ -19,14 +21,13 @@ class PassPeriod {
     std::uint64_t moved_bytes = 0;
   };
 
-  /// A pass begins; `moved_bytes` were moved until now.
-  void begin(Clock::time_point now, std::uint64_t moved_bytes);
-  /// The last one after which another began.
+  void begin(Clock::time_point now, const HostTime::Counted& counted, std::size_t leased_groups);
+  /// The one that was before this, if it was a pass over all of `leased_groups`.
   std::optional<Pass> last() const { return last_; }
 
  private:
   std::optional<Clock::time_point> begun_;
-  std::uint64_t moved_bytes_ = 0;
+  HostTime::Counted counted_;
   std::optional<Pass> last_;
 };
 
