@@ -100,7 +100,8 @@ bool Engine::make_room(std::uint64_t wanted_bytes) {
 std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
   State& state = *state_;
   const std::uint64_t before = state.loader->held_bytes();
-  if (state.room_bytes() != 0 || state.planned_for_pressure()) {
+  const bool is_planned = state.room_bytes() != 0 || state.planned_for_pressure();
+  if (is_planned || state.loader->lacks_places()) {
     try {
       const Plan plan = state.plan_for(state.pool.budget().limit_bytes(), spared_bytes);
       static_cast<void>(state.try_follow(plan, 0, State::Why::kBudget));

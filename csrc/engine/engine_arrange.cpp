@@ -110,6 +110,7 @@ bool Engine::State::arrange_anew(const std::function<Plan()>& make, const IsWort
   } catch (const LeaseError&) {   // after another forward, then
     return false;
   }
+  if (loader->arena_bytes() == 0) return true;  // the device had no memory for the new one
   const Plan now = plan_as_it_is();
   // Groups that stay coded are decoded into a part of the arena of their own.
   if (std::ranges::count(now.groups, Placement::kResidentCoded, &GroupPlacement::placement) != 0) {
@@ -128,8 +129,12 @@ void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::u
     loader->arrange(wanted, use_of_residents(wanted, limit_bytes));
   } catch (const LeaseError&) {  // nothing has changed
     throw;
-  } catch (...) {  // places moved all the same
+  } catch (const std::exception& fault) {  // places moved all the same
     error = std::current_exception();
+    log(LogLevel::kWarning,
+        std::string("not all groups found their places; those that have none are read from host "
+                    "memory or files at each use until they find one: ") +
+            fault.what());
   }
   {
     const MutexLock lock(mutex);

@@ -75,6 +75,8 @@ class Loader {
   void wait_unleased(Clock::time_point until, const std::function<void()>& check);
   /// Whether any group is leased.
   bool is_leased() const;
+  /// Whether some group is in no place: the device had no memory when places were found.
+  bool lacks_places() const;
   /// The groups that are used next, one after the other, by what was learnt: more of them than a
   /// pass and its backward use. None where they are a plain cycle, or leave some groups out.
   std::vector<GroupId> uses_beside_cycle() const;

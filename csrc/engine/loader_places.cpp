@@ -110,6 +110,11 @@ std::uint64_t Loader::held() const {
 
 void Loader::note_held() { counted_.peak_held_bytes = std::max(counted_.peak_held_bytes, held()); }
 
+bool Loader::lacks_places() const {
+  const MutexLock lock(mutex_);
+  return std::ranges::any_of(slots_, [](const auto& slot) { return slot->lacks_place(); });
+}
+
 void Loader::check_unleased() const {
   const MutexLock lock(mutex_);
   check_unleased_locked();

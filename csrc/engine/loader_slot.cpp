@@ -12,6 +12,10 @@ bool LoaderSlot::gave_way() const noexcept {
   return resident && (where == Where::kArena || where == Where::kNowhere);
 }
 
+bool LoaderSlot::lacks_place() const noexcept {
+  return where == Where::kNowhere && group.residency == Residency::kAny && size_bytes() != 0;
+}
+
 bool LoaderSlot::usable() const noexcept {
   if (content != Content::kIssued) return content == Content::kReady;
   if (load->can_fail()) return false;  // guard: wait-for-reads

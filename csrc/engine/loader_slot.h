@@ -78,6 +78,8 @@ struct LoaderSlot {
   }
   /// By the plan it is in its own memory, and is not.
   bool gave_way() const noexcept;
+  /// It has none, in the arena either: the device had no memory for it.
+  bool lacks_place() const noexcept;
   Way way() const noexcept { return at_hand ? Way::kDecode : Way::kLink; }
   /// What was asked for is there, or on its way.
   bool on_device() const noexcept {

@@ -97,6 +97,30 @@ TEST_F(CeilingTest, WhatGaveWayIsSpreadOverThePassesOfADeviceThatComputes) {
   for (void* const data : held) free(data);
 }
 
+/// As where another process took the memory for a moment: what has no place then is away, and is
+/// brought back as what gave way.
+TEST_F(CeilingTest, PlacesThatTheDeviceRefusedAreFoundLater) {
+  take_llama_like();
+  open(everything_of(spec_) * 6 / 10, Pressure::kAdaptive);
+  const std::uint64_t held = engine_->statistics().held_bytes;
+  ASSERT_TRUE(engine_->make_room(300'000));
+  for (int refused = 1; refused <= 3; ++refused) {
+    fake_.fail("cuMemAlloc_v2", refused, CudaResult::kOutOfMemory);
+    static_cast<void>(engine_->take_back(0));
+    EXPECT_GT(engine_->statistics().given_way_bytes, 0U) << refused;
+    static_cast<void>(engine_->take_back(0));
+    EXPECT_EQ(engine_->statistics().given_way_bytes, 0U) << refused;
+    EXPECT_EQ(engine_->statistics().held_bytes, held) << refused;
+    pass();
+    ASSERT_TRUE(engine_->make_room(300'000));
+  }
+  fake_.fail("cuMemAlloc_v2", 1, CudaResult::kOutOfMemory);
+  engine_->adapt(0);
+  static_cast<void>(engine_->take_back(0));
+  EXPECT_EQ(engine_->statistics().held_bytes, held);
+  pass();
+}
+
 /// It gets one in the arena once others have made room there.
 TEST_F(CeilingTest, AResidentThatFoundNoPlaceIsRightWhereItIsLater) {
   open(everything_of(spec_), Pressure::kAdaptive);
