@@ -132,18 +132,19 @@ class Scopes:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._open = 0
+        # An interrupt may come between any two lines: one that nobody got to know is none.
+        self._open: weakref.WeakSet[object] = weakref.WeakSet()
         self._kept_by: Memory | None = None
 
-    def open(self) -> None:
-        """A forward or backward begins to allocate from a pool."""
+    def open(self, use: object) -> None:
+        """A forward or backward begins to allocate from a pool, until `use` is closed, or is no more."""
         with self._lock:
-            self._open += 1
+            self._open.add(use)
 
-    def close(self) -> None:
+    def close(self, use: object) -> None:
         """It does not any more."""
         with self._lock:
-            self._open -= 1
+            self._open.discard(use)
         self._release()
 
     def retire(self, pools: list[Any], memory: Memory, index: int) -> None:
@@ -187,10 +188,10 @@ class _Use:
         self._lock = lock
         self.thread = threading.get_ident()
         self._ceiling = ceiling
-        ceiling.enter()
-        _scopes.open()
         self._scope: contextlib.AbstractContextManager[Any] | None = scope
+        _scopes.open(self)
         try:
+            ceiling.enter()
             scope.__enter__()
         except BaseException:
             self._scope = None
@@ -214,7 +215,7 @@ class _Use:
                 self._gone()
 
     def _gone(self) -> None:
-        _scopes.close()
+        _scopes.close(self)
         self._ceiling.leave()
 
 

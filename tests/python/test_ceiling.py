@@ -358,18 +358,23 @@ def test_a_pressure_that_is_none() -> None:
         ts.Config(pressure="relaxed")
 
 
+class OneUse:
+    """Stands for a forward that allocates from a pool."""
+
+
 def test_what_a_pool_keeps_is_given_back_while_none_is_in_use() -> None:
     memory, scopes = FakeTorchMemory(), Scopes()
-    scopes.open()
-    scopes.open()
+    first, second = OneUse(), OneUse()
+    scopes.open(first)
+    scopes.open(second)
     scopes.retire([1], memory, 0)
-    scopes.close()
+    scopes.close(first)
     assert memory.gone == [1]
     assert memory.releases == 0
-    scopes.close()
+    scopes.close(second)
     assert memory.releases == 1
-    scopes.open()
-    scopes.close()
+    scopes.open(first)
+    scopes.close(first)
     assert memory.releases == 1
     scopes.retire([2], memory, 0)
     assert memory.releases == 2
@@ -379,13 +384,50 @@ def test_what_a_pool_keeps_is_given_back_after_a_capture() -> None:
     memory, scopes = FakeTorchMemory(), Scopes()
     memory.captures = True
     scopes.retire([1], memory, 0)
-    scopes.open()
-    scopes.close()
+    use = OneUse()
+    scopes.open(use)
+    scopes.close(use)
     assert memory.releases == 0
     memory.captures = False
-    scopes.open()
-    scopes.close()
+    scopes.open(use)
+    scopes.close(use)
     assert memory.releases == 1
+
+
+@pytest.mark.parametrize("moment", ["opened", "entered", "made"])
+def test_an_interrupt_as_a_forward_begins_leaves_no_pool_in_use(
+    moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, scopes = FakeTorchMemory(), Scopes()
+    monkeypatch.setattr(torch_pool, "_scopes", scopes)
+    left: list[str] = []
+
+    class InterruptedCeiling:
+        def enter(self) -> None:
+            if moment == "entered":
+                raise KeyboardInterrupt
+
+        def leave(self) -> None:
+            left.append(moment)
+
+    def open_and_interrupt(use: object) -> None:
+        Scopes.open(scopes, use)
+        if moment == "opened":
+            raise KeyboardInterrupt
+
+    def begin() -> None:
+        torch_pool._Use(
+            threading.RLock(), cast(Any, InterruptedCeiling()), contextlib.nullcontext()
+        )
+        raise KeyboardInterrupt  # before anybody holds it
+
+    monkeypatch.setattr(scopes, "open", open_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    gc.collect()
+    scopes.release_free(memory)
+    assert memory.releases == 1
+    assert left == ([moment] if moment == "entered" else [])
 
 
 def test_what_is_retired_while_torch_gives_back_is_not_forgotten(
@@ -408,11 +450,12 @@ def test_the_pool_of_a_model_that_is_collected_is_let_go(monkeypatch: pytest.Mon
     memory, scopes = FakeTorchMemory(), Scopes()
     monkeypatch.setattr(torch_pool, "_scopes", scopes)
     pool = TorchPool(cast(Any, None), 0, memory, (1, 1))
-    scopes.open()
+    other = OneUse()
+    scopes.open(other)
     del pool
     gc.collect()
     assert (memory.gone, memory.releases) == ([0], 0)
-    scopes.close()
+    scopes.close(other)
     assert memory.releases == 1
 
 
