@@ -17,6 +17,7 @@ from tensorstream.exceptions import BudgetError, ConfigError
 from tensorstream.foreseen import note_made, walk_described
 from tensorstream.hub import FINDING, path_text
 from tensorstream.made_weights import Described
+from tensorstream.modes import outside_inference_mode
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
 from tensorstream.parts import check_is_no_proxy, parts_of
 from tensorstream.shortages import typed_shortages
@@ -30,6 +31,7 @@ Model = TypeVar("Model")
 PathLike = str | os.PathLike[str]
 
 
+@outside_inference_mode
 def offload(
     model: Model,
     config: Config | None = None,
@@ -132,6 +134,7 @@ def set_budget(
     return model
 
 
+@outside_inference_mode
 def analyze(
     model_or_path: Any, *, dtype: torch.dtype | str | None = None, **options: Any
 ) -> report.ModelAnalysis:
@@ -154,6 +157,7 @@ def analyze(
     )
 
 
+@outside_inference_mode
 def estimate_memory(
     model_or_path: Any, *, dtype: torch.dtype | str | None = None, **options: Any
 ) -> report.MemoryEstimate:
@@ -172,6 +176,7 @@ def estimate_memory(
     )
 
 
+@outside_inference_mode
 def plan(
     model_or_path: Any,
     config: Config | None = None,

@@ -43,6 +43,7 @@ from tensorstream.model_class import (
     read_config,
     transformers_module,
 )
+from tensorstream.modes import outside_inference_mode
 from tensorstream.orchestrator import Orchestrator
 from tensorstream.packed import StoredPlace, concrete_class, load_packed
 from tensorstream.shortages import typed_shortages
@@ -68,6 +69,7 @@ _SETTLED: dict[str, tuple[bool, str]] = {
 }
 
 
+@outside_inference_mode
 def from_pretrained(
     pretrained_model_name_or_path: PathLike,
     config: Any = None,

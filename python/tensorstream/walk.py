@@ -296,7 +296,10 @@ def _reason_of_memory(tensor: torch.Tensor) -> str | None:
     if tensor.device.type not in ("cpu", "meta"):
         return f"it is on {tensor.device}"
     if tensor.is_inference():  # guard: inference-parameter
-        return "it was made in torch.inference_mode(), and does not say when it is written to"
+        return (
+            "it was made in torch.inference_mode(), and does not say when it is written to (make or load "
+            "the model outside of that)"
+        )
     if tensor.numel() == 0:
         return "it is empty"
     if not is_dense(tensor):
