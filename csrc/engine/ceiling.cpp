@@ -271,7 +271,28 @@ std::optional<Refusal> Ceiling::take_refusal() {
 }
 
 bool Ceiling::forward_ended() {
-  const MutexLock lock(mutex_);
+  bool is_to_trim = false;
+  std::string warning;
+  {
+    const MutexLock lock(mutex_);
+    is_to_trim = end_forward();
+    note_lacking_places();
+    warning.swap(warning_);
+  }
+  if (!warning.empty()) log(LogLevel::kWarning, warning);  // which may wait for the interpreter
+  return is_to_trim;
+}
+
+void Ceiling::note_lacking_places() {
+  const bool lacks = engine_ != nullptr && engine_->lacks_places();
+  if (!std::exchange(said_lacking_, lacks) && lacks) {
+    warning_ =
+        "the device had no memory for some weights when they were moved, which another process may "
+        "hold: they are read from host memory or files at each use until it has some";
+  }
+}
+
+bool Ceiling::end_forward() {
   last_refused_.reset();
   if (engine_ == nullptr) return false;
   const Statistics engine = engine_->counters();

@@ -103,6 +103,8 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
       TS_REQUIRES(mutex_);
   bool withdraw_refusal_of(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
   std::uint64_t left_for_small(std::uint64_t size_bytes) const TS_REQUIRES(mutex_);
+  bool end_forward() TS_REQUIRES(mutex_);
+  void note_lacking_places() TS_REQUIRES(mutex_);
   void make_room_for_refused() TS_REQUIRES(mutex_);
   void return_to_residents(std::uint64_t headroom_bytes) TS_REQUIRES(mutex_);
   void note_given(std::uint64_t size_bytes, bool is_beyond);
@@ -136,6 +138,7 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   std::optional<LastRefused> last_refused_ TS_GUARDED_BY(mutex_);
   bool keeps_for_small_ TS_GUARDED_BY(mutex_) = false;
   bool said_beyond_ TS_GUARDED_BY(mutex_) = false;
+  bool said_lacking_ TS_GUARDED_BY(mutex_) = false;
   std::string warning_ TS_GUARDED_BY(mutex_);  // to be said without the lock
 
   // Guarded by counts_mutex_, which is held for no call: releases come while mutex_ is held.

@@ -115,6 +115,8 @@ std::uint64_t Engine::take_back(std::uint64_t spared_bytes) {
   return after > before ? after - before : 0;
 }
 
+bool Engine::lacks_places() const { return state_->loader->lacks_places(); }
+
 void Engine::adapt(std::uint64_t headroom_bytes) {
   State& state = *state_;
   const std::uint64_t room_bytes = state.room_for_others(headroom_bytes);

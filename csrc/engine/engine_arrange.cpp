@@ -129,12 +129,8 @@ void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::u
     loader->arrange(wanted, use_of_residents(wanted, limit_bytes));
   } catch (const LeaseError&) {  // nothing has changed
     throw;
-  } catch (const std::exception& fault) {  // places moved all the same
+  } catch (...) {  // places moved all the same
     error = std::current_exception();
-    log(LogLevel::kWarning,
-        std::string("not all groups found their places; those that have none are read from host "
-                    "memory or files at each use until they find one: ") +
-            fault.what());
   }
   {
     const MutexLock lock(mutex);

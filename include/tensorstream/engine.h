@@ -193,6 +193,10 @@ class Engine {
   /// enqueued work is done. Raises LeaseError where a group is leased that would move.
   std::uint64_t take_back(std::uint64_t spared_bytes);
 
+  /// Whether some groups have no place: the device had no memory when they were moved. They are
+  /// read from host memory or files at each use until take_back() finds them one.
+  bool lacks_places() const;
+
   /// Arranges groups for what gave way or came back, if passes get noticeably shorter by that: by
   /// a new plan, until take_back(), or in the arena alone. `headroom_bytes` is what others will
   /// need of the budget beside what they hold now. Between uses; blocks as take_back().
