@@ -132,14 +132,11 @@ std::shared_ptr<Ceiling> Ceiling::current(int device_index) {
 std::byte* Ceiling::allocate(std::uint64_t size_bytes) noexcept {
   try {
     std::unique_ptr<Segment> segment;
-    std::string warning;
     {
       const MutexLock lock(mutex_);
       const bool again = withdraw_refusal_of(size_bytes);
       segment = take(size_bytes, again ? 0 : left_for_small(size_bytes));
-      warning.swap(warning_);
     }
-    if (!warning.empty()) log(LogLevel::kWarning, warning);  // which may wait for the interpreter
     if (segment == nullptr) return nullptr;
     const std::uint64_t given_bytes = segment->room.size_bytes();
     const bool is_beyond = segment->is_beyond;
@@ -195,9 +192,9 @@ std::optional<Reservation> Ceiling::reserve(std::uint64_t size_bytes, std::uint6
   if (room) return room;
   if (options_.pressure == Pressure::kLenient && device_->free_bytes() >= size_bytes) {
     if (!std::exchange(said_beyond_, true)) {
-      warning_ = "pressure='lenient': torch takes " + format_size(size_bytes) +
+      warn_later("pressure='lenient': torch takes " + format_size(size_bytes) +
                  " beyond the budget of " + format_size(budget_->limit_bytes()) +
-                 "; it is counted in the statistics, and not said again";
+                 "; it is counted in the statistics, and not said again");
     }
     is_beyond = true;
     return budget_->reserve_beyond(size_bytes);
@@ -279,16 +276,22 @@ bool Ceiling::forward_ended() {
     note_lacking_places();
     warning.swap(warning_);
   }
-  if (!warning.empty()) log(LogLevel::kWarning, warning);  // which may wait for the interpreter
+  // Which may wait for the interpreter, whose holder may wait for this lock, or for torch's, which
+  // is held for every request.
+  if (!warning.empty()) log(LogLevel::kWarning, warning);
   return is_to_trim;
+}
+
+void Ceiling::warn_later(const std::string& text) {
+  warning_ += (warning_.empty() ? "" : "; ") + text;
 }
 
 void Ceiling::note_lacking_places() {
   const bool lacks = engine_ != nullptr && engine_->lacks_places();
   if (!std::exchange(said_lacking_, lacks) && lacks) {
-    warning_ =
+    warn_later(
         "the device had no memory for some weights when they were moved, which another process may "
-        "hold: they are read from host memory or files at each use until it has some";
+        "hold: they are read from host memory or files at each use until it has some");
   }
 }
 
@@ -302,7 +305,8 @@ bool Ceiling::end_forward() {
   const bool gave_way = std::exchange(gave_way_, engine.gave_way) != engine.gave_way;
   const ReturnPolicy::Step step =
       policy_.forward_ended({.pressed = gave_way || refused,
-                             .away = engine.given_way_bytes != 0 || engine.made_room_bytes != 0});
+                             .away = engine.given_way_bytes != 0 || engine.made_room_bytes != 0 ||
+                                     engine_->lacks_places()});
   const bool may_exchange = exchange_.forward_ended(gave_way || refused);
   const std::uint64_t headroom_bytes = take_headroom();
   const bool order_is_new = is_order_new(engine.surprises);

@@ -104,6 +104,8 @@ class Ceiling : public std::enable_shared_from_this<Ceiling> {
   bool withdraw_refusal_of(std::uint64_t size_bytes) TS_REQUIRES(mutex_);
   std::uint64_t left_for_small(std::uint64_t size_bytes) const TS_REQUIRES(mutex_);
   bool end_forward() TS_REQUIRES(mutex_);
+  /// When a forward has ended.
+  void warn_later(const std::string& text) TS_REQUIRES(mutex_);
   void note_lacking_places() TS_REQUIRES(mutex_);
   void make_room_for_refused() TS_REQUIRES(mutex_);
   void return_to_residents(std::uint64_t headroom_bytes) TS_REQUIRES(mutex_);

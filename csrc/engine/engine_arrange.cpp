@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "engine/engine_state.h"
+#include "scheduler/pass_time.h"
 #include "scheduler/planner.h"
 #include "tensorstream/error.h"
 
@@ -19,8 +20,9 @@ namespace {
 // The share of its cost that a new plan leaves where the residents that it exchanges are worth
 // loading again.
 constexpr double kWorthPlanning = 0.95;
-// The share of a pass for which the link is busy where no other residents would make it shorter.
-constexpr double kBusyLink = 0.9;
+// The share of a pass that all but the device takes for it by itself, where what the device
+// computes for hides nothing more.
+constexpr double kWaitingShare = 0.9;
 
 }  // namespace
 
@@ -50,8 +52,9 @@ std::optional<Rates> Engine::State::rates_of_computing() const {
     pass = pass_period.last();
   }
   if (!pass || !rates.uses.empty()) return std::nullopt;
-  const double link = static_cast<double>(pass->moved_bytes) / rates.link_bytes_per_second;
-  if (link >= kBusyLink * pass->seconds) return std::nullopt;
+  rates.compute_seconds = 0;
+  const double waiting = pass_seconds(pass_steps(footprints_now(), plan_as_it_is()), rates);
+  if (waiting >= kWaitingShare * pass->seconds) return std::nullopt;
   rates.compute_seconds = pass->seconds;
   return rates;
 }
@@ -60,12 +63,14 @@ Plan Engine::State::plan_as_it_is() const {
   Plan now = current_plan();
   now.arena_bytes = loader->arena_bytes();
   for (GroupId group = 0; group < groups.size(); ++group) {
-    const bool shares = loader->where(group) == Where::kArena;
+    const Where where = loader->where(group);
+    if (where == Where::kNowhere) continue;  // as it is to be
     const Placement coded =
         loader->keeps_frames(group) ? Placement::kResidentCoded : Placement::kStreamed;
-    now.groups[group].placement = shares ? coded : Placement::kResident;
+    now.groups[group].placement = where == Where::kArena ? coded : Placement::kResident;
     now.groups[group].offset_bytes = loader->arena_offset(group);
   }
+  tensorstream::note_homes(footprints_now(), now);
   return now;
 }
 
@@ -136,6 +141,7 @@ void Engine::State::follow(const Plan& wanted, std::uint64_t limit_bytes, std::u
     const MutexLock lock(mutex);
     plan = std::move(followed);
     host_time.forget();
+    pass_period = {};
     made_room_bytes = room_bytes;
     is_under_pressure = why == Why::kPressure;
     if (why == Why::kBudget) unpressed_resident_bytes = wanted.resident_bytes + wanted.kept_bytes;

@@ -97,7 +97,7 @@ class Engine::State {
   Rates rates_for_arena() const;
   Rates rates_for_plans() const;
   /// The rates, with what the last whole pass took as what the device computes for; nothing where
-  /// it kept the link busy, or passes are no plain cycle.
+  /// link, disk or host take as long by themselves, or passes are no plain cycle.
   std::optional<Rates> rates_of_computing() const;
 
   /// Predicts a pass by what homes turned out to take.

@@ -98,9 +98,6 @@ void Loader::add_to(Statistics& statistics) {
   statistics.gave_way += counted_.gave_way;
   for (const auto& slot : slots_) {
     if (slot->gave_way()) statistics.given_way_bytes += slot->size_bytes();
-    if (!slot->gave_way() && slot->lacks_place()) {  // guard: places-that-are-lost
-      statistics.given_way_bytes += slot->size_bytes();
-    }
     if (slot->kept != nullptr) statistics.kept_bytes += slot->kept->size_bytes();
     if (slot->kept == nullptr) statistics.given_way_bytes += slot->kept_bytes;
   }

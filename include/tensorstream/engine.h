@@ -201,7 +201,7 @@ class Engine {
   /// a new plan, until take_back(), or in the arena alone. `headroom_bytes` is what others will
   /// need of the budget beside what they hold now. Between uses; blocks as take_back().
   void adapt(std::uint64_t headroom_bytes);
-  /// Exchanges residents where the link was not busy for most of the last whole pass
+  /// Exchanges residents where link, disk and host are not all that the last whole pass took
   /// (note_pass_begun), and what the device then computes for hides more loads of others: what gave
   /// way is what a pass uses last. Else as adapt().
   void exchange_residents(std::uint64_t headroom_bytes);

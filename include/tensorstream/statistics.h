@@ -31,8 +31,8 @@ struct Statistics {
   std::uint64_t peak_held_bytes = 0;
   /// What of it keeps weights coded.
   std::uint64_t kept_bytes = 0;
-  /// Bytes of residents that gave way and have not come back, coded ones as they were kept, and of
-  /// groups that have no place for now, as the device had no memory; and how many ever gave way.
+  /// Bytes of residents that gave way and have not come back, coded ones as they were kept, and how
+  /// many groups ever did.
   std::uint64_t given_way_bytes = 0;
   std::uint64_t gave_way = 0;
   /// Bytes that the plan leaves free since a request was refused.

@@ -162,8 +162,7 @@ class Stats:
         held_bytes: What the engine holds of it now.
         peak_held_bytes: The most it ever held.
         kept_bytes: What of it keeps weights coded.
-        given_way_bytes: Resident weights that gave way to torch's allocations and are streamed now, and
-            weights that have no place on the device for now.
+        given_way_bytes: Resident weights that gave way to torch's allocations and are streamed now.
         gave_way: How many groups ever did.
         torch_bytes: What torch holds of the budget now: its segments of this model's forwards and backwards.
         beyond_bytes: What torch was ever given beyond the budget, under pressure="lenient".
