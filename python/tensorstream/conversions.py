@@ -6,7 +6,9 @@ before they reached a streamed weight, which cannot follow, would stay so.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from torch import nn
 
 from tensorstream.flattened import wrapper_of
+from tensorstream.parts import parts_of
 from tensorstream.proxy import LentParameter, ParkedParameter, refuse, weight_of
 from tensorstream.registry import orchestrators
 
@@ -22,7 +25,12 @@ _under_way = threading.local()
 
 
 def watch() -> None:
-    """Has torch's modules ask before they convert anything, from now on; plain ones go on as ever."""
+    """Has modules and pipelines ask before they convert anything, from now on; plain ones go on as ever."""
+    _watch_modules()
+    _watch_pipelines()
+
+
+def _watch_modules() -> None:
     if not getattr(nn.Module._apply, "watches_streamed_weights", False):
         plain: Any = nn.Module._apply
 
@@ -42,6 +50,39 @@ def watch() -> None:
 
         apply.watches_streamed_weights = True  # type: ignore[attr-defined]
         nn.Module._apply = apply  # type: ignore[method-assign, assignment]
+
+
+def _watch_pipelines() -> None:
+    """Those of diffusers convert their models one by one."""
+    kind: Any = getattr(sys.modules.get("diffusers"), "DiffusionPipeline", None)
+    if kind is None or getattr(kind.to, "watches_streamed_weights", False):
+        return
+    plain = kind.to
+
+    @functools.wraps(plain)
+    def to(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
+        parts = parts_of(pipeline)
+        if parts is not None and orchestrators():
+            _check(parts, _conversion(args, kwargs))  # guard: whole-pipeline
+        return plain(pipeline, *args, **kwargs)
+
+    to.watches_streamed_weights = True  # type: ignore[attr-defined]
+    kind.to = to
+
+
+def _conversion(args: Any, kwargs: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What `to` does with these arguments to one tensor; nothing where it refuses them itself."""
+    named = {name: kwargs[name] for name in ("device", "dtype") if kwargs.get(name) is not None}
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+    with contextlib.suppress(RuntimeError, TypeError):
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **named)
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return tensor.to(tensor.device if device is None else device, wanted)
+
+    return convert
 
 
 def _streamed(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -107,20 +107,25 @@ def orchestrator_of(model: Any) -> Orchestrator:
         ConfigError: It is not offloaded, is a part of what is, or holds several that are.
     """
     check_is_no_proxy(model)
-    is_model = isinstance(model, nn.Module)
-    found = _by_model.get(model) if is_model or parts_of(model) is not None else None
+    what = f"this {type(model).__name__}"
+    is_pipeline = parts_of(model) is not None
+    if not is_pipeline and not isinstance(model, nn.Module):
+        raise ConfigError(f"{what} is not offloaded; call tensorstream.offload(model) first")
+    found = _by_model.get(model)
     if found is not None:
         return found
-    what = f"this {type(model).__name__}"
-    related = _related(model) if is_model else []
+    module = as_module(model)
+    related = _related(module)
     if len(related) == 1:
         return related[0]
     if related:
         raise ConfigError(f"{what} holds {len(related)} offloaded models; call with one of them")
+    own = {id(part) for part in (module.modules() if is_pipeline else [module])}
     for root in list(_by_model):
-        if any(model is part for part in as_module(root).modules()):
+        if any(id(part) in own for part in as_module(root).modules()):
+            is_one = "has parts of" if is_pipeline else "is a part of"
             raise ConfigError(
-                f"{what} is a part of an offloaded {type(root).__name__}; call with that one"
+                f"{what} {is_one} an offloaded {type(root).__name__}; call with that one"
             )
     raise ConfigError(f"{what} is not offloaded; call tensorstream.offload(model) first")
 

@@ -192,15 +192,6 @@ def test_a_pipeline_in_memory_lets_go_of_what_its_folder_has(tmp_path: Path) -> 
         ts.offload(missing, checkpoint=folder, ram_budget="1GiB")
 
 
-def test_two_pipelines_share_streamed_parts() -> None:
-    pipeline = make_stable_diffusion()
-    expected = run_stable_diffusion(pipeline)
-    ts.offload(pipeline, ram_budget=smallest_budget(pipeline))
-    other = quiet(diffusers.StableDiffusionPipeline(**pipeline.components))
-    del pipeline
-    assert_same(run_stable_diffusion(other), expected)
-
-
 def test_an_autoencoder_is_leased_whichever_way_it_is_entered() -> None:
     plain = make_autoencoder()
     model = ts.offload(copy.deepcopy(plain), ram_budget=smallest_budget(plain), self_check=True)
