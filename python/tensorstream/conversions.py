@@ -53,8 +53,9 @@ def _watch_modules() -> None:
 
 
 def _watch_pipelines() -> None:
-    """Those of diffusers convert their models one by one."""
-    kind: Any = getattr(sys.modules.get("diffusers"), "DiffusionPipeline", None)
+    """Those of diffusers convert their models one by one. Where nobody has them, they are not imported."""
+    module = sys.modules.get("diffusers.pipelines.pipeline_utils")
+    kind: Any = getattr(module, "DiffusionPipeline", None)
     if kind is None or getattr(kind.to, "watches_streamed_weights", False):
         return
     plain = kind.to
