@@ -79,7 +79,7 @@ TEST_F(CeilingTest, WhatCannotFitIsRefusedWithTheNumbersAndLaterOnesFit) {
 /// is busy, its end would wait for loads that no resident hides.
 TEST_F(CeilingTest, WhatGaveWayIsSpreadOverThePassesOfADeviceThatComputes) {
   take_llama_like();
-  link_bytes_per_second_ = 6e6;
+  link_bytes_per_second_ = 2e6;
   open(everything_of(spec_) * 6 / 10, Pressure::kAdaptive);
   std::vector<void*> held;
   while (engine_->statistics().gave_way < 4) {
