@@ -43,6 +43,10 @@ constexpr std::uint64_t align_up(std::uint64_t value, std::uint64_t alignment) {
   return (value + alignment - 1) & ~(alignment - 1);
 }
 
+constexpr std::uint64_t divide_up(std::uint64_t value, std::uint64_t by) {
+  return value / by + (value % by == 0 ? 0 : 1);
+}
+
 constexpr bool is_power_of_two(std::uint64_t value) {
   return value != 0 && (value & (value - 1)) == 0;
 }

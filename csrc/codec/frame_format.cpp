@@ -46,10 +46,6 @@ void store(std::span<std::byte> bytes, std::uint64_t offset, Number number) noex
   std::memcpy(bytes.data() + offset, &number, sizeof number);
 }
 
-constexpr std::uint64_t divide_up(std::uint64_t value, std::uint64_t by) {
-  return value / by + (value % by == 0 ? 0 : 1);
-}
-
 bool all_zero(std::span<const std::uint8_t> bytes) noexcept {
   return std::ranges::all_of(bytes, [](std::uint8_t byte) { return byte == 0; });
 }

@@ -6,7 +6,6 @@
 
 #include "base/log.h"
 #include "base/units.h"
-#include "engine/frame_batches.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -51,12 +50,6 @@ DecodeRing::~DecodeRing() {
 
 std::uint64_t DecodeRing::size_bytes_for(std::uint64_t batch_bytes) noexcept {
   return align_up(kSlots * slot_bytes_for(batch_bytes), kGroupAlignment);
-}
-
-std::uint64_t DecodeRing::piece_bytes_for(std::uint64_t piece_bytes,
-                                          std::uint64_t budget_bytes) noexcept {
-  const std::uint64_t twice = 2 * piece_bytes;
-  return size_bytes_for(batch_limit(twice)) <= budget_bytes / 16 ? twice : piece_bytes;
 }
 
 void DecodeRing::decode(Stream& copies, std::span<const CodedCopy> batches) {

@@ -55,11 +55,6 @@ class DecodeRing {
 
   /// What a ring for such batches takes of the budget; 0 for batches of 0 bytes.
   static std::uint64_t size_bytes_for(std::uint64_t batch_bytes) noexcept;
-  /// What a batch holds of weights at most, where a copy moves `piece_bytes`: twice that, where a
-  /// ring of such batches takes a sixteenth of the budget at most. Between two copies the link is
-  /// idle for some microseconds, and a batch is two thirds of its weights.
-  static std::uint64_t piece_bytes_for(std::uint64_t piece_bytes,
-                                       std::uint64_t budget_bytes) noexcept;
   std::uint64_t size_bytes() const noexcept { return memory_.size_bytes(); }
 
   /// The stream that decodings are in the order of: what it is given before decode() comes before

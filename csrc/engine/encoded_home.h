@@ -83,8 +83,8 @@ struct EncodedHomeParts {
 
 struct EncodedHomeOptions {
   CompressionLevel level;
-  /// The most that one copy is to move.
-  std::uint64_t piece_bytes = 0;
+  /// What batches are cut to: no copy moves more.
+  std::uint64_t batch_bytes = 0;
   /// Of host RAM; null where nothing is charged. Shared with all that takes from it.
   std::shared_ptr<Budget> budget = nullptr;
 };

@@ -239,7 +239,7 @@ void Engine::replace_tensor(TensorId tensor, std::span<const std::byte> bytes,
 void Engine::bring_home(GroupId group) {
   State& state = *state_;
   if (state.device.host_accessible() || state.loader->settled(group)) return;
-  const HomeOptions options{CompressionLevel(state.compression.level), state.batch_piece_bytes,
+  const HomeOptions options{CompressionLevel(state.compression.level), state.batch_bytes,
                             state.ram};
   try {
     if (state.homes.bring(group, options)) state.predict_anew();

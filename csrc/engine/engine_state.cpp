@@ -8,6 +8,7 @@
 #include "base/units.h"
 #include "codec/compression_level.h"
 #include "codec/device_decoder.h"
+#include "engine/batch_choice.h"
 #include "engine/frame_batches.h"
 #include "engine/model_plan.h"
 #include "platform/process_memory.h"
@@ -167,10 +168,10 @@ std::vector<GroupFootprint> Engine::State::footprints_now() const {
 
 std::vector<GroupFootprint> Engine::State::footprints_of(Crossing crossing) const {
   const ComputePlace place = compute_place(device);
-  std::vector<GroupFootprint> result =
-      crossing == Crossing::kRaw
-          ? footprints(groups, sources.tensors(), place)
-          : coded_footprints(groups, sources.tensors(), place, options.kept_page_bytes);
+  std::vector<GroupFootprint> result = crossing == Crossing::kRaw
+                                           ? footprints(groups, sources.tensors(), place)
+                                           : coded_footprints(groups, sources.tensors(), place,
+                                                              options.kept_page_bytes, batch_bytes);
   homes.correct(result, options.kept_page_bytes);
   for (GroupId group = 0; group < groups.size(); ++group) {
     result[group].in_files = in_files[group];
@@ -367,30 +368,32 @@ void Engine::State::choose_level(std::uint64_t limit_bytes) {
   const std::optional<std::uint32_t>& wanted = options.compression;
   compression = {0, "not asked for"};
   if (wanted == 0 || !may_encode()) return;
-  batch_piece_bytes = DecodeRing::piece_bytes_for(options.piece_bytes, limit_bytes);
-  if (!has_room_for_ring(limit_bytes)) batch_piece_bytes = options.piece_bytes;
-  const std::uint64_t batch_bytes = ring_batch_bytes();
+  const auto cut_for = [&](std::uint64_t budget_bytes) {
+    return best_batch_bytes(groups, sources.tensors(), options.piece_bytes, budget_bytes);
+  };
+  batch_bytes = cut_for(limit_bytes);
+  if (!has_room_for_ring(limit_bytes)) batch_bytes = cut_for(0);
   compression = {wanted.value_or(0), "asked for"};
   try {
-    if (!wanted) compression = chosen_level(limit_bytes, batch_bytes);
-    if (batch_bytes == 0) compression = {0, "no weights are of a type that is coded"};
+    if (!wanted) compression = chosen_level(limit_bytes);
+    if (slot_bytes() == 0) compression = {0, "no weights are of a type that is coded"};
     if (compression.level == 0) return;
     auto decoder = create_device_decoder(device);  // which may compile it
     static_cast<void>(plan_with_ring(limit_bytes));
-    ring = std::make_unique<DecodeRing>(pool, std::move(decoder), batch_bytes);
-    encoding_bytes = batch_bytes;
+    ring = std::make_unique<DecodeRing>(pool, std::move(decoder), slot_bytes());
+    encoding_bytes = largest_scratch_bytes(groups, sources.tensors(), batch_bytes);
   } catch (const Error& error) {
     if (wanted) throw;
     compression = {0, error.what()};
   }
 }
 
-std::uint64_t Engine::State::ring_batch_bytes() const {
-  return largest_batch_bytes(groups, sources.tensors(), batch_piece_bytes);
+std::uint64_t Engine::State::slot_bytes() const {
+  return largest_batch_bytes(groups, sources.tensors(), batch_bytes);
 }
 
 Plan Engine::State::plan_with_ring(std::uint64_t limit_bytes) const {
-  return plan_beside(DecodeRing::size_bytes_for(ring_batch_bytes()),
+  return plan_beside(DecodeRing::size_bytes_for(slot_bytes()),
                      footprints(groups, sources.tensors(), compute_place(device)), limit_bytes, 0);
 }
 
@@ -411,12 +414,11 @@ bool Engine::State::may_encode() {
   return false;
 }
 
-CompressionChoice Engine::State::chosen_level(std::uint64_t limit_bytes,
-                                              std::uint64_t batch_bytes) const {
+CompressionChoice Engine::State::chosen_level(std::uint64_t limit_bytes) const {
   const Plan plain = plan_for(limit_bytes, spared_bytes(limit_bytes));
   std::optional<Plan> coded;
   try {
-    coded = plan_beside(DecodeRing::size_bytes_for(batch_bytes), footprints_of(Crossing::kCoded),
+    coded = plan_beside(DecodeRing::size_bytes_for(slot_bytes()), footprints_of(Crossing::kCoded),
                         limit_bytes, spared_bytes(limit_bytes));
   } catch (const BudgetError&) {  // no room for a ring: the choice says so
   }

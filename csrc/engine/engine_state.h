@@ -185,7 +185,7 @@ class Engine::State {
   CompressionChoice compression;
   mutable std::atomic<bool> planned_for_order{false};  // some plan may have been
   std::uint64_t encoding_bytes = 0;                    // of host memory, while a home is encoded
-  std::uint64_t batch_piece_bytes = 0;                 // of weights in a batch, at most
+  std::uint64_t batch_bytes = 0;                       // what batches of frames are cut to
   mutable Mutex mutex;
   // Before the loader: no load is the last to go.
   HomeTable homes;
@@ -226,13 +226,13 @@ class Engine::State {
   /// Decides on frames, and makes the ring that they need.
   void choose_level(std::uint64_t limit_bytes);
   /// What a slot of the ring has to hold.
-  std::uint64_t ring_batch_bytes() const;
+  std::uint64_t slot_bytes() const;
   /// The plan of what is not coded beside the ring. Raises BudgetError where it has no room.
   Plan plan_with_ring(std::uint64_t limit_bytes) const;
   bool has_room_for_ring(std::uint64_t limit_bytes) const;
   /// Raises ConfigError where a level is asked for that has no meaning here.
   bool may_encode();
-  CompressionChoice chosen_level(std::uint64_t limit_bytes, std::uint64_t batch_bytes) const;
+  CompressionChoice chosen_level(std::uint64_t limit_bytes) const;
 };
 
 }  // namespace tensorstream

@@ -17,48 +17,99 @@ static_assert(kEntryBytes == kFrameAlignment,
 // Of a piece: so much larger may a batch be, so that raw frames of a whole piece find room in one.
 constexpr std::uint64_t kHeadersDivisor = 1024;
 
-/// The batches of parts, added in their order.
-class BatchCutter {
- public:
-  explicit BatchCutter(std::uint64_t limit_bytes) : limit_bytes_(limit_bytes) {}
+// Of what is usual: so much more room does a batch get.
+constexpr std::uint64_t kRoomDivisor = 32;
 
-  void add(std::size_t part, std::uint64_t size_bytes) {
-    const std::uint64_t bound = frame_bound(size_bytes) + kEntryBytes;
-    if (batches_.empty() || batches_.back().bound_bytes + bound > limit_bytes_) {
-      batches_.push_back({part, 0, 0});
-    }
-    ++batches_.back().part_count;
-    batches_.back().bound_bytes += bound;
+/// What a part of a tensor of `dtype` usually becomes, with its entry of the table.
+std::uint64_t usual_frame_bytes(std::uint64_t part_bytes, Dtype dtype) {
+  const auto coded =
+      static_cast<std::uint64_t>(static_cast<double>(part_bytes) * usual_ratio(dtype));
+  return std::min(align_up(coded, kFrameAlignment), frame_bound(part_bytes)) + kEntryBytes;
+}
+
+/// The frames of a group, all together and the largest.
+struct FrameSums {
+  std::size_t count = 0;
+  std::uint64_t usual_bytes = 0;
+  std::uint64_t bound_bytes = 0;
+  std::uint64_t largest_usual_bytes = 0;
+  std::uint64_t largest_bound_bytes = 0;
+
+  void add(std::uint64_t part_bytes, Dtype dtype, std::uint64_t times) {
+    if (part_bytes == 0 || times == 0) return;
+    const std::uint64_t usual = usual_frame_bytes(part_bytes, dtype);
+    const std::uint64_t bound = frame_bound(part_bytes) + kEntryBytes;
+    count += times;
+    usual_bytes += usual * times;
+    bound_bytes += bound * times;
+    largest_usual_bytes = std::max(largest_usual_bytes, usual);
+    largest_bound_bytes = std::max(largest_bound_bytes, bound);
   }
-  std::vector<FrameBatch> take() { return std::move(batches_); }
-
- private:
-  const std::uint64_t limit_bytes_;
-  std::vector<FrameBatch> batches_;
 };
+
+FrameSums sums_of(const Group& group, std::span<const TensorSpec> tensors) {
+  FrameSums sums;
+  for (const TensorId id : group.tensors) {
+    sums.add(kFrameBytes, tensors[id].dtype, tensors[id].size_bytes / kFrameBytes);
+    sums.add(tensors[id].size_bytes % kFrameBytes, tensors[id].dtype, 1);
+  }
+  return sums;
+}
+
+BatchSize batch_size(const FrameSums& sums, std::uint64_t most_bytes) {
+  if (sums.count == 0) return {};
+  // A batch is larger than the mean by less than one frame: half of its first and of its last.
+  std::size_t count = 1;
+  std::uint64_t usual = sums.usual_bytes;
+  if (usual > most_bytes) {
+    const std::uint64_t room = most_bytes - std::min(most_bytes - 1, sums.largest_usual_bytes);
+    count = std::min<std::uint64_t>(divide_up(usual, room), sums.count);
+    usual = divide_up(usual, count) + sums.largest_usual_bytes;
+  }
+  const std::uint64_t room = std::min({usual + usual / kRoomDivisor, most_bytes, sums.bound_bytes});
+  return {count, std::max(room, sums.largest_bound_bytes)};
+}
 
 }  // namespace
 
-std::uint64_t FrameBatch::table_bytes() const noexcept { return kEntryBytes * part_count; }
+std::uint64_t frame_table_bytes(std::size_t frames) noexcept { return kEntryBytes * frames; }
 
 std::uint64_t batch_limit(std::uint64_t piece_bytes) noexcept {
   return std::max(piece_bytes + piece_bytes / kHeadersDivisor,
                   frame_bound(kFrameBytes) + kEntryBytes);
 }
 
+BatchSize batch_size(const Group& group, std::span<const TensorSpec> tensors,
+                     std::uint64_t most_bytes) {
+  return batch_size(sums_of(group, tensors), most_bytes);
+}
+
 FrameBatches cut_into_frames(const Group& group, std::span<const TensorSpec> tensors,
-                             std::uint64_t piece_bytes) {
-  FrameBatches result;
-  BatchCutter cutter(batch_limit(piece_bytes));
+                             std::uint64_t most_bytes) {
+  const FrameSums sums = sums_of(group, tensors);
+  const BatchSize size = batch_size(sums, most_bytes);
+  FrameBatches result{{}, {}, size.room_bytes};
+  result.parts.reserve(sums.count);
+  const double mean = static_cast<double>(sums.usual_bytes) / static_cast<double>(size.count);
+  std::uint64_t before = 0;
+  std::size_t last = 0;
   for (std::size_t position = 0; position < group.tensors.size(); ++position) {
-    const std::uint64_t size_bytes = tensors[group.tensors[position]].size_bytes;
-    for (std::uint64_t offset = 0; offset < size_bytes; offset += kFrameBytes) {
-      const std::uint64_t part = std::min(kFrameBytes, size_bytes - offset);
-      cutter.add(result.parts.size(), part);
+    const TensorSpec& tensor = tensors[group.tensors[position]];
+    for (std::uint64_t offset = 0; offset < tensor.size_bytes; offset += kFrameBytes) {
+      const std::uint64_t part = std::min(kFrameBytes, tensor.size_bytes - offset);
+      const std::uint64_t usual = usual_frame_bytes(part, tensor.dtype);
+      const double middle = static_cast<double>(before) + static_cast<double>(usual) / 2;
+      const auto batch = static_cast<std::size_t>(middle / mean);
+      if (result.batches.empty() || batch != last) {
+        result.batches.push_back({result.parts.size(), 0, 0});
+      }
+      last = batch;
+      before += usual;
+      ++result.batches.back().part_count;
+      result.batches.back().bound_bytes += frame_bound(part) + kEntryBytes;
       result.parts.push_back({position, offset, part});
     }
   }
-  result.batches = cutter.take();
   return result;
 }
 
@@ -101,27 +152,17 @@ std::uint64_t usual_coded_bytes(const Group& group, std::span<const TensorSpec> 
   return static_cast<std::uint64_t>(coded);
 }
 
-std::uint64_t largest_batch_bytes(std::span<const Group> groups,
-                                  std::span<const TensorSpec> tensors, std::uint64_t piece_bytes) {
-  std::uint64_t largest = 0;
-  for (const Group& group : groups) {
-    if (!is_worth_encoding(group, tensors)) continue;
-    for (const FrameBatch& batch : cut_into_frames(group, tensors, piece_bytes).batches) {
-      largest = std::max(largest, batch.bound_bytes);
-    }
-  }
-  return largest;
-}
-
 std::vector<GroupFootprint> coded_footprints(std::span<const Group> groups,
                                              std::span<const TensorSpec> tensors,
-                                             ComputePlace place, std::uint64_t kept_page_bytes) {
+                                             ComputePlace place, std::uint64_t kept_page_bytes,
+                                             std::uint64_t most_bytes) {
   std::vector<GroupFootprint> result = footprints(groups, tensors, place);
   for (std::size_t i = 0; i < groups.size(); ++i) {
     result[i].decodes_frames = result[i].frame_bytes.has_value();
     if (!is_worth_encoding(groups[i], tensors)) continue;
     const std::uint64_t coded = usual_coded_bytes(groups[i], tensors);
     result[i].coded_bytes = coded;
+    result[i].coded_copies = batch_size(groups[i], tensors, most_bytes).count;
     result[i].kept_bytes = taken_bytes(coded, kept_page_bytes);
   }
   return result;

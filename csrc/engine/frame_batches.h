@@ -23,24 +23,37 @@ struct FramePart {
 struct FrameBatch {
   std::size_t first_part = 0;
   std::size_t part_count = 0;
-  /// The most that table and frames take.
+  /// The most that table and frames take, where none of them gets shorter by being encoded.
   std::uint64_t bound_bytes = 0;
+};
 
-  std::uint64_t table_bytes() const noexcept;
+/// How many batches a group's frames are, all about as large, and room for one of them: where
+/// weights are as usual, none needs more. Where it does, it becomes several.
+struct BatchSize {
+  std::size_t count = 0;
+  std::uint64_t room_bytes = 0;
 };
 
 struct FrameBatches {
   std::vector<FramePart> parts;  // in the order of the group's tensors
   std::vector<FrameBatch> batches;
+  std::uint64_t room_bytes = 0;  // BatchSize::room_bytes
 };
+
+/// What the table of a batch of so many frames takes.
+std::uint64_t frame_table_bytes(std::size_t frames) noexcept;
 
 /// The most bytes of a batch where a copy moves `piece_bytes` at most; never less than one frame
 /// takes.
 std::uint64_t batch_limit(std::uint64_t piece_bytes) noexcept;
 
+/// The batches of `group` where none takes more than `most_bytes`, which one frame fits.
+BatchSize batch_size(const Group& group, std::span<const TensorSpec> tensors,
+                     std::uint64_t most_bytes);
+
 /// Cuts the tensors of `group`, empty ones apart, into frames and these into batches.
 FrameBatches cut_into_frames(const Group& group, std::span<const TensorSpec> tensors,
-                             std::uint64_t piece_bytes);
+                             std::uint64_t most_bytes);
 
 /// Whether the group's frames are worth their decoding, by what is usual for its types. Groups that
 /// are read by rows are not: kernels read their rows in host memory.
@@ -53,12 +66,11 @@ bool streams_frames(std::span<const Group> groups, const Plan& plan,
                     std::span<const TensorSpec> tensors);
 /// What the group is expected to take as frames.
 std::uint64_t usual_coded_bytes(const Group& group, std::span<const TensorSpec> tensors);
-/// The most bytes of any batch of those groups that are worth encoding; 0 where none is.
-std::uint64_t largest_batch_bytes(std::span<const Group> groups,
-                                  std::span<const TensorSpec> tensors, std::uint64_t piece_bytes);
-/// As footprints(), with what is expected to cross the link of groups that are worth encoding.
+/// As footprints(), with what is expected to cross the link of groups that are worth encoding, in
+/// batches of at most `most_bytes`.
 std::vector<GroupFootprint> coded_footprints(std::span<const Group> groups,
                                              std::span<const TensorSpec> tensors,
-                                             ComputePlace place, std::uint64_t kept_page_bytes);
+                                             ComputePlace place, std::uint64_t kept_page_bytes,
+                                             std::uint64_t most_bytes);
 
 }  // namespace tensorstream

@@ -1,5 +1,5 @@
 // Making an EncodedHome: frames are read and encoded beside each other, and each batch gets a part
-// of the home's memory, of its size, once its last frame has one.
+// of the home's memory, of its size, once its last frame is encoded.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -42,11 +42,11 @@ class HomeEncoder {
   HomeEncoder(Device& device, const EncodedHomeParts& parts, const EncodedHomeOptions& options)
       : parts_(parts),
         options_(options),
-        cut_(cut_into_frames(parts.group, parts.tensors, options.piece_bytes)),
+        cut_(cut_into_frames(parts.group, parts.tensors, options.batch_bytes)),
         memory_(device, most_bytes(cut_),
                 "the encoded weights of '" + parts.group.name + "' in host memory", options.budget),
         sizes_(cut_.parts.size()),
-        batches_(cut_.batches.size()),
+        stored_(cut_.batches.size()),
         open_(cut_.batches.size()) {
     for (std::size_t batch = 0; batch < cut_.batches.size(); ++batch) {
       open_[batch].left = cut_.batches[batch].part_count;
@@ -88,7 +88,11 @@ class HomeEncoder {
     }
     std::vector<EncodedHome::Frame> frames;
     frames.reserve(cut_.parts.size());
-    for (const EncodedHome::Batch& batch : batches_) {
+    std::vector<EncodedHome::Batch> batches;
+    for (const std::vector<EncodedHome::Batch>& stored : stored_) {
+      batches.insert(batches.end(), stored.begin(), stored.end());
+    }
+    for (const EncodedHome::Batch& batch : batches) {
       const std::span<const std::byte> encoded = batch.bytes.subspan(batch.table_bytes());
       for (const BatchedFrame& frame : batch.frames()) {
         const auto parsed = FrameView::parse(encoded.subspan(frame.encoded_offset));
@@ -100,7 +104,7 @@ class HomeEncoder {
       }
     }
     return std::make_shared<EncodedHome>(parts_.group.name, parts_.layout.size_bytes,
-                                         memory_.finish(), std::move(batches_), std::move(frames));
+                                         memory_.finish(), std::move(batches), std::move(frames));
   }
 
  private:
@@ -110,10 +114,11 @@ class HomeEncoder {
     std::span<std::byte> frame;
   };
 
+  /// However the frames are divided into batches.
   static std::uint64_t most_bytes(const FrameBatches& cut) {
     std::uint64_t most = 0;
-    for (const FrameBatch& batch : cut.batches) {
-      most += PinnedBuilder::room_for(batch.bound_bytes);
+    for (const FramePart& part : cut.parts) {
+      most += PinnedBuilder::room_for(frame_bound(part.size_bytes) + frame_table_bytes(1));
     }
     return most;
   }
@@ -199,27 +204,51 @@ class HomeEncoder {
     return buffer;
   }
 
-  /// Brings a batch to the home's memory; the scratch is free for another.
+  /// Brings a batch to the home's memory, as several where its frames take more than a batch may;
+  /// the scratch is free for another.
   void store(std::size_t index) {
     const FrameBatch& cut = cut_.batches[index];
-    std::uint64_t size_bytes = cut.table_bytes();
-    for (std::size_t i = 0; i < cut.part_count; ++i) size_bytes += sizes_[cut.first_part + i];
-    const std::span<std::byte> bytes = memory_.take(size_bytes);
-    batches_[index] = {bytes, cut.part_count};
     Scratch& scratch = open_[index].scratch;
     const std::byte* source = scratch.bytes.get();
-    const std::span<std::byte> encoded = bytes.subspan(cut.table_bytes());
-    std::uint64_t end = 0;
-    for (std::size_t i = 0; i < cut.part_count; ++i) {
-      const FramePart& part = cut_.parts[cut.first_part + i];
-      const BatchedFrame entry{end, tensor_offset(part) + part.offset_bytes};
-      std::memcpy(bytes.data() + i * sizeof(entry), &entry, sizeof(entry));
-      std::memcpy(encoded.data() + end, source, sizes_[cut.first_part + i]);
-      end += sizes_[cut.first_part + i];
-      source += frame_bound(part.size_bytes);
+    const std::size_t end = cut.first_part + cut.part_count;
+    for (std::size_t first = cut.first_part; first < end;) {
+      const std::size_t count = parts_that_fit(first, end);
+      stored_[index].push_back(store_parts(first, count, source));
+      first += count;
     }
     const MutexLock lock(mutex_);
     free_.push_back(std::move(scratch));
+  }
+
+  /// How many of the encoded parts from `first` on are one batch.
+  std::size_t parts_that_fit(std::size_t first, std::size_t end) const {
+    std::uint64_t bytes = 0;
+    std::size_t last = first;
+    while (last < end) {
+      bytes += sizes_[last] + frame_table_bytes(1);
+      if (bytes > cut_.room_bytes) break;  // guard: batch-fits-its-slot
+      ++last;
+    }
+    return last - first;
+  }
+
+  /// One batch of frames that lie at `source`, which goes on behind them.
+  EncodedHome::Batch store_parts(std::size_t first, std::size_t count, const std::byte*& source) {
+    const std::uint64_t table_bytes = frame_table_bytes(count);
+    std::uint64_t size_bytes = table_bytes;
+    for (std::size_t i = 0; i < count; ++i) size_bytes += sizes_[first + i];
+    const std::span<std::byte> bytes = memory_.take(size_bytes);
+    const std::span<std::byte> encoded = bytes.subspan(table_bytes);
+    std::uint64_t end = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const FramePart& part = cut_.parts[first + i];
+      const BatchedFrame entry{end, tensor_offset(part) + part.offset_bytes};
+      std::memcpy(bytes.data() + i * sizeof(entry), &entry, sizeof(entry));
+      std::memcpy(encoded.data() + end, source, sizes_[first + i]);
+      end += sizes_[first + i];
+      source += frame_bound(part.size_bytes);
+    }
+    return {bytes, count};
   }
 
   void note_failure() noexcept {
@@ -236,7 +265,7 @@ class HomeEncoder {
   PinnedBuilder memory_;
   // By part and by batch: used by the thread that encodes the one and by the last of the other.
   std::vector<std::uint64_t> sizes_;
-  std::vector<EncodedHome::Batch> batches_;
+  std::vector<std::vector<EncodedHome::Batch>> stored_;
 
   // Guarded by mutex_; a scratch is its batch's threads' own.
   Mutex mutex_;

@@ -63,7 +63,7 @@ HomeTable::Home HomeTable::make(GroupId group, std::span<const std::vector<Bound
   }
   return {{},
           make_encoded_home(device_, {moved, layouts_[group], tensors, from},
-                            {options.level, options.piece_bytes, options.budget})};
+                            {options.level, options.batch_bytes, options.budget})};
 }
 
 void HomeTable::note_absent(GroupId group) {
@@ -107,6 +107,7 @@ void HomeTable::correct(std::vector<GroupFootprint>& footprints,
     GroupFootprint& footprint = footprints[group];
     if (home.encoded != nullptr) {
       footprint.coded_bytes = home.encoded->held_bytes();
+      footprint.coded_copies = home.encoded->batches().size();
       footprint.kept_bytes = taken_bytes(home.encoded->held_bytes(), kept_page_bytes);
     }
     // Where the system does not pin them, the host decodes, and weights cross as they are.
@@ -116,6 +117,7 @@ void HomeTable::correct(std::vector<GroupFootprint>& footprints,
     const bool known = home.is_there() || home.absent;
     if (!known || coded) continue;
     footprint.coded_bytes.reset();
+    footprint.coded_copies = 0;
     footprint.kept_bytes = 0;
   }
 }

@@ -19,7 +19,8 @@ namespace tensorstream {
 struct HomeOptions {
   /// CompressionLevel::kNone for homes that hold bytes as they are.
   CompressionLevel level{CompressionLevel::kNone};
-  std::uint64_t piece_bytes = 0;
+  /// Of those that hold frames.
+  std::uint64_t batch_bytes = 0;
   /// Of host RAM; null where nothing is charged. Shared with all that takes from it.
   std::shared_ptr<Budget> budget = nullptr;
 };

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/units.h"
+#include "engine/batch_choice.h"
 #include "engine/compression_choice.h"
 #include "engine/decode_ring.h"
 #include "engine/frame_batches.h"
@@ -116,11 +117,13 @@ CutGroups cut_groups(const ModelTree& tree, const Grouping& grouping, const Cut&
                      const Target& target) {
   CutGroups made{cut, {}, 0, 0};
   if (target.crossing == Crossing::kCoded) {
+    const EngineOptions usual;
+    const std::uint64_t batch_bytes =
+        best_batch_bytes(grouping.groups, tree.tensors, usual.piece_bytes, target.budget_bytes);
     made.groups = coded_footprints(grouping.groups, tree.tensors, target.place,
-                                   EngineOptions().kept_page_bytes);
-    made.ring_bytes = DecodeRing::size_bytes_for(largest_batch_bytes(
-        grouping.groups, tree.tensors,
-        DecodeRing::piece_bytes_for(EngineOptions().piece_bytes, target.budget_bytes)));
+                                   usual.kept_page_bytes, batch_bytes);
+    made.ring_bytes =
+        DecodeRing::size_bytes_for(largest_batch_bytes(grouping.groups, tree.tensors, batch_bytes));
   } else {
     made.groups = footprints(grouping.groups, tree.tensors, target.place);
   }

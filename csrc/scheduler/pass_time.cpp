@@ -67,7 +67,8 @@ class Timeline {
     if (step.sharing_distance <= use_ends_.size()) {
       start = std::max(start, use_ends_[use_ends_.size() - step.sharing_distance]);
     }
-    link_free_ = start + static_cast<double>(step.link_bytes()) / rates_.link_bytes_per_second;
+    link_free_ = start + step.copies_seconds() +
+                 static_cast<double>(step.link_bytes()) / rates_.link_bytes_per_second;
     if (step.from_disk) {
       disk_free_ = std::max(disk_free_, start - ahead_seconds_) +
                    static_cast<double>(step.disk_bytes()) / rates_.disk_bytes_per_second;

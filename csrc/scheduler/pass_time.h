@@ -13,6 +13,11 @@ namespace tensorstream {
 /// What a decoding costs beside its bytes: launches and events. To be measured.
 inline constexpr double kDecodeOverheadSeconds = 50e-6;
 
+/// What a copy of coded bytes costs the link beside them: it waits for its slot of the ring, and
+/// the decoding for it. 8 to 12 us beside an H200, whatever its size:
+/// docs/adr/0012-weights-at-home-are-coded.md.
+inline constexpr double kCodedCopySeconds = 10e-6;
+
 /// One group of the cyclic order, as the model of time sees it.
 struct PassStep {
   std::uint64_t size_bytes = 0;
@@ -32,11 +37,17 @@ struct PassStep {
   bool decodes_frames = false;
   /// In the arena still since its last use: not loaded.
   bool still_there = false;
+  /// The copies that bring coded_bytes.
+  std::uint64_t coded_copies = 0;
 
   std::uint64_t disk_bytes() const { return from_disk ? frame_bytes.value_or(size_bytes) : 0; }
   std::uint64_t link_bytes() const {
     if (from_disk) return decodes_frames ? disk_bytes() : size_bytes;
     return coded_bytes.value_or(size_bytes);
+  }
+  /// What of a load's copies is not their bytes.
+  double copies_seconds() const {
+    return from_disk ? 0 : kCodedCopySeconds * static_cast<double>(coded_copies);
   }
   bool decoded() const {
     return kept || (streamed && (from_disk ? decodes_frames : coded_bytes.has_value()));

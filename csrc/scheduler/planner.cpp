@@ -157,7 +157,7 @@ std::vector<UsedGroup> used_groups(std::span<const GroupFootprint> groups) {
     if (group.residency == Residency::kByRows) continue;
     used.push_back({placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes,
                     kept_bytes(group), group.in_files, group.home, group.frame_bytes,
-                    group.decodes_frames});
+                    group.decodes_frames, group.coded_copies});
   }
   return used;
 }
@@ -266,12 +266,14 @@ void place_homes(std::span<const GroupFootprint> groups, std::uint64_t room_byte
 std::string bound_of(std::span<const PassStep> steps, const Rates& rates, const Plan& plan) {
   double decoding = 0;
   double host_decoding = 0;
+  double copies = 0;
   for (const PassStep& step : steps) {
+    if (step.streamed) copies += step.copies_seconds();
     decoding += decode_seconds(step, rates);
     host_decoding += host_decode_seconds(step, rates);
   }
   const double host = rates.host_seconds + leases_seconds(steps, rates);
-  const double link = static_cast<double>(plan.link_bytes) / rates.link_bytes_per_second;
+  const double link = copies + static_cast<double>(plan.link_bytes) / rates.link_bytes_per_second;
   const double reading = static_cast<double>(plan.disk_bytes) / rates.disk_bytes_per_second;
   const double disk = std::max(reading, host_decoding);
   const double computing = rates.compute_seconds + decoding;
@@ -358,8 +360,10 @@ double load_seconds(const GroupFootprint& group, const Rates& rates) {
                       .coded_bytes = group.coded_bytes,
                       .from_disk = group.in_files && !is_home(group.home),
                       .frame_bytes = group.frame_bytes,
-                      .decodes_frames = group.decodes_frames};
-  const double link = static_cast<double>(load.link_bytes()) / rates.link_bytes_per_second;
+                      .decodes_frames = group.decodes_frames,
+                      .coded_copies = group.coded_copies};
+  const double link =
+      load.copies_seconds() + static_cast<double>(load.link_bytes()) / rates.link_bytes_per_second;
   const double disk = static_cast<double>(load.disk_bytes()) / rates.disk_bytes_per_second;
   return std::max(link, disk) + host_decode_seconds(load, rates);
 }
@@ -422,7 +426,8 @@ std::vector<PassStep> pass_steps(std::span<const GroupFootprint> groups, const P
     PassStep step{.size_bytes = groups[i].size_bytes,
                   .coded_bytes = groups[i].coded_bytes,
                   .frame_bytes = groups[i].frame_bytes,
-                  .decodes_frames = groups[i].decodes_frames};
+                  .decodes_frames = groups[i].decodes_frames,
+                  .coded_copies = groups[i].coded_copies};
     step.streamed = plan.groups[i].placement == Placement::kStreamed;
     step.kept = plan.groups[i].placement == Placement::kResidentCoded;
     step.from_disk = plan.groups[i].from_disk;

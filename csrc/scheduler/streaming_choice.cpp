@@ -100,7 +100,8 @@ double ChoiceCost::of(const StreamingChoice& choice) const {
                   .coded_bytes = group.coded_bytes,
                   .settled = !group.may_stream,
                   .frame_bytes = group.frame_bytes,
-                  .decodes_frames = group.decodes_frames};
+                  .decodes_frames = group.decodes_frames,
+                  .coded_copies = group.coded_copies};
     if (group.may_stream) {
       step.kept = choice.kept[candidate];
       step.streamed = !step.kept && !choice.resident[candidate];

@@ -28,6 +28,7 @@ struct UsedGroup {
   HomeState home = HomeState::kOpen;
   std::optional<std::uint64_t> frame_bytes{};
   bool decodes_frames = false;
+  std::uint64_t coded_copies = 0;
 };
 
 /// What a home of the group takes.

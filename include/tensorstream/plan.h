@@ -62,6 +62,8 @@ struct GroupFootprint {
   std::optional<std::uint64_t> frame_bytes{};
   /// Whether the device decodes those. Else the host does, and weights cross as they are.
   bool decodes_frames = false;
+  /// The copies that bring coded_bytes.
+  std::uint64_t coded_copies = 0;
 };
 
 /// When the streamed groups are loaded.

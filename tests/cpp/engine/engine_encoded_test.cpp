@@ -11,10 +11,11 @@
 
 #include "codec/frame_format.h"
 #include "device/gate.h"
+#include "engine/batch_choice.h"
 #include "engine/compression_choice.h"
-#include "engine/decode_ring.h"
 #include "engine/frame_batches.h"
 #include "engine/on_gpu.h"
+#include "engine/ring_bytes.h"
 #include "io/faulty_reader.h"
 #include "made_bytes/weights.h"
 #include "memory/pinned_memory.h"
@@ -56,11 +57,6 @@ EngineOptions encoded_options(std::uint32_t level = 1, Prefetch prefetch = Prefe
   options.compression = level;
   options.piece_bytes = std::uint64_t{1} << 20U;
   return options;
-}
-
-std::uint64_t ring_bytes_of(const ModelSpec& model, const EngineOptions& options) {
-  return DecodeRing::size_bytes_for(
-      largest_batch_bytes(model.groups, model.tensors, options.piece_bytes));
 }
 
 class EngineEncoded : public OnGpu {
@@ -108,6 +104,19 @@ TEST_P(EngineEncoded, EveryBitIsThereAtEachLevelAndFromFiles) {
   sweep(model, model.in_files(folder), options);
   options.compression = 7;
   sweep(model, model.in_pieces(folder), options);
+}
+
+/// Such a group's frames take half as much again as usual: more than the slots that it was cut for.
+TEST_P(EngineEncoded, WhatDoesNotGetShorterIsMoreBatches) {
+  TestModel model;
+  for (int i = 0; i < 3; ++i) model.add_random_group(Dtype::kBf16, 5 * kFrameBytes - 7000);
+  EngineOptions options = encoded_options();
+  options.piece_bytes = 8U << 20U;
+  const ModelSpec spec = model.in_memory();
+  ASSERT_EQ(batch_size(spec.groups[0], spec.tensors, batch_limit(options.piece_bytes)).count, 1U);
+  ASSERT_LT(largest_batch_bytes(spec.groups, spec.tensors, batch_limit(options.piece_bytes)),
+            model.size_bytes(0));
+  sweep(model, spec, options);
 }
 
 TEST_P(EngineEncoded, HoldsTwoThirdsInHostMemoryAndMovesAsMuch) {

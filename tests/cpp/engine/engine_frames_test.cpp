@@ -11,11 +11,10 @@
 #include <vector>
 
 #include "codec/frame_format.h"
-#include "engine/decode_ring.h"
-#include "engine/frame_batches.h"
 #include "engine/load.h"
 #include "engine/on_gpu.h"
 #include "engine/packed_model.h"
+#include "engine/ring_bytes.h"
 #include "platform/dropped_pages.h"
 
 namespace tensorstream {
@@ -48,8 +47,7 @@ class EngineFrames : public OnGpu {
     return open_packed_reader(packed.path(), FileOpener(backend, not_owned));
   }
   static std::uint64_t ring_bytes(const ModelSpec& spec) {
-    return DecodeRing::size_bytes_for(
-        largest_batch_bytes(spec.groups, spec.tensors, EngineOptions().piece_bytes));
+    return ring_bytes_of(spec, EngineOptions());
   }
   std::unique_ptr<Engine> open(const ModelSpec& spec, const EngineOptions& options) {
     const std::uint64_t groups_bytes = smallest_budget_of(spec, ComputePlace::kAccelerator);

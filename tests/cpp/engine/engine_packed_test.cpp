@@ -10,12 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "engine/decode_ring.h"
-#include "engine/frame_batches.h"
 #include "engine/on_gpu.h"
 #include "engine/open_engine.h"
 #include "engine/packed_model.h"
 #include "engine/packed_reader.h"
+#include "engine/ring_bytes.h"
 #include "io/file_opener.h"
 #include "io/read_memory.h"
 #include "platform/dropped_pages.h"
@@ -196,10 +195,7 @@ class EnginePackedAtHome : public OnGpu {
   std::unique_ptr<Engine> open(const ModelSpec& spec, std::uint64_t groups_bytes,
                                Prefetch prefetch = Prefetch::kAdaptive) const {
     const EngineOptions options = coded(prefetch);
-    return open_engine(*device_, spec,
-                       groups_bytes + DecodeRing::size_bytes_for(largest_batch_bytes(
-                                          spec.groups, spec.tensors, options.piece_bytes)),
-                       options);
+    return open_engine(*device_, spec, groups_bytes + ring_bytes_of(spec, options), options);
   }
 };
 

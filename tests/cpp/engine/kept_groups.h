@@ -6,9 +6,8 @@
 #include <vector>
 
 #include "codec/frame_format.h"
-#include "engine/decode_ring.h"
-#include "engine/frame_batches.h"
 #include "engine/open_engine.h"
+#include "engine/ring_bytes.h"
 #include "engine/test_model.h"
 
 namespace tensorstream {
@@ -39,11 +38,6 @@ inline TestModel small_bf16_model(std::size_t groups, std::uint64_t seed = 6) {
     model.add_typed_group({{Dtype::kBf16, 150'000}, {Dtype::kBf16, 2000}});
   }
   return model;
-}
-
-inline std::uint64_t ring_bytes_of(const ModelSpec& model, const EngineOptions& options) {
-  return DecodeRing::size_bytes_for(
-      largest_batch_bytes(model.groups, model.tensors, options.piece_bytes));
 }
 
 /// So many percents of what all groups take, and the ring.

@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "base/units.h"
-#include "engine/decode_ring.h"
 #include "engine/group_layout.h"
 #include "scheduler/model_builder.h"
+#include "scheduler/pass_time.h"
 #include "scheduler/planner.h"
 #include "tensorstream/error.h"
 
@@ -234,20 +234,18 @@ TEST(ModelPlan, ALevelHasNoUseOnAHost) {
   EXPECT_NO_THROW(plan_model(llama(), 1_GiB, {}, {.compression = 0}));
 }
 
-/// Where the budget has room for it, a copy moves more.
+/// Where the budget has room for it, a copy moves more, and each of them costs the link.
 TEST(ModelPlan, TheRingGrowsWithTheBudget) {
-  const std::uint64_t piece = EngineOptions().piece_bytes;
-  EXPECT_EQ(DecodeRing::piece_bytes_for(piece, 1500_MiB), piece);
-  EXPECT_EQ(DecodeRing::piece_bytes_for(piece, 0), piece);
-  EXPECT_EQ(DecodeRing::piece_bytes_for(piece, 1638_MiB), 2 * piece);
-  const std::uint64_t small = plan_7b(0.05, 1).plan.ring_bytes;
-  const std::uint64_t large = plan_7b(0.5, 1).plan.ring_bytes;
-  EXPECT_GT(small, 3 * piece);
-  EXPECT_GT(large, 2 * small - 1_MiB);
-  EXPECT_LE(large, 128_MiB);
+  const Plan small = plan_7b(0.05, 1).plan;
+  const Plan large = plan_7b(0.5, 1).plan;
+  EXPECT_GT(large.ring_bytes, small.ring_bytes + 20_MiB);
+  EXPECT_LE(large.ring_bytes, 128_MiB);
+  const double small_seconds = static_cast<double>(small.link_bytes) / 57e9;
+  EXPECT_GT(small.predicted_seconds, small_seconds + 400 * kCodedCopySeconds);
+  EXPECT_LT(small.predicted_seconds, small_seconds + 700 * kCodedCopySeconds);
 }
 
-/// A ring that takes a sixteenth of a budget may still leave too little of it.
+/// A ring of its share of a budget may still leave too little of it.
 TEST(ModelPlan, TheRingStaysSmallWhereALargeOneLeavesNoRoom) {
   ModelBuilder model;
   for (const char* name : {"a", "b"}) model.linear(0, name, 1600_MiB);

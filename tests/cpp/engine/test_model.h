@@ -48,6 +48,12 @@ class TestModel {
     }
     return group;
   }
+  /// Weights that no level makes shorter, whatever their type.
+  GroupId add_random_group(Dtype dtype, std::uint64_t size_bytes) {
+    const GroupId group = add_empty_group(Residency::kAny);
+    add_tensor(dtype, random_bytes(size_bytes, random_));
+    return group;
+  }
   GroupId add_typed_group(const std::vector<TypedTensor>& tensors,
                           Residency residency = Residency::kAny) {
     const GroupId group = add_empty_group(residency);
