@@ -437,6 +437,41 @@ def test_of_rounds_the_one_in_the_hosts_quietest_minute_counts(
     ]
 
 
+def test_rounds_go_on_while_a_host_that_bounds_them_is_loud(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probes = iter([1.0, 3.0, 3.0, 2.0, 1.1, 1.1])
+    monkeypatch.setattr(quiet_rounds, "host_probe_seconds", lambda: next(probes))
+    monkeypatch.setattr(quiet_rounds, "HOST", quiet_rounds.QuietHost())
+    monkeypatch.setattr(quiet_rounds, "_SECONDS", 0.0)
+    quiet_rounds.HOST.probe()
+    by_host = Timed([0.1], ["same"], thread_seconds=[0.08])
+    assert [one.host_seconds for one in quiet_rounds.run_rounds(lambda: by_host)] == [
+        1.1,
+        2.0,
+        3.0,
+        3.0,
+    ]
+    probes = iter([3.0, 3.0])
+    by_link = Timed([0.1], ["same"], thread_seconds=[0.02])
+    assert len(quiet_rounds.run_rounds(lambda: by_link)) == 1, "a loud host is none of its matter"
+
+
+def test_a_plan_waits_for_a_quiet_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = quiet_rounds.QuietHost()
+    monkeypatch.setattr(quiet_rounds, "_LOOK_SECONDS", 0.0)
+    probes = [1.0, 3.0, 2.0, 1.1, 1.0]
+    monkeypatch.setattr(quiet_rounds, "host_probe_seconds", lambda: probes.pop(0))
+    host.probe()
+    host.wait()
+    assert probes == [1.0]
+    monkeypatch.setattr(quiet_rounds, "_WAIT_SECONDS", 0.0)
+    probes.append(3.0)
+    probes.pop(0)
+    host.wait()
+    assert not probes, "of a host that is loud all the time no more is asked"
+
+
 def test_rounds_whose_outputs_differ_are_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quiet_rounds, "host_probe_seconds", lambda: 1.0)
     timed = iter([Timed([0.1], ["one"]), Timed([0.1], ["other"])])
