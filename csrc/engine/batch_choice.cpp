@@ -10,9 +10,9 @@
 namespace tensorstream {
 namespace {
 
-// Sizes that are tried: so many quarters of a piece, of at most 16 MiB.
-constexpr std::uint64_t kLeastQuarters = 4;
-constexpr std::uint64_t kMostQuarters = 10;
+// Sizes that are tried: so many eighths of a piece, of at most 16 MiB.
+constexpr std::uint64_t kLeastEighths = 8;
+constexpr std::uint64_t kMostEighths = 20;
 constexpr std::uint64_t kBudgetDivisor = 12;
 constexpr std::uint64_t kLargestRingBytes = 120_MiB;
 // What the link moves while a copy keeps it from moving anything.
@@ -64,8 +64,8 @@ std::uint64_t best_batch_bytes(std::span<const Group> groups, std::span<const Te
   std::uint64_t best = batch_limit(piece_bytes);
   std::uint64_t best_cost = batches_of(groups, tensors, best).cost();
   const std::uint64_t most = std::min(budget_bytes / kBudgetDivisor, kLargestRingBytes);
-  for (std::uint64_t quarters = kLeastQuarters + 1; quarters <= kMostQuarters; ++quarters) {
-    const std::uint64_t tried = batch_limit(piece_bytes / kLeastQuarters * quarters);
+  for (std::uint64_t eighths = kLeastEighths + 1; eighths <= kMostEighths; ++eighths) {
+    const std::uint64_t tried = batch_limit(piece_bytes / kLeastEighths * eighths);
     const Batches batches = batches_of(groups, tensors, tried);
     if (batches.ring_bytes() > most || batches.cost() >= best_cost) continue;
     best = tried;

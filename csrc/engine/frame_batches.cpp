@@ -18,7 +18,7 @@ static_assert(kEntryBytes == kFrameAlignment,
 constexpr std::uint64_t kHeadersDivisor = 1024;
 
 // Of what is usual: so much more room does a batch get.
-constexpr std::uint64_t kRoomDivisor = 32;
+constexpr std::uint64_t kRoomDivisor = 64;
 
 /// What a part of a tensor of `dtype` usually becomes, with its entry of the table.
 std::uint64_t usual_frame_bytes(std::uint64_t part_bytes, Dtype dtype) {
