@@ -13,7 +13,8 @@ namespace {
 // Sizes that are tried: so many eighths of a piece, of at most 16 MiB.
 constexpr std::uint64_t kLeastEighths = 8;
 constexpr std::uint64_t kMostEighths = 20;
-constexpr std::uint64_t kBudgetDivisor = 12;
+// The ring does not give way to what torch allocates.
+constexpr std::uint64_t kBudgetDivisor = 24;
 constexpr std::uint64_t kLargestRingBytes = 120_MiB;
 // What the link moves while a copy keeps it from moving anything.
 constexpr auto kBytesACopy = static_cast<std::uint64_t>(kCodedCopySeconds * 55e9);

@@ -11,9 +11,9 @@
 namespace tensorstream {
 namespace {
 
-// One is copied to, one is decoded from, and one holds the batch that is decoded once its place is
-// free.
-constexpr std::size_t kSlots = 3;
+// One is copied to while the other is decoded from. Of the same bytes, three would be smaller, and
+// their copies more.
+constexpr std::size_t kSlots = 2;
 
 std::uint64_t slot_bytes_for(std::uint64_t batch_bytes) {
   return align_up(batch_bytes, kTensorAlignment);

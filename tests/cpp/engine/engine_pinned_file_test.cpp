@@ -213,7 +213,7 @@ TEST_P(EnginePinnedFile, WeightsThatAreToCrossCodedAreBroughtHome) {
   EngineOptions options;
   options.compression = 3;
   options.piece_bytes = 1_MiB;
-  const auto engine = open_engine(*device_, in_one_file(model), 16_MiB, options);
+  const auto engine = open_engine(*device_, in_one_file(model), 12_MiB, options);
   const std::vector<GroupId> wanted = engine->groups_to_bring_home();
   EXPECT_FALSE(wanted.empty());
   for (const GroupId group : wanted) engine->bring_home(group);

@@ -257,7 +257,7 @@ TEST(ModelPlan, TheRingStaysSmallWhereALargeOneLeavesNoRoom) {
   };
   constexpr std::uint64_t group = 1602_MiB;  // as it is placed
   const std::uint64_t large = ring_of(1800_MiB);
-  const std::uint64_t small = ring_of(1660_MiB);
+  const std::uint64_t small = ring_of(1640_MiB);
   EXPECT_LT(small, large);
   EXPECT_EQ(ring_of(group + large), large);
   EXPECT_EQ(ring_of(group + large - 1), small);
