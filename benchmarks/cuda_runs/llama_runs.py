@@ -29,7 +29,7 @@ from cuda_runs.llama_passes import (
 )
 from cuda_runs.memory_watch import MemoryWatch
 from cuda_runs.offloaders import OFFLOADERS, Offloader, count_hooks
-from cuda_runs.quiet_rounds import Round, run_rounds
+from cuda_runs.quiet_rounds import Round, pooled, run_rounds
 
 _MOST_REFUSALS = 3
 
@@ -112,7 +112,7 @@ def measured_row(
                 continue
             watch.lap()
             return {"pass": one.name, "error": f"{type(error).__name__}: {error}"}
-    timed = rounds[0].timed
+    timed = pooled(rounds)
     calls = len(timed.logits_sha256) * len(rounds)
     streamed = (way.streamed_bytes(model) - before) // calls
     return {

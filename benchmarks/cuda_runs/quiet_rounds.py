@@ -1,4 +1,4 @@
-"""Rounds of one measurement, of which that counts while which the host was quietest.
+"""Rounds of one measurement, of which those count while which the host was quietest.
 
 A host whose processors others share is twice as slow in some minutes as in others. A piece of plain
 Python that has nothing to do with what is measured says when.
@@ -75,6 +75,18 @@ class QuietHost:
 
 
 HOST = QuietHost()
+
+
+def pooled(rounds: list[Round]) -> Timed:
+    """The steps of all rounds in which the host was about as quiet as in the quietest of them."""
+    quietest = min(one.host_seconds for one in rounds)
+    counted = [one.timed for one in rounds if one.host_seconds <= _QUIET * quietest]
+    return dataclasses.replace(
+        counted[0],
+        seconds=[seconds for timed in counted for seconds in timed.seconds],
+        thread_seconds=[seconds for timed in counted for seconds in timed.thread_seconds],
+        switches=sum(timed.switches for timed in counted),
+    )
 
 
 def _goes_on(rounds: list[Round], seconds: float) -> bool:

@@ -437,6 +437,17 @@ def test_of_rounds_the_one_in_the_hosts_quietest_minute_counts(
     ]
 
 
+def test_rounds_of_about_the_same_host_count_together() -> None:
+    rounds = [
+        quiet_rounds.Round(Timed([0.3, 0.4], ["same"], thread_seconds=[0.1, 0.1], switches=2), 1.1),
+        quiet_rounds.Round(Timed([0.9], ["same"], thread_seconds=[0.9], switches=5), 2.0),
+        quiet_rounds.Round(Timed([0.2], ["same"], thread_seconds=[0.2], switches=1), 1.0),
+    ]
+    timed = quiet_rounds.pooled(rounds)
+    assert (timed.seconds, timed.thread_seconds) == ([0.3, 0.4, 0.2], [0.1, 0.1, 0.2])
+    assert (timed.switches, timed.logits_sha256) == (3, ["same"])
+
+
 def test_rounds_go_on_while_a_host_that_bounds_them_is_loud(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
