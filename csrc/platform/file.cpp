@@ -172,6 +172,21 @@ bool File::is_as_seen(const FileIdentity& now) const {
   return true;
 }
 
+void File::check_in_place() const {
+  struct stat status{};
+  if (::stat(path_.c_str(), &status) != 0) {
+    const int error = errno;
+    throw IoError("'" + path_ + "' is gone since it was opened: " + error_text(error) +
+                      "; put it back, and begin again",
+                  path_, 0, error);
+  }
+  const FileIdentity there = identity_of(status);
+  if (there.device == identity_.device && there.inode == identity_.inode) return;
+  throw IoError(
+      "'" + path_ + "' was replaced since it was opened: begin again with what is there now", path_,
+      0, 0);
+}
+
 void File::check_unchanged() const {
   struct stat status{};
   if (::fstat(descriptor(), &status) != 0) {

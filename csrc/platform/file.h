@@ -67,6 +67,8 @@ class File {
   /// (truncated, rewritten, also where its time was set back afterwards). Links to it may come and
   /// go meanwhile, and it may be renamed.
   void check_unchanged() const;
+  /// Raises IoError where its path leads to another file now, or to none.
+  void check_in_place() const;
 
  private:
   struct Seen;

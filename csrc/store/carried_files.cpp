@@ -101,7 +101,8 @@ class FileList {
     if (status.type() != fs::file_type::regular) {
       throw UnsupportedError("'" + shown(path) + "' is neither a file nor a folder; remove it");
     }
-    files_.push_back({name, File::open_for_reading(path).size_bytes(), {}});
+    const File file = File::open_for_reading(path);
+    files_.push_back({name, file.size_bytes(), {}, file.identity()});
   }
 
   [[noreturn]] static void refuse(const std::string& path, const std::error_code& error) {
@@ -121,6 +122,24 @@ class FileList {
 std::vector<CarriedFile> list_carried_files(const std::string& folder,
                                             const std::set<std::string>& left_out) {
   return FileList(folder, left_out).take();
+}
+
+void check_still_listed(const std::string& folder, const std::set<std::string>& left_out,
+                        const std::vector<CarriedFile>& listed) {
+  const std::vector<CarriedFile> now = list_carried_files(folder, left_out);
+  const auto refuse = [&](const CarriedFile& file, const char* what) {
+    const std::string path = (fs::path(folder) / file.name).string();
+    throw IoError("'" + shown(path) + "' " + what +
+                      " meanwhile: the folder would be packed in two " +
+                      "states of it; begin again when nobody writes there",
+                  path, 0, 0);
+  };
+  for (std::size_t i = 0; i < std::max(now.size(), listed.size()); ++i) {
+    const bool is_new = i == listed.size() || (i < now.size() && now[i].name < listed[i].name);
+    if (is_new) refuse(now[i], "came");
+    if (i == now.size() || listed[i].name < now[i].name) refuse(listed[i], "went");
+    if (!now[i].identity.is_as(listed[i].identity)) refuse(now[i], "changed");
+  }
 }
 
 CarriedFile copy_carried_file(const std::string& from, const std::string& to, Progress& progress) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "platform/file.h"
 #include "store/progress.h"
 
 namespace tensorstream {
@@ -16,6 +17,8 @@ struct CarriedFile {
   std::uint64_t size_bytes = 0;
   /// Of each 2 MiB.
   std::vector<std::uint64_t> checksums;
+  /// Of one that is listed: the file that its name leads to.
+  FileIdentity identity{};
 };
 
 /// What to do about a carried file that is not as it was.
@@ -31,6 +34,11 @@ inline constexpr const char* kCarriedAdvice =
 /// for what is neither file nor folder.
 std::vector<CarriedFile> list_carried_files(const std::string& folder,
                                             const std::set<std::string>& left_out);
+
+/// Raises IoError where the files below `folder` are no longer those that were `listed`: one came,
+/// is gone, was replaced or written to.
+void check_still_listed(const std::string& folder, const std::set<std::string>& left_out,
+                        const std::vector<CarriedFile>& listed);
 
 /// Copies the file at `from` to `to`, synced, and gives its size and checksums. Raises IoError,
 /// also where `from` changes meanwhile, or is open for writing.

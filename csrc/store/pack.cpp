@@ -37,11 +37,15 @@ struct PackJob {
   fs::path folder;
   std::vector<Shard> shards;
   std::optional<OriginalIndex> index;
+  std::optional<File> index_file;
+  /// Whether that is the whole folder, with the files that hold no tensors, and the names of those
+  /// that do.
+  bool is_folder = false;
+  std::set<std::string> packed;
   std::vector<CarriedFile> carried;
 };
 
-std::string read_index(const std::string& path) {
-  const File file = File::open_for_reading(path);
+std::string read_index(const File& file) {
   check_no_writer(file);
   std::string text(file.size_bytes(), '\0');
   file.read_exact(0, std::as_writable_bytes(std::span(text)));
@@ -102,9 +106,9 @@ PackJob open_job(const std::string& source) {
         "'" + found.path +
         "' holds no tensors: there is nothing to pack; give the checkpoint that does");
   }
-  PackJob job{
-      .folder = fs::path(found.path).parent_path(), .shards = {}, .index = {}, .carried = {}};
-  std::set<std::string> packed;
+  PackJob job;
+  job.folder = fs::path(found.path).parent_path();
+  job.is_folder = fs::is_directory(source);
   for (const std::string& path : checkpoint.files()) {
     const std::string name = fs::path(path).lexically_relative(job.folder).string();
     if (!name.ends_with(kExtension)) {
@@ -112,14 +116,15 @@ PackJob open_job(const std::string& source) {
                         std::string(kExtension) + "'; rename it, or make a link that does");
     }
     job.shards.push_back({name, open_pack_source(path)});
-    packed.insert(name);
+    job.packed.insert(name);
   }
   if (found.kind == CheckpointKind::kIndex) {
     const std::string name = fs::path(found.path).filename().string();
-    job.index = {name, read_index(found.path)};
-    packed.insert(name);
+    job.index_file = File::open_for_reading(found.path);
+    job.index = {name, read_index(*job.index_file)};
+    job.packed.insert(name);
   }
-  if (fs::is_directory(source)) job.carried = list_carried_files(source, packed);
+  if (job.is_folder) job.carried = list_carried_files(job.folder, job.packed);
   check_names(job);
   return job;
 }
@@ -185,6 +190,21 @@ void write_file(const std::string& path, std::string_view text) {
   file.sync();
 }
 
+/// Raises IoError where the source is not what it was when it was opened: what is written may be of
+/// two states of it.
+void check_source(const PackJob& job) {
+  for (const Shard& shard : job.shards) {
+    shard.source.file.check_unchanged();  // guard: packed-unchanged
+    shard.source.file.check_in_place();   // guard: packed-in-place
+  }
+  if (job.index_file) {
+    job.index_file->check_unchanged();
+    job.index_file->check_in_place();  // guard: packed-index-in-place
+  }
+  if (job.is_folder)
+    check_still_listed(job.folder, job.packed, job.carried);  // guard: packed-folder
+}
+
 void write_index(StagedFolder& folder, const PackedIndex& index, const std::string& source) {
   const std::string text = packed_index_text(index);
   if (text.size() > kLargestIndexBytes) {
@@ -229,9 +249,7 @@ CheckpointSummary pack_checkpoint(const std::string& source, const std::string& 
   }
   summary.stored_bytes = index.total_bytes;
   write_index(folder, index, source);
-  for (const Shard& shard : job.shards) {
-    shard.source.file.check_unchanged();  // guard: packed-unchanged
-  }
+  check_source(job);
   progress.finish();
   folder.publish();
   return summary;

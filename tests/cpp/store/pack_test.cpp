@@ -5,8 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "packed_files.h"
 #include "platform/folder.h"
@@ -312,6 +316,60 @@ TEST(Pack, ASourceThatChangesMeanwhileIsAnError) {
   }
   EXPECT_TRUE(changed);
   EXPECT_EQ(files_below(folder.path()).size(), 1U);
+}
+
+/// What is there at the end is what was opened at the start: no weights of one version beside the
+/// config of another.
+TEST(Pack, AFolderOfWhichAnythingIsExchangedMeanwhileIsAnError) {
+  const auto replace = [](const fs::path& path) {
+    const fs::path other = path.string() + ".other";
+    fs::copy_file(path, other);
+    fs::rename(other, path);
+  };
+  const std::map<std::string, std::function<void(const fs::path&)>> changes = {
+      {"model-1.safetensors", replace},
+      {"sub/model-2.safetensors", replace},
+      {kIndex, replace},
+      {"config.json", replace},
+      {"tokenizer/vocab.txt", [](const fs::path& path) { fs::remove(path); }},
+      {"a.txt", [](const fs::path& path) { std::ofstream(path) << "new"; }},
+      {"z.txt", [](const fs::path& path) { std::ofstream(path) << "new"; }},
+      {"empty.txt", [](const fs::path& path) { std::ofstream(path) << "written to"; }},
+      {"sub", [](const fs::path& path) {
+         fs::rename(path, path.parent_path() / ".old");
+         fs::copy(path.parent_path() / ".old", path);
+       }}};
+  for (const auto& [name, change] : changes) {
+    SCOPED_TRACE(name);
+    const TemporaryFolder folder;
+    write_sharded(folder);
+    bool changed = false;
+    const ProgressSink sink = [&](std::uint64_t done, std::uint64_t total) {
+      const bool all_is_open = total - done < 1'500'000;  // the last file is being copied
+      if (all_is_open && !std::exchange(changed, true)) {
+        change(fs::path(folder.path("src")) / name);
+      }
+    };
+    EXPECT_THROW(
+        pack_checkpoint(folder.path("src"), folder.path("p"), {CompressionLevel(4), 1}, sink),
+        IoError);
+    EXPECT_TRUE(changed);
+    EXPECT_FALSE(fs::exists(folder.path("p")));
+  }
+}
+
+/// Weights that came with another name of the folder, or a link to it, are in place all the same.
+TEST(Pack, AFolderThatIsRenamedAndNoMoreIsAnError) {
+  const TemporaryFolder folder;
+  write_sharded(folder);
+  bool renamed = false;
+  const ProgressSink sink = [&](std::uint64_t, std::uint64_t) {
+    if (!std::exchange(renamed, true)) fs::rename(folder.path("src"), folder.path("elsewhere"));
+  };
+  EXPECT_THROW(
+      pack_checkpoint(folder.path("src"), folder.path("p"), {CompressionLevel(4), 1}, sink),
+      IoError);
+  pack_checkpoint(folder.path("elsewhere"), folder.path("p"), {CompressionLevel(4), 1}, nullptr);
 }
 
 TEST(Pack, WhatTheSinkRaisesEndsTheWorkAndLeavesNothing) {
