@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from tensorstream.compute_device import is_made_of_parts
+from tensorstream.tracing import as_plain
 
 if TYPE_CHECKING:
     from tensorstream.inner_tensors import Wrapper
@@ -76,8 +77,7 @@ def flattened(wrapper: Any) -> tuple[list[torch.Tensor], Callable[[Iterator[torc
         inner = getattr(wrapper, name)
         own, makers[name] = flattened(inner) if is_made_of_parts(inner) else ([inner], next)
         leaves += own
-    with torch._C.DisableTorchFunctionSubclass():
-        form = wrapper.size(), wrapper.stride()
+    form = as_plain(torch.Tensor.size, wrapper), as_plain(torch.Tensor.stride, wrapper)
     attributes = {name: value for name, value in wrapper.__dict__.items() if name != MARK}
 
     def make(values: Iterator[torch.Tensor]) -> Any:

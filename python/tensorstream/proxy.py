@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from tensorstream.exceptions import UnsupportedError
 from tensorstream.plain_objects import plain_copy
-from tensorstream.tracing import in_transform, refuse_capture, refuse_tracing, uncompiled
+from tensorstream.tracing import as_plain, in_transform, refuse_capture, refuse_tracing, uncompiled
 
 if TYPE_CHECKING:
     from tensorstream.loans import Loans
@@ -88,9 +88,10 @@ class _Fetch(torch.autograd.Function):
 
 def in_graph_of(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """An alias of `value` whose gradient is the parameter's."""
-    with torch._C.DisableTorchFunctionSubclass():
-        alias: torch.Tensor = _Fetch.apply(parameter, value)  # type: ignore[no-untyped-call]
-    return alias
+    apply = _Fetch.apply
+    if in_transform():  # its operator would ask the parameter for its function
+        return as_plain(apply, parameter, value)  # type: ignore[no-any-return]
+    return apply(parameter, value)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Rows(torch.autograd.Function):
@@ -169,8 +170,7 @@ class ParkedParameter(nn.Parameter):
         if func is torch.autograd.grad:  # guard: recomputed-truth
             return grad(*args, **kwargs)
         if name in ON_THE_OBJECT:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
+            return as_plain(func, *args, **kwargs)
         if name in _ON_THE_FORM:
             return func(weight_of(args[0]).form, *args[1:], **kwargs)
         if args and isinstance(args[0], ParkedParameter):
@@ -337,8 +337,7 @@ def _on_values(
     args, kwargs = pytree.tree_unflatten(
         [aliases.get(id(leaf), leaf) for leaf in leaves], structure
     )
-    with torch._C.DisableTorchFunctionSubclass():
-        result = func(*args, **kwargs)
+    result = func(*args, **kwargs)
     if name_of(func).startswith("_fused_"):  # optimizers' steps: they raise no version
         used = {key: (*use[:3], -1) for key, use in used.items()}
     returned = {id(alias): parked[key] for key, alias in aliases.items()}
@@ -402,8 +401,7 @@ def _embedding(  # noqa: PLR0917 - the arguments are those of F.embedding
         )
     if torch.is_grad_enabled() and table.requires_grad:
         pad = -1 if padding_idx is None else padding_idx % table.shape[0]
-        with torch._C.DisableTorchFunctionSubclass():
-            return _Rows.apply(table, rows, indices, (pad, scale_grad_by_freq))  # type: ignore[no-any-return,no-untyped-call]
+        return _Rows.apply(table, rows, indices, (pad, scale_grad_by_freq))  # type: ignore[no-any-return,no-untyped-call]
     return rows
 
 
@@ -477,8 +475,7 @@ def _can_take(parameter: torch.Tensor, value: torch.Tensor) -> bool:
     """Asked by Module.to() and its like before they put `value` in the place of a parameter."""
     if isinstance(parameter, ParkedParameter):
         weight_of(parameter).check_form(value)
-    with torch._C.DisableTorchFunctionSubclass():
-        return torch._has_compatible_shallow_copy_type(parameter, value)
+    return as_plain(torch._has_compatible_shallow_copy_type, parameter, value)  # type: ignore[no-any-return]
 
 
 _HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {

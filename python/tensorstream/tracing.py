@@ -27,6 +27,14 @@ def uncompiled(function: Callable[..., Any]) -> Any:
     return _native.Uncompiled(function, set_eval_frame)
 
 
+def as_plain(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls `func`, a method of torch's in C, with parked weights as the tensors that their objects are.
+
+    One call in C: what the thread runs in between, such as the handler of a signal, sees true values.
+    """
+    return torch._C._disabled_torch_function_impl(func, (), args, kwargs)  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def plain_tensors() -> Iterator[None]:
     """What is made in it has versions, and is of no graph and no transform of torch.func."""

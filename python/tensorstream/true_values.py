@@ -28,7 +28,7 @@ from tensorstream.proxy import (
     use,
     weight_of,
 )
-from tensorstream.tracing import refuse_capture, refuse_tracing, uncompiled
+from tensorstream.tracing import as_plain, refuse_capture, refuse_tracing, uncompiled
 from tensorstream.weight import Weight
 
 
@@ -47,8 +47,7 @@ class ParkedWrapper(torch.Tensor):
         if func is torch.autograd.grad:  # guard: wrapper-differentiated
             return grad(*args, **kwargs)
         if name in ON_THE_OBJECT:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
+            return as_plain(func, *args, **kwargs)
         if args and isinstance(args[0], ParkedWrapper):
             if name in _REFUSED:
                 refuse(name_of_wrapper(args[0]), name)

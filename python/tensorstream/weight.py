@@ -17,11 +17,11 @@ from torch.autograd.graph import increment_version
 
 from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice
-from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.exceptions import ConfigError, LeaseError, UnsupportedError
 from tensorstream.forms import empty_at, form_of, is_dense, poison_like
 from tensorstream.loans import Loans
 from tensorstream.proxy import LentParameter, ParkedParameter
-from tensorstream.tracing import plain_tensors
+from tensorstream.tracing import as_plain, plain_tensors
 
 
 def storage_users(tensor: torch.Tensor) -> int:
@@ -29,6 +29,11 @@ def storage_users(tensor: torch.Tensor) -> int:
     storage = tensor.untyped_storage()  # one object for all who ask
     tensors: int = torch._C._storage_Use_Count(storage._cdata)
     return tensors + sys.getrefcount(storage)
+
+
+def _version_of(parameter: torch.Tensor) -> int:
+    version: int = as_plain(torch.Tensor._version.__get__, parameter)  # type: ignore[attr-defined]
+    return version
 
 
 _ALONE = torch.empty(1, device="cpu")
@@ -165,8 +170,7 @@ class Weight:
     def leave(self) -> None:
         """The parameter is a plain one now: graphs that saved the weight before may still read it."""
         holders = [self.parameter] if self._loan is None else [self.parameter, self._loan]
-        with torch._C.DisableTorchFunctionSubclass():
-            self._left = [(holder, holder._version) for holder in holders]
+        self._left = [(holder, _version_of(holder)) for holder in holders]
         self._loan = self._pointed_at = None
         self._loans.discard(self)
 
@@ -184,13 +188,10 @@ class Weight:
         if type(parameter) is not ParkedParameter:
             return
         lent = self.lent()
-        with torch._C.DisableTorchFunctionSubclass():
-            address = parameter.data_ptr()
-            if address == self.poison.data_ptr() or (
-                lent is not None and address in lent.addresses
-            ):
-                return
-            value = parameter.detach()
+        address = as_plain(torch.Tensor.data_ptr, parameter)
+        if address == self.poison.data_ptr() or (lent is not None and address in lent.addresses):
+            return
+        value = as_plain(torch.Tensor.detach, parameter)
         self.check_form(value)
         self.park()
         self.assign(value)  # guard: taken-set
@@ -301,7 +302,13 @@ class Weight:
             return  # in use: settled before the next one
         if self._is_written(loan):
             # Past its version a graph does not see what is written to a plain weight either.
-            self.adopt(loan, counts=loan is not self._owned or loan._version != self._loan_version)
+            counts = loan is not self._owned or loan._version != self._loan_version
+            try:
+                self.adopt(loan, counts=counts)
+            except LeaseError:
+                if counts:
+                    raise
+                return  # a read while its group is in use
         self._was_pointed_at = self._pointed_at is not None
         self._loan_version = loan._version
         if storage_users(loan) == SOLE_USER:
@@ -361,8 +368,7 @@ class Weight:
                 self.take_set()
                 self.settle()  # guard: written-before-backward
         if self._left is not None:
-            with torch._C.DisableTorchFunctionSubclass():
-                written = any(holder._version != then for holder, then in self._left)
+            written = any(_version_of(holder) != then for holder, then in self._left)
             if written:  # guard: written-once-plain
                 return False
         if generation == self.generation:
