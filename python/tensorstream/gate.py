@@ -57,6 +57,7 @@ class Gate:
         """Takes another session, in a forked child: who had the gate closed is not there."""
         self._session = session
         self._turn = threading.Lock()
+        self._closing: set[int] = set()  # threads that close it, or wait for their turn to
         self._changed = threading.Condition()
         self._is_closed = False
         self._waiting: set[int] = set()  # threads that have a call under way which has not begun
@@ -68,10 +69,26 @@ class Gate:
         """Nobody else runs the model meanwhile; `frame` is the caller's, by which the session knows it.
 
         Raises:
-            ConfigError: The calling thread runs the model, or computes gradients; or the model is restored.
+            ConfigError: The calling thread runs the model, or computes gradients, or has it closed already,
+                as in a handler of a signal; or the model is restored.
         """
         if self.is_amidst(frame):  # guard: amidst-unhooked-forward
             raise _amidst()
+        me = threading.get_ident()
+        if me in self._closing:  # guard: closed-by-itself
+            raise ConfigError(
+                "this thread is moving the model's weights already: call set_budget() or restore() again "
+                "when it has returned, not in a handler of a signal meanwhile"
+            )
+        self._closing.add(me)
+        try:
+            with self._closed_in_turn(frame, held):
+                yield
+        finally:
+            self._closing.discard(me)
+
+    @contextlib.contextmanager
+    def _closed_in_turn(self, frame: FrameType, held: HeldBack) -> Iterator[None]:
         while not self._turn.acquire(timeout=0.05):
             held.check()
         stops: list[StoppingHook] = []

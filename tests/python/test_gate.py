@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -308,3 +309,35 @@ def test_budgets_that_move_under_running_forwards() -> None:
             over.set()
             moving.join(PATIENCE_S)
     assert moved == [None]
+
+
+def test_a_handler_of_a_signal_within_set_budget_is_told_so() -> None:
+    """Its thread has the gate closed, or waits for its turn: it cannot wait for itself."""
+    model = resident(make_stack(3))
+    ids = row_ids()
+    expected = model(ids)
+    held = Held(model.blocks[0])
+    thread, results = in_thread(lambda: model(ids))
+    assert held.inside.wait(PATIENCE_S)
+    errors: list[ts.TensorStreamError] = []
+
+    def handle(*_: Any) -> None:
+        for change in (lambda: ts.set_budget(model, ram_budget="2GiB"), lambda: ts.restore(model)):
+            with pytest.raises(
+                ts.ConfigError, match="moving the model's weights already"
+            ) as raised:
+                change()
+            errors.append(raised.value)
+        held.go_on.set()
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        ts.set_budget(model, ram_budget="512MiB")  # waits for the forward
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    thread.join(PATIENCE_S)
+    assert len(errors) == 2
+    assert_same(results[0], expected, "the forward that was waited for")
+    assert ts.stats(model).budget_bytes == 512 << 20
+    ts.restore(model)
