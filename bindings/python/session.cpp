@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <unordered_map>
 #include <utility>
 
 #include "platform/process_memory.h"
 #include "references.h"
+#include "tensorstream/error.h"
 
 namespace tensorstream {
 namespace {
@@ -26,6 +28,23 @@ nb::object caller_of(const nb::object& frame) {
   if (caller == nullptr) return nb::none();
   return nb::steal<nb::object>(reinterpret_cast<PyObject*>(caller));
 }
+
+/// Which session each thread waits for: guarded by the GIL.
+std::unordered_map<std::uint64_t, const Session*>& waited_for() {
+  static std::unordered_map<std::uint64_t, const Session*> sessions;
+  return sessions;
+}
+
+/// Says that the calling thread waits for a session, as long as it does.
+class Waiting {
+ public:
+  explicit Waiting(const Session& session) {
+    waited_for().insert_or_assign(PyThread_get_thread_ident(), &session);
+  }
+  ~Waiting() { waited_for().erase(PyThread_get_thread_ident()); }
+  Waiting(const Waiting&) = delete;
+  Waiting& operator=(const Waiting&) = delete;
+};
 
 }  // namespace
 
@@ -68,8 +87,31 @@ bool Session::wait(const nb::object& frame) {
       continue;
     }
     if (static_cast<bool>(nb::bool_(waits_for_caller_()))) return false;
-    if (!end_if_abandoned(frame_of_thread(owner_), rung)) wait_for_change(rung);
+    if (end_if_abandoned(frame_of_thread(owner_), rung)) continue;
+    if (is_waited_for_by_me()) {
+      throw UnsupportedError(
+          "two threads run models that call each other, in opposite order: each waits for the "
+          "model "
+          "that the other one runs; run them one after the other (a lock around both), or in one "
+          "thread");
+    }
+    const Waiting waiting(*this);
+    wait_for_change(rung);
   }
+}
+
+// Whether who runs the model waits, for another one or over several, for one that this thread runs.
+bool Session::is_waited_for_by_me() const {
+  const std::uint64_t me = PyThread_get_thread_ident();
+  const Session* session = this;
+  for (std::size_t step = 0; step <= waited_for().size(); ++step) {
+    if (session->frames_.empty()) return false;
+    if (session->owner_ == me) return true;
+    const auto next = waited_for().find(session->owner_);
+    if (next == waited_for().end()) return false;
+    session = next->second;
+  }
+  return false;
 }
 
 void Session::wait_for_change(std::uint64_t rung) {

@@ -54,6 +54,7 @@ class Session {
 
   bool is_mine() const;
   bool wait(const nb::object& frame);
+  bool is_waited_for_by_me() const;
   void wait_for_change(std::uint64_t rung);
   void wait_for_reclaim();
   bool other_reclaims() const;

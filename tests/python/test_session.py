@@ -7,7 +7,11 @@ import threading
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+import tensorstream as ts
+from conftest import assert_same
 from tensorstream import _native
 
 
@@ -81,3 +85,59 @@ def test_an_answer_that_is_none_is_raised() -> None:
         session.enter(sys._getframe())
     owner.leave()
     assert session.enter(sys._getframe())
+
+
+class Calls(nn.Module):
+    """A model whose forward calls another one between its layers, once a partner came as far."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.last = nn.Linear(300, 300), nn.Linear(300, 300)
+        self.others: list[nn.Module] = []  # none of its modules
+        self.met: threading.Barrier | None = None
+
+    def forward(self, x: torch.Tensor, *, deep: bool = True) -> torch.Tensor:
+        x = self.first(x)
+        if deep and self.met is not None:
+            self.met.wait(10)
+        for other in self.others if deep else []:
+            x = x + other(x, deep=False)
+        last: torch.Tensor = self.last(x)
+        return last
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_models_that_call_each_other_in_opposite_order_do_not_wait_for_ever(count: int) -> None:
+    """Each of `count` threads runs a model that calls the next: a ring. One is told, the others go on."""
+    models = [Calls(seed) for seed in range(count)]
+    for model, other in zip(models, models[1:] + models[:1], strict=True):
+        model.others.append(other)
+    x = torch.ones(2, 300)
+    expected = [model(x) for model in models]
+    for model in models:
+        ts.offload(model, ram_budget=ts.estimate_memory(model).smallest_budget_bytes)
+    barrier = threading.Barrier(count)
+    results: dict[int, Any] = {}
+
+    def run(number: int) -> None:
+        models[number].met = barrier
+        try:
+            results[number] = models[number](x)
+        except ts.TensorStreamError as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(results) == count, "some still wait"
+    told = [each for each in results.values() if isinstance(each, ts.UnsupportedError)]
+    assert len(told) == 1
+    assert "models that call each other" in str(told[0])
+    for number, model in enumerate(models):
+        model.met = None
+        if not isinstance(results[number], Exception):
+            assert_same(results[number], expected[number], "one that went on")
+        assert_same(model(x), expected[number], "one after the other")
