@@ -169,7 +169,11 @@ def _copy(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def complete(
-    found: Walk, places: Mapping[int, list[StoredPlace]], device: torch.device
+    found: Walk,
+    places: Mapping[int, list[StoredPlace]],
+    device: torch.device,
+    *,
+    given: bool,
 ) -> Completion:
     """Gives fixed tensors their values, and weights on the meta device forms on `device` without memory.
 
@@ -177,6 +181,8 @@ def complete(
         found: The walk over the model, whose weights have sources.
         places: Where a checkpoint has the bytes of fixed tensors, by their ids.
         device: Where the model computes.
+        given: Whether a checkpoint was given for the model as it is. Else who made the model has
+            given it the buffers that it is to have.
 
     Raises:
         ConfigError: No checkpoint tells a value, or it tells another than memory has. Nothing is changed.
@@ -185,7 +191,14 @@ def complete(
     fixed = fixed_tensors(found)
     made = Completion()
     with torch.inference_mode(False):
-        values = list(_values(fixed, places))
+        kept: list[str] = []
+        values = list(_values(fixed, places, kept))
+        if kept and given:
+            logger.warning(
+                "%d buffers are not in the checkpoint, and keep the values that the model has: '%s'",
+                len(kept),
+                "', '".join(kept[:3]),
+            )
         for one, value in values:
             if one.is_meta:
                 made.put(one.holders, value)
@@ -197,14 +210,13 @@ def complete(
 
 
 def _values(
-    fixed: list[FixedTensor], places: Mapping[int, list[StoredPlace]]
+    fixed: list[FixedTensor], places: Mapping[int, list[StoredPlace]], kept: list[str]
 ) -> Iterator[tuple[FixedTensor, torch.Tensor]]:
-    """The fixed tensors that are to have other values, and those values.
+    """The fixed tensors that are to have other values, and those values; `kept` gets the names of the rest.
 
     A model that is on the meta device, if only in part, gets the buffers of the checkpoint, as
     load_state_dict would give them. Else it has all values, which must be the checkpoint's.
     """
-    kept: list[str] = []
     for one in fixed:
         value = _stored_value(one, places.get(id(one.tensor), []))
         if one.is_meta:
@@ -218,12 +230,6 @@ def _values(
                     "checkpoint=, or load it from that checkpoint"
                 )
             yield one, value
-    if kept:
-        logger.warning(
-            "%d buffers are not in the checkpoint, and keep the values that the model has: '%s'",
-            len(kept),
-            "', '".join(kept[:3]),
-        )
 
 
 def _stored_value(one: FixedTensor, places: list[StoredPlace]) -> torch.Tensor | None:

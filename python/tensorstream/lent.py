@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Container, Iterable
 from typing import Any
@@ -130,10 +131,21 @@ class LentGroup(_native.LentParameters):
         """
         name = self.kept(returned)
         if name is not None:  # guard: kept-view
+            advice = f"keep it on the device: keep_resident=('{name}',)"
+            if _freezes():
+                advice = (
+                    "torch.compile keeps weights as constants where torch._inductor.config.freezing is set: "
+                    "turn that off, call tensorstream.restore(model), and offload it again"
+                )
             raise UnsupportedError(
                 f"a view of the streamed weight '{name}' was kept beyond its module's forward, and its "
-                f"bytes will be replaced; keep it on the device: keep_resident=('{name}',)"
+                f"bytes will be replaced; {advice}"
             )
+
+
+def _freezes() -> bool:
+    config = sys.modules.get("torch._inductor.config")
+    return bool(getattr(config, "freezing", False))
 
 
 def without_views(output: Any, places: Container[int], views: list[torch.Tensor]) -> Any:

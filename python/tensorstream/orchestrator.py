@@ -218,7 +218,7 @@ class Orchestrator:
 
     def _take_over(self, found: Walk, sources: Sources, held: HeldBack) -> None:
         """Gives fixed tensors their values, parks weights and hooks; undoes all of it where that fails."""
-        made = complete(found, sources.fixed, self.device.torch_device)
+        made = complete(found, sources.fixed, self.device.torch_device, given=sources.in_checkpoint)
         # On the host aliases would count as holders of the weights, and there is room to read them anew.
         undone = [] if self.device.is_host else found.weights
         before = [(weight.parameter, weight.parameter.data) for weight in undone]

@@ -172,6 +172,14 @@ def _check_options(path: str, kwargs: dict[str, Any]) -> None:
             raise UnsupportedError(
                 f"{name} cannot be used with '{path}', which is packed; {advice}"
             )
+    language = kwargs.get("target_lang")
+    if (
+        language is not None
+    ):  # transformers looks for its adapter by a path that it is not given here
+        raise UnsupportedError(
+            f"target_lang cannot be used with '{path}', which is packed; load it without, and call "
+            f"model.load_adapter({language!r}) then"
+        )
     config = read_config(path, kwargs)
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedError(f"'{path}' is packed, and its model is quantised; {advice}")

@@ -31,6 +31,7 @@ class Sources:
         packed_files: Source ids by the paths of files that are packed.
         device_bytes: What reading takes of the device's memory, beside the weights' places.
         fixed: Where a checkpoint has the bytes of what is not streamed, by the tensors' ids.
+        in_checkpoint: Whether a checkpoint was given for the model.
     """
 
     readers: list[_native.Reader] = dataclasses.field(default_factory=list)
@@ -40,6 +41,7 @@ class Sources:
     packed_files: dict[str, int] = dataclasses.field(default_factory=dict)
     device_bytes: int = 0
     fixed: dict[int, list[StoredPlace]] = dataclasses.field(default_factory=dict)
+    in_checkpoint: bool = False
 
     def largest_file(self) -> str | None:
         """The path of the largest file that is read; None where there is none."""
@@ -185,7 +187,7 @@ def _sources_in_checkpoint(found: Walk, path: str, opener: _native.FileOpener) -
         ConfigError: The checkpoint does not match the model.
         FormatError: A file breaks its format.
     """
-    sources = Sources()
+    sources = Sources(in_checkpoint=True)
     files = _Files(sources, opener)
     fixed = fixed_tensors(found)
     bound: set[int] = set()

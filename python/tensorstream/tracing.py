@@ -32,7 +32,7 @@ def as_plain(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
     One call in C: what the thread runs in between, such as the handler of a signal, sees true values.
     """
-    return torch._C._disabled_torch_function_impl(func, (), args, kwargs)  # type: ignore[attr-defined]
+    return torch._C._disabled_torch_function_impl(func, (), args, kwargs)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Code that runs within an operation on a streamed weight sees the true values of all others.
 
-A handler of a signal that saves the model, as clusters send before they take a machine away, runs wherever the
-thread is; hooks for saved tensors and modes run within torch's operations.
+The handler of a signal that saves the model, as clusters send before they take a machine away, runs
+wherever the thread is; hooks for saved tensors and modes run within torch's operations.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def test_handlers_of_signals_within_an_operation_see_true_values(
     weight = pair.streamed.blocks[1].up.weight
     ids = row_ids()
     uses: dict[str, Any] = {
-        "sum": lambda: weight.sum(),
+        "sum": weight.sum,
         "matmul": lambda: torch.nn.functional.linear(torch.ones(2, weight.shape[1]), weight),
         "embedding": lambda: pair.streamed.table(ids),
         "copy": lambda: weight.detach().clone(),

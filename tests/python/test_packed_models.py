@@ -199,6 +199,24 @@ def test_what_transformers_makes_is_made_once(tmp_path: Path) -> None:
         assert_same(model(row_ids()), plain(row_ids()))
 
 
+def test_saved_buffers_are_said_to_be_missing_of_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = transformers.ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic"
+    )
+    plain = transformers.ResNetModel(config).eval()
+    for name, buffer in plain.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_()
+    plain.save_pretrained(tmp_path / "plain")
+    ts.pack(tmp_path / "plain", tmp_path / "packed")
+    model = ts.from_pretrained(tmp_path / "packed", ram_budget="64MB", device="cpu")
+    for name, buffer in model.named_buffers():
+        assert_same(buffer, plain.get_buffer(name), name)
+    assert "not in the checkpoint" not in caplog.text
+
+
 def test_a_subfolder(tmp_path: Path) -> None:
     made: Any = SHAPES["bert"].make(2)
     source, packed = _pack(made, tmp_path)
@@ -235,6 +253,12 @@ def test_what_needs_a_plain_checkpoint_says_so(options: dict[str, Any], tmp_path
     _, packed = _pack(SHAPES["bert"].make(1), tmp_path)
     with pytest.raises(ts.UnsupportedError, match=r"tensorstream\.unpack"):
         ts.from_pretrained(packed, ram_budget="1GiB", device="cpu", **options)
+
+
+def test_a_language_of_a_packed_model_is_loaded_afterwards(tmp_path: Path) -> None:
+    _, packed = _pack(SHAPES["bert"].make(1), tmp_path)
+    with pytest.raises(ts.UnsupportedError, match=r"model\.load_adapter\('eng'\)"):
+        ts.from_pretrained(packed, ram_budget="1GiB", device="cpu", target_lang="eng")
 
 
 @pytest.mark.parametrize("where", ["meta", "memory"])
