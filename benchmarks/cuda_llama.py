@@ -73,7 +73,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     measure.add_argument("--peer-repeats", type=int, default=2, help="of accelerate: slow")
     if "--dry-run" in arguments:
         measure.set_defaults(**vars(TINY), **DRY_RUN, **DRY_RUN_PROCESS)
-    for name in (*OFFLOADERS, "paired", "checkpoint", "hooks", "link"):
+    for name in (*OFFLOADERS, "paired", "paired-coded", "checkpoint", "hooks", "link"):
         process = commands.add_parser(name, help="one process: prints JSON")
         add_process_options(process)
         process.add_argument("--passes", default=f"{DECODES},{PREFILLS}")
@@ -130,6 +130,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         "coded-small": [*ours("tensorstream-coded", "small", DECODES), "--time-setup"],
         "coded-smallest": ours("tensorstream-coded", "smallest", "decode/1"),
         "coded-prefill": ours("tensorstream-coded", "prefill", PREFILLS),
+        "coded-paired": ours("paired-coded", "prefill", "prefill/4,prefill/8"),
         **{
             f"coded-{share}-percent": ours("tensorstream-coded", f"{share}-percent", "decode/1")
             for share in (25, 50, 75)
@@ -190,6 +191,7 @@ def main(arguments: list[str]) -> int:
     else:
         processes = {
             "paired": measure_paired,
+            "paired-coded": measure_paired,
             "checkpoint": measure_checkpoint,
             "hooks": measure_hooks,
         }

@@ -273,13 +273,16 @@ def test_processes_of_a_tiny_shape_agree_with_native(
         "tensorstream-everything": printed(
             capsys, "paired", "--passes", "prefill/2", "--budget", "x2.4"
         ),
+        "coded-paired": printed(
+            capsys, "paired-coded", "--passes", "prefill/2", "--budget", "x0.6"
+        ),
         "tensorstream-checkpoint": printed(
             capsys, "checkpoint", "--budget", "x0.6", "--folder", str(tmp_path)
         ),
     }
     comparison.compare_with_native(ways)
     compared = targets.identical_target({k: v for k, v in ways.items() if k != "native"})
-    assert (compared.met, compared.of) == (True, 4)
+    assert (compared.met, compared.of) == (True, 5)
     assert ways["tensorstream-small"]["plan"]["predicted_seconds"] > 0
     decoding, prefilling = ways["tensorstream-small"]["rows"]
     assert decoding["streamed_bytes_a_pass"] > 0
@@ -287,6 +290,8 @@ def test_processes_of_a_tiny_shape_agree_with_native(
     assert decoding["switches_a_step"] >= 0
     assert "thread_seconds_median" not in prefilling
     assert ways["tensorstream-everything"]["hooks"] == 0
+    assert ways["coded-paired"]["hooks"] > 0
+    assert "peak_device_bytes" not in ways["coded-paired"]
     assert list(tmp_path.iterdir()) == []
 
 
