@@ -17,7 +17,7 @@ struct CarriedFile {
   std::uint64_t size_bytes = 0;
   /// Of each 2 MiB.
   std::vector<std::uint64_t> checksums;
-  /// Of one that is listed: the file that its name leads to.
+  /// Of one that was copied: the file that it was copied from.
   FileIdentity identity{};
 };
 
@@ -35,10 +35,9 @@ inline constexpr const char* kCarriedAdvice =
 std::vector<CarriedFile> list_carried_files(const std::string& folder,
                                             const std::set<std::string>& left_out);
 
-/// Raises IoError where the files below `folder` are no longer those that were `listed`: one came,
-/// is gone, was replaced or written to.
-void check_still_listed(const std::string& folder, const std::set<std::string>& left_out,
-                        const std::vector<CarriedFile>& listed);
+/// Raises IoError where a file below `folder` is not what was `copied` of it: it is gone, or has
+/// other bytes. Files that came since it was listed are no part of what was copied.
+void check_still_there(const std::string& folder, const std::vector<CarriedFile>& copied);
 
 /// Copies the file at `from` to `to`, synced, and gives its size and checksums. Raises IoError,
 /// also where `from` changes meanwhile, or is open for writing.

@@ -38,10 +38,6 @@ struct PackJob {
   std::vector<Shard> shards;
   std::optional<OriginalIndex> index;
   std::optional<File> index_file;
-  /// Whether that is the whole folder, with the files that hold no tensors, and the names of those
-  /// that do.
-  bool is_folder = false;
-  std::set<std::string> packed;
   std::vector<CarriedFile> carried;
 };
 
@@ -93,8 +89,28 @@ void check_names(const PackJob& job) {
   }
 }
 
+/// Raises IoError where the paths of what is packed do not lead to what was opened of it.
+void check_source(const PackJob& job) {
+  for (const Shard& shard : job.shards) {
+    shard.source.file.check_unchanged();  // guard: packed-unchanged
+    shard.source.file.check_in_place();   // guard: packed-in-place
+  }
+  if (!job.index_file) return;
+  job.index_file->check_unchanged();
+  job.index_file->check_in_place();  // guard: packed-index-in-place
+}
+
 PackJob open_job(const std::string& source) {
   const CheckpointFile found = find_checkpoint_file(source);
+  PackJob job;
+  job.folder = fs::path(found.path).parent_path();
+  std::set<std::string> packed;
+  if (found.kind == CheckpointKind::kIndex) {
+    const std::string name = fs::path(found.path).filename().string();
+    job.index_file = File::open_for_reading(found.path);
+    job.index = {name, read_index(*job.index_file)};
+    packed.insert(name);
+  }
   // All rules of an index and its shards, before a byte is written.
   const Checkpoint checkpoint = Checkpoint::open(found.path);
   if (checkpoint.packed()) {
@@ -106,26 +122,24 @@ PackJob open_job(const std::string& source) {
         "'" + found.path +
         "' holds no tensors: there is nothing to pack; give the checkpoint that does");
   }
-  PackJob job;
-  job.folder = fs::path(found.path).parent_path();
-  job.is_folder = fs::is_directory(source);
-  for (const std::string& path : checkpoint.files()) {
+  for (std::size_t i = 0; i < checkpoint.files().size(); ++i) {
+    const std::string& path = checkpoint.files()[i];
     const std::string name = fs::path(path).lexically_relative(job.folder).string();
     if (!name.ends_with(kExtension)) {
       throw ConfigError("'" + path + "' cannot be packed: its name does not end in '" +
                         std::string(kExtension) + "'; rename it, or make a link that does");
     }
     job.shards.push_back({name, open_pack_source(path)});
-    job.packed.insert(name);
+    if (!job.shards.back().source.file.identity().is_as(checkpoint.identities()[i])) {
+      throw IoError(
+          "'" + shown(path) + "' changed as it was opened; pack it when nobody writes there", path,
+          0, 0);
+    }
+    packed.insert(name);
   }
-  if (found.kind == CheckpointKind::kIndex) {
-    const std::string name = fs::path(found.path).filename().string();
-    job.index_file = File::open_for_reading(found.path);
-    job.index = {name, read_index(*job.index_file)};
-    job.packed.insert(name);
-  }
-  if (job.is_folder) job.carried = list_carried_files(job.folder, job.packed);
+  if (fs::is_directory(source)) job.carried = list_carried_files(source, packed);
   check_names(job);
+  check_source(job);  // the index, of which the shards' names are
   return job;
 }
 
@@ -190,21 +204,6 @@ void write_file(const std::string& path, std::string_view text) {
   file.sync();
 }
 
-/// Raises IoError where the source is not what it was when it was opened: what is written may be of
-/// two states of it.
-void check_source(const PackJob& job) {
-  for (const Shard& shard : job.shards) {
-    shard.source.file.check_unchanged();  // guard: packed-unchanged
-    shard.source.file.check_in_place();   // guard: packed-in-place
-  }
-  if (job.index_file) {
-    job.index_file->check_unchanged();
-    job.index_file->check_in_place();  // guard: packed-index-in-place
-  }
-  if (job.is_folder)
-    check_still_listed(job.folder, job.packed, job.carried);  // guard: packed-folder
-}
-
 void write_index(StagedFolder& folder, const PackedIndex& index, const std::string& source) {
   const std::string text = packed_index_text(index);
   if (text.size() > kLargestIndexBytes) {
@@ -250,6 +249,7 @@ CheckpointSummary pack_checkpoint(const std::string& source, const std::string& 
   summary.stored_bytes = index.total_bytes;
   write_index(folder, index, source);
   check_source(job);
+  check_still_there(job.folder, index.carried);  // guard: packed-folder
   progress.finish();
   folder.publish();
   return summary;

@@ -318,44 +318,85 @@ TEST(Pack, ASourceThatChangesMeanwhileIsAnError) {
   EXPECT_EQ(files_below(folder.path()).size(), 1U);
 }
 
-/// What is there at the end is what was opened at the start: no weights of one version beside the
-/// config of another.
-TEST(Pack, AFolderOfWhichAnythingIsExchangedMeanwhileIsAnError) {
-  const auto replace = [](const fs::path& path) {
-    const fs::path other = path.string() + ".other";
-    fs::copy_file(path, other);
-    fs::rename(other, path);
+/// Changes `change` of a folder, once the last of its files is being copied; false where it is
+/// packed.
+bool is_refused_beside(const std::function<void(const fs::path& source)>& change) {
+  const TemporaryFolder folder;
+  write_sharded(folder);
+  bool changed = false;
+  const ProgressSink sink = [&](std::uint64_t done, std::uint64_t total) {
+    const bool all_is_open = total - done < 1'500'000;
+    if (all_is_open && !std::exchange(changed, true)) change(folder.path("src"));
   };
-  const std::map<std::string, std::function<void(const fs::path&)>> changes = {
-      {"model-1.safetensors", replace},
-      {"sub/model-2.safetensors", replace},
-      {kIndex, replace},
-      {"config.json", replace},
-      {"tokenizer/vocab.txt", [](const fs::path& path) { fs::remove(path); }},
-      {"a.txt", [](const fs::path& path) { std::ofstream(path) << "new"; }},
-      {"z.txt", [](const fs::path& path) { std::ofstream(path) << "new"; }},
-      {"empty.txt", [](const fs::path& path) { std::ofstream(path) << "written to"; }},
-      {"sub", [](const fs::path& path) {
-         fs::rename(path, path.parent_path() / ".old");
-         fs::copy(path.parent_path() / ".old", path);
-       }}};
-  for (const auto& [name, change] : changes) {
-    SCOPED_TRACE(name);
-    const TemporaryFolder folder;
-    write_sharded(folder);
-    bool changed = false;
-    const ProgressSink sink = [&](std::uint64_t done, std::uint64_t total) {
-      const bool all_is_open = total - done < 1'500'000;  // the last file is being copied
-      if (all_is_open && !std::exchange(changed, true)) {
-        change(fs::path(folder.path("src")) / name);
-      }
-    };
-    EXPECT_THROW(
-        pack_checkpoint(folder.path("src"), folder.path("p"), {CompressionLevel(4), 1}, sink),
-        IoError);
-    EXPECT_TRUE(changed);
-    EXPECT_FALSE(fs::exists(folder.path("p")));
+  bool refused = false;
+  try {
+    pack_checkpoint(folder.path("src"), folder.path("p"), {CompressionLevel(4), 1}, sink);
+  } catch (const IoError&) {
+    refused = true;
   }
+  EXPECT_TRUE(changed);
+  EXPECT_NE(fs::exists(folder.path("p")), refused);
+  return refused;
+}
+
+void replace(const fs::path& path) {
+  const fs::path other = path.string() + ".other";
+  fs::copy_file(path, other);
+  fs::rename(other, path);
+}
+
+/// What is there at the end is what was packed: no weights of one version beside the config of
+/// another.
+TEST(Pack, AFolderOfWhichAnythingIsExchangedMeanwhileIsAnError) {
+  for (const char* name : {"model-1.safetensors", "sub/model-2.safetensors", kIndex}) {
+    EXPECT_TRUE(is_refused_beside([&](const fs::path& source) { replace(source / name); })) << name;
+  }
+  EXPECT_TRUE(is_refused_beside(
+      [](const fs::path& source) { std::ofstream(source / "empty.txt") << "written to"; }));
+  EXPECT_TRUE(is_refused_beside([](const fs::path& source) {
+    std::ofstream(source / "new.json") << "{\"model_type\": \"e\"}";
+    fs::rename(source / "new.json", source / "config.json");
+  }));
+  EXPECT_TRUE(is_refused_beside(
+      [](const fs::path& source) { fs::remove(source / "tokenizer/vocab.txt"); }));
+  EXPECT_TRUE(is_refused_beside([](const fs::path& source) {
+    fs::rename(source, source.string() + ".old");
+    fs::copy(source.string() + ".old", source, fs::copy_options::recursive);
+  }));
+}
+
+/// The same bytes under another inode, another link to them, and what came since are no other
+/// state.
+TEST(Pack, AFolderOfWhichNoByteIsAnotherIsPacked) {
+  EXPECT_FALSE(is_refused_beside([](const fs::path& source) { replace(source / "config.json"); }));
+  EXPECT_FALSE(is_refused_beside([](const fs::path& source) {
+    fs::permissions(source / "config.json", fs::perms::owner_read);
+  }));
+  EXPECT_FALSE(
+      is_refused_beside([](const fs::path& source) { std::ofstream(source / "a.log") << "new"; }));
+}
+
+/// Between two states of a folder it is in the other one as its config is copied.
+TEST(Pack, AFolderThatIsExchangedAndExchangedBackIsAnError) {
+  const TemporaryFolder folder;
+  write_sharded(folder);
+  fs::copy(folder.path("src"), folder.path("other"), fs::copy_options::recursive);
+  folder.write("other/config.json", "{\"model_type\": \"other\"}");
+  fs::create_directory_symlink(folder.path("src"), folder.path("current"));
+  const auto lead_to = [&](const char* name) {
+    fs::remove(folder.path("current"));
+    fs::create_directory_symlink(folder.path(name), folder.path("current"));
+  };
+  bool away = false;
+  bool back = false;
+  const ProgressSink sink = [&](std::uint64_t done, std::uint64_t total) {
+    if (!std::exchange(away, true)) lead_to("other");
+    if (total - done < 1'500'000 && !std::exchange(back, true)) lead_to("src");
+  };
+  EXPECT_THROW(
+      pack_checkpoint(folder.path("current"), folder.path("p"), {CompressionLevel(4), 1}, sink),
+      IoError);
+  EXPECT_TRUE(back);
 }
 
 /// Weights that came with another name of the folder, or a link to it, are in place all the same.
