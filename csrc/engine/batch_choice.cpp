@@ -63,8 +63,9 @@ std::uint64_t largest_scratch_bytes(std::span<const Group> groups,
 std::uint64_t best_batch_bytes(std::span<const Group> groups, std::span<const TensorSpec> tensors,
                                std::uint64_t piece_bytes, std::uint64_t budget_bytes) {
   std::uint64_t best = batch_limit(piece_bytes);
-  std::uint64_t best_cost = batches_of(groups, tensors, best).cost();
   const std::uint64_t most = std::min(budget_bytes / kBudgetDivisor, kLargestRingBytes);
+  if (most == 0) return best;
+  std::uint64_t best_cost = batches_of(groups, tensors, best).cost();
   for (std::uint64_t eighths = kLeastEighths + 1; eighths <= kMostEighths; ++eighths) {
     const std::uint64_t tried = batch_limit(piece_bytes / kLeastEighths * eighths);
     const Batches batches = batches_of(groups, tensors, tried);

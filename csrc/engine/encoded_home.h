@@ -83,8 +83,9 @@ struct EncodedHomeParts {
 
 struct EncodedHomeOptions {
   CompressionLevel level;
-  /// What batches are cut to: no copy moves more.
+  /// What batches are cut to, by what is usual for their types, and the most that one may take.
   std::uint64_t batch_bytes = 0;
+  std::uint64_t slot_bytes = 0;
   /// Of host RAM; null where nothing is charged. Shared with all that takes from it.
   std::shared_ptr<Budget> budget = nullptr;
 };

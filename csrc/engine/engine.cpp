@@ -240,7 +240,7 @@ void Engine::bring_home(GroupId group) {
   State& state = *state_;
   if (state.device.host_accessible() || state.loader->settled(group)) return;
   const HomeOptions options{CompressionLevel(state.compression.level), state.batch_bytes,
-                            state.ram};
+                            state.ring ? state.ring->batch_bytes() : 0, state.ram};
   try {
     if (state.homes.bring(group, options)) state.predict_anew();
   } catch (const Error&) {

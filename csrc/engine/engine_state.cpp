@@ -273,16 +273,19 @@ std::uint64_t Engine::State::first_room(std::uint64_t limit_bytes) const {
   return std::min(share, kLargestReserve);
 }
 
-Plan Engine::State::plan_beside(std::uint64_t ring_bytes_then,
-                                const std::vector<GroupFootprint>& sizes, std::uint64_t limit_bytes,
-                                std::uint64_t room_bytes) const {
+std::uint64_t Engine::State::others_bytes() const {
   // In this order: residents may give way meanwhile.
   const std::uint64_t used = pool.budget().used_bytes();
   const std::uint64_t mine =
       fixed.size_bytes() + ring_bytes() + (loader ? loader->held_bytes() : 0);
-  const std::uint64_t others = used - std::min(used, mine);
+  return used - std::min(used, mine);
+}
+
+Plan Engine::State::plan_beside(std::uint64_t ring_bytes_then,
+                                const std::vector<GroupFootprint>& sizes, std::uint64_t limit_bytes,
+                                std::uint64_t room_bytes) const {
   const std::uint64_t most =
-      bytes_for_groups(limit_bytes, {fixed.size_bytes(), ring_bytes_then, others}, sizes);
+      bytes_for_groups(limit_bytes, {fixed.size_bytes(), ring_bytes_then, others_bytes()}, sizes);
   const std::uint64_t smallest = smallest_budget_bytes(sizes);
   const std::uint64_t spare = most > smallest ? most - smallest : 0;
   Plan made = make_plan(sizes, most - std::min(room_bytes, spare), rates_for_plans());
@@ -368,11 +371,7 @@ void Engine::State::choose_level(std::uint64_t limit_bytes) {
   const std::optional<std::uint32_t>& wanted = options.compression;
   compression = {0, "not asked for"};
   if (wanted == 0 || !may_encode()) return;
-  const auto cut_for = [&](std::uint64_t budget_bytes) {
-    return best_batch_bytes(groups, sources.tensors(), options.piece_bytes, budget_bytes);
-  };
-  batch_bytes = cut_for(limit_bytes);
-  if (!has_room_for_ring(limit_bytes)) batch_bytes = cut_for(0);
+  batch_bytes = chosen_batch_bytes(limit_bytes);
   compression = {wanted.value_or(0), "asked for"};
   try {
     if (!wanted) compression = chosen_level(limit_bytes);
@@ -392,18 +391,37 @@ std::uint64_t Engine::State::slot_bytes() const {
   return largest_batch_bytes(groups, sources.tensors(), batch_bytes);
 }
 
+// As plan_model() has it: the least where a larger ring would take of what others are to have.
+std::uint64_t Engine::State::chosen_batch_bytes(std::uint64_t limit_bytes) const {
+  const auto cut_for = [&](std::uint64_t budget_bytes) {
+    return best_batch_bytes(groups, sources.tensors(), options.piece_bytes, budget_bytes);
+  };
+  const std::uint64_t least = cut_for(0);
+  const std::uint64_t best = cut_for(limit_bytes);
+  const std::optional<std::uint64_t> left = left_beside_ring(limit_bytes, best);
+  const std::uint64_t most = left_beside_ring(limit_bytes, least).value_or(0);
+  const std::uint64_t for_others = spared_bytes(limit_bytes) + outside_bytes(limit_bytes);
+  return left && *left >= std::min(for_others, most) ? best : least;
+}
+
+std::optional<std::uint64_t> Engine::State::left_beside_ring(std::uint64_t limit_bytes,
+                                                             std::uint64_t cut_bytes) const {
+  const std::uint64_t ring_bytes_then =
+      DecodeRing::size_bytes_for(largest_batch_bytes(groups, sources.tensors(), cut_bytes));
+  const std::vector<GroupFootprint> sizes =
+      footprints(groups, sources.tensors(), compute_place(device));
+  try {
+    return bytes_for_groups(limit_bytes, {fixed.size_bytes(), ring_bytes_then, others_bytes()},
+                            sizes) -
+           smallest_budget_bytes(sizes);
+  } catch (const BudgetError&) {
+    return std::nullopt;
+  }
+}
+
 Plan Engine::State::plan_with_ring(std::uint64_t limit_bytes) const {
   return plan_beside(DecodeRing::size_bytes_for(slot_bytes()),
                      footprints(groups, sources.tensors(), compute_place(device)), limit_bytes, 0);
-}
-
-bool Engine::State::has_room_for_ring(std::uint64_t limit_bytes) const {
-  try {
-    static_cast<void>(plan_with_ring(limit_bytes));
-    return true;
-  } catch (const BudgetError&) {
-    return false;
-  }
 }
 
 bool Engine::State::may_encode() {

@@ -68,6 +68,8 @@ class Engine::State {
   std::uint64_t room_for_others(std::uint64_t headroom_bytes) const {
     return headroom_bytes + spared_bytes(pool.budget().limit_bytes()) / 8;
   }
+  /// Of the budget, what is not this engine's.
+  std::uint64_t others_bytes() const;
   Plan plan_beside(std::uint64_t ring_bytes_then, const std::vector<GroupFootprint>& sizes,
                    std::uint64_t limit_bytes, std::uint64_t room_bytes) const;
 
@@ -229,7 +231,11 @@ class Engine::State {
   std::uint64_t slot_bytes() const;
   /// The plan of what is not coded beside the ring. Raises BudgetError where it has no room.
   Plan plan_with_ring(std::uint64_t limit_bytes) const;
-  bool has_room_for_ring(std::uint64_t limit_bytes) const;
+  std::uint64_t chosen_batch_bytes(std::uint64_t limit_bytes) const;
+  /// Of the budget, beside the smallest plan and a ring for batches that are cut to that; nothing
+  /// where they do not fit.
+  std::optional<std::uint64_t> left_beside_ring(std::uint64_t limit_bytes,
+                                                std::uint64_t cut_bytes) const;
   /// Raises ConfigError where a level is asked for that has no meaning here.
   bool may_encode();
   CompressionChoice chosen_level(std::uint64_t limit_bytes) const;

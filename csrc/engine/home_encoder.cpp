@@ -146,7 +146,8 @@ class HomeEncoder {
     return taken;
   }
 
-  /// Nothing where there is no room for another one: whoever has one takes the next batch too.
+  /// Nothing where there is no room for another one beside what is to be stored: whoever has one
+  /// takes the next batch too.
   std::optional<Scratch> take_scratch() TS_REQUIRES(mutex_) {
     if (!free_.empty()) {
       Scratch scratch = std::move(free_.back());
@@ -155,8 +156,11 @@ class HomeEncoder {
     }
     Scratch made;
     if (options_.budget != nullptr) {
+      const std::uint64_t to_store = (cut_.batches.size() - stored_batches_) * cut_.room_bytes;
       auto reservation = options_.budget->try_reserve(largest_bytes_);
-      if (!reservation && scratches_ != 0) return std::nullopt;
+      if (scratches_ != 0) {  // guard: scratch-beside-its-home
+        if (!reservation || options_.budget->free_bytes() < to_store) return std::nullopt;
+      }
       made.reservation =
           reservation ? std::move(*reservation)
                       : options_.budget->reserve(largest_bytes_, "memory to encode weights in");
@@ -218,6 +222,7 @@ class HomeEncoder {
     }
     const MutexLock lock(mutex_);
     free_.push_back(std::move(scratch));
+    ++stored_batches_;
   }
 
   /// How many of the encoded parts from `first` on are one batch.
@@ -226,7 +231,7 @@ class HomeEncoder {
     std::size_t last = first;
     while (last < end) {
       bytes += sizes_[last] + frame_table_bytes(1);
-      if (bytes > cut_.room_bytes) break;  // guard: batch-fits-its-slot
+      if (bytes > options_.slot_bytes) break;  // guard: batch-fits-its-slot
       ++last;
     }
     return last - first;
@@ -272,6 +277,7 @@ class HomeEncoder {
   std::vector<OpenBatch> open_;
   std::vector<Scratch> free_ TS_GUARDED_BY(mutex_);
   std::size_t scratches_ TS_GUARDED_BY(mutex_) = 0;
+  std::size_t stored_batches_ TS_GUARDED_BY(mutex_) = 0;
   std::size_t next_ TS_GUARDED_BY(mutex_) = 0;
   std::size_t batch_ TS_GUARDED_BY(mutex_) = 0;
   std::uint64_t offset_ TS_GUARDED_BY(mutex_) = 0;

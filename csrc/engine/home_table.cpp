@@ -61,9 +61,10 @@ HomeTable::Home HomeTable::make(GroupId group, std::span<const std::vector<Bound
   if (options.level.stores_raw() || !is_worth_encoding(moved, tensors)) {
     return {make_home(device_, moved, layouts_[group], sources_, {.budget = options.budget}), {}};
   }
-  return {{},
-          make_encoded_home(device_, {moved, layouts_[group], tensors, from},
-                            {options.level, options.batch_bytes, options.budget})};
+  return {
+      {},
+      make_encoded_home(device_, {moved, layouts_[group], tensors, from},
+                        {options.level, options.batch_bytes, options.slot_bytes, options.budget})};
 }
 
 void HomeTable::note_absent(GroupId group) {

@@ -19,8 +19,9 @@ namespace tensorstream {
 struct HomeOptions {
   /// CompressionLevel::kNone for homes that hold bytes as they are.
   CompressionLevel level{CompressionLevel::kNone};
-  /// Of those that hold frames.
+  /// EncodedHomeOptions, of those that hold frames.
   std::uint64_t batch_bytes = 0;
+  std::uint64_t slot_bytes = 0;
   /// Of host RAM; null where nothing is charged. Shared with all that takes from it.
   std::shared_ptr<Budget> budget = nullptr;
 };
