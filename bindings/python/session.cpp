@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 
+#include "base/clock.h"
 #include "platform/process_memory.h"
 #include "references.h"
 #include "tensorstream/error.h"
@@ -29,9 +31,21 @@ nb::object caller_of(const nb::object& frame) {
   return nb::steal<nb::object>(reinterpret_cast<PyObject*>(caller));
 }
 
-/// Which session each thread waits for: guarded by the GIL.
-std::unordered_map<std::uint64_t, const Session*>& waited_for() {
-  static std::unordered_map<std::uint64_t, const Session*> sessions;
+// How long threads wait for each other before one of them is told. A forward that was abandoned is
+// ended sooner by who waits for it.
+constexpr std::chrono::milliseconds kToldAfter{4 * kAbandonedCheck};
+
+using SessionsOfThreads = std::unordered_map<std::uint64_t, const Session*>;
+
+/// Which session each thread waits for: guarded by the GIL. Threads may be waiting as the process
+/// ends, so it stays; those of its parent are not in a forked child.
+SessionsOfThreads& waited_for() {
+  static std::int64_t process = process_id();
+  static auto& sessions = *new SessionsOfThreads;
+  if (process != process_id()) {
+    process = process_id();
+    sessions.clear();
+  }
   return sessions;
 }
 
@@ -78,6 +92,7 @@ bool Session::enter_alone(const nb::object& frame) {
 // Until nobody, or this thread, runs the model. False where who runs it waits for this thread. What
 // is asked meanwhile may let other threads run: nothing is known of the session after it.
 bool Session::wait(const nb::object& frame) {
+  std::optional<Clock::time_point> circular_since;
   for (;;) {
     wait_for_reclaim();
     if (frames_.empty()) return true;
@@ -88,19 +103,22 @@ bool Session::wait(const nb::object& frame) {
     }
     if (static_cast<bool>(nb::bool_(waits_for_caller_()))) return false;
     if (end_if_abandoned(frame_of_thread(owner_), rung)) continue;
-    if (is_waited_for_by_me()) {
+    if (!is_waited_for_by_me()) {
+      circular_since.reset();
+    } else if (!circular_since) {
+      circular_since = Clock::now();
+    } else if (Clock::now() - *circular_since >= kToldAfter) {
       throw UnsupportedError(
-          "two threads run models that call each other, in opposite order: each waits for the "
-          "model "
-          "that the other one runs; run them one after the other (a lock around both), or in one "
-          "thread");
+          "threads run models that call each other, in opposite order, and each waits for a model "
+          "that another one runs; put a lock around them, or run them in one thread");
     }
     const Waiting waiting(*this);
     wait_for_change(rung);
   }
 }
 
-// Whether who runs the model waits, for another one or over several, for one that this thread runs.
+// Whether who runs the model waits, for another one or over several, for one that this thread runs:
+// for a moment also where a forward of one of them was abandoned, and nobody looked yet.
 bool Session::is_waited_for_by_me() const {
   const std::uint64_t me = PyThread_get_thread_ident();
   const Session* session = this;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -85,6 +86,39 @@ def test_an_answer_that_is_none_is_raised() -> None:
         session.enter(sys._getframe())
     owner.leave()
     assert session.enter(sys._getframe())
+
+
+def test_a_model_whose_forward_was_abandoned_is_waited_for_by_nobody_for_long() -> None:
+    """Its thread goes on to a model that who waits for it runs: that is no ring."""
+    abandoned, other = (_native.Session(lambda: None, lambda: False) for _ in range(2))
+    runs_other = threading.Event()
+    frames: list[Any] = []
+
+    def run_other() -> None:
+        frame = sys._getframe()
+        other.enter(frame)
+        runs_other.set()
+        abandoned.enter(frame)
+        frames.append(frame)
+        abandoned.leave(frame)
+        other.leave(frame)
+
+    thread = threading.Thread(target=run_other)
+
+    def run_abandoned() -> None:
+        abandoned.enter(sys._getframe())
+        thread.start()
+        assert runs_other.wait(10)
+        time.sleep(0.12)  # it waits by now
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_abandoned()
+    frame = sys._getframe()
+    assert other.enter(frame)
+    assert other.leave(frame)
+    thread.join(10)
+    assert len(frames) == 1
 
 
 class Calls(nn.Module):
