@@ -80,8 +80,8 @@ class Gate:
                 "this thread is moving the model's weights already: call set_budget() or restore() again "
                 "when it has returned, not in a handler of a signal meanwhile"
             )
-        self._closing.add(me)
         try:
+            self._closing.add(me)
             with self._closed_in_turn(frame, held):
                 yield
         finally:
@@ -192,6 +192,11 @@ class Gate:
         if in_backward() or any(id(called) in self._numbers for called in _called(frame)):
             return
         me = threading.get_ident()
+        if me in self._closing:  # guard: run-within-closing
+            raise ConfigError(
+                "this thread is moving the model's weights (set_budget, restore): run the model when that "
+                "has returned, not in a handler of a signal meanwhile"
+            )
         with self._changed:
             self._waiting.add(me)
             try:

@@ -22,9 +22,10 @@ def mark(tensor: torch.Tensor, weight: Weight, *, is_buffer: bool) -> None:
 
 def make_plain_class(tensor: torch.Tensor) -> None:
     """Has an object that is a weight's be of the class that it had, and no weight's any more."""
-    if tensor.__dict__.pop(_WEIGHT, None) is not None:
-        is_buffer = tensor.__dict__.pop(_IS_BUFFER, False)
-        tensor.__class__ = torch.Tensor if is_buffer else nn.Parameter
+    if tensor.__dict__.get(_WEIGHT) is not None:
+        tensor.__class__ = torch.Tensor if tensor.__dict__.get(_IS_BUFFER) else nn.Parameter
+        tensor.__dict__.pop(_IS_BUFFER, None)
+        del tensor.__dict__[_WEIGHT]
 
 
 def plain_copy(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

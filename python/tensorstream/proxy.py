@@ -24,6 +24,7 @@ from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils import _pytree as pytree
 
 from tensorstream.exceptions import UnsupportedError
+from tensorstream.graph_nodes import Rows, in_graph_of
 from tensorstream.plain_objects import plain_copy
 from tensorstream.tracing import as_plain, in_transform, refuse_capture, refuse_tracing, uncompiled
 
@@ -62,55 +63,6 @@ def _refuse_making(cls: type, *_: Any, **__: Any) -> Any:
         "something makes a parameter by the class of a streamed weight, as accelerate's cpu_offload() and "
         "dispatch_model() do to place weights elsewhere; call tensorstream.restore(model) first"
     )
-
-
-class _Fetch(torch.autograd.Function):
-    """The true value of a parked parameter, with the parameter's place in the graph."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return value.detach()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor | None:
-        return tangents[0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0], None
-
-
-def in_graph_of(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """An alias of `value` whose gradient is the parameter's."""
-    apply = _Fetch.apply
-    if in_transform():  # its operator would ask the parameter for its function
-        return as_plain(apply, parameter, value)  # type: ignore[no-any-return]
-    return apply(parameter, value)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _Rows(torch.autograd.Function):
-    """Rows of a parked embedding table, with the table's gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, table: torch.Tensor, rows: torch.Tensor, indices: torch.Tensor, options: Any
-    ) -> torch.Tensor:
-        """`options` are the padding index and whether gradients are scaled by frequency."""
-        ctx.save_for_backward(indices)
-        ctx.options = (table.shape[0], *options)
-        return rows.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (indices,) = ctx.saved_tensors
-        grad = torch.ops.aten.embedding_dense_backward(grads[0], indices, *ctx.options)
-        return grad, None, None, None
 
 
 class LentParameter(nn.Parameter):
@@ -304,7 +256,7 @@ ON_THE_OBJECT = frozenset(
         "_post_accumulate_grad_hooks.__set__ size dim ndimension numel nelement element_size "
         "requires_grad_ detach_ register_hook register_post_accumulate_grad_hook retain_grad get_device "
         "is_floating_point is_complex is_signed is_inference is_conj is_neg __hash__ __len__ "
-        "is_same_size has_names grad backward"
+        "is_same_size has_names grad"
     ).split()
 )
 # Answered by the weight's form: the object's own strides are those of the poison.
@@ -320,7 +272,13 @@ def _on_the_truth(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     refuse_tracing()
     refuse_capture()
     leaves, structure = pytree.tree_flatten((args, kwargs))
-    for first in (leaf for leaf in leaves if isinstance(leaf, ParkedParameter)):
+    parked = [leaf for leaf in leaves if isinstance(leaf, ParkedParameter)]
+    if not parked:  # guard: hidden-in-arguments
+        raise UnsupportedError(
+            f"an argument of {name_of(func)}() holds a streamed weight in a container that torch does not "
+            "look into; give a list, a tuple or a dict"
+        )
+    for first in parked:
         with _parked(first) as weight:
             if weight is not None:
                 return _on_values(func, leaves, structure, weight._loans)
@@ -332,31 +290,57 @@ def _on_values(
 ) -> Any:
     parked = {id(leaf): leaf for leaf in leaves if isinstance(leaf, ParkedParameter)}
     loans.sweep()
-    used = {key: use(leaf) for key, leaf in parked.items()}
-    aliases = {key: use[2] for key, use in used.items()}
+    uses: list[tuple[Weight, torch.Tensor, int]] = []
+    try:
+        return _with_values(func, leaves, structure, parked, uses)
+    finally:  # what it wrote before it raised is written
+        hides = name_of(func).startswith(_RAISE_NO_VERSION)
+        for weight, value, version in uses:
+            written = hides and not weight.holds(value)  # guard: written-without-a-version
+            weight.after_use(value, -1 if written else version)
+
+
+def _with_values(
+    func: Callable[..., Any],
+    leaves: list[Any],
+    structure: pytree.TreeSpec,
+    parked: dict[int, ParkedParameter],
+    uses: list[tuple[Weight, torch.Tensor, int]],
+) -> Any:
+    aliases: dict[int, torch.Tensor] = {}
+    for key, parameter in parked.items():
+        weight, value, aliases[key], version = use(parameter)
+        uses.append((weight, value, version))
     args, kwargs = pytree.tree_unflatten(
         [aliases.get(id(leaf), leaf) for leaf in leaves], structure
     )
     result = func(*args, **kwargs)
-    if name_of(func).startswith("_fused_"):  # optimizers' steps: they raise no version
-        used = {key: (*use[:3], -1) for key, use in used.items()}
     returned = {id(alias): parked[key] for key, alias in aliases.items()}
-    result = pytree.tree_map(lambda leaf: returned.get(id(leaf), leaf), result)
-    uses = [(weight, value, version) for weight, value, _, version in used.values()]
-    del args, kwargs, aliases, used
-    for weight, value, version in uses:
-        weight.after_use(value, version)
-    return result
+    return pytree.tree_map(lambda leaf: returned.get(id(leaf), leaf), result)
+
+
+# Optimizers' steps, and what writes running statistics.
+_RAISE_NO_VERSION = (
+    "_fused_",
+    "batch_norm",
+    "native_batch_norm",
+    "_native_batch_norm",
+    "_batch_norm",
+)
 
 
 def use(parameter: ParkedParameter) -> tuple[Weight, torch.Tensor, torch.Tensor, int]:
     """A weight, its true value, an alias of it for one operation, and the value's version."""
     weight = weight_of(parameter)
-    value = weight.truth()
+    value = weight.begin_use()
     version = value._version
-    if torch.is_grad_enabled() and parameter.requires_grad:
-        return weight, value, in_graph_of(parameter, value), version
-    return weight, value, value.detach(), version
+    try:
+        if torch.is_grad_enabled() and parameter.requires_grad:
+            return weight, value, in_graph_of(parameter, value), version
+        return weight, value, value.detach(), version
+    except BaseException:
+        weight.after_use(value, version)
+        raise
 
 
 def _get_data(parameter: ParkedParameter) -> torch.Tensor:
@@ -401,7 +385,7 @@ def _embedding(  # noqa: PLR0917 - the arguments are those of F.embedding
         )
     if torch.is_grad_enabled() and table.requires_grad:
         pad = -1 if padding_idx is None else padding_idx % table.shape[0]
-        return _Rows.apply(table, rows, indices, (pad, scale_grad_by_freq))  # type: ignore[no-any-return,no-untyped-call]
+        return Rows.apply(table, rows, indices, (pad, scale_grad_by_freq))  # type: ignore[no-any-return,no-untyped-call]
     return rows
 
 
@@ -432,6 +416,17 @@ def grad(outputs: Any, inputs: Any, *, materialize_grads: bool = False, **option
     )
 
 
+def _backward(
+    parameter: torch.Tensor,
+    gradient: torch.Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """Tensor.backward, whose own code would run with functions of subclasses turned off, and all hooks."""
+    torch.autograd.backward(parameter, gradient, retain_graph, create_graph, inputs=inputs)
+
+
 def _addressed(func: Callable[..., Any]) -> Callable[..., Any]:
     """`func`, which gives an address of a weight's bytes; the bytes stay there until its next use."""
 
@@ -439,11 +434,12 @@ def _addressed(func: Callable[..., Any]) -> Callable[..., Any]:
         with _parked(parameter) as weight, torch.no_grad():
             if weight is not None:
                 weight._loans.sweep()
-                value = weight.truth()
+                value = weight.begin_use()
                 weight.point_at(value)
-                result = func(value)
-                weight.after_use(value, value._version)
-                return result
+                try:
+                    return func(value)
+                finally:
+                    weight.after_use(value, value._version)
         return func(parameter)
 
     return call
@@ -481,6 +477,7 @@ def _can_take(parameter: torch.Tensor, value: torch.Tensor) -> bool:
 _HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.Tensor.data.__get__: _get_data,  # type: ignore[attr-defined]
     torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
+    torch.Tensor.backward: _backward,
     torch._has_compatible_shallow_copy_type: _can_take,
     F.embedding: _embedding,
     torch.Tensor.expand_as: _seen_as(torch.Tensor.expand_as),

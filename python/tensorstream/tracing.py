@@ -28,9 +28,10 @@ def uncompiled(function: Callable[..., Any]) -> Any:
 
 
 def as_plain(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls `func`, a method of torch's in C, with parked weights as the tensors that their objects are.
+    """Calls a method of torch's with parked weights as the tensors that their objects are.
 
-    One call in C: what the thread runs in between, such as the handler of a signal, sees true values.
+    In one call: of a method in C, what the thread runs in between, such as the handler of a signal, sees
+    true values. Those in Python that use it (register_hook, __len__) run some lines.
     """
     return torch._C._disabled_torch_function_impl(func, (), args, kwargs)
 

@@ -16,13 +16,13 @@ from torch.utils import _pytree as pytree
 
 from tensorstream.compute_device import is_made_of_parts
 from tensorstream.flattened import inner_tensors, name_of_wrapper, plain_class, rebuilt
+from tensorstream.graph_nodes import in_graph_of
 from tensorstream.proxy import (
     ON_THE_OBJECT,
     REFUSED,
     ParkedParameter,
     check_in_place,
     grad,
-    in_graph_of,
     name_of,
     refuse,
     use,
@@ -46,7 +46,7 @@ class ParkedWrapper(torch.Tensor):
         name = name_of(func)
         if func is torch.autograd.grad:  # guard: wrapper-differentiated
             return grad(*args, **kwargs)
-        if name in ON_THE_OBJECT:
+        if name in ON_THE_OBJECT or func is torch.Tensor.backward:
             return as_plain(func, *args, **kwargs)
         if args and isinstance(args[0], ParkedWrapper):
             if name in _REFUSED:
@@ -146,6 +146,22 @@ def _on_true_wrappers(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 def _on_values(func: Callable[..., Any], leaves: list[Any], structure: pytree.TreeSpec) -> Any:
     true = _TrueValues(as_leaves=name_of(func) in _OF_LEAVES)
+    try:
+        result, exchanged = _with_values(func, leaves, structure, true)
+    finally:  # what it wrote before it raised is written
+        true.after_use()
+    if exchanged:  # guard: wrapper-inner-exchanged
+        refuse(
+            name_of_wrapper(next(each for each in leaves if isinstance(each, ParkedWrapper))),
+            name_of(func),
+        )
+    return result
+
+
+def _with_values(
+    func: Callable[..., Any], leaves: list[Any], structure: pytree.TreeSpec, true: _TrueValues
+) -> tuple[Any, bool]:
+    """What `func` gives for true values, and whether it exchanged an inner tensor of one."""
     originals = {id(leaf): leaf for leaf in leaves if isinstance(leaf, _PARKED)}
     given = {key: true.of(leaf) for key, leaf in originals.items()}
     args, kwargs = pytree.tree_unflatten([given.get(id(leaf), leaf) for leaf in leaves], structure)
@@ -161,15 +177,7 @@ def _on_values(func: Callable[..., Any], leaves: list[Any], structure: pytree.Tr
             _take_attributes(originals[key], value)
     if leaves and _converts_nothing(func, leaves[0], result, args, kwargs):
         result = leaves[0]
-    result = pytree.tree_map(functools.partial(_original, returned), result)
-    del args, kwargs, returned, given, before, changed
-    true.after_use()
-    if exchanged:  # guard: wrapper-inner-exchanged
-        refuse(
-            name_of_wrapper(next(each for each in leaves if isinstance(each, ParkedWrapper))),
-            name_of(func),
-        )
-    return result
+    return pytree.tree_map(functools.partial(_original, returned), result), exchanged
 
 
 def _original(returned: dict[int, Any], leaf: Any) -> Any:

@@ -83,6 +83,7 @@ class Weight:
         self._home: torch.Tensor | None = None
         self._loan: torch.Tensor | None = None
         self._loan_version = 0
+        self._operations = 0  # under way with the loan
         self._pointed_at: torch.Tensor | None = None
         self._was_pointed_at = False  # since the loan was compared
         self._owned: torch.Tensor | None = None
@@ -207,7 +208,7 @@ class Weight:
     def truth(self) -> torch.Tensor:
         """The weight's true value, shared with whoever holds it already."""
         self.take_set()
-        self.settle()
+        self.settle(reads=True)
         if self._loan is not None:
             return self._loan
         if self._owned is not None:
@@ -243,7 +244,7 @@ class Weight:
     def on_host(self) -> torch.Tensor:
         """The weight's true value in RAM of its own, whatever the device has room for."""
         self.take_set()
-        self.settle()
+        self.settle(reads=True)
         value = self._loan if self._loan is not None else self._owned
         if value is not None:
             return value.detach().to("cpu", copy=True)
@@ -271,17 +272,39 @@ class Weight:
             raise IndexError(f"index out of range in self: {error}") from error
         return out.to(indices.device)
 
+    def begin_use(self) -> torch.Tensor:
+        """The true value for an operation, which operations within it share: after_use() has to follow."""
+        self._operations += 1
+        try:
+            value = self.truth()
+        except BaseException:
+            self._operations -= 1
+            raise
+        if self._loan is not None:  # also of code that ran while it was read
+            return self._loan
+        self._loan, self._loan_version = value, value._version
+        self._loans.add(self)
+        return value
+
     def after_use(self, value: torch.Tensor, version: int) -> None:
-        """Takes note of what an operation did with `value`, which truth() gave at `version`."""
+        """Takes note of what an operation did with `value`, which begin_use() gave at `version`."""
+        self._operations -= 1
         if value._version != version:
             self.adopt(value)
         self._watch(value)
 
     def _watch(self, value: torch.Tensor) -> None:
-        """Makes `value` a loan where somebody else holds its memory."""
-        if storage_users(value) > SOLE_USER:
+        """Makes `value` a loan where somebody else holds its memory, and ends one that nobody does."""
+        if self._is_held(value):
             self._loan, self._loan_version = value, value._version
             self._loans.add(self)
+        elif self._loan is value:
+            self._loan = None
+            self._loans.discard(self)
+
+    def _is_held(self, value: torch.Tensor) -> bool:
+        """Whether an operation under way shares it, or somebody else its memory."""
+        return self._operations > 0 or storage_users(value) > SOLE_USER
 
     def point_at(self, value: torch.Tensor) -> None:
         """Keeps `value`, which truth() gave, for an address in it: nobody else may hold it."""
@@ -294,8 +317,12 @@ class Weight:
         self.take_set()
         self.settle()
 
-    def settle(self) -> None:
-        """Makes what was written to a loan the weight's bytes, and ends a loan nobody holds."""
+    def settle(self, *, reads: bool = False) -> None:
+        """Makes what was written to a loan the weight's bytes, and ends a loan nobody holds.
+
+        Where the weight `reads` and no more, one that cannot be taken over now, since its group is in use or
+        is moved, stays a loan: it has the bytes.
+        """
         self._check_process()
         loan = self._loan
         if loan is None or type(self.parameter) is LentParameter:
@@ -305,13 +332,13 @@ class Weight:
             counts = loan is not self._owned or loan._version != self._loan_version
             try:
                 self.adopt(loan, counts=counts)
-            except LeaseError:
-                if counts:
+            except (LeaseError, ConfigError):
+                if counts or not reads:  # guard: settled-before-use
                     raise
-                return  # a read while its group is in use
+                return
         self._was_pointed_at = self._pointed_at is not None
         self._loan_version = loan._version
-        if storage_users(loan) == SOLE_USER:
+        if not self._is_held(loan):
             self._loan = None
             self._loans.discard(self)
 
@@ -323,9 +350,10 @@ class Weight:
             return self._was_pointed_at or storage_users(loan) > SOLE_USER
         # Owned memory is the source already: what was loaded of it is not. Other memory is compared: it
         # may have been written past torch, through NumPy or a pointer.
-        return loan is self._owned or not self._holds(loan)
+        return loan is self._owned or not self.holds(loan)
 
-    def _holds(self, value: torch.Tensor) -> bool:
+    def holds(self, value: torch.Tensor) -> bool:
+        """Whether the weight's source has the bytes of `value`."""
         with plain_tensors():  # a forward under torch.func may be about to begin
             host = value if self._device.is_host else value.cpu()
         return bool(self.engine.holds(self.tensor, host.data_ptr(), self.size_bytes))
@@ -355,8 +383,8 @@ class Weight:
 
     def settle_if_returned(self) -> None:
         """settle(), where nobody holds the loan any more."""
-        if self._loan is not None and storage_users(self._loan) == SOLE_USER:
-            self.settle()
+        if self._loan is not None and not self._is_held(self._loan):
+            self.settle(reads=True)
 
     def is_as_saved(self, generation: int, version: int) -> bool:
         """Whether a graph that saved the weight then, while it was lent at that version, has its value.

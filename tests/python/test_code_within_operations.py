@@ -6,6 +6,7 @@ wherever the thread is; hooks for saved tensors and modes run within torch's ope
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import sys
@@ -20,9 +21,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tensorstream
-from conftest import assert_same
-from model_shapes import Stack, row_ids
+from conftest import assert_same, offload_tightly
+from fake_gpu import use_fake_gpu
+from model_shapes import Stack, make_stack, row_ids
 from parked_pair import Pair, make_pair
+from tensorstream.exceptions import LeaseError, UnsupportedError
+from tensorstream.proxy import weight_of
 
 _PACKAGE = os.path.dirname(tensorstream.__file__)
 
@@ -73,17 +77,18 @@ def checkpoint_on_signal(pair: Pair) -> Iterator[list[str]]:
     signal.signal(signal.SIGUSR1, before)
 
 
+class RaisesSignal(TorchDispatchMode):
+    """Raises SIGUSR1 in each operation, also in what reads a weight."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        signal.raise_signal(signal.SIGUSR1)
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("use", ["sum", "matmul", "embedding", "copy", "foreach", "rows"])
 def test_handlers_of_signals_within_an_operation_see_true_values(
     pair: Pair, checkpoint_on_signal: list[str], use: str
 ) -> None:
-    class Raises(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            signal.raise_signal(signal.SIGUSR1)
-            return func(*args, **(kwargs or {}))
-
     weight = pair.streamed.blocks[1].up.weight
     ids = row_ids()
     uses: dict[str, Any] = {
@@ -94,9 +99,37 @@ def test_handlers_of_signals_within_an_operation_see_true_values(
         "foreach": lambda: torch._foreach_norm(list(pair.streamed.parameters())),
         "rows": lambda: weight[:2].mul(2),
     }
-    with Raises():
+    with RaisesSignal():
         uses[use]()
     assert not checkpoint_on_signal, checkpoint_on_signal[0]
+
+
+def test_a_forward_does_not_use_a_place_of_before_a_write_past_its_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who has a lease of the group, as a backward of another thread, keeps its place as it is."""
+    use_fake_gpu(monkeypatch, homes=True)
+    model = make_stack(3)
+    plain = copy.deepcopy(model)
+    offload_tightly(model, prefetch="aggressive")
+    with torch.no_grad():
+        for _ in range(2):
+            model(row_ids())
+    weight = weight_of(model.blocks[1].up.weight)
+    raised: list[BaseException] = []
+
+    def within_a_lease(*_: Any) -> None:
+        value = weight.parameter.detach()
+        value.numpy()[:] *= 2
+        with torch.no_grad(), pytest.raises(LeaseError) as error:
+            model(row_ids())
+        raised.append(error.value)
+
+    weight.engine.on_lease(weight.group, weight._device.stream(), within_a_lease)
+    assert raised
+    with torch.no_grad():
+        plain.blocks[1].up.weight.mul_(2)
+        assert_same(model(row_ids()), plain(row_ids()), "afterwards")
 
 
 class ReadsAtLines:
@@ -131,15 +164,117 @@ class ReadsAtLines:
                 self.faults.append(f"{name} at {line}")
 
 
+def train(model: nn.Module) -> None:
+    """Two steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(row_ids()).square().mean().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+def test_what_is_read_within_an_operation_does_not_undo_what_it_writes(
+    pair: Pair, checkpoint_on_signal: list[str]
+) -> None:
+    for model in (pair.plain, pair.streamed):
+        weight = model.blocks[1].up.weight
+        weight.grad = torch.ones_like(weight)
+        optimizer = torch.optim.SGD([weight], lr=1.0, foreach=False)
+        if model is pair.plain:
+            optimizer.step()
+            continue
+        checkpoint_on_signal.clear()
+        with RaisesSignal():
+            optimizer.step()
+    assert_all_true(pair, "after the step")
+    pair.check_forward()
+
+
+def test_an_alias_that_is_taken_within_an_operation_is_the_weights(pair: Pair) -> None:
+    held: list[torch.Tensor] = []
+
+    class Takes(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            held.append(pair.streamed.blocks[1].up.weight.detach())
+            return func(*args, **(kwargs or {}))
+
+    weight, plain = pair.weights
+    with torch.no_grad(), Takes():
+        weight[:2].add_(1)
+    with torch.no_grad():
+        plain[:2].add_(1)
+        plain[0].mul_(3)
+    held[0][0].mul_(3)
+    assert_same(weight.detach(), plain.detach(), "after a write through the alias")
+    pair.check_forward()
+
+
+def test_what_an_operation_wrote_before_it_was_interrupted_is_written(pair: Pair) -> None:
+    class Interrupts(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.add_.Tensor:
+                raise KeyboardInterrupt
+            return result
+
+    for weight in pair.weights:
+        with pytest.raises(KeyboardInterrupt), torch.no_grad(), Interrupts():
+            weight.add_(1)
+    assert_all_true(pair, "after the interrupt")
+
+
+def test_hooks_of_a_weights_own_backward_see_true_values(pair: Pair) -> None:
+    weight, plain = pair.weights
+    for one, model in ((weight, pair.streamed), (plain, pair.plain)):
+        other = model.blocks[0].up.weight
+        one.register_hook(lambda gradient, other=other: gradient * other.detach().norm())
+        one.backward(torch.ones_like(one))
+    assert_same(weight.grad, plain.grad, "gradient")
+
+
+def test_a_weight_without_a_gradient_gets_none(pair: Pair) -> None:
+    class Ignores(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return grads[0], None
+
+    for weight in pair.weights:
+        Ignores.apply(torch.ones(2, requires_grad=True), weight).sum().backward()
+        assert weight.grad is None
+
+
+def test_running_statistics_that_are_streamed_are_written(pair: Pair) -> None:
+    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(1))
+    for model in (pair.streamed, pair.plain):
+        means, variances = model.blocks[0].up.bias, model.blocks[1].up.bias
+        with torch.no_grad():
+            nn.functional.batch_norm(x, means, variances, training=True)
+    assert_all_true(pair, "after the statistics")
+
+
+def test_a_weight_in_a_container_of_its_own_class_is_refused(pair: Pair) -> None:
+    class Hidden(list[Any]):
+        pass
+
+    weight, _ = pair.weights
+    with pytest.raises(UnsupportedError, match=r"an argument of cat\(\)"):
+        torch.cat(Hidden([weight, weight]))
+
+
 @pytest.mark.parametrize("every", [17, 41])
 def test_weights_are_true_wherever_a_step_of_training_is(pair: Pair, every: int) -> None:
-    model = pair.streamed
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with ReadsAtLines(model, every) as reads:
-        for _ in range(2):
-            optimizer.zero_grad()
-            model(row_ids()).square().mean().backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+    with ReadsAtLines(pair.streamed, every) as reads:
+        train(pair.streamed)
+    train(pair.plain)
     assert reads.reads > 100
+    assert_all_true(pair, "after training")
     assert not reads.faults, f"{len(reads.faults)} of {reads.reads}, the first: {reads.faults[0]}"
