@@ -91,8 +91,8 @@ struct EncodedHomeOptions {
 };
 
 /// A home that holds the group's bytes: each is read from its source once, by several threads that
-/// encode what they read. Beside the frames some tens of MiB are held meanwhile. Raises as
-/// PinnedMemory does, and IoError.
+/// encode what they read. Beside the frames, memory for two or three batches is held meanwhile:
+/// some tens of MiB each. Raises as PinnedMemory does, and IoError.
 std::shared_ptr<EncodedHome> make_encoded_home(Device& device, const EncodedHomeParts& parts,
                                                const EncodedHomeOptions& options);
 

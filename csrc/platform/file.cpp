@@ -176,9 +176,9 @@ void File::check_in_place() const {
   struct stat status{};
   if (::stat(path_.c_str(), &status) != 0) {
     const int error = errno;
-    throw IoError("'" + path_ + "' is gone since it was opened: " + error_text(error) +
-                      "; put it back, and begin again",
-                  path_, 0, error);
+    throw IoError(
+        "'" + path_ + "' is gone since it was opened: " + error_text(error) + "; begin again",
+        path_, 0, error);
   }
   const FileIdentity there = identity_of(status);
   if (there.device == identity_.device && there.inode == identity_.inode) return;
