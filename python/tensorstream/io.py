@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 
 from tensorstream import _native
 from tensorstream.api import PathLike
 from tensorstream.config import whole_number
-from tensorstream.exceptions import ConfigError
+from tensorstream.diffusion import PIPELINE_INDEX
+from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import path_text, weights_in_config
 from tensorstream.report import CheckpointReport, make_checkpoint_report
 
@@ -51,12 +53,17 @@ def pack(
         IoError: A file cannot be read or written, the disk may be too small (nothing is written then),
             or the source changed meanwhile or is open for writing, or the hidden folder beside the target,
             in which it is made, was removed.
-        UnsupportedError: The source is packed already.
+        UnsupportedError: The source is packed already, or a pipeline of diffusers.
     """
     number = whole_number(level)
     if number is None or not 0 <= number <= _HIGHEST_LEVEL:
         raise ConfigError(f"level is {level!r}; give a whole number from 0 to {_HIGHEST_LEVEL}")
     path = path_text(source)
+    if os.path.isfile(os.path.join(path, PIPELINE_INDEX)):  # guard: pack-pipeline
+        raise UnsupportedError(
+            f"'{path}' is a pipeline of diffusers, which is not loaded from packed weights: load it as it is "
+            "(compression='auto' codes weights on their way into RAM)"
+        )
     named = weights_in_config(path)
     if named is not None:  # guard: pack-named-weights
         raise ConfigError(

@@ -320,14 +320,19 @@ def test_a_handler_of_a_signal_within_set_budget_is_told_so() -> None:
     thread, results = in_thread(lambda: model(ids))
     assert held.inside.wait(PATIENCE_S)
     errors: list[ts.TensorStreamError] = []
-
     changes: list[Callable[[], Any]] = [
         lambda: ts.set_budget(model, ram_budget="2GiB"),
         lambda: ts.restore(model),
         lambda: model(ids),
     ]
 
+    def give_up(*_: Any) -> None:
+        held.go_on.set()
+        raise TimeoutError("it waits for itself")
+
     def handle(*_: Any) -> None:
+        signal.signal(signal.SIGALRM, give_up)
+        signal.setitimer(signal.ITIMER_REAL, 5)
         for change in changes:
             with pytest.raises(ts.ConfigError, match="moving the model's weights") as raised:
                 change()
@@ -339,6 +344,7 @@ def test_a_handler_of_a_signal_within_set_budget_is_told_so() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         ts.set_budget(model, ram_budget="512MiB")  # waits for the forward
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     thread.join(PATIENCE_S)
     assert len(errors) == 3
