@@ -294,9 +294,11 @@ def _on_values(
     try:
         return _with_values(func, leaves, structure, parked, uses)
     finally:  # what it wrote before it raised is written
-        hides = name_of(func).startswith(_RAISE_NO_VERSION)
+        name = name_of(func)
         for weight, value, version in uses:
-            written = hides and not weight.holds(value)  # guard: written-without-a-version
+            written = name.startswith("_fused_")  # optimizers' steps: they raise no version
+            if name.startswith(_KEEPS_STATISTICS):  # guard: written-without-a-version
+                written = not weight.holds(value)
             weight.after_use(value, -1 if written else version)
 
 
@@ -319,14 +321,8 @@ def _with_values(
     return pytree.tree_map(lambda leaf: returned.get(id(leaf), leaf), result)
 
 
-# Optimizers' steps, and what writes running statistics.
-_RAISE_NO_VERSION = (
-    "_fused_",
-    "batch_norm",
-    "native_batch_norm",
-    "_native_batch_norm",
-    "_batch_norm",
-)
+# What writes running statistics, which raises no version, and only reads other weights.
+_KEEPS_STATISTICS = ("batch_norm", "native_batch_norm", "_native_batch_norm", "_batch_norm")
 
 
 def use(parameter: ParkedParameter) -> tuple[Weight, torch.Tensor, torch.Tensor, int]:
