@@ -295,11 +295,12 @@ def _on_values(
         return _with_values(func, leaves, structure, parked, uses)
     finally:  # what it wrote before it raised is written
         name = name_of(func)
-        for weight, value, version in uses:
-            written = name.startswith("_fused_")  # optimizers' steps: they raise no version
-            if name.startswith(_KEEPS_STATISTICS):  # guard: written-without-a-version
-                written = not weight.holds(value)
-            weight.after_use(value, -1 if written else version)
+        with contextlib.ExitStack() as ended:  # all of them, also where one cannot be kept
+            for weight, value, version in uses:
+                written = name.startswith("_fused_")  # optimizers' steps: they raise no version
+                if name.startswith(_KEEPS_STATISTICS):  # guard: written-without-a-version
+                    written = not weight.holds(value)
+                ended.callback(weight.after_use, value, -1 if written else version)
 
 
 def _with_values(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -256,8 +257,9 @@ class _TrueValues:
     def after_use(self) -> None:
         """Keeps what was written, and tracks what was handed out. Nobody else has what was given any more."""
         uses, self._uses = self._uses, []
-        for weight, value, version in uses:
-            weight.after_use(value, version)
+        with contextlib.ExitStack() as ended:  # all of them, also where one cannot be kept
+            for weight, value, version in uses:
+                ended.callback(weight.after_use, value, version)
 
 
 def _written_by(func: Any, args: Any, kwargs: Any) -> set[int]:

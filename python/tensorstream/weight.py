@@ -320,8 +320,8 @@ class Weight:
     def settle(self, *, reads: bool = False) -> None:
         """Makes what was written to a loan the weight's bytes, and ends a loan nobody holds.
 
-        Where the weight `reads` and no more, one that cannot be taken over now, since its group is in use or
-        is moved, stays a loan: it has the bytes.
+        With `reads`, for who only reads the weight, one that cannot be taken over now, since its group is in
+        use or is moved, stays a loan: it has the bytes.
         """
         self._check_process()
         loan = self._loan

@@ -278,3 +278,21 @@ def test_weights_are_true_wherever_a_step_of_training_is(pair: Pair, every: int)
     assert reads.reads > 100
     assert_all_true(pair, "after training")
     assert not reads.faults, f"{len(reads.faults)} of {reads.reads}, the first: {reads.faults[0]}"
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_operation_ends_for_all_weights_where_one_cannot_be_kept(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise LeaseError("in use")
+
+    parameters = [pair.streamed.blocks[i].up.weight for i in range(2)]
+    weights = [weight_of(parameter) for parameter in parameters]
+    with monkeypatch.context() as patched, torch.no_grad():
+        patched.setattr(weights[failing], "adopt", refuse)
+        with pytest.raises(LeaseError, match="in use"):
+            torch._foreach_add_(parameters, 1.0)
+    assert [weight._operations for weight in weights] == [0, 0]
+    other = 1 - failing
+    assert_same(parameters[other].detach(), pair.plain.blocks[other].up.weight + 1.0, "the other")
