@@ -3,7 +3,9 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <exception>
+#include <iterator>
 
 #include "references.h"
 #include "tensorstream/error.h"
@@ -229,13 +231,28 @@ Unit::Unit(nb::object leases, nb::list groups_of_module, nb::str module_code,
       refuse_tracing_(std::move(refuse_tracing)),
       set_eval_frame_(std::move(set_eval_frame)) {}
 
+// Torch calls the post-hook after a pre-hook that failed, too, but for what is no Exception.
 void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
+  bool is_noted = false;
+  try {
+    begin_forward(is_noted);
+  } catch (const nb::python_error& error) {
+    if (!is_noted && error.matches(PyExc_Exception)) running_.push_back({});
+    throw;
+  } catch (...) {
+    if (!is_noted) running_.push_back({});
+    throw;
+  }
+}
+
+void Unit::begin_forward(bool& is_noted) {
   const UncompiledScope scope(set_eval_frame_);
   refuse_tracing_();
   auto& leases = nb::cast<Leases&>(leases_);
   const nb::object frame = frame_of_call();
   if (!leases.enter(frame, attached)) {
     running_.push_back({frame});
+    is_noted = true;
     return;
   }
   const nb::list wanted = groups;
@@ -248,20 +265,23 @@ void Unit::before(const nb::object& /*module*/, const nb::object& /*args*/) {
     }
   });
   running_.push_back({frame, true, std::move(held)});  // what was leased is given back by after()
+  is_noted = true;
   if (error) std::rethrow_exception(error);
 }
 
 void Unit::begin(const nb::object& module, const nb::object& args) {
-  if (!running_.empty() && running_.back().frame.is(frame_of_call())) return;
+  const auto last = last_of_thread();
+  if (last != running_.end() && last->frame.is(frame_of_call())) return;
   before(module, args);
 }
 
 nb::object Unit::after(const nb::object& /*module*/, const nb::object& /*args*/,
                        const nb::object& output) {
-  if (running_.empty()) return nb::none();
+  const auto last = last_of_thread();
+  if (last == running_.end()) return nb::none();
+  Running running = std::move(*last);
+  running_.erase(last);
   const UncompiledScope scope(set_eval_frame_);
-  Running running = std::move(running_.back());
-  running_.pop_back();
   if (!running.entered) return nb::none();
   auto& leases = nb::cast<Leases&>(leases_);
   nb::object result = nb::none();
@@ -270,6 +290,12 @@ nb::object Unit::after(const nb::object& /*module*/, const nb::object& /*args*/,
   attempt(error, [&] { leases.leave(running.frame, output); });
   if (error) std::rethrow_exception(error);
   return result.is(output) ? nb::none() : result;
+}
+
+std::vector<Unit::Running>::iterator Unit::last_of_thread() {
+  const std::uint64_t thread = PyThread_get_thread_ident();
+  const auto last = std::ranges::find(running_.rbegin(), running_.rend(), thread, &Running::thread);
+  return last == running_.rend() ? running_.end() : std::prev(last.base());
 }
 
 // The frame that runs a module's hooks: the nearest one of torch's own code for modules, or the

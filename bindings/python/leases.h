@@ -113,9 +113,10 @@ class Unit {
  private:
   /// A forward under way, and what it leased.
   struct Running {
-    nb::object frame;
+    nb::object frame;      // null where the pre-hook failed
     bool entered = false;  // false where it runs for another thread's forward
     std::vector<nb::object> held{};
+    std::uint64_t thread = PyThread_get_thread_ident();
   };
   template <typename Visit>
   friend void visit_references(Unit& unit, const Visit& visit) {
@@ -127,7 +128,11 @@ class Unit {
     }
   }
 
+  /// Begins a forward, and tells in `is_noted`, where it fails too, whether that is in running_.
+  void begin_forward(bool& is_noted);
   nb::object frame_of_call() const;
+  /// Of this thread, the last that began; the end where there is none.
+  std::vector<Running>::iterator last_of_thread();
 
   nb::object leases_;
   const nb::str module_code_;

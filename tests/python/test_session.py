@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from torch import nn
 import tensorstream as ts
 from conftest import assert_same
 from tensorstream import _native
+from tensorstream.proxy import LentParameter
 
 
 class Owner:
@@ -175,3 +177,55 @@ def test_models_that_call_each_other_in_opposite_order_do_not_wait_for_ever(coun
         if not isinstance(results[number], Exception):
             assert_same(results[number], expected[number], "one that went on")
         assert_same(model(x), expected[number], "one after the other")
+
+
+class Slow(nn.Linear):
+    """In another thread than the main one it computes once it is told to, and notes its weight's type."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 64)
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+        self.types: list[type] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            self.begun.set()
+            assert self.may_go_on.wait(30)
+            self.types.append(type(self.weight))
+        return super().forward(x)
+
+
+def test_who_is_stopped_as_it_waits_gives_back_nothing_of_who_runs_the_model() -> None:
+    """Torch calls a module's post-hook where its pre-hook failed, too."""
+    model = nn.Sequential(nn.Linear(64, 64), Slow(), nn.Linear(64, 64))
+    x = torch.ones(2, 64)
+    with torch.no_grad():
+        expected = model(x)
+    ts.offload(model, ram_budget=ts.estimate_memory(model).smallest_budget_bytes)
+    slow = model[1]
+    results: list[torch.Tensor] = []
+
+    def run() -> None:
+        with torch.no_grad():
+            results.append(model(x))
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError("the deadline")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert slow.begun.wait(30)
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(TimeoutError, match="deadline"):
+            slow(x)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        slow.may_go_on.set()
+        thread.join(30)
+    assert slow.types == [LentParameter]
+    assert_same(results[0], expected, "who ran the model")
+    with torch.no_grad():
+        assert_same(model(x), expected, "and later")
