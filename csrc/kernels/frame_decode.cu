@@ -22,7 +22,7 @@ struct BatchedFrame {
   u64 decoded_offset;
 };
 
-constexpr u32 kMostRuns = 32;
+constexpr u32 kMostRuns = 32;  // a lane for each
 
 /// Likewise.
 struct FrameRuns {
@@ -38,20 +38,14 @@ struct FrameRun {
   u32 first_row;
 };
 
-/// By constant indices: parameters of a kernel stay where they are then.
+/// The last run that begins at this row or before it: a lane looks at one.
 TS_DEVICE FrameRun run_of(const FrameRuns& runs, u32 row) {
-  u64 table = runs.tables[0];
-  u64 encoded = runs.encoded[0];
-  u32 first_row = 0;
-  TS_UNROLL
-  for (u32 run = 1; run < kMostRuns; ++run) {
-    const bool reached = row >= runs.first_rows[run];
-    table = reached ? runs.tables[run] : table;
-    encoded = reached ? runs.encoded[run] : encoded;
-    first_row = reached ? runs.first_rows[run] : first_row;
-  }
-  return {reinterpret_cast<const BatchedFrame*>(table), reinterpret_cast<const u8*>(encoded),
-          first_row};
+  Lanes<u32> reached;
+  Lanes<u32> before;
+  each_lane([&](u32 lane) { reached[lane] = row >= runs.first_rows[lane] ? 1 : 0; });
+  const u32 run = sum_before(reached, before) - 1;
+  return {reinterpret_cast<const BatchedFrame*>(runs.tables[run]),
+          reinterpret_cast<const u8*>(runs.encoded[run]), runs.first_rows[run]};
 }
 
 /// Rows of four bytes to columns, twice: of words 0 to 3 and of words 4 to 7. Word `g` and `4 + g`
@@ -307,6 +301,13 @@ TS_DEVICE void load_symbols(const Frame& frame, u32 bits, const u8* literals, u3
   sync_warp();
 }
 
+/// Has the chunk on its way to the second cache.
+TS_DEVICE void fetch_early(const u8* from, u32 bytes) {
+  each_lane([&](u32 lane) {
+    for (u32 at = lane * 128; at < bytes; at += 32 * 128) prefetch(from + at);
+  });
+}
+
 /// All levels but the first: leaves in `memory` the symbols of those that reach the second.
 TS_DEVICE void decode_lower_levels(const Frame& frame, u32 index, const ChunkPlace& chunk,
                                    const QuadTable& table, WarpMemory& memory) {
@@ -321,6 +322,7 @@ TS_DEVICE void decode_lower_levels(const Frame& frame, u32 index, const ChunkPla
     at += width_of(level) * ((count_of(level) + 7) / 8);
     ranked += (1U << width_of(level)) - 1;
   }
+  fetch_early(chunk.encoded, at + count_of(levels));
   u32 escapes = count_of(levels);
   load_symbols(frame, frame.bits(), chunk.encoded + at, escapes, memory);
   for (u32 level = levels - 1; level > 0; --level) {
@@ -356,7 +358,7 @@ TS_DEVICE void decode_chunk(const Frame& frame, u32 index, const QuadTable& tabl
 #ifndef TS_WARP_ON_HOST
 /// A row of blocks a frame: blockIdx.y counts the frames of all runs.
 extern "C" __global__ void __launch_bounds__(32 * TS_WARPS_A_BLOCK, TS_BLOCKS_AT_LEAST)
-    ts_decode_frames(const FrameRuns runs, u8* decoded) {
+    ts_decode_frames(const __grid_constant__ FrameRuns runs, u8* decoded) {
   __shared__ WarpMemory memories[TS_WARPS_A_BLOCK];
   __shared__ QuadTable quads;
   for (u32 i = threadIdx.x; i < 256; i += 32 * TS_WARPS_A_BLOCK) {

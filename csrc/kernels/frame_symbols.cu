@@ -137,30 +137,39 @@ struct Level {
   u32 first_ranked;  // the rank of its code 0
 };
 
+/// What each lane has of the level's codes in a round of a tile's elements; zeros behind the last.
+template <u32 kWidth>
+TS_DEVICE void load_codes(const Level& level, u32 round, Lanes<Codes<kWidth>>& codes) {
+  const u32 plane_bytes = (level.count + 7) / 8;
+  each_lane([&](u32 lane) {
+    const u32 first = round * kTileElements + lane * 32;
+    const u32 left = first < level.count ? level.count - first : 0;
+    const u32 there = left >= 32 ? 0xFFFFFFFFU : (1U << left) - 1;
+    TS_UNROLL
+    for (u32 plane = 0; plane < kWidth; ++plane) {
+      const u8* const from = level.planes + plane * plane_bytes + first / 8;
+      codes[lane].planes[plane] = left == 0 ? 0 : load_bits(from) & there;
+    }
+  });
+}
+
 /// Puts the symbols of a level's elements where those of its escapes are. From the last element to
 /// the first, as no escape's symbol lies behind the place that it goes to.
 template <u32 kWidth>
 TS_DEVICE void decode_level(const Level& level, const QuadTable& table, WarpMemory& memory) {
-  const u32 plane_bytes = (level.count + 7) / 8;
   const Pair named = {window(memory.ranked, level.first_ranked),
                       window(memory.ranked, level.first_ranked + 4)};
   u32 next = level.escapes;
-  for (u32 round = (level.count + kTileElements - 1) / kTileElements; round-- > 0;) {
-    Lanes<Codes<kWidth>> codes;
+  u32 round = (level.count + kTileElements - 1) / kTileElements;
+  Lanes<Codes<kWidth>> ahead;
+  if (round > 0) load_codes(level, round - 1, ahead);
+  while (round-- > 0) {
+    Lanes<Codes<kWidth>> codes = ahead;
     Lanes<Symbols> symbols;
     Lanes<u32> escapes;
     Lanes<u32> before;
-    each_lane([&](u32 lane) {
-      const u32 first = round * kTileElements + lane * 32;
-      const u32 left = first < level.count ? level.count - first : 0;
-      const u32 there = left >= 32 ? 0xFFFFFFFFU : (1U << left) - 1;
-      TS_UNROLL
-      for (u32 plane = 0; plane < kWidth; ++plane) {
-        const u8* const from = level.planes + plane * plane_bytes + first / 8;
-        codes[lane].planes[plane] = left == 0 ? 0 : load_bits(from) & there;
-      }
-      escapes[lane] = ones(codes[lane].escapes());
-    });
+    if (round > 0) load_codes(level, round - 1, ahead);
+    each_lane([&](u32 lane) { escapes[lane] = ones(codes[lane].escapes()); });
     next -= sum_before(escapes, before);
     each_lane([&](u32 lane) {
       symbols[lane] = name_symbols(codes[lane], named, table, memory.symbols, next + before[lane]);

@@ -53,6 +53,7 @@ TS_DEVICE Pair load8(const u8* from) {
   const uint2 pair = __ldg(reinterpret_cast<const uint2*>(from));
   return {pair.x, pair.y};
 }
+TS_DEVICE void prefetch(const u8* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 TS_DEVICE void store8(u8* to, u32 a, u32 b) { *reinterpret_cast<uint2*>(to) = make_uint2(a, b); }
 TS_DEVICE void store16(u8* to, u32 a, u32 b, u32 c, u32 d) {
   *reinterpret_cast<uint4*>(to) = make_uint4(a, b, c, d);

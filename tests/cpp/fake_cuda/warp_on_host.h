@@ -72,6 +72,7 @@ inline u32 load4(const u8* from) {
   return value;
 }
 inline Pair load8(const u8* from) { return {load4(from), load4(from + 4)}; }
+inline void prefetch(const u8*) {}
 inline void store8(u8* to, u32 a, u32 b) {
   const u32 words[] = {a, b};
   std::memcpy(to, words, sizeof words);
