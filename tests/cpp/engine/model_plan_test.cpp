@@ -256,7 +256,7 @@ TEST(ModelPlan, TheRingStaysSmallWhereALargeOneLeavesNoRoom) {
     return plan_model(tree, budget, Rates{}, options).plan.ring_bytes;
   };
   constexpr std::uint64_t group = 1602_MiB;  // as it is placed
-  const std::uint64_t large = ring_of(1800_MiB);
+  const std::uint64_t large = ring_of(1680_MiB);
   const std::uint64_t small = ring_of(1640_MiB);
   EXPECT_LT(small, large);
   EXPECT_EQ(ring_of(group + large), large);
