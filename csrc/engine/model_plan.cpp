@@ -24,11 +24,11 @@ namespace {
 // For each parameter, of which most are a module with a kernel or two: transformers' Llama of 7B
 // takes 23 ms for 291 beside an H100.
 constexpr double kHostSecondsATensor = 80e-6;
-// What its native steps take of calls as Rates::host_call_seconds has them: 3,100 to 3,900, beside
-// H100s whose calls took 6.4 to 8.3 us.
-constexpr double kHostCallsATensor = 12;
+// What its native steps take of calls as Rates::host_call_seconds has them: 800 beside an H200
+// (docs/adr/0022-what-a-lease-costs.md).
+constexpr double kHostCallsATensor = 2.75;
 // Beside which leases were measured.
-constexpr double kUsualHostCallSeconds = 7e-6;
+constexpr double kUsualHostCallSeconds = 25e-6;
 constexpr std::uint64_t kUnlimited = std::numeric_limits<std::uint64_t>::max();
 
 /// One way to cut a model into groups.

@@ -95,9 +95,9 @@ struct Rates {
   /// What the thread that runs a pass takes for it (Python, launches), leases and waits apart. 0
   /// where that is not known, or where the host computes: it is compute time then.
   double host_seconds = 0;
-  /// What that thread takes to have an accelerator do next to nothing, as it was measured: what a
-  /// pass is predicted by, before one was timed. 0 where that is not known. No plan is another for
-  /// it: hosts change from one minute to the next.
+  /// What that thread takes to have an accelerator do next to nothing, and for the Python of it, as
+  /// it was measured (host_rate.py): what a pass is predicted by, before one was timed. 0 where
+  /// that is not known. No plan is another for it: hosts change from one minute to the next.
   double host_call_seconds = 0;
   /// What a lease of a group in the arena takes of that thread: hooks, parameters lent and parked.
   /// Measured beside an H100: 30 us for a matrix to 90 us for a block of a 7B model

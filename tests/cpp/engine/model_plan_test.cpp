@@ -310,15 +310,15 @@ TEST(ModelPlan, WhatTheHostUsuallyTakesGoesByParameters) {
 
 /// Hosts change from one minute to the next: predictions follow, plans do not.
 TEST(ModelPlan, AMeasuredHostIsWhatItIsPredictedByAndNoOtherPlan) {
-  const double calls = 12 * static_cast<double>(llama_7b().tensors.size());
+  const double calls = 2.75 * static_cast<double>(llama_7b().tensors.size());
   EXPECT_DOUBLE_EQ(plan_7b(1.1, 0, {.host_call_seconds = 10e-6}).plan.predicted_seconds,
                    10e-6 * calls);
   for (const std::uint32_t level : {0U, 4U}) {
     for (const double share : {0.25, 0.5, 0.75, 0.9}) {
       const ModelPlan usual = plan_7b(share, level);
-      const ModelPlan slow = plan_7b(share, level, {.host_call_seconds = 50e-6});
-      EXPECT_GT(slow.plan.predicted_seconds, 50e-6 * calls);
-      EXPECT_LT(slow.plan.predicted_seconds, usual.plan.predicted_seconds + 2 * 50e-6 * calls);
+      const ModelPlan slow = plan_7b(share, level, {.host_call_seconds = 200e-6});
+      EXPECT_GT(slow.plan.predicted_seconds, 200e-6 * calls);
+      EXPECT_LT(slow.plan.predicted_seconds, usual.plan.predicted_seconds + 2 * 200e-6 * calls);
       EXPECT_EQ(slow.plan.bound, "host");
       ASSERT_EQ(slow.plan.groups.size(), usual.plan.groups.size());
       EXPECT_EQ(slow.plan.arena_bytes, usual.plan.arena_bytes);

@@ -71,7 +71,7 @@ TEST(PassSeconds, WhatIsKeptTakesNoTimeOnTheLink) {
   EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 3 + overhead, 1e-9);
   // Enqueued late, it waits for the host where that is not ahead: at the first one.
   for (PassStep& step : steps) step.sharing_distance = 1;
-  const double late = Rates().lease_seconds;
+  const double late = 2 * Rates().lease_seconds;
   EXPECT_NEAR(pass_seconds(steps, {kLink, 1, 50}), 3 + overhead + late, 1e-9);
   // One of them streamed, to a place of its own: half a second on the link, while others compute.
   for (PassStep& step : steps) step.sharing_distance = 2;
@@ -163,7 +163,7 @@ TEST(PassSeconds, LeasesTakeTimeOfTheHost) {
 
 TEST(PassSeconds, WhatIsDecodedLateDoesNotHoldTheHostUp) {
   Steps steps(10, PassStep{10, false, 1, 5, true});
-  const double leases = 10 * Rates().lease_seconds;
+  const double leases = 10 * 2 * Rates().lease_seconds;  // who leases one enqueues its decoding
   for (const std::uint32_t distance : {1U, 2U}) {
     for (PassStep& step : steps) step.sharing_distance = distance;
     EXPECT_NEAR(pass_seconds(steps, with_host(0, 30)), 30 + leases, 1e-9);
