@@ -7,6 +7,7 @@ import hashlib
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -101,11 +102,18 @@ def _last_logits(model: Any, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
     return model(tokens, logits_to_keep=1, **options).logits[:, -1]
 
 
-def decode(model: Any, tokens: torch.Tensor, new_tokens: int, room_for: int = 1) -> Timed:
+def decode(
+    model: Any,
+    tokens: torch.Tensor,
+    new_tokens: int,
+    room_for: int = 1,
+    between: Callable[[], None] = lambda: None,
+) -> Timed:
     """Prefills `tokens`, then times greedy steps. A step ends with its logits in host RAM.
 
     The cache has room for all steps from the start, and for `room_for` at least: one that grows leaves
-    torch's allocator with blocks that are too small for the next step.
+    torch's allocator with blocks that are too small for the next step. `between` is called before each
+    step and after the last.
     """
     from transformers import StaticCache
 
@@ -116,6 +124,7 @@ def decode(model: Any, tokens: torch.Tensor, new_tokens: int, room_for: int = 1)
         step = logits.argmax(-1, keepdim=True)
         outputs = [logits.cpu()]
         switches = _switches()
+        between()
         for _ in range(new_tokens):
             start, on_thread = time.perf_counter(), time.thread_time()
             logits = _last_logits(model, step, cache)
@@ -123,6 +132,7 @@ def decode(model: Any, tokens: torch.Tensor, new_tokens: int, room_for: int = 1)
             outputs.append(logits.cpu())
             timed.seconds.append(time.perf_counter() - start)
             timed.thread_seconds.append(time.thread_time() - on_thread)
+            between()
         timed.switches = _switches() - switches
     for output in outputs:
         timed.keep(output)

@@ -29,9 +29,11 @@ from cuda_runs.llama_passes import (
 )
 from cuda_runs.memory_watch import MemoryWatch
 from cuda_runs.offloaders import OFFLOADERS, Offloader, count_hooks
+from cuda_runs.planned_steps import Predictions, times_predicted
 from cuda_runs.quiet_rounds import Round, pooled, run_rounds
 
 _MOST_REFUSALS = 3
+_TURNS, _UNCOUNTED = 3, 3  # of a pair of models, and passes of each turn
 
 
 def lengths_of(options: argparse.Namespace) -> Lengths:
@@ -89,8 +91,31 @@ def rounds_of(
     return run_rounds(run) if one.kind == "decode" else run_rounds(run, most=1)
 
 
+def against_plan(
+    one: Pass,
+    options: argparse.Namespace,
+    model: Any,
+    accelerator: Accelerator,
+    predictions: Predictions,
+) -> dict[str, Any]:
+    """Steps at batch 1 that the host bounds, beside what the plan says for the host of each."""
+    lengths = lengths_of(options)
+    tokens = tokens_of(one, lengths, model, accelerator)
+    return times_predicted(
+        lambda between: decode(model, tokens, lengths.new_tokens, between=between),
+        predictions,
+        torch.device(accelerator.device),
+    )
+
+
 def measured_row(
-    one: Pass, options: argparse.Namespace, way: Offloader, model: Any, watch: MemoryWatch
+    one: Pass,
+    options: argparse.Namespace,
+    way: Offloader,
+    model: Any,
+    watch: MemoryWatch,
+    *,
+    predictions: Predictions | None = None,
 ) -> dict[str, Any]:
     """Runs a pass, shortly for its memory and then for its time.
 
@@ -105,6 +130,11 @@ def measured_row(
             before = way.streamed_bytes(model)
             with watch.resting():
                 rounds = rounds_of(one, options, model, way.accelerator)
+                streamed = way.streamed_bytes(model) - before
+                beside = {}
+                if predictions is not None and one == Pass("decode", 1):
+                    times = against_plan(one, options, model, way.accelerator, predictions)
+                    beside = {"times_predicted": times}
             break
         except (RuntimeError, MemoryError, OSError) as error:  # torch's and the library's own
             if isinstance(error, torch.OutOfMemoryError) and refusals < _MOST_REFUSALS:
@@ -114,11 +144,11 @@ def measured_row(
             return {"pass": one.name, "error": f"{type(error).__name__}: {error}"}
     timed = pooled(rounds)
     calls = len(timed.logits_sha256) * len(rounds)
-    streamed = (way.streamed_bytes(model) - before) // calls
     return {
         **row_of(one, timed, watch),
         "rounds": [each.as_json() for each in rounds],
-        "streamed_bytes_a_pass": streamed,
+        "streamed_bytes_a_pass": streamed // calls,
+        **beside,
         **({"refusals": refusals} if refusals else {}),
     }
 
@@ -140,7 +170,10 @@ def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[s
             accelerator.synchronize()
             setup_seconds = time.perf_counter() - start
         setup_peak = watch.lap()
-        rows = [measured_row(one, options, way, model, watch) for one in passes]
+        by_call = predicted.get("predicted_by_call")
+        rows = [
+            measured_row(one, options, way, model, watch, predictions=by_call) for one in passes
+        ]
         whole = watch.whole()
     return {
         "how": way.how,
@@ -160,17 +193,23 @@ def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[s
 def paired_row(
     one: Pass, options: argparse.Namespace, native: Any, ours: Any, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Times a prefill of both models in turns, each first every other time."""
+    """Times a prefill of both models in turns of some passes each, of which the first do not count.
+
+    Each keeps the GPU at clocks of its own, by what it takes of its power.
+    """
     tokens = tokens_of(one, lengths_of(options), native, accelerator)
     plain, streamed = Timed(), Timed()
-    for repeat in range(options.pairs + 1):
-        turns = [(native, plain), (ours, streamed)]
-        for model, timed in turns if repeat % 2 else reversed(turns):
-            seconds, logits = prefill(model, tokens)
-            timed.keep(logits)
-            if repeat > 0:
-                timed.seconds.append(seconds)
-    ratios = [ours / its for ours, its in zip(streamed.seconds, plain.seconds, strict=True)]
+    each = max(1, options.pairs // _TURNS)
+    ratios = []
+    for _ in range(_TURNS):
+        for model, timed in ((native, plain), (ours, streamed)):
+            for repeat in range(_UNCOUNTED + each):
+                seconds, logits = prefill(model, tokens)
+                timed.keep(logits)
+                if repeat >= _UNCOUNTED:
+                    timed.seconds.append(seconds)
+        its, own = plain.seconds[-each:], streamed.seconds[-each:]
+        ratios.append(statistics.median(own) / statistics.median(its))
     return {
         "pass": one.name,
         **spread(streamed.seconds),

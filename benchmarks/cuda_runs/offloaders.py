@@ -16,6 +16,7 @@ from cuda_runs.budgets import budget_options
 from cuda_runs.dfloat11_model import write_dfloat11
 from cuda_runs.llama_model import weights_bytes
 from cuda_runs.machine_sheet import version
+from cuda_runs.planned_steps import predictions_of
 from cuda_runs.quiet_rounds import HOST
 
 
@@ -143,7 +144,12 @@ class TensorStream(Offloader):
         import tensorstream as ts
 
         HOST.wait()  # it predicts by what the host takes for a call now
-        return {"plan": plan_numbers(ts.plan(model, **self.options))}
+        plan = ts.plan(model, **self.options)
+        if plan.bound != "host":
+            return {"plan": plan_numbers(plan)}
+        device = torch.device(self.accelerator.device)
+        by_call = predictions_of(lambda: ts.plan(model, **self.options).predicted_seconds, device)
+        return {"plan": plan_numbers(plan), "predicted_by_call": by_call}
 
     def prepare(self, model: nn.Module) -> nn.Module:
         import tensorstream as ts

@@ -155,10 +155,15 @@ def coded_targets(ways: Ways, link: float) -> list[Target]:
 
 
 def prediction_target(ways: Ways, way: str, most: float = 0.05) -> Target:
-    """How far a decode step is from what the plan said before the run."""
-    seconds = seconds_of(ways, way, "decode/1")
+    """How far a decode step is from what the plan said before the run.
+
+    Where the host bounds it, from what it said for the host as it was beside each step.
+    """
     predicted = ways.get(way, {}).get("plan", {}).get("predicted_seconds")
-    off = ratio(seconds, predicted)
+    off = ratio(seconds_of(ways, way, "decode/1"), predicted)
+    beside = (row_named(ways, way, "decode/1") or {}).get("times_predicted")
+    if beside is not None:
+        off = beside.get("median")
     reached = None if off is None else abs(off - 1)
     return Target(f"{way}: decode, off the plan's prediction", AT_MOST, most, reached, "of it")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -21,13 +22,11 @@ from cuda_runs import (
     comparison,
     machine_sheet,
     processes,
-    quiet_rounds,
     result,
     targets,
 )
 from cuda_runs.driver import chosen
 from cuda_runs.llama_model import TINY
-from cuda_runs.llama_passes import Timed
 from cuda_runs.loaders import LOADERS
 from cuda_runs.loading_runs import lay_together
 from cuda_runs.memory_watch import MemoryWatch
@@ -392,7 +391,6 @@ def test_rounds_that_fail_or_differ_are_faults_beside_what_the_others_gave() -> 
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="finds no CUDA device here"):
@@ -426,70 +424,3 @@ def test_a_watch_samples_nothing_while_something_is_timed() -> None:
             assert accelerator.asked == asked
         assert accelerator.asked_here == here + 1, "what is held at its end counts"
         assert watch.lap().device_bytes >= asked
-
-
-def test_of_rounds_the_one_in_the_hosts_quietest_minute_counts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    probes = iter([3.0, 2.0, 1.0, 1.5])  # before the first round, and after each
-    monkeypatch.setattr(quiet_rounds, "host_probe_seconds", lambda: next(probes))
-    timed = iter([Timed([seconds], ["same"]) for seconds in (0.1, 0.3, 0.2)])
-    rounds = quiet_rounds.run_rounds(lambda: next(timed), most=3)
-    assert [(one.timed.seconds, one.host_seconds) for one in rounds] == [
-        ([0.2], 1.5),
-        ([0.3], 2.0),
-        ([0.1], 3.0),
-    ]
-
-
-def test_rounds_of_about_the_same_host_count_together() -> None:
-    rounds = [
-        quiet_rounds.Round(Timed([0.3, 0.4], ["same"], thread_seconds=[0.1, 0.1], switches=2), 1.1),
-        quiet_rounds.Round(Timed([0.9], ["same"], thread_seconds=[0.9], switches=5), 2.0),
-        quiet_rounds.Round(Timed([0.2], ["same"], thread_seconds=[0.2], switches=1), 1.0),
-    ]
-    timed = quiet_rounds.pooled(rounds)
-    assert (timed.seconds, timed.thread_seconds) == ([0.3, 0.4, 0.2], [0.1, 0.1, 0.2])
-    assert (timed.switches, timed.logits_sha256) == (3, ["same"])
-
-
-def test_rounds_go_on_while_a_host_that_bounds_them_is_loud(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    probes = iter([1.0, 3.0, 3.0, 2.0, 1.1, 1.1])
-    monkeypatch.setattr(quiet_rounds, "host_probe_seconds", lambda: next(probes))
-    monkeypatch.setattr(quiet_rounds, "HOST", quiet_rounds.QuietHost())
-    monkeypatch.setattr(quiet_rounds, "_SECONDS", 0.0)
-    quiet_rounds.HOST.probe()
-    by_host = Timed([0.1], ["same"], thread_seconds=[0.08])
-    assert [one.host_seconds for one in quiet_rounds.run_rounds(lambda: by_host)] == [
-        1.1,
-        2.0,
-        3.0,
-        3.0,
-    ]
-    probes = iter([3.0, 3.0])
-    by_link = Timed([0.1], ["same"], thread_seconds=[0.02])
-    assert len(quiet_rounds.run_rounds(lambda: by_link)) == 1, "a loud host is none of its matter"
-
-
-def test_a_plan_waits_for_a_quiet_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = quiet_rounds.QuietHost()
-    monkeypatch.setattr(quiet_rounds, "_LOOK_SECONDS", 0.0)
-    probes = [1.0, 3.0, 2.0, 1.1, 1.0]
-    monkeypatch.setattr(quiet_rounds, "host_probe_seconds", lambda: probes.pop(0))
-    host.probe()
-    host.wait()
-    assert probes == [1.0]
-    monkeypatch.setattr(quiet_rounds, "_WAIT_SECONDS", 0.0)
-    probes.append(3.0)
-    probes.pop(0)
-    host.wait()
-    assert not probes, "of a host that is loud all the time no more is asked"
-
-
-def test_rounds_whose_outputs_differ_are_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quiet_rounds, "host_probe_seconds", lambda: 1.0)
-    timed = iter([Timed([0.1], ["one"]), Timed([0.1], ["other"])])
-    with pytest.raises(RuntimeError, match="different outputs"):
-        quiet_rounds.run_rounds(lambda: next(timed), most=2)
