@@ -331,15 +331,17 @@ std::byte* Engine::State::place(TensorId id) const {
 }
 
 void Engine::State::read(TensorId id, std::uint64_t offset_bytes, std::span<std::byte> out) {
-  const std::byte* const bytes = settled(id) ? place(id) : nullptr;
-  if (bytes != nullptr && transfers != nullptr) {
-    transfers->copy_to_host(out.data(), bytes + offset_bytes, out.size());
-    transfers->synchronize();
-  } else if (bytes != nullptr) {
-    if (!out.empty()) std::memcpy(out.data(), bytes + offset_bytes, out.size());
-  } else {
-    sources.read(id, offset_bytes, out);
-  }
+  const auto copy = [&](const std::byte* bytes) {
+    if (transfers != nullptr) {
+      transfers->copy_to_host(out.data(), bytes + offset_bytes, out.size());
+      transfers->synchronize();
+    } else if (!out.empty()) {
+      std::memcpy(out.data(), bytes + offset_bytes, out.size());
+    }
+  };
+  const std::optional<GroupId> group = group_of[id];
+  if (group && loader->read_settled(*group, positions[id], copy)) return;
+  sources.read(id, offset_bytes, out);
 }
 
 void Engine::State::keep_written(TensorId id) {

@@ -101,6 +101,11 @@ class Loader {
   /// Where the group's tensor of that position is; null where the group is nowhere or in its
   /// sources.
   std::byte* address(GroupId group, std::size_t position) const;
+  /// Calls `read` with where the group's tensor of that position is: it stays there meanwhile.
+  /// False, and nothing is read, where the group is not settled, or is in its sources. While groups
+  /// find other places it waits: what is settled then has not its bytes yet.
+  [[nodiscard]] bool read_settled(GroupId group, std::size_t position,
+                                  const std::function<void(const std::byte*)>& read);
   /// Raised each time that the group's place moves.
   std::uint32_t place_number(GroupId group) const;
   std::uint64_t place_moves() const noexcept { return place_moves_; }
@@ -239,6 +244,7 @@ class Loader {
   OrderTable order_ TS_GUARDED_BY(mutex_);
   std::deque<GroupId> demanded_ TS_GUARDED_BY(mutex_);
   std::uint32_t in_flight_ TS_GUARDED_BY(mutex_) = 0;  // loads that cross the link
+  std::uint32_t readers_ TS_GUARDED_BY(mutex_) = 0;    // of places, without a lease
   std::size_t kept_groups_ TS_GUARDED_BY(mutex_) = 0;  // whose frames stay on the device
   // The slot that the thread enqueues into without the lock, and those that it overwrites.
   std::vector<const Slot*> enqueuing_ TS_GUARDED_BY(mutex_);

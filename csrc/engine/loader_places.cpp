@@ -65,6 +65,30 @@ std::byte* Loader::address(GroupId group, std::size_t position) const {
   return slot.data == nullptr ? nullptr : slot.place().address(slot.group, position);
 }
 
+bool Loader::read_settled(GroupId group, std::size_t position,
+                          const std::function<void(const std::byte*)>& read) {
+  const std::byte* bytes = nullptr;
+  {
+    const MutexLock lock(mutex_);
+    wait_until([&]() TS_REQUIRES(mutex_) { return !arranging_; });  // guard: read-while-arranging
+    const Slot& slot = slot_of(group);
+    if (!slot.settled || slot.data == nullptr) return false;
+    bytes = slot.place().address(slot.group, position);
+    ++readers_;
+  }
+  std::exception_ptr error;
+  try {
+    read(bytes);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  const MutexLock lock(mutex_);
+  --readers_;
+  changed_.ring();
+  if (error) std::rethrow_exception(error);
+  return true;
+}
+
 // The work that the stream holds may read pages that are about to go. The caller's own is done.
 void Loader::finish_work(Stream& stream) const {
   if (&stream != &device_.caller_stream()) stream.synchronize();
@@ -223,6 +247,7 @@ void Loader::while_arranging(const std::function<void()>& move) {
 // Until nothing that is enqueued uses any place. Without the lock, which callbacks need.
 void Loader::quiesce() {
   wait_until([&]() TS_REQUIRES(mutex_) { return in_flight_ == 0; });
+  wait_until([&]() TS_REQUIRES(mutex_) { return readers_ == 0; });  // guard: moved-while-read
   for (const auto& slot : slots_) slot->record_use();
   mutex_.unlock();
   std::exception_ptr error;

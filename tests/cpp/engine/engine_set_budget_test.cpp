@@ -2,10 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "engine/open_engine.h"
@@ -72,6 +75,36 @@ TEST_P(EngineSetBudget, IsFilledAsIfItHadBeenOpenedWithIt) {
     before = residents_of(*engine);
   }
   EXPECT_EQ(before, 10U);
+}
+
+/// Where groups find places, and leave them, while others read weights without a lease.
+TEST_P(EngineSetBudget, WhoReadsMeanwhileGetsTheBytes) {
+  const TemporaryFolder folder;
+  const TestModel model = equal_model(8, 1'000'000);
+  const ModelSpec spec = model.in_files(folder);
+  const std::uint64_t smallest = smallest_budget_of(spec);
+  const auto engine = open(spec, smallest);
+  std::atomic<bool> over{false};
+  std::atomic<int> reads{0};
+  std::atomic<int> wrong{0};
+  std::vector<std::jthread> readers;
+  for (TensorId first = 0; first < 2; ++first) {
+    readers.emplace_back([&, first] {
+      for (TensorId tensor = first; !over; tensor = (tensor + 1) % 8) {
+        std::vector<std::byte> out(spec.tensors[tensor].size_bytes);
+        engine->read_tensor(tensor, out);
+        ++reads;
+        if (!std::ranges::equal(out, *model.bytes(tensor))) ++wrong;
+      }
+    });
+  }
+  for (int turn = 0; turn < 25 || reads < 100; ++turn) {
+    engine->set_budget(everything_of(spec));
+    engine->set_budget(smallest);
+  }
+  over = true;
+  readers.clear();
+  EXPECT_EQ(wrong, 0) << "of " << reads;
 }
 
 /// Nothing is read twice but what was not resident before.
