@@ -78,7 +78,10 @@ class LentGroup(_native.LentParameters):
 
     def raise_exchanged(self, position: int) -> None:
         """Raises UnsupportedError: something else was put in the place of a parameter."""
-        raise self.weights[position].exchanged()
+        raise UnsupportedError(
+            f"the streamed weight '{self.weights[position].name}' was exchanged "
+            "(torch.utils.swap_tensors?); call tensorstream.restore(model) before you do that"
+        )
 
     def park_those_lent(self) -> None:
         """Parks what a lease that failed had lent."""

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from tensorstream.exceptions import UnsupportedError
 from tensorstream.graph_nodes import Rows, in_graph_of
+from tensorstream.hidden import once_more
 from tensorstream.plain_objects import plain_copy
 from tensorstream.tracing import as_plain, in_transform, refuse_capture, refuse_tracing, uncompiled
 
@@ -216,6 +217,10 @@ _IN_PLACE = frozenset(
 ) | frozenset(("__setitem__",))
 
 
+def _is_in_place(name: str) -> bool:
+    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+
+
 def refuse(name: str, method: str) -> NoReturn:
     """Raises UnsupportedError: what the method makes of the streamed weight of that name cannot be kept."""
     raise UnsupportedError(
@@ -234,8 +239,7 @@ def check_in_place(func: Callable[..., Any], name: str, parameter: torch.Tensor)
     """Raises RuntimeError where torch would refuse to have `func` write to `parameter`."""
     if getattr(torch.Tensor, name, None) is not func:
         return
-    in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-    if in_place and parameter.requires_grad and torch.is_grad_enabled():
+    if _is_in_place(name) and parameter.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             f"a leaf Variable that requires grad is being used in an in-place operation: {name}()"
         )
@@ -273,11 +277,8 @@ def _on_the_truth(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     refuse_capture()
     leaves, structure = pytree.tree_flatten((args, kwargs))
     parked = [leaf for leaf in leaves if isinstance(leaf, ParkedParameter)]
-    if not parked:  # guard: hidden-in-arguments
-        raise UnsupportedError(
-            f"an argument of {name_of(func)}() holds a streamed weight in a container that torch does not "
-            "look into; give a list, a tuple or a dict"
-        )
+    if not parked:  # another thread's forward has lent it meanwhile, or it is hidden
+        return once_more(func, args, kwargs, leaves)
     for first in parked:
         with _parked(first) as weight:
             if weight is not None:
@@ -296,11 +297,19 @@ def _on_values(
     finally:  # what it wrote before it raised is written
         name = name_of(func)
         with contextlib.ExitStack() as ended:  # all of them, also where one cannot be kept
-            for weight, value, version in uses:
-                written = name.startswith("_fused_")  # optimizers' steps: they raise no version
-                if name.startswith(_KEEPS_STATISTICS):  # guard: written-without-a-version
-                    written = not weight.holds(value)
-                ended.callback(weight.after_use, value, -1 if written else version)
+            for used in uses:
+                ended.callback(_end_use, name, *used)
+
+
+def _end_use(name: str, weight: Weight, value: torch.Tensor, version: int) -> None:
+    written = True  # also where its source cannot be read
+    try:
+        written = name.startswith("_fused_")  # optimizers' steps: they raise no version
+        silent = name.startswith(_KEEPS_STATISTICS) or _is_in_place(name)  # below autograd
+        if silent and value._version == version:  # guard: written-without-a-version
+            written = not weight.holds(value)
+    finally:
+        weight.after_use(value, -1 if written else version)
 
 
 def _with_values(

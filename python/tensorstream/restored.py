@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
 from tensorstream.compute_device import move_gradient
+from tensorstream.exceptions import ConfigError
 from tensorstream.forms import copy_at
 from tensorstream.plain_objects import make_plain_class
 from tensorstream.walk import FoundWeight
@@ -17,12 +18,22 @@ _RAM = torch.device("cpu")
 
 
 def values_in_ram(
-    weights: Iterable[Weight],
+    weights: Collection[Weight],
     residents: Iterable[FoundWeight],
     lock: threading.RLock,
     is_host: bool,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The parameters that are the engine's, with the values that they are to have. Nothing is changed."""
+    """The parameters that are the engine's, with the values that they are to have. Nothing is changed.
+
+    Raises:
+        ConfigError: The calling thread, which has the weights kept still, is in an operation on one, as in a
+            handler of a signal: what the operation writes would be lost.
+    """
+    if any(weight.operations for weight in weights):  # guard: restored-amid-an-operation
+        raise ConfigError(
+            "this thread is in an operation on a streamed weight: call restore() when that has returned, not "
+            "in a handler of a signal meanwhile"
+        )
     values: list[tuple[torch.Tensor, torch.Tensor]] = []
     for weight in weights:
         mark = getattr(weight.parameter, "_tensorstream_weight", None)
@@ -43,5 +54,7 @@ def make_plain(values: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Puts parameters on the values, in RAM, and their gradients too."""
     for parameter, value in values:
         make_plain_class(parameter)
+        was_elsewhere = parameter.device != _RAM
         parameter.data = value
-        move_gradient(parameter, _RAM)
+        if was_elsewhere:  # or another thread's zero_grad() may be at it
+            move_gradient(parameter, _RAM)

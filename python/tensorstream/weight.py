@@ -83,7 +83,7 @@ class Weight:
         self._home: torch.Tensor | None = None
         self._loan: torch.Tensor | None = None
         self._loan_version = 0
-        self._operations = 0  # under way with the loan
+        self.operations = 0  # under way with the loan
         self._pointed_at: torch.Tensor | None = None
         self._was_pointed_at = False  # since the loan was compared
         self._owned: torch.Tensor | None = None
@@ -160,13 +160,6 @@ class Weight:
         self.parameter.__class__ = nn.Parameter
         self.parameter.data = self.poison
         self.parameter.__class__ = ParkedParameter
-
-    def exchanged(self) -> UnsupportedError:
-        """What is raised where something else was put in the parameter's place."""
-        return UnsupportedError(
-            f"the streamed weight '{self.name}' was exchanged (torch.utils.swap_tensors?); call "
-            "tensorstream.restore(model) before you do that"
-        )
 
     def leave(self) -> None:
         """The parameter is a plain one now: graphs that saved the weight before may still read it."""
@@ -274,11 +267,11 @@ class Weight:
 
     def begin_use(self) -> torch.Tensor:
         """The true value for an operation, which operations within it share: after_use() has to follow."""
-        self._operations += 1
+        self.operations += 1
         try:
             value = self.truth()
         except BaseException:
-            self._operations -= 1
+            self.operations -= 1
             raise
         if self._loan is not None:  # also of code that ran while it was read
             return self._loan
@@ -288,13 +281,16 @@ class Weight:
 
     def after_use(self, value: torch.Tensor, version: int) -> None:
         """Takes note of what an operation did with `value`, which begin_use() gave at `version`."""
-        self._operations -= 1
-        if value._version != version:
+        self.operations -= 1
+        known = self._loan_version if value is self._loan and version >= 0 else version
+        if value._version not in (version, known):  # or one within it has seen to it
             self.adopt(value)
         self._watch(value)
 
     def _watch(self, value: torch.Tensor) -> None:
         """Makes `value` a loan where somebody else holds its memory, and ends one that nobody does."""
+        if value is self._home and storage_users(value) > SOLE_USER:  # guard: written-past-versions
+            self._was_pointed_at = True
         if self._is_held(value):
             self._loan, self._loan_version = value, value._version
             self._loans.add(self)
@@ -304,7 +300,7 @@ class Weight:
 
     def _is_held(self, value: torch.Tensor) -> bool:
         """Whether an operation under way shares it, or somebody else its memory."""
-        return self._operations > 0 or storage_users(value) > SOLE_USER
+        return self.operations > 0 or storage_users(value) > SOLE_USER
 
     def point_at(self, value: torch.Tensor) -> None:
         """Keeps `value`, which truth() gave, for an address in it: nobody else may hold it."""
@@ -336,7 +332,8 @@ class Weight:
                 if counts or not reads:  # guard: settled-before-use
                     raise
                 return
-        self._was_pointed_at = self._pointed_at is not None
+        is_held_home = loan is self._home and storage_users(loan) > SOLE_USER
+        self._was_pointed_at = self._pointed_at is not None or is_held_home
         self._loan_version = loan._version
         if not self._is_held(loan):
             self._loan = None
@@ -345,8 +342,8 @@ class Weight:
     def _is_written(self, loan: torch.Tensor) -> bool:
         if loan._version != self._loan_version:
             return True
-        if loan is self._home and not loan.is_cpu:
-            # Past its version pointers reach it, and `data` of what somebody holds.
+        if loan is self._home:
+            # Past its version pointers reach it, and `data` of what somebody holds, or held.
             return self._was_pointed_at or storage_users(loan) > SOLE_USER
         # Owned memory is the source already: what was loaded of it is not. Other memory is compared: it
         # may have been written past torch, through NumPy or a pointer.

@@ -25,8 +25,10 @@ from conftest import assert_same, offload_tightly
 from fake_gpu import use_fake_gpu
 from model_shapes import Stack, make_stack, row_ids
 from parked_pair import Pair, make_pair
-from tensorstream.exceptions import LeaseError, UnsupportedError
+from tensorstream import restored
+from tensorstream.exceptions import ConfigError, LeaseError, UnsupportedError
 from tensorstream.proxy import weight_of
+from tensorstream.weight import Weight
 
 _PACKAGE = os.path.dirname(tensorstream.__file__)
 
@@ -293,6 +295,125 @@ def test_an_operation_ends_for_all_weights_where_one_cannot_be_kept(
         patched.setattr(weights[failing], "adopt", refuse)
         with pytest.raises(LeaseError, match="in use"):
             torch._foreach_add_(parameters, 1.0)
-    assert [weight._operations for weight in weights] == [0, 0]
+    assert [weight.operations for weight in weights] == [0, 0]
     other = 1 - failing
     assert_same(parameters[other].detach(), pair.plain.blocks[other].up.weight + 1.0, "the other")
+
+
+def test_an_operation_ends_for_all_weights_where_a_source_cannot_be_read(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    means, variances = pair.streamed.blocks[0].up.bias, pair.streamed.blocks[1].up.bias
+    weights = [weight_of(means), weight_of(variances)]
+    with monkeypatch.context() as patched, torch.no_grad():
+        patched.setattr(type(weights[0]), "holds", fail)
+        with pytest.raises(OSError, match="disk is gone"):
+            nn.functional.batch_norm(torch.randn(5, 256), means, variances, training=True)
+    assert [weight.operations for weight in weights] == [0, 0]
+
+
+def test_what_an_operation_within_another_wrote_is_taken_over_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameter = pair.streamed.blocks[1].up.weight
+    adopt = Weight.adopt
+    adopted: list[Weight] = []
+
+    def count(weight: Weight, *args: Any, **options: Any) -> None:
+        adopted.append(weight)
+        adopt(weight, *args, **options)
+
+    monkeypatch.setattr(Weight, "adopt", count)
+
+    class Writes(TorchDispatchMode):
+        wrote = False
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.ops.aten.sum.default and not self.wrote:
+                self.wrote = True
+                parameter.mul_(2.0)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Writes():
+        total = parameter.sum()
+    assert adopted == [weight_of(parameter)]
+    expected = pair.plain.blocks[1].up.weight.detach() * 2.0
+    assert_same(parameter.detach(), expected, "what was written within")
+    assert_same(total, expected.sum(), "the sum after it")
+
+
+def test_a_weight_that_is_lent_meanwhile_is_computed_with(pair: Pair) -> None:
+    """Another thread's forward lends it between torch's look at it and ours."""
+    parameter = pair.streamed.blocks[1].up.weight
+    lent = pair.plain.blocks[1].up.weight  # as it is then: no parked parameter
+    with torch.no_grad():
+        total = type(parameter).__torch_function__(torch.Tensor.sum, (), (lent,))
+        assert_same(total, lent.sum(), "the sum")
+
+
+@pytest.mark.parametrize("homes", [True, False])
+def test_restore_within_an_operation_is_refused_and_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch, homes: bool
+) -> None:
+    use_fake_gpu(monkeypatch, homes=homes)
+    model = make_stack(3)
+    plain = copy.deepcopy(model)
+    offload_tightly(model)
+    told: list[Exception] = []
+
+    class Restores(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.ops.aten.add_.Tensor and not told:
+                try:
+                    tensorstream.restore(model)
+                except ConfigError as error:
+                    told.append(error)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        with Restores():
+            model.blocks[1].up.weight.add_(1.0)
+        plain.blocks[1].up.weight.add_(1.0)
+        assert "call restore() when that has returned" in str(told[0])
+        assert_same(model.blocks[1].up.weight.detach(), plain.blocks[1].up.weight, "the weight")
+        tensorstream.restore(model)
+        assert_same(model(row_ids()), plain(row_ids()), "restored after it")
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_a_write_past_versions_to_an_alias_that_is_gone_counts(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """A kernel writes by a pointer: to memory that the device reads, where nobody compares it."""
+    use_fake_gpu(monkeypatch, homes=True)
+    model = make_stack(3)
+    plain = copy.deepcopy(model)
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    tensorstream.offload(
+        model, ram_budget=total * 6 // 10, prefetch="aggressive", compression="none"
+    )
+    with torch.no_grad():
+        for _ in range(3):
+            model(row_ids())
+        for each in (model, plain):
+            alias = each.blocks[block].up.weight.data
+            alias.data.mul_(2.0)
+            del alias
+        assert_same(model(row_ids()), plain(row_ids()), "after the write")
+
+
+def test_on_the_host_restore_leaves_gradients_alone(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may be about to let go of them."""
+    pair.streamed(row_ids()).sum().backward()
+    monkeypatch.setattr(restored, "move_gradient", None)
+    tensorstream.restore(pair.streamed)
+    assert pair.streamed.blocks[0].up.weight.grad is not None
