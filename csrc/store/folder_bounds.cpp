@@ -41,6 +41,9 @@ void check_stays_in_folder(const std::string& folder, const std::string& name) {
   const fs::path blobs = blobs_of(home);
   if (!blobs.empty() && real.parent_path() == blobs) return;
   // guard: link-out-of-folder
+  if (real == home) {
+    throw FormatError(path.string(), "", "link: it leads to the folder that it is in; remove it");
+  }
   throw FormatError(
       path.string(), "",
       "link: it leads to '" + shown(real.string()) +

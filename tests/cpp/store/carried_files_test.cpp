@@ -73,6 +73,14 @@ TEST(CarriedFiles, ALinkToAFolderThatItIsInIsNamed) {
   }
 }
 
+TEST(CarriedFiles, ALinkToTheWholeFolderIsNotSaidToLeadOutOfIt) {
+  const TemporaryFolder folder;
+  folder.write("src/a.txt", "");
+  fs::create_symlink(".", folder.path("src/link"));
+  EXPECT_THAT([&] { listed(folder); },
+              ThrowsMessage<FormatError>(HasSubstr("leads to the folder that it is in")));
+}
+
 TEST(CarriedFiles, LinksThatAreEachInTheOthersFolderEnd) {
   const TemporaryFolder folder;
   folder.write("src/a/x.txt", "");
