@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from tensorstream.foreseen import note_made, walk_described
 from tensorstream.hub import FINDING, path_text
 from tensorstream.made_weights import Described
 from tensorstream.modes import outside_inference_mode
+from tensorstream.operations import check_no_operation
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
 from tensorstream.parts import check_is_no_proxy, parts_of
 from tensorstream.shortages import typed_shortages
@@ -87,9 +89,11 @@ def restore(model: Model) -> Model:
 
     Raises:
         BudgetError: The weights do not fit the RAM that is available; the model stays offloaded.
-        ConfigError: The model is not offloaded.
+        ConfigError: The model is not offloaded, or this thread is in an operation on streamed weights, as in
+            the handler of a signal.
     """
     orchestrator = orchestrator_of(model)
+    check_no_operation(sys._getframe())
     needed = orchestrator.restored_bytes()
     available = _native.available_ram_bytes()
     if needed > available:

@@ -282,13 +282,14 @@ def _on_the_truth(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     for first in parked:
         with _parked(first) as weight:
             if weight is not None:
-                return _on_values(func, leaves, structure, weight._loans)
+                return on_values(func, leaves, structure, weight._loans)
     return func(*args, **kwargs)
 
 
-def _on_values(
+def on_values(
     func: Callable[..., Any], leaves: list[Any], structure: pytree.TreeSpec, loans: Loans
 ) -> Any:
+    """Runs `func`, an operation, on true values in the place of parked parameters."""
     parked = {id(leaf): leaf for leaf in leaves if isinstance(leaf, ParkedParameter)}
     loans.sweep()
     uses: list[tuple[Weight, torch.Tensor, int]] = []

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import torch
 
 from tensorstream.compute_device import move_gradient
-from tensorstream.exceptions import ConfigError
 from tensorstream.forms import copy_at
 from tensorstream.plain_objects import make_plain_class
 from tensorstream.walk import FoundWeight
@@ -18,22 +17,12 @@ _RAM = torch.device("cpu")
 
 
 def values_in_ram(
-    weights: Collection[Weight],
+    weights: Iterable[Weight],
     residents: Iterable[FoundWeight],
     lock: threading.RLock,
     is_host: bool,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The parameters that are the engine's, with the values that they are to have. Nothing is changed.
-
-    Raises:
-        ConfigError: The calling thread, which has the weights kept still, is in an operation on one, as in a
-            handler of a signal: what the operation writes would be lost.
-    """
-    if any(weight.operations for weight in weights):  # guard: restored-amid-an-operation
-        raise ConfigError(
-            "this thread is in an operation on a streamed weight: call restore() when that has returned, not "
-            "in a handler of a signal meanwhile"
-        )
+    """The parameters that are the engine's, with the values that they are to have. Nothing is changed."""
     values: list[tuple[torch.Tensor, torch.Tensor]] = []
     for weight in weights:
         mark = getattr(weight.parameter, "_tensorstream_weight", None)

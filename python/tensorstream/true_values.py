@@ -141,11 +141,12 @@ def _on_true_wrappers(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             loans = weight_of(parked[0])._loans
             with loans.lock:
                 loans.sweep()
-                return _on_values(func, leaves, structure)
-    return _on_values(func, leaves, structure)  # nothing is parked any more
+                return on_values(func, leaves, structure)
+    return on_values(func, leaves, structure)  # nothing is parked any more
 
 
-def _on_values(func: Callable[..., Any], leaves: list[Any], structure: pytree.TreeSpec) -> Any:
+def on_values(func: Callable[..., Any], leaves: list[Any], structure: pytree.TreeSpec) -> Any:
+    """Runs `func`, an operation, on true wrappers in the place of parked ones."""
     true = _TrueValues(as_leaves=name_of(func) in _OF_LEAVES)
     try:
         result, exchanged = _with_values(func, leaves, structure, true)

@@ -83,7 +83,7 @@ class Weight:
         self._home: torch.Tensor | None = None
         self._loan: torch.Tensor | None = None
         self._loan_version = 0
-        self.operations = 0  # under way with the loan
+        self._operations = 0  # under way with the loan
         self._pointed_at: torch.Tensor | None = None
         self._was_pointed_at = False  # since the loan was compared
         self._owned: torch.Tensor | None = None
@@ -267,21 +267,21 @@ class Weight:
 
     def begin_use(self) -> torch.Tensor:
         """The true value for an operation, which operations within it share: after_use() has to follow."""
-        self.operations += 1
+        self._operations += 1
         try:
             value = self.truth()
+            if self._loan is not None:  # also of code that ran while it was read
+                return self._loan
+            self._loan, self._loan_version = value, value._version
+            self._loans.add(self)
+            return value
         except BaseException:
-            self.operations -= 1
+            self._operations -= 1
             raise
-        if self._loan is not None:  # also of code that ran while it was read
-            return self._loan
-        self._loan, self._loan_version = value, value._version
-        self._loans.add(self)
-        return value
 
     def after_use(self, value: torch.Tensor, version: int) -> None:
         """Takes note of what an operation did with `value`, which begin_use() gave at `version`."""
-        self.operations -= 1
+        self._operations -= 1
         known = self._loan_version if value is self._loan and version >= 0 else version
         if value._version not in (version, known):  # or one within it has seen to it
             self.adopt(value)
@@ -300,7 +300,7 @@ class Weight:
 
     def _is_held(self, value: torch.Tensor) -> bool:
         """Whether an operation under way shares it, or somebody else its memory."""
-        return self.operations > 0 or storage_users(value) > SOLE_USER
+        return self._operations > 0 or storage_users(value) > SOLE_USER
 
     def point_at(self, value: torch.Tensor) -> None:
         """Keeps `value`, which truth() gave, for an address in it: nobody else may hold it."""

@@ -295,7 +295,7 @@ def test_an_operation_ends_for_all_weights_where_one_cannot_be_kept(
         patched.setattr(weights[failing], "adopt", refuse)
         with pytest.raises(LeaseError, match="in use"):
             torch._foreach_add_(parameters, 1.0)
-    assert [weight.operations for weight in weights] == [0, 0]
+    assert [weight._operations for weight in weights] == [0, 0]
     other = 1 - failing
     assert_same(parameters[other].detach(), pair.plain.blocks[other].up.weight + 1.0, "the other")
 
@@ -312,7 +312,7 @@ def test_an_operation_ends_for_all_weights_where_a_source_cannot_be_read(
         patched.setattr(type(weights[0]), "holds", fail)
         with pytest.raises(OSError, match="disk is gone"):
             nn.functional.batch_norm(torch.randn(5, 256), means, variances, training=True)
-    assert [weight.operations for weight in weights] == [0, 0]
+    assert [weight._operations for weight in weights] == [0, 0]
 
 
 def test_what_an_operation_within_another_wrote_is_taken_over_once(
