@@ -28,6 +28,7 @@ from tensorstream.graph_nodes import Rows, in_graph_of
 from tensorstream.hidden import once_more
 from tensorstream.plain_objects import plain_copy
 from tensorstream.tracing import as_plain, in_transform, refuse_capture, refuse_tracing, uncompiled
+from tensorstream.writes import is_in_place, written_by
 
 if TYPE_CHECKING:
     from tensorstream.loans import Loans
@@ -211,16 +212,6 @@ def name_of(func: Callable[..., Any]) -> str:
     return name
 
 
-_IN_PLACE = frozenset(
-    f"__i{name}__"
-    for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split()
-) | frozenset(("__setitem__",))
-
-
-def _is_in_place(name: str) -> bool:
-    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-
-
 def refuse(name: str, method: str) -> NoReturn:
     """Raises UnsupportedError: what the method makes of the streamed weight of that name cannot be kept."""
     raise UnsupportedError(
@@ -239,7 +230,7 @@ def check_in_place(func: Callable[..., Any], name: str, parameter: torch.Tensor)
     """Raises RuntimeError where torch would refuse to have `func` write to `parameter`."""
     if getattr(torch.Tensor, name, None) is not func:
         return
-    if _is_in_place(name) and parameter.requires_grad and torch.is_grad_enabled():
+    if is_in_place(name) and parameter.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             f"a leaf Variable that requires grad is being used in an in-place operation: {name}()"
         )
@@ -291,26 +282,36 @@ def on_values(
 ) -> Any:
     """Runs `func`, an operation, on true values in the place of parked parameters."""
     parked = {id(leaf): leaf for leaf in leaves if isinstance(leaf, ParkedParameter)}
+    name = name_of(func)
+    written = written_by(func, name, *pytree.tree_unflatten(leaves, structure))
     loans.sweep()
     uses: list[tuple[Weight, torch.Tensor, int]] = []
     try:
         return _with_values(func, leaves, structure, parked, uses)
     finally:  # what it wrote before it raised is written
-        name = name_of(func)
         with contextlib.ExitStack() as ended:  # all of them, also where one cannot be kept
-            for used in uses:
-                ended.callback(_end_use, name, *used)
+            for weight, value, version in uses:
+                if name.startswith("_fused_"):  # optimizers' steps: they raise no version
+                    ended.callback(weight.after_use, value, -1)
+                else:
+                    may_be_written = id(weight.parameter) in written
+                    ended.callback(_end_use, weight, value, version, may_be_written)
 
 
-def _end_use(name: str, weight: Weight, value: torch.Tensor, version: int) -> None:
-    written = True  # also where its source cannot be read
+def _end_use(weight: Weight, value: torch.Tensor, version: int, may_be_written: bool) -> None:
+    is_silent = may_be_written and value._version == version
+    if is_silent and value is weight.owned:  # guard: written-where-it-lies
+        weight.after_use(value, version)
+        weight.adopt(value, counts=False)
+        return
+    is_written = is_silent  # also where its source cannot be read
     try:
-        written = name.startswith("_fused_")  # optimizers' steps: they raise no version
-        silent = name.startswith(_KEEPS_STATISTICS) or _is_in_place(name)  # below autograd
-        if silent and value._version == version:  # guard: written-without-a-version
-            written = not weight.holds(value)
+        if is_silent:
+            is_written = not weight.holds(value)
     finally:
-        weight.after_use(value, -1 if written else version)
+        if is_written:  # guard: written-without-a-version
+            version = -1
+        weight.after_use(value, version)
 
 
 def _with_values(
@@ -330,10 +331,6 @@ def _with_values(
     result = func(*args, **kwargs)
     returned = {id(alias): parked[key] for key, alias in aliases.items()}
     return pytree.tree_map(lambda leaf: returned.get(id(leaf), leaf), result)
-
-
-# What writes running statistics, which raises no version, and only reads other weights.
-_KEEPS_STATISTICS = ("batch_norm", "native_batch_norm", "_native_batch_norm", "_batch_norm")
 
 
 def use(parameter: ParkedParameter) -> tuple[Weight, torch.Tensor, torch.Tensor, int]:

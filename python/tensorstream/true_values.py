@@ -31,6 +31,7 @@ from tensorstream.proxy import (
 )
 from tensorstream.tracing import as_plain, refuse_capture, refuse_tracing, uncompiled
 from tensorstream.weight import Weight
+from tensorstream.writes import written_by_schema
 
 
 class ParkedWrapper(torch.Tensor):
@@ -170,7 +171,7 @@ def _with_values(
     before = _inner_of(given)
     result = func(*args, **kwargs)
     exchanged = any(one is not other for one, other in zip(before, _inner_of(given), strict=True))
-    written = _written_by(func, args, kwargs)
+    written = written_by_schema(func, args, kwargs)
     changed = [each for each in given.values() if id(each) in written or each._version]
     true.note_written(changed)  # guard: wrapper-written
     returned = {id(value): originals[key] for key, value in given.items()}
@@ -261,18 +262,6 @@ class _TrueValues:
         with contextlib.ExitStack() as ended:  # all of them, also where one cannot be kept
             for weight, value, version in uses:
                 ended.callback(weight.after_use, value, version)
-
-
-def _written_by(func: Any, args: Any, kwargs: Any) -> set[int]:
-    """The ids of what an operator of torch's dispatcher writes to, by its schema."""
-    if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable:
-        return set()
-    written: list[Any] = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            at = args[position] if position < len(args) else kwargs.get(argument.name)
-            written += pytree.tree_leaves(at)
-    return {id(each) for each in written}
 
 
 def _inner_of(given: dict[int, torch.Tensor]) -> list[torch.Tensor]:
