@@ -53,7 +53,9 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new-tokens", type=int, default=32, help="timed decode steps")
     parser.add_argument("--context", type=int, default=2048, help="tokens of a prefill")
     parser.add_argument("--repeats", type=int, default=5, help="prefills that count")
-    parser.add_argument("--pairs", type=int, default=15, help="pairs that count, of each prefill")
+    parser.add_argument(
+        "--pairs", type=int, default=15, help="passes that count, of each of two models in turns"
+    )
     parser.add_argument("--hook-side", type=int, default=256, help="of a square parameter")
     parser.add_argument("--hook-blocks", type=int, default=32)
     parser.add_argument("--hook-passes", type=int, default=60)

@@ -33,7 +33,7 @@ from cuda_runs.planned_steps import Predictions, times_predicted
 from cuda_runs.quiet_rounds import Round, pooled, run_rounds
 
 _MOST_REFUSALS = 3
-_TURNS, _UNCOUNTED = 3, 3  # of a pair of models, and passes of each turn
+_TURNS, _UNCOUNTED = 4, 3  # of a pair of models, and passes of each turn
 
 
 def lengths_of(options: argparse.Namespace) -> Lengths:
@@ -195,14 +195,16 @@ def paired_row(
 ) -> dict[str, Any]:
     """Times a prefill of both models in turns of some passes each, of which the first do not count.
 
-    Each keeps the GPU at clocks of its own, by what it takes of its power.
+    Each keeps the GPU at clocks of its own, by what it takes of its power, and is first in every other turn.
+    `ratio_min` and `ratio_max` are of turns.
     """
     tokens = tokens_of(one, lengths_of(options), native, accelerator)
     plain, streamed = Timed(), Timed()
     each = max(1, options.pairs // _TURNS)
     ratios = []
-    for _ in range(_TURNS):
-        for model, timed in ((native, plain), (ours, streamed)):
+    for turn in range(_TURNS):
+        pair = [(native, plain), (ours, streamed)]
+        for model, timed in reversed(pair) if turn % 2 else pair:
             for repeat in range(_UNCOUNTED + each):
                 seconds, logits = prefill(model, tokens)
                 timed.keep(logits)

@@ -72,10 +72,11 @@ def times_predicted(
 def ratios_of(
     seconds: Sequence[float], calls: Sequence[float], predictions: Predictions
 ) -> list[float]:
-    """Of steps, with what a call took before each and after the last."""
+    """Of steps, with what a call took before each and after the last; of hosts that were predicted for."""
     ratios = []
     for step, before, after in zip(seconds, calls, calls[1:], strict=False):
         call = (before + after) / 2
-        if abs(after - before) <= _SAME * call:
+        known = predictions[0][0] <= call <= predictions[-1][0]
+        if known and abs(after - before) <= _SAME * call:
             ratios.append(step / float(numpy.interp(call, *zip(*predictions, strict=True))))
     return ratios

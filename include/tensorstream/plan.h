@@ -100,6 +100,7 @@ struct Rates {
   /// that is not known. No plan is another for it: hosts change from one minute to the next.
   double host_call_seconds = 0;
   /// What a lease of a group in the arena takes of that thread: hooks, parameters lent and parked.
+  /// One that stays coded takes twice that, with its decoding, and a resident a third.
   /// Measured beside an H100: 30 us for a matrix to 90 us for a block of a 7B model
   /// (benchmarks/results/gpu_llama.json, acquire_release_us).
   double lease_seconds = 60e-6;

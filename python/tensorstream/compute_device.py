@@ -55,7 +55,7 @@ class ComputeDevice:
 
     @functools.cached_property
     def host_call_seconds(self) -> float | None:
-        """What an operation of next to no work on a GPU takes of this thread: measured once."""
+        """What an operation of next to no work on a GPU, and some Python, take of this thread, once."""
         if self.torch_device.type != "cuda":
             return None
         return seconds_of_a_call(self.torch_device)

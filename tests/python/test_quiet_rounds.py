@@ -66,8 +66,9 @@ def test_rounds_go_on_while_a_host_that_bounds_them_is_loud(
 
 def test_steps_are_laid_beside_what_the_plan_says_for_the_host_of_each() -> None:
     predictions = [(1.0, 10.0), (2.0, 12.0), (4.0, 20.0)]
-    seconds = [11.0, 11.0, 17.6, 40.0]
-    calls = [1.0, 1.0, 1.5, 1.5, 4.0]  # another host within the second step, and within the last
+    seconds = [11.0, 11.0, 17.6, 40.0, 40.0, 9.0]
+    # Another host within the second step and those after the third, of which the last is unknown.
+    calls = [1.0, 1.0, 1.5, 1.5, 4.0, 5.0, 5.0]
     assert planned_steps.ratios_of(seconds, calls, predictions) == pytest.approx([1.1, 1.6])
 
 
