@@ -11,7 +11,7 @@ import copy
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -351,92 +351,6 @@ def test_what_an_operation_within_another_wrote_is_taken_over_once(
     assert_same(total, expected.sum(), "the sum after it")
 
 
-class _Within(TorchDispatchMode):
-    """Runs `work` once, where torch's own code would: no version rises there."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        super().__init__()
-        self._work: Callable[[], object] | None = work
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.neg.default and self._work is not None:
-            work, self._work = self._work, None
-            work()
-        return func(*args, **(kwargs or {}))
-
-
-_SILENT_WRITES: dict[str, Callable[[torch.Tensor], object]] = {
-    "mul_": lambda weight: weight.mul_(2.0),
-    "aten.mul_": lambda weight: torch.ops.aten.mul_(weight, 2.0),
-    "aten.mul_.Tensor": lambda weight: torch.ops.aten.mul_.Tensor(weight, torch.tensor(2.0)),
-    "out=": lambda weight: torch.mul(weight, 2.0, out=weight),
-    "_foreach_mul_": lambda weight: torch._foreach_mul_([weight], 2.0),
-    "__imul__": lambda weight: weight.__imul__(2.0),
-}
-
-
-@pytest.mark.parametrize("write", list(_SILENT_WRITES))
-@pytest.mark.parametrize("where", ["home", "no home", "RAM", "owned"])
-def test_writes_that_raise_no_version_are_computed_with(
-    monkeypatch: pytest.MonkeyPatch, where: str, write: str
-) -> None:
-    if "home" in where:
-        use_fake_gpu(monkeypatch, homes=where == "home")
-    model = make_stack(3)
-    plain = copy.deepcopy(model)
-    total = sum(parameter.nbytes for parameter in model.parameters())
-    tensorstream.offload(
-        model, ram_budget=total * 6 // 10, prefetch="aggressive", compression="none"
-    )
-    with torch.no_grad():
-        for _ in range(2):
-            model(row_ids())
-        for block in range(3):
-            for each in (model, plain):
-                weight = each.blocks[block].up.weight
-                if where == "owned":
-                    weight.mul_(1.5)
-                with _Within(lambda weight=weight: _SILENT_WRITES[write](weight)):
-                    torch.ones(1).neg()
-                del weight
-            for _ in range(2):
-                assert_same(model(row_ids()), plain(row_ids()), f"block {block}")
-
-
-@pytest.mark.parametrize("homes", [True, False])
-def test_running_statistics_that_are_streamed_are_computed_with(
-    monkeypatch: pytest.MonkeyPatch, homes: bool
-) -> None:
-    use_fake_gpu(monkeypatch, homes=homes)
-    model = make_stack(3)
-    plain = copy.deepcopy(model)
-    total = sum(parameter.nbytes for parameter in model.parameters())
-    tensorstream.offload(
-        model, ram_budget=total * 6 // 10, prefetch="aggressive", compression="none"
-    )
-    x = torch.ones(5, model.blocks[0].up.bias.shape[0]).cumsum(0)
-    with torch.no_grad():
-        for block in range(3):
-            model(row_ids())
-            for each in (model, plain):
-                means = each.blocks[block].up.bias
-                nn.functional.batch_norm(x, means, torch.ones(x.shape[1]), training=True)
-                del means
-            assert_same(model(row_ids()), plain(row_ids()), f"block {block}")
-
-
-def test_what_only_reads_a_weight_does_not_read_it_twice(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weight = pair.streamed.blocks[1].up.weight
-    average = torch.zeros_like(pair.plain.blocks[1].up.weight)
-    monkeypatch.setattr(Weight, "holds", None)
-    with torch.no_grad():
-        average.copy_(weight)
-        torch._foreach_lerp_([average], [weight], 0.5)
-        assert_same(average, pair.plain.blocks[1].up.weight.detach(), "the average")
-
-
 def test_a_weight_that_is_lent_meanwhile_is_computed_with(pair: Pair) -> None:
     """Another thread's forward lends it between torch's look at it and ours."""
     parameter = pair.streamed.blocks[1].up.weight
@@ -475,28 +389,6 @@ def test_restore_within_an_operation_is_refused_and_nothing_is_lost(
         assert_same(model.blocks[1].up.weight.detach(), plain.blocks[1].up.weight, "the weight")
         tensorstream.restore(model)
         assert_same(model(row_ids()), plain(row_ids()), "restored after it")
-
-
-@pytest.mark.parametrize("block", [0, 1, 2])
-def test_a_write_past_versions_to_an_alias_that_is_gone_counts(
-    monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
-    """A kernel writes by a pointer: to memory that the device reads, where nobody compares it."""
-    use_fake_gpu(monkeypatch, homes=True)
-    model = make_stack(3)
-    plain = copy.deepcopy(model)
-    total = sum(parameter.nbytes for parameter in model.parameters())
-    tensorstream.offload(
-        model, ram_budget=total * 6 // 10, prefetch="aggressive", compression="none"
-    )
-    with torch.no_grad():
-        for _ in range(3):
-            model(row_ids())
-        for each in (model, plain):
-            alias = each.blocks[block].up.weight.data
-            alias.data.mul_(2.0)
-            del alias
-        assert_same(model(row_ids()), plain(row_ids()), "after the write")
 
 
 def test_on_the_host_restore_leaves_gradients_alone(
