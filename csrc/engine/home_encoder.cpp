@@ -50,6 +50,7 @@ class HomeEncoder {
         open_(cut_.batches.size()) {
     for (std::size_t batch = 0; batch < cut_.batches.size(); ++batch) {
       open_[batch].left = cut_.batches[batch].part_count;
+      to_store_bytes_ += cut_.batches[batch].bound_bytes;
       largest_bytes_ = std::max(largest_bytes_, cut_.batches[batch].bound_bytes);
     }
   }
@@ -156,10 +157,9 @@ class HomeEncoder {
     }
     Scratch made;
     if (options_.budget != nullptr) {
-      const std::uint64_t to_store = (cut_.batches.size() - stored_batches_) * cut_.room_bytes;
       auto reservation = options_.budget->try_reserve(largest_bytes_);
       if (scratches_ != 0) {  // guard: scratch-beside-its-home
-        if (!reservation || options_.budget->free_bytes() < to_store) return std::nullopt;
+        if (!reservation || options_.budget->free_bytes() < to_store_bytes_) return std::nullopt;
       }
       made.reservation =
           reservation ? std::move(*reservation)
@@ -222,7 +222,7 @@ class HomeEncoder {
     }
     const MutexLock lock(mutex_);
     free_.push_back(std::move(scratch));
-    ++stored_batches_;
+    to_store_bytes_ -= cut.bound_bytes;
   }
 
   /// How many of the encoded parts from `first` on are one batch.
@@ -277,7 +277,7 @@ class HomeEncoder {
   std::vector<OpenBatch> open_;
   std::vector<Scratch> free_ TS_GUARDED_BY(mutex_);
   std::size_t scratches_ TS_GUARDED_BY(mutex_) = 0;
-  std::size_t stored_batches_ TS_GUARDED_BY(mutex_) = 0;
+  std::uint64_t to_store_bytes_ TS_GUARDED_BY(mutex_) = 0;  // at most
   std::size_t next_ TS_GUARDED_BY(mutex_) = 0;
   std::size_t batch_ TS_GUARDED_BY(mutex_) = 0;
   std::uint64_t offset_ TS_GUARDED_BY(mutex_) = 0;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/units.h"
@@ -22,18 +23,20 @@ namespace {
 /// A group of one tensor of bf16 weights in RAM, and homes of it in batches cut to `batch_bytes`.
 class EncodedHomes {
  public:
-  explicit EncodedHomes(std::uint64_t size_bytes, std::uint64_t batch_bytes)
-      : weights_(std::make_shared<Bytes>(gaussian_weights(Dtype::kBf16, size_bytes / 2, 0.02))),
+  EncodedHomes(std::uint64_t size_bytes, std::uint64_t batch_bytes)
+      : EncodedHomes(gaussian_weights(Dtype::kBf16, size_bytes / 2, 0.02), batch_bytes) {}
+  EncodedHomes(Bytes weights, std::uint64_t batch_bytes)
+      : weights_(std::make_shared<Bytes>(std::move(weights))),
         batch_bytes_(batch_bytes),
         tensors_(1),
         groups_(1) {
     tensors_[0].name = "w";
     tensors_[0].dtype = Dtype::kBf16;
-    tensors_[0].size_bytes = size_bytes;
+    tensors_[0].size_bytes = weights_->size();
     groups_[0].name = "group";
     groups_[0].tensors = {0};
     layout_ = lay_out(groups_[0], tensors_, ComputePlace::kAccelerator);
-    extents_ = {{{create_memory_reader("memory", *weights_, weights_), 0, size_bytes}}};
+    extents_ = {{{create_memory_reader("memory", *weights_, weights_), 0, weights_->size()}}};
   }
 
   std::shared_ptr<EncodedHome> make(std::uint64_t slot_bytes,
@@ -79,6 +82,18 @@ TEST(EncodedHome, ABudgetOfAHomeAndMemoryForOneBatchSuffices) {
     std::shared_ptr<EncodedHome> home;
     ASSERT_NO_THROW(home = homes.make(slot, budget));
     EXPECT_EQ(align_up(home->held_bytes(), 4096), held);
+  }
+}
+
+/// Weights that no code makes shorter take more than is usual.
+TEST(EncodedHome, MemoryForASecondBatchTakesNoneOfWhatIsToBeStored) {
+  const EncodedHomes homes(random_bytes(30_MiB), batch_limit(5_MiB));
+  const std::uint64_t slot = homes.usual_slot_bytes();
+  const std::uint64_t held = align_up(homes.make(slot)->held_bytes(), 4096);
+  for (std::uint64_t i = 0; i < 8; ++i) {
+    const std::uint64_t room = homes.scratch_bytes() * (8 + i) / 8;
+    const auto budget = Budget::create(held + 1_MiB + room);
+    ASSERT_NO_THROW(homes.make(slot, budget)) << room;
   }
 }
 
