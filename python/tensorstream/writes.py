@@ -29,7 +29,7 @@ def written_by(func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> s
     ):  # which raise no version, and tell of nothing
         first = 1 if func in (F.batch_norm, F.instance_norm) else 3
         written += [*args[first : first + 2], *(kwargs.get(each) for each in _STATISTICS)]
-    elif isinstance(func, torch._ops.OpOverload):
+    elif isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         return written_by_schema(func, args, kwargs)
     elif is_in_place(name):
         written += args[:1]
@@ -38,12 +38,16 @@ def written_by(func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> s
 
 
 def written_by_schema(func: Any, args: Any, kwargs: Any) -> set[int]:
-    """The ids of what an operator of torch's dispatcher writes to, by its schema."""
-    if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable:
-        return set()
+    """The ids of what an operator of torch's dispatcher may write to, by the schemas of its overloads."""
+    if isinstance(func, torch._ops.OpOverloadPacket):
+        overloads = [getattr(func, each) for each in func.overloads()]
+    else:
+        overloads = [func] if isinstance(func, torch._ops.OpOverload) else []
     written: list[Any] = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            at = args[position] if position < len(args) else kwargs.get(argument.name)
-            written += pytree.tree_leaves(at)
-    return {id(each) for each in written}
+    for schema in (each._schema for each in overloads):
+        for position, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written.append(
+                    args[position] if position < len(args) else kwargs.get(argument.name)
+                )
+    return {id(each) for each in pytree.tree_leaves(written)}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tensorstream
 from conftest import assert_same
 from fake_gpu import use_fake_gpu
-from model_shapes import make_stack, row_ids
+from model_shapes import Stack, make_stack, row_ids
 from parked_pair import Pair, make_pair
 from tensorstream.weight import Weight
 
@@ -76,6 +78,89 @@ def test_writes_that_raise_no_version_are_computed_with(
                 del weight
             for _ in range(2):
                 assert_same(model(row_ids()), plain(row_ids()), f"block {block}")
+
+
+def _trained(model: Stack, make: Callable[..., torch.optim.Optimizer]) -> list[float]:
+    """The losses of some steps."""
+    optimizer = make(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = model(row_ids()).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _of_bitsandbytes(*args: Any, **options: Any) -> Any:
+    return pytest.importorskip("bitsandbytes").optim.AdamW(*args, **options)
+
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "SGD": functools.partial(torch.optim.SGD, fused=True),
+    "AdamW": functools.partial(torch.optim.AdamW, fused=True),
+    "bitsandbytes": _of_bitsandbytes,
+}
+
+
+@pytest.mark.parametrize("optimizer", list(_OPTIMIZERS))
+@pytest.mark.parametrize("where", ["home", "no home", "RAM", "file"])
+def test_steps_of_optimizers_that_raise_no_version_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str, optimizer: str
+) -> None:
+    if "home" in where:
+        use_fake_gpu(monkeypatch, homes=where == "home")
+    model = make_stack(3)
+    plain = copy.deepcopy(model)
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    checkpoint = None
+    if where in {"no home", "file"}:
+        checkpoint = tmp_path / "model.safetensors"
+        save_file(model.state_dict(), checkpoint)
+    tensorstream.offload(
+        model, checkpoint=checkpoint, ram_budget=total * 6 // 10, prefetch="aggressive"
+    )
+    make = _OPTIMIZERS[optimizer]
+    assert _trained(model, make) == _trained(plain, make)
+    for (name, streamed), native in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert_same(streamed.detach(), native.detach(), name)
+
+
+@pytest.fixture
+def operator() -> Iterator[Any]:
+    """Doubles its first argument, as its schema says and its name does not."""
+    library = torch.library.Library("tensorstream_test", "FRAGMENT")
+    library.define("twice(Tensor(a!) x, Tensor y) -> ()")
+
+    def twice(x: torch.Tensor, _: torch.Tensor) -> None:
+        numbers = x.numpy()
+        numbers *= 2
+
+    library.impl("twice", twice, "CPU")
+    yield torch.ops.tensorstream_test.twice
+    library._destroy()
+
+
+@pytest.mark.parametrize("overload", [False, True])
+@pytest.mark.parametrize("homes", [True, False])
+def test_an_operator_writes_to_what_its_schema_says(
+    monkeypatch: pytest.MonkeyPatch, operator: Any, homes: bool, overload: bool
+) -> None:
+    use_fake_gpu(monkeypatch, homes=homes)
+    model = make_stack(3)
+    plain = copy.deepcopy(model)
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    tensorstream.offload(
+        model, ram_budget=total * 6 // 10, prefetch="aggressive", compression="none"
+    )
+    call = operator.default if overload else operator
+    with torch.no_grad():
+        for block in range(3):
+            model(row_ids())
+            for each in (model, plain):
+                call(each.blocks[block].up.weight, each.blocks[block].down.weight)
+            assert_same(model(row_ids()), plain(row_ids()), f"block {block}")
 
 
 @pytest.mark.parametrize("homes", [True, False])
