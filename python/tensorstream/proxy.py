@@ -27,7 +27,14 @@ from tensorstream.exceptions import UnsupportedError
 from tensorstream.graph_nodes import Rows, in_graph_of
 from tensorstream.hidden import once_more
 from tensorstream.plain_objects import plain_copy
-from tensorstream.tracing import as_plain, in_transform, refuse_capture, refuse_tracing, uncompiled
+from tensorstream.tracing import (
+    as_plain,
+    in_transform,
+    refuse_capture,
+    refuse_tracing,
+    uncompiled,
+    without_modes,
+)
 from tensorstream.writes import is_in_place, written_by
 
 if TYPE_CHECKING:
@@ -341,7 +348,8 @@ def use(parameter: ParkedParameter) -> tuple[Weight, torch.Tensor, torch.Tensor,
     try:
         if torch.is_grad_enabled() and parameter.requires_grad:
             return weight, value, in_graph_of(parameter, value), version
-        return weight, value, value.detach(), version
+        with without_modes():
+            return weight, value, value.detach(), version
     except BaseException:
         weight.after_use(value, version)
         raise

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
@@ -37,9 +38,27 @@ def as_plain(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 @contextlib.contextmanager
+def without_modes() -> Iterator[None]:
+    """What runs in it is of no mode of the user's, which may give copies of what it sees."""
+    count = torch._C._len_torch_function_stack()
+    functions = [torch._C._pop_torch_function_stack() for _ in range(count)]
+    try:
+        with _disable_current_modes() if _modes() else contextlib.nullcontext():
+            yield
+    finally:
+        for mode in reversed(functions):
+            torch._C._push_on_torch_function_stack(mode)
+
+
+@contextlib.contextmanager
 def plain_tensors() -> Iterator[None]:
-    """What is made in it has versions, and is of no graph and no transform of torch.func."""
-    with torch.inference_mode(False), torch.no_grad(), temporarily_clear_interpreter_stack():
+    """What is made in it has versions, and is of no graph, no mode and no transform of torch.func."""
+    with (
+        without_modes(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        temporarily_clear_interpreter_stack(),
+    ):
         yield
 
 
