@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,10 @@ from tensorstream import compute_device, host_rate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from cuda_runs import planned_steps, quiet_rounds, targets
+from cuda_runs import llama_runs, planned_steps, quiet_rounds, targets
 from cuda_runs.accelerator import HostAccelerator
 from cuda_runs.llama_model import TINY, make_llama
-from cuda_runs.llama_passes import Timed, decode, prompt_tokens
+from cuda_runs.llama_passes import Pass, Timed, decode, prompt_tokens
 
 
 def test_of_rounds_the_one_in_the_hosts_quietest_minute_counts(
@@ -140,3 +141,16 @@ def test_rounds_whose_outputs_differ_are_no_measurement(monkeypatch: pytest.Monk
     timed = iter([Timed([0.1], ["one"]), Timed([0.1], ["other"])])
     with pytest.raises(RuntimeError, match="different outputs"):
         quiet_rounds.run_rounds(lambda: next(timed), most=2)
+
+
+def test_steps_of_a_model_are_laid_beside_their_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planned_steps, "_SECONDS", 0.0)
+    monkeypatch.setattr(planned_steps, "_SAME", 10.0)  # whatever else this machine does
+    accelerator = HostAccelerator()
+    model = make_llama(TINY, accelerator)
+    options = argparse.Namespace(prompt=4, new_tokens=25, context=8, repeats=1)
+    predictions = [(0.0, 1e-3), (1.0, 1e-3)]
+    one = Pass("decode", 1)
+    found = llama_runs.against_plan(one, options, model, accelerator, predictions)
+    assert found["steps"] == found["of"] == 25
+    assert 0 < found["min"] <= found["quartile_1"] <= found["median"] <= found["max"]
