@@ -298,10 +298,10 @@ def on_values(
     finally:  # what it wrote before it raised is written
         with contextlib.ExitStack() as ended:  # all of them, also where one cannot be kept
             for weight, value, version in uses:
-                if name.startswith("_fused_"):  # optimizers' steps: they raise no version
+                may_be_written = id(weight.parameter) in written
+                if name.startswith("_fused_") and may_be_written:  # a step of an optimizer
                     ended.callback(weight.after_use, value, -1)
                 else:
-                    may_be_written = id(weight.parameter) in written
                     ended.callback(_end_use, weight, value, version, may_be_written)
 
 

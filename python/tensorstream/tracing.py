@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,13 +43,29 @@ def as_plain(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def without_modes() -> Iterator[None]:
     """What runs in it is of no mode of the user's, which may give copies of what it sees."""
     count = torch._C._len_torch_function_stack()
-    functions = [torch._C._pop_torch_function_stack() for _ in range(count)]
+    if not count and not _modes():
+        yield
+        return
+    functions = [torch._C._get_function_stack_at(place) for place in range(count)]
     try:
-        with _disable_current_modes() if _modes() else contextlib.nullcontext():
+        _each(itertools.starmap(torch._C._pop_torch_function_stack, itertools.repeat((), count)))
+        with _disable_current_modes():
             yield
     finally:
-        for mode in reversed(functions):
-            torch._C._push_on_torch_function_stack(mode)
+        try:
+            _put_back(functions)
+        finally:  # an interrupt came between
+            _put_back(functions)
+
+
+def _put_back(functions: list[Any]) -> None:
+    """Pushes those of the modes that are not on torch's stack, whose bottom is the first."""
+    missing = functions[torch._C._len_torch_function_stack() :]
+    _each(map(torch._C._push_on_torch_function_stack, missing))
+
+
+# Goes through an iterator in one call: an interrupt comes before it, or after.
+_each = collections.deque[Any](maxlen=0).extend
 
 
 @contextlib.contextmanager

@@ -49,6 +49,9 @@ _SILENT_WRITES: dict[str, Callable[[torch.Tensor], object]] = {
     "out=": lambda weight: torch.mul(weight, 2.0, out=weight),
     "_foreach_mul_": lambda weight: torch._foreach_mul_([weight], 2.0),
     "__imul__": lambda weight: weight.__imul__(2.0),
+    "relu": lambda weight: nn.functional.relu(weight, inplace=True),
+    "constant_": lambda weight: nn.init.constant_(weight, 0.125),
+    "_foreach_mul_ by name": lambda weight: torch._foreach_mul_(self=[weight], scalar=2.0),
 }
 
 
@@ -183,6 +186,33 @@ def test_running_statistics_that_are_streamed_are_computed_with(
                 nn.functional.batch_norm(x, means, torch.ones(x.shape[1]), training=True)
                 del means
             assert_same(model(row_ids()), plain(row_ids()), f"block {block}")
+
+
+_STATISTICS: dict[str, Callable[..., object]] = {
+    "batch_norm": lambda x, mean, variance: nn.functional.batch_norm(
+        x, mean, variance, training=True
+    ),
+    "torch.batch_norm": lambda x, mean, variance: torch.batch_norm(
+        x, None, None, mean, variance, True, 0.1, 1e-5, False
+    ),
+    "update": lambda x, mean, variance: torch.batch_norm_update_stats(x, mean, variance, 0.1),
+    "aten update": torch.ops.aten.batch_norm_update_stats,
+}
+
+
+@pytest.mark.parametrize("name", list(_STATISTICS))
+def test_statistics_are_written_by_whatever_updates_them(pair: Pair, name: str) -> None:
+    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(1))
+    for model in (pair.streamed, pair.plain):
+        means, variances = model.blocks[0].up.bias, model.blocks[1].up.bias
+        more = (0.1,) if name == "aten update" else ()
+        with torch.no_grad():
+            _STATISTICS[name](x, means, variances, *more)
+    for block in range(2):
+        streamed, plain = (
+            model.blocks[block].up.bias.detach() for model in (pair.streamed, pair.plain)
+        )
+        assert_same(streamed, plain, f"{name} {block}")
 
 
 def test_what_only_reads_a_weight_does_not_read_it_twice(
