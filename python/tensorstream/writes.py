@@ -43,13 +43,11 @@ def written_by(func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> s
 @functools.lru_cache(maxsize=4096)
 def _written(func: Callable[..., Any], name: str) -> tuple[Sequence[int], Sequence[str]]:
     """The positions and the names of arguments that `func` may write to, by schemas of its overloads."""
-    if isinstance(func, torch._ops.OpOverload):
-        overloads = [func]
-    elif isinstance(func, torch._ops.OpOverloadPacket):
-        overloads = [getattr(func, each) for each in func.overloads()]
-    else:
-        packet = getattr(torch.ops.aten, name, None)
-        overloads = [] if packet is None else [getattr(packet, each) for each in packet.overloads()]
+    overloads = [func] if isinstance(func, torch._ops.OpOverload) else []
+    is_packet = isinstance(func, torch._ops.OpOverloadPacket)
+    packet = func if is_packet else getattr(torch.ops.aten, name, None)
+    if isinstance(packet, torch._ops.OpOverloadPacket):  # no method of the name space itself
+        overloads += [getattr(packet, each) for each in packet.overloads()]
     positions = {0} if is_in_place(name) else set()
     names = {"out"}
     for schema in (each._schema for each in overloads):
