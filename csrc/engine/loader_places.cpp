@@ -83,8 +83,7 @@ bool Loader::read_settled(GroupId group, std::size_t position,
     error = std::current_exception();
   }
   const MutexLock lock(mutex_);
-  --readers_;
-  changed_.ring();
+  if (--readers_ == 0 && arranging_) changed_.ring();
   if (error) std::rethrow_exception(error);
   return true;
 }
