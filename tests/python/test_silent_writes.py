@@ -28,6 +28,15 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
     return make_pair(request.param, tmp_path)
 
 
+def _half_streamed(**options: Any) -> tuple[Stack, Stack]:
+    """A model with room for six tenths of its weights, and its plain twin."""
+    model = make_stack(3)
+    plain = copy.deepcopy(model)
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    tensorstream.offload(model, ram_budget=total * 6 // 10, prefetch="aggressive", **options)
+    return model, plain
+
+
 class _Within(TorchDispatchMode):
     """Runs `work` once, where torch's own code would: no version rises there."""
 
@@ -62,12 +71,7 @@ def test_writes_that_raise_no_version_are_computed_with(
 ) -> None:
     if "home" in where:
         use_fake_gpu(monkeypatch, homes=where == "home")
-    model = make_stack(3)
-    plain = copy.deepcopy(model)
-    total = sum(parameter.nbytes for parameter in model.parameters())
-    tensorstream.offload(
-        model, ram_budget=total * 6 // 10, prefetch="aggressive", compression="none"
-    )
+    model, plain = _half_streamed(compression="none")
     with torch.no_grad():
         for _ in range(2):
             model(row_ids())
@@ -114,16 +118,11 @@ def test_steps_of_optimizers_that_raise_no_version_are_kept(
 ) -> None:
     if "home" in where:
         use_fake_gpu(monkeypatch, homes=where == "home")
-    model = make_stack(3)
-    plain = copy.deepcopy(model)
-    total = sum(parameter.nbytes for parameter in model.parameters())
-    checkpoint = None
+    options: dict[str, Any] = {}
     if where in {"no home", "file"}:
-        checkpoint = tmp_path / "model.safetensors"
-        save_file(model.state_dict(), checkpoint)
-    tensorstream.offload(
-        model, checkpoint=checkpoint, ram_budget=total * 6 // 10, prefetch="aggressive"
-    )
+        options["checkpoint"] = tmp_path / "model.safetensors"
+        save_file(make_stack(3).state_dict(), options["checkpoint"])
+    model, plain = _half_streamed(**options)
     make = _OPTIMIZERS[optimizer]
     assert _trained(model, make) == _trained(plain, make)
     for (name, streamed), native in zip(model.named_parameters(), plain.parameters(), strict=True):
@@ -151,12 +150,7 @@ def test_an_operator_writes_to_what_its_schema_says(
     monkeypatch: pytest.MonkeyPatch, operator: Any, homes: bool, overload: bool
 ) -> None:
     use_fake_gpu(monkeypatch, homes=homes)
-    model = make_stack(3)
-    plain = copy.deepcopy(model)
-    total = sum(parameter.nbytes for parameter in model.parameters())
-    tensorstream.offload(
-        model, ram_budget=total * 6 // 10, prefetch="aggressive", compression="none"
-    )
+    model, plain = _half_streamed(compression="none")
     call = operator.default if overload else operator
     with torch.no_grad():
         for block in range(3):
@@ -171,12 +165,7 @@ def test_running_statistics_that_are_streamed_are_computed_with(
     monkeypatch: pytest.MonkeyPatch, homes: bool
 ) -> None:
     use_fake_gpu(monkeypatch, homes=homes)
-    model = make_stack(3)
-    plain = copy.deepcopy(model)
-    total = sum(parameter.nbytes for parameter in model.parameters())
-    tensorstream.offload(
-        model, ram_budget=total * 6 // 10, prefetch="aggressive", compression="none"
-    )
+    model, plain = _half_streamed(compression="none")
     x = torch.ones(5, model.blocks[0].up.bias.shape[0]).cumsum(0)
     with torch.no_grad():
         for block in range(3):
@@ -233,12 +222,7 @@ def test_a_write_past_versions_to_an_alias_that_is_gone_counts(
 ) -> None:
     """A kernel writes by a pointer: to memory that the device reads, where nobody compares it."""
     use_fake_gpu(monkeypatch, homes=True)
-    model = make_stack(3)
-    plain = copy.deepcopy(model)
-    total = sum(parameter.nbytes for parameter in model.parameters())
-    tensorstream.offload(
-        model, ram_budget=total * 6 // 10, prefetch="aggressive", compression="none"
-    )
+    model, plain = _half_streamed(compression="none")
     with torch.no_grad():
         for _ in range(3):
             model(row_ids())
