@@ -9,7 +9,7 @@ import time
 import torch
 
 _CALLS = 50  # of one round: few enough for a driver's queue
-_LOOPS, _TURNS = 5, 200  # of plain Python beside each: three quarters of what models take
+_LOOPS, _TURNS = 5, 200  # of plain Python beside each: on a quiet host three quarters of it
 _ROUNDS = 5
 
 
