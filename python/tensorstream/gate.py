@@ -26,6 +26,7 @@ from tensorstream.exceptions import ConfigError
 from tensorstream.fused import COUNTS_HOOKS
 from tensorstream.hooks import HookedModule, StoppingHook
 from tensorstream.interrupts import HeldBack
+from tensorstream.uncollected import uncollected
 
 _CALL = nn.Module._call_impl.__code__
 _CALLS = (_CALL.co_name, nn.Module._wrapped_call_impl.__code__.co_name)
@@ -162,7 +163,7 @@ class Gate:
 
     def _others_run(self) -> bool:
         me = threading.get_ident()
-        with self._changed:
+        with self._changed, uncollected():
             return any(
                 self._runs(frame)
                 for thread, frame in sys._current_frames().items()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -17,7 +22,9 @@ from torch import nn
 import tensorstream as ts
 from conftest import assert_same, hooks_of, offload_tightly
 from model_shapes import make_stack, row_ids
+from tensorstream.gate import Gate
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
+from tensorstream.uncollected import uncollected
 
 PATIENCE_S = 30
 
@@ -309,6 +316,67 @@ def test_budgets_that_move_under_running_forwards() -> None:
             over.set()
             moving.join(PATIENCE_S)
     assert moved == [None]
+
+
+@contextlib.contextmanager
+def collections(noted: Callable[[FrameType | None], None]) -> Iterator[None]:
+    """Garbage is collected at each chance meanwhile; `noted` gets the frame that it is collected in."""
+
+    def note(phase: str, _: Any) -> None:
+        if phase == "start":
+            noted(sys._getframe(1))
+
+    often = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(1, 1, 1)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*often)
+        gc.callbacks.remove(note)
+
+
+def test_nothing_is_collected_while_frames_of_others_are_read() -> None:
+    """A collection may let the others run on: a frame that is looked for would be gone (CPython 3.11)."""
+    model: Any = offload_tightly(make_stack(3))
+    smallest = smallest_of(model)
+    places: set[str] = set()
+
+    def note(frame: FrameType | None) -> None:
+        while frame is not None:
+            places.add(frame.f_code.co_name)
+            frame = frame.f_back
+
+    other = nn.Sequential(nn.Linear(2, 2))
+    held = Held(other[0])
+    running, _ = in_thread(lambda: other(torch.ones(2)))
+    assert held.inside.wait(PATIENCE_S)
+    with collections(note):
+        ts.set_budget(model, ram_budget=2 * smallest)
+    held.go_on.set()
+    running.join(PATIENCE_S)
+    assert Gate.closed.__wrapped__.__name__ in places  # type: ignore[attr-defined]
+    assert Gate._runs.__name__ not in places
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_a_child_that_is_forked_amid_a_reading_of_frames_collects_as_before(collects: bool) -> None:
+    if not collects:
+        gc.disable()
+    try:
+        with uncollected(), uncollected():
+            assert not gc.isenabled()
+            child = os.fork()
+            if child == 0:
+                with uncollected():
+                    pass
+                os._exit(0 if gc.isenabled() == collects else 1)
+            assert os.waitpid(child, 0)[1] == 0
+            assert not gc.isenabled()
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
 
 
 def test_a_handler_of_a_signal_within_set_budget_is_told_so() -> None:
