@@ -2,12 +2,13 @@
 // the kernel, and how does that compare with copying them within the device?
 //
 // Method: Gaussian weights of deviation 0.02 (fp8: 1), one transformer block of 7B (202,383,360
-// weights) and one matrix of 4096 x 4096, encoded on all cores. Each is decoded into several
-// buffers in turn, timed by events around one decode; median and spread of the repeats after a
-// warm-up. The last result in each buffer is compared with the original, byte for byte.
-// `decoded_gb_s` is bytes written; a copy reads as many as it writes.
+// weights), one matrix of 4096 x 4096, and frames of 2 MiB of weights, up to what is decoded of a
+// ring at once; encoded on all cores. Each is decoded into several buffers in turn, after a copy of
+// more than the device's caches hold, timed by events around one decode; median and spread of the
+// repeats after a warm-up. The last result in each buffer is compared with the original, byte for
+// byte. `decoded_gb_s` is bytes written; a copy reads as many as it writes.
 //
-// cuda_decode [--output FILE] [--repeats N] [--block WEIGHTS] [--matrix WEIGHTS]
+// cuda_decode [--output FILE] [--repeats N] [--block WEIGHTS] [--matrix WEIGHTS] [--only TENSOR]
 //             [--driver LIBRARY] [--compiler LIBRARY] [--compiler-folder FOLDER]
 #include <dlfcn.h>
 
@@ -45,6 +46,10 @@ constexpr std::uint64_t kBlockWeights = 202'383'360;
 constexpr std::uint64_t kMatrixWeights = std::uint64_t{4096} * 4096;
 constexpr std::uint64_t kRotatedBytes = 512_MiB;  // past any cache, by several buffers
 constexpr std::size_t kMostBuffers = 6;
+constexpr std::uint64_t kCachedBytes = 128_MiB;  // no cache holds as many
+// Weights of a frame, and frames of launches: a wave of warps is 24.75 on the largest GPUs.
+constexpr std::uint64_t kFrameWeights = 1_MiB;
+constexpr std::array kFrames = {8, 16, 20, 24, 26, 32, 40, 43, 48};
 
 struct Options {
   std::string output;
@@ -53,6 +58,7 @@ struct Options {
   int repeats = 25;
   std::uint64_t block = kBlockWeights;
   std::uint64_t matrix = kMatrixWeights;
+  std::string only;
 };
 
 Options options_of(int count, char** arguments) {
@@ -69,6 +75,8 @@ Options options_of(int count, char** arguments) {
       options.block = std::stoull(value);
     } else if (name == "--matrix") {
       options.matrix = std::stoull(value);
+    } else if (name == "--only") {
+      options.only = value;
     } else if (name == "--driver") {
       options.driver = value;
     } else if (name == "--compiler") {
@@ -215,7 +223,9 @@ Json rates_of(std::vector<double> seconds, std::uint64_t size_bytes) {
 class Workbench {
  public:
   Workbench(Device& device, Stream& stream, const Timer& timer)
-      : device_(device), stream_(stream), timer_(timer) {}
+      : device_(device), stream_(stream), timer_(timer) {
+    for (auto& memory : elsewhere_) memory = device.allocate(kCachedBytes);
+  }
 
   void take(const Bytes& weights) {
     weights_ = &weights;
@@ -240,6 +250,7 @@ class Workbench {
       stream_.copy_to_device(buffer->data(), stale.data(), stale.size());
     }
     const auto run = [&](const DeviceMemory& buffer) {
+      if (timer_.copies()) timer_.copy(elsewhere_[0]->data(), elsewhere_[1]->data(), kCachedBytes);
       return timer_.seconds([&] {
         decoder.decode(stream_, frames_, table_->data(), encoded_->data(), buffer.data());
       });
@@ -282,6 +293,7 @@ class Workbench {
   Device& device_;
   Stream& stream_;
   const Timer& timer_;
+  std::array<std::unique_ptr<DeviceMemory>, 2> elsewhere_;
   const Bytes* weights_ = nullptr;
   std::vector<std::unique_ptr<DeviceMemory>> buffers_;
   std::unique_ptr<DeviceMemory> encoded_;
@@ -312,12 +324,20 @@ struct Case {
 
 std::vector<Case> cases_of(const Options& options) {
   const std::size_t all = kShapes.size();
-  return {{"block", Dtype::kBf16, options.block, {1, 4, 7}, all},
-          {"matrix", Dtype::kBf16, options.matrix, {1, 4, 7}, all},
-          {"block", Dtype::kF16, options.block, {4}, 1},
-          {"half a block", Dtype::kF32, options.block / 2, {4}, 1},
-          {"block", Dtype::kF8E4M3, options.block, {4}, 1},
-          {"block", Dtype::kF8E5M2, options.block, {4}, 1}};
+  std::vector<Case> cases = {{"block", Dtype::kBf16, options.block, {1, 4, 7}, all},
+                             {"matrix", Dtype::kBf16, options.matrix, {1, 4, 7}, all},
+                             {"block", Dtype::kF16, options.block, {4}, 1},
+                             {"half a block", Dtype::kF32, options.block / 2, {4}, 1},
+                             {"block", Dtype::kF8E4M3, options.block, {4}, 1},
+                             {"block", Dtype::kF8E5M2, options.block, {4}, 1}};
+  for (const int frames : kFrames) {
+    const auto weights = static_cast<std::uint64_t>(frames) * kFrameWeights;
+    cases.push_back({std::to_string(frames) + " frames", Dtype::kBf16, weights, {4}, 1});
+  }
+  std::erase_if(cases, [&](const Case& tried) {
+    return tried.tensor.find(options.only) == std::string::npos;
+  });
+  return cases;
 }
 
 class Benchmark {
