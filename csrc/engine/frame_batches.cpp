@@ -1,6 +1,7 @@
 #include "engine/frame_batches.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/units.h"
 #include "codec/compression_level.h"
@@ -20,6 +21,13 @@ constexpr std::uint64_t kHeadersDivisor = 1024;
 // Of what is usual: so much more room does a batch get.
 constexpr std::uint64_t kRoomDivisor = 64;
 
+// Chunks that the largest GPUs decode at once: a wave, of 24 warps on each of 132 multiprocessors.
+constexpr std::uint64_t kWaveChunks = 3168;
+
+std::uint64_t chunks_of(std::uint64_t part_bytes, Dtype dtype) {
+  return divide_up(part_bytes * 8, std::uint64_t{kChunkElements} * dtype_bits(dtype));
+}
+
 /// What a part of a tensor of `dtype` usually becomes, with its entry of the table.
 std::uint64_t usual_frame_bytes(std::uint64_t part_bytes, Dtype dtype) {
   const auto coded =
@@ -30,6 +38,7 @@ std::uint64_t usual_frame_bytes(std::uint64_t part_bytes, Dtype dtype) {
 /// The frames of a group, all together and the largest.
 struct FrameSums {
   std::size_t count = 0;
+  std::uint64_t chunks = 0;
   std::uint64_t usual_bytes = 0;
   std::uint64_t bound_bytes = 0;
   std::uint64_t largest_usual_bytes = 0;
@@ -40,6 +49,7 @@ struct FrameSums {
     const std::uint64_t usual = usual_frame_bytes(part_bytes, dtype);
     const std::uint64_t bound = frame_bound(part_bytes) + kEntryBytes;
     count += times;
+    chunks += chunks_of(part_bytes, dtype) * times;
     usual_bytes += usual * times;
     bound_bytes += bound * times;
     largest_usual_bytes = std::max(largest_usual_bytes, usual);
@@ -56,18 +66,49 @@ FrameSums sums_of(const Group& group, std::span<const TensorSpec> tensors) {
   return sums;
 }
 
-BatchSize batch_size(const FrameSums& sums, std::uint64_t most_bytes) {
-  if (sums.count == 0) return {};
-  // A batch is larger than the mean by less than one frame: half of its first and of its last.
-  std::size_t count = 1;
-  std::uint64_t usual = sums.usual_bytes;
-  if (usual > most_bytes) {
-    const std::uint64_t room = most_bytes - std::min(most_bytes - 1, sums.largest_usual_bytes);
-    count = std::min<std::uint64_t>(divide_up(usual, room), sums.count);
-    usual = divide_up(usual, count) + sums.largest_usual_bytes;
+/// How a group's frames are shared out to batches, by what they usually take coded. A batch takes
+/// more than its share by less than one frame: half of its first and of its last.
+struct Shares {
+  std::size_t count = 0;
+  double first_bytes = 0;
+  double other_bytes = 0;
+
+  /// Of the frame whose middle is there.
+  std::size_t batch_at(double bytes) const {
+    return bytes < first_bytes || count < 2
+               ? 0
+               : 1 + static_cast<std::size_t>((bytes - first_bytes) / other_bytes);
   }
+  double largest_bytes() const { return std::max(first_bytes, other_bytes); }
+};
+
+/// As many as have to be, evenly; or all but the first in whole waves, where these are fewer.
+Shares shares_of(const FrameSums& sums, std::uint64_t most_bytes) {
+  if (sums.count == 0) return {};
+  const auto all = static_cast<double>(sums.usual_bytes);
+  if (sums.usual_bytes <= most_bytes) return {1, all, all};
+  const std::uint64_t room = most_bytes - std::min(most_bytes - 1, sums.largest_usual_bytes);
+  const auto count = std::min<std::uint64_t>(divide_up(sums.usual_bytes, room), sums.count);
+  const auto others = static_cast<double>(count - 1);
+  const double mean = all / static_cast<double>(count);
+
+  const double wave = all / static_cast<double>(sums.chunks) * static_cast<double>(kWaveChunks);
+  const double sure_wave = wave - static_cast<double>(sums.largest_usual_bytes);
+  const double waves = sure_wave > 0 ? std::floor(mean / sure_wave) : 0;
+  const double first = all - others * waves * sure_wave;
+  const bool fewer =
+      std::ceil(first / wave) + others * waves < (others + 1) * std::ceil(mean / wave);
+  if (waves < 1 || first > static_cast<double>(room) || !fewer) return {count, mean, mean};
+  return {count, first, waves * sure_wave};
+}
+
+BatchSize batch_size(const FrameSums& sums, std::uint64_t most_bytes) {
+  const Shares shares = shares_of(sums, most_bytes);
+  if (shares.count == 0) return {};
+  auto usual = static_cast<std::uint64_t>(std::ceil(shares.largest_bytes()));
+  if (shares.count > 1) usual += sums.largest_usual_bytes;
   const std::uint64_t room = std::min({usual + usual / kRoomDivisor, most_bytes, sums.bound_bytes});
-  return {count, std::max(room, sums.largest_bound_bytes)};
+  return {shares.count, std::max(room, sums.largest_bound_bytes)};
 }
 
 }  // namespace
@@ -87,10 +128,9 @@ BatchSize batch_size(const Group& group, std::span<const TensorSpec> tensors,
 FrameBatches cut_into_frames(const Group& group, std::span<const TensorSpec> tensors,
                              std::uint64_t most_bytes) {
   const FrameSums sums = sums_of(group, tensors);
-  const BatchSize size = batch_size(sums, most_bytes);
-  FrameBatches result{{}, {}, size.room_bytes};
+  const Shares shares = shares_of(sums, most_bytes);
+  FrameBatches result{{}, {}, batch_size(sums, most_bytes).room_bytes};
   result.parts.reserve(sums.count);
-  const double mean = static_cast<double>(sums.usual_bytes) / static_cast<double>(size.count);
   std::uint64_t before = 0;
   std::size_t last = 0;
   for (std::size_t position = 0; position < group.tensors.size(); ++position) {
@@ -99,7 +139,7 @@ FrameBatches cut_into_frames(const Group& group, std::span<const TensorSpec> ten
       const std::uint64_t part = std::min(kFrameBytes, tensor.size_bytes - offset);
       const std::uint64_t usual = usual_frame_bytes(part, tensor.dtype);
       const double middle = static_cast<double>(before) + static_cast<double>(usual) / 2;
-      const auto batch = static_cast<std::size_t>(middle / mean);
+      const std::size_t batch = shares.batch_at(middle);
       if (result.batches.empty() || batch != last) {
         result.batches.push_back({result.parts.size(), 0, 0});
       }

@@ -27,8 +27,10 @@ struct FrameBatch {
   std::uint64_t bound_bytes = 0;
 };
 
-/// How many batches a group's frames are, all about as large, and room for one of them: where
-/// weights are as usual, none needs more. Where it does, it becomes several.
+/// How many batches a group's frames are, and room for one of them: where weights are as usual,
+/// none needs more. Where it does, it becomes several. They are about as large, but that a GPU
+/// decodes chunks in waves, and the last one takes as long with few: all but the first are whole
+/// waves where the group is decoded in fewer of them so.
 struct BatchSize {
   std::size_t count = 0;
   std::uint64_t room_bytes = 0;

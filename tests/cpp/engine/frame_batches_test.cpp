@@ -61,7 +61,7 @@ std::uint64_t usual_bytes(const FramePart& part, Dtype dtype) {
 
 TEST(FrameBatches, EveryByteIsInOneFrameAndEveryFrameInOneBatch) {
   std::mt19937_64 random(3);
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < 1000; ++round) {
     Weights weights;
     std::vector<std::uint64_t> sizes;
     for (std::uint64_t count = 1 + random() % 6; count > 0; --count) {
@@ -69,7 +69,7 @@ TEST(FrameBatches, EveryByteIsInOneFrameAndEveryFrameInOneBatch) {
     }
     const Dtype dtype = round % 2 == 0 ? Dtype::kBf16 : Dtype::kF32;
     weights.add(sizes, dtype);
-    const std::uint64_t most = batch_limit(random() % 24_MiB);
+    const std::uint64_t most = batch_limit(random() % 64_MiB);
     const BatchSize size = batch_size(weights.groups[0], weights.tensors, most);
     const FrameBatches cut = cut_into_frames(weights.groups[0], weights.tensors, most);
     std::vector<std::uint64_t> covered(sizes.size(), 0);
@@ -105,6 +105,36 @@ TEST(FrameBatches, ABatchIsAsManyWeightsAsASlotHoldsCoded) {
   ASSERT_EQ(cut.batches.size(), 1U);
   EXPECT_GT(cut.batches[0].bound_bytes, 24_MiB);
   EXPECT_LT(cut.room_bytes, 17_MiB);
+}
+
+/// Attention's 8,192 chunks, in two: a wave is 3,168, and two of 4,096 were two waves each.
+TEST(FrameBatches, BatchesAreWholeWavesWhereTheseAreFewer) {
+  const Weights weights = llama_7b_weights();
+  const auto frames_of = [&](const Group& group) {
+    std::vector<std::size_t> frames;
+    for (const FrameBatch& batch :
+         cut_into_frames(group, weights.tensors, weights.best(4_GiB)).batches) {
+      frames.push_back(batch.part_count);
+    }
+    return frames;
+  };
+  EXPECT_EQ(frames_of(weights.groups[0]), (std::vector<std::size_t>{40, 24}));
+  EXPECT_EQ(frames_of(weights.groups[1]), std::vector<std::size_t>{43});
+
+  Weights wide;  // 129 frames in three of two waves: one wave would leave 81 for the first
+  wide.add({86_MiB, 86_MiB, 86_MiB});
+  const FrameBatches cut = cut_into_frames(wide.groups[0], wide.tensors, 62_MiB);
+  ASSERT_EQ(cut.batches.size(), 3U);
+  for (const FrameBatch& batch : cut.batches) EXPECT_EQ(batch.part_count, 43U);
+}
+
+/// Elements make chunks, of four bytes half as many.
+TEST(FrameBatches, WavesOfWiderElementsAreMoreBytes) {
+  Weights weights;
+  weights.add({160_MiB}, Dtype::kF32);  // 80 frames of 64 chunks: two waves
+  const FrameBatches cut = cut_into_frames(weights.groups[0], weights.tensors, 100_MiB);
+  ASSERT_EQ(cut.batches.size(), 2U);
+  EXPECT_EQ(cut.batches[0].part_count, 40U);
 }
 
 TEST(FrameBatches, NoTensorsAndEmptyOnesAreNoBatches) {
