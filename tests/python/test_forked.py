@@ -28,7 +28,9 @@ def in_child(act: Callable[[], None]) -> int:
     """What a forked child ends with: 0, or 1 where `act` raises."""
     child = os.fork()
     if child == 0:
-        signal.alarm(60)  # what a call of the driver waits for may be a thread that is not here
+        # What a call of the driver waits for may be a thread that is not here: no handler runs then.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
         try:
             act()
             os._exit(0)

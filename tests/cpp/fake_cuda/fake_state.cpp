@@ -1,8 +1,11 @@
 #include "fake_cuda/fake_state.h"
 
+#include <pthread.h>
+
 #include <chrono>
 #include <cstdlib>
 #include <functional>
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -56,6 +59,10 @@ State& state() {
   static State* const instance = [] {
     auto* const made = new State;
     made->settings = default_settings();
+    // A forked child can ask what was called: no thread that is not there has the mutex.
+    const auto lock = [] { state().mutex.lock(); };
+    const auto unlock = [] { state().mutex.unlock(); };
+    if (pthread_atfork(lock, unlock, unlock) != 0) throw std::bad_alloc();
     return made;
   }();
   return *instance;
