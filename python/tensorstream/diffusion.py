@@ -20,6 +20,8 @@ from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import check_complete, files_in, named_weights, open_checkpoint, read_json
 from tensorstream.made_weights import Described, described
 from tensorstream.model_class import OPTION_ADVICE, library_errors, transformers_module
+from tensorstream.packed import StoredPlace, load_packed
+from tensorstream.packed_diffusion import load_packed_model
 from tensorstream.parts import Parts, ordered_parts, parts_of
 from tensorstream.steady import SteadyFiles
 
@@ -58,7 +60,7 @@ def is_model(folder: str) -> bool:
 
 def load(
     folder: str, path: str, model_class: Any, kwargs: dict[str, Any], files: SteadyFiles
-) -> Any:
+) -> tuple[Any, dict[int, StoredPlace]]:
     """Has diffusers make the model or pipeline in `folder`.
 
     Args:
@@ -69,12 +71,14 @@ def load(
         files: Takes the files that are read.
 
     Returns:
-        The model, in eval mode, or the pipeline.
+        The model, in eval mode, or the pipeline; and where the bytes of weights are that are packed, by
+        the ids of their parameters.
 
     Raises:
         ConfigError: An option has no place here, or a folder's weights do not match its model.
         FormatError: A file breaks its format.
-        UnsupportedError: Weights are packed, quantised or not safetensors, or a class is not diffusers' own.
+        UnsupportedError: Weights are quantised or not safetensors, a class is not diffusers' own, or
+            weights are packed, and an option or their model needs plain ones.
     """
     options = dict(kwargs)
     for name, why in _PLACING.items():
@@ -90,9 +94,10 @@ def load(
     loader = _class_named(folder, file) if model_class is None else model_class
     _check_names(loader, options)
     load_it = _load_pipeline if file == PIPELINE_INDEX else _load_model
-    made: Any = load_it(folder, loader, options, files)
+    stored: dict[int, StoredPlace] = {}
+    made: Any = load_it(folder, loader, options, files, stored)
     made.register_to_config(_name_or_path=path)
-    return made
+    return made, stored
 
 
 def describe(
@@ -109,7 +114,7 @@ def describe(
 
     Raises:
         ConfigError: No part has that variant.
-        UnsupportedError: Weights are packed.
+        UnsupportedError: Weights are quantised.
     """
     if not is_pipeline(folder):
         if given:
@@ -249,7 +254,13 @@ def _check_names(loader: Any, options: dict[str, Any]) -> None:
             raise ConfigError(f"unknown option '{name}'{hint}: {loader.__name__} takes none")
 
 
-def _load_pipeline(folder: str, loader: Any, options: dict[str, Any], files: SteadyFiles) -> Any:
+def _load_pipeline(
+    folder: str,
+    loader: Any,
+    options: dict[str, Any],
+    files: SteadyFiles,
+    stored: dict[int, StoredPlace],
+) -> Any:
     dtype, variant = options.pop("dtype"), options.pop("variant", None)
     varied = _parts_of_variant(folder, variant)
     _check_types(folder, dtype)
@@ -262,9 +273,9 @@ def _load_pipeline(folder: str, loader: Any, options: dict[str, Any], files: Ste
         below = os.path.join(folder, name)
         part_options = {"dtype": of_part, "variant": variant if name in varied else None}
         if library == "transformers":
-            loaded[name] = _load_transformers_model(below, part_class, part_options, files)
+            loaded[name] = _load_transformers_model(below, part_class, part_options, files, stored)
         else:
-            loaded[name] = _load_model(below, part_class, part_options, files)
+            loaded[name] = _load_model(below, part_class, part_options, files, stored)
     with library_errors(folder, OPTION_ADVICE):
         pipeline = loader.from_pretrained(folder, **loaded, **options)
     given = [*loaded.values(), *options.values()]
@@ -306,29 +317,28 @@ def _parts_of_variant(folder: str, variant: str | None) -> set[str]:
 
 def _check_weights(folder: str, stem: str, options: dict[str, Any]) -> _native.Checkpoint:
     named = named_weights(folder, {}) if stem == _STEM_OF_TRANSFORMERS else None
-    checkpoint = open_checkpoint(folder, stem, options.get("variant"), named)
-    if checkpoint.packed:
-        raise UnsupportedError(
-            f"'{folder}' is packed, and packed models of diffusers are not loaded by this version; make "
-            "a plain one of it with tensorstream.unpack(source, target)"
-        )
-    return checkpoint
+    return open_checkpoint(folder, stem, options.get("variant"), named)
 
 
 def _load_transformers_model(
-    folder: str, loader: Any, options: dict[str, Any], files: SteadyFiles
+    folder: str,
+    loader: Any,
+    options: dict[str, Any],
+    files: SteadyFiles,
+    stored: dict[int, StoredPlace],
 ) -> nn.Module:
     """As pipelines of diffusers load a model of transformers."""
-    files.add_checkpoint(_check_weights(folder, _STEM_OF_TRANSFORMERS, options))
-    variant = {} if options["variant"] is None else {"variant": options["variant"]}
+    checkpoint = _check_weights(folder, _STEM_OF_TRANSFORMERS, options)
+    files.add_checkpoint(checkpoint)
+    given = {name: value for name, value in options.items() if name == "dtype" or value is not None}
     with library_errors(folder, OPTION_ADVICE):
-        model, info = loader.from_pretrained(
-            folder,
-            dtype=options["dtype"],
-            output_loading_info=True,
-            use_safetensors=True,
-            **variant,
-        )
+        if checkpoint.packed:
+            model, info, places = load_packed(loader, folder, checkpoint, given)
+            stored.update(places)
+        else:
+            model, info = loader.from_pretrained(
+                folder, output_loading_info=True, use_safetensors=True, **given
+            )
     check_complete(folder, info)  # guard: missing-diffusers-weights
     return model  # type: ignore[no-any-return]
 
@@ -339,20 +349,30 @@ def _check_not_quantised(folder: str) -> None:
         raise UnsupportedError(f"the model in '{folder}' is quantised, which is not supported")
 
 
-def _load_model(folder: str, loader: Any, options: dict[str, Any], files: SteadyFiles) -> nn.Module:
+def _load_model(
+    folder: str,
+    loader: Any,
+    options: dict[str, Any],
+    files: SteadyFiles,
+    stored: dict[int, StoredPlace],
+) -> nn.Module:
     _check_not_quantised(folder)
     checkpoint = _check_weights(folder, _STEM, options)
     files.add_checkpoint(checkpoint)
     dtype = options.pop("dtype")
     with library_errors(folder, OPTION_ADVICE):
-        model, info = loader.from_pretrained(
-            folder,
-            dtype=dtype,
-            output_loading_info=True,
-            use_safetensors=True,
-            # What does not fit is listed then, and refused below with our error, not diffusers'.
-            **{**options, "ignore_mismatched_sizes": True},
-        )
+        if checkpoint.packed:
+            model, info, places = load_packed_model(loader, folder, checkpoint, dtype, options)
+            stored.update(places)
+        else:
+            model, info = loader.from_pretrained(
+                folder,
+                dtype=dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                # What does not fit is listed then, and refused below with our error, not diffusers'.
+                **{**options, "ignore_mismatched_sizes": True},
+            )
     check_complete(folder, info)  # guard: missing-diffusers-weights
     taken = dtype is None or any(parameter.dtype == dtype for parameter in model.parameters())
     if not taken:  # guard: type-taken
@@ -369,7 +389,7 @@ def _load_model(folder: str, loader: Any, options: dict[str, Any], files: Steady
             folder,
             types[0],
         )
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _describe_model(model_class: Any, folder: str, dtype: Any, variant: str | None) -> Described:

@@ -61,8 +61,8 @@ def pack(
     path = path_text(source)
     if os.path.isfile(os.path.join(path, PIPELINE_INDEX)):  # guard: pack-pipeline
         raise UnsupportedError(
-            f"'{path}' is a pipeline of diffusers, which is not loaded from packed weights: load it as it is "
-            "(compression='auto' codes weights on their way into RAM)"
+            f"'{path}' is a pipeline of diffusers, which is packed model by model: pack each folder of one "
+            "into the folder of that name in a copy of the rest, which from_pretrained takes"
         )
     named = weights_in_config(path)
     if named is not None:  # guard: pack-named-weights

@@ -129,7 +129,7 @@ def _load(
     if diffusion.is_pipeline(folder) or diffusion.is_model(folder):
         _check_misspelt(model_class, kwargs)
         _check_room(path, config, model_class, kwargs)
-        return diffusion.load(folder, path, model_class, kwargs, files), {}
+        return diffusion.load(folder, path, model_class, kwargs, files)
     return _load_of_transformers(path, config, model_class, kwargs, files)
 
 

@@ -162,7 +162,7 @@ def load_packed(
         **kwargs,
     )
     model.name_or_path = model.config.name_or_path = path
-    return model, info, _take_out(model)
+    return model, info, take_out(model)
 
 
 def _check_options(path: str, kwargs: dict[str, Any]) -> None:
@@ -223,7 +223,7 @@ def concrete_class(loader: Any, path: str, kwargs: dict[str, Any]) -> Any:
     return found[0]
 
 
-def _take_out(model: nn.Module) -> dict[int, StoredPlace]:
+def take_out(model: nn.Module) -> dict[int, StoredPlace]:
     """Puts a plain parameter in the place of each stored one, and a value in that of stored buffers."""
     stored: dict[int, StoredTensor] = {}  # by the parameter's id: ties are one
     for parameter in model.parameters():

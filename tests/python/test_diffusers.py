@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import shutil
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -428,15 +427,6 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     with pytest.raises(ts.ConfigError, match="names no part of a pipeline"):
         _load(NAME, folder)
     index.write_text(plain)
-    ts.pack(folder / "unet", tmp_path / "packed")
-    whole = Path(shutil.copytree(folder, tmp_path / "whole"))
-    ts.pack(folder / "text_encoder", tmp_path / "packed_encoder")
-    shutil.rmtree(whole / "text_encoder")
-    (tmp_path / "packed_encoder").rename(whole / "text_encoder")
-    for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
-        for packed in (tmp_path / "packed", whole):
-            with pytest.raises(ts.UnsupportedError, match="unpack"):
-                call(packed)
     _edit(folder / "unet" / "config.json", quantization_config={"quant_method": "gguf"})
     for call in (ts.from_pretrained, ts.plan, ts.estimate_memory, ts.analyze):
         for path in (folder, folder / "unet"):
