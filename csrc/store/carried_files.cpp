@@ -123,6 +123,12 @@ std::vector<CarriedFile> list_carried_files(const std::string& folder,
   return FileList(folder, left_out).take();
 }
 
+std::uint64_t carried_bytes(const std::vector<CarriedFile>& files) noexcept {
+  std::uint64_t sum = 0;
+  for (const CarriedFile& file : files) sum += file.size_bytes;
+  return sum;
+}
+
 CarriedFile copy_carried_file(const std::string& from, const std::string& to, Progress& progress) {
   const File source = File::open_for_reading(from);
   check_no_writer(source);  // guard: carried-no-writer

@@ -35,6 +35,9 @@ inline constexpr const char* kCarriedAdvice =
 std::vector<CarriedFile> list_carried_files(const std::string& folder,
                                             const std::set<std::string>& left_out);
 
+/// The sum of their sizes.
+std::uint64_t carried_bytes(const std::vector<CarriedFile>& files) noexcept;
+
 /// Raises IoError where a file below `folder` is not what was `copied` of it: it is gone, or has
 /// other bytes. Files that came since it was listed are no part of what was copied.
 void check_still_there(const std::string& folder, const std::vector<CarriedFile>& copied);

@@ -18,14 +18,17 @@ struct CheckpointSummary {
   /// The safetensors files as they were, and as they are packed; the same where they are not.
   std::uint64_t original_bytes = 0;
   std::uint64_t stored_bytes = 0;
+
+  CheckpointSummary& operator+=(const CheckpointSummary& other) noexcept;
 };
 
-/// Packs the checkpoint at `source` (as Checkpoint::open takes it) into the new folder `target`.
-/// The other files of a source that is a folder are carried along. The folder appears when it is
-/// whole. A run that was killed leaves no target; the next of the same source, target and level
-/// goes on with the shards that it finished. Raises ConfigError where the target is there and not
-/// empty, UnsupportedError where the source is packed already, FormatError, and IoError, also where
-/// the disk may be too small (before anything is written) or the source changes meanwhile.
+/// Packs the checkpoint at `source` (as Checkpoint::open takes it), or all checkpoints of a
+/// pipeline's folder (one with a model_index.json), into the new folder `target`. The other files
+/// of a source that is a folder are carried along. The folder appears when it is whole. A run that
+/// was killed leaves no target; the next of the same source, target and level goes on with the
+/// shards that it finished. Raises ConfigError where the target is there and not empty,
+/// UnsupportedError where the source is packed already, FormatError, and IoError, also where the
+/// disk may be too small (before anything is written) or the source changes meanwhile.
 CheckpointSummary pack_checkpoint(const std::string& source, const std::string& target,
                                   const PackOptions& options, const ProgressSink& sink);
 

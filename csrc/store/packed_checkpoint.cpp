@@ -114,4 +114,33 @@ std::optional<PackedCheckpoint> open_packed_checkpoint(const std::string& path) 
   return packed;
 }
 
+std::optional<PackedWhole> open_packed(const std::string& path) {
+  PackedWhole whole;
+  const std::string index_path = (fs::path(path) / kPackedPipelineName).string();
+  std::error_code ignored;
+  if (!fs::exists(fs::path(path) / kPackedPipelineName, ignored)) {
+    std::optional<PackedCheckpoint> one = open_packed_checkpoint(path);
+    if (!one) return std::nullopt;
+    whole.folder = one->folder;
+    whole.parts.push_back({"", *std::move(one)});
+    return whole;
+  }
+  whole.folder = path;
+  PackedPipelineIndex index = read_packed_pipeline(index_path);
+  for (const auto& [model, seal] : index.models) {
+    const std::string folder = (whole.folder / model).string();
+    check_stays_in_folder(path, model);
+    std::optional<PackedCheckpoint> one = open_packed_checkpoint(folder);
+    if (!one || !one->index || one->index->seal != seal) {  // guard: packed-model
+      throw FormatError(index_path, "",
+                        "packed model: '" + shown(folder) +
+                            "' is not the one that was packed with this pipeline; fetch the "
+                            "pipeline again, all of its files");
+    }
+    whole.parts.push_back({model + "/", *std::move(one)});
+  }
+  whole.rest = std::move(index.carried);
+  return whole;
+}
+
 }  // namespace tensorstream

@@ -31,4 +31,22 @@ struct PackedCheckpoint {
 /// find_checkpoint_file(), IoError, FormatError, and UnsupportedError for a newer version.
 std::optional<PackedCheckpoint> open_packed_checkpoint(const std::string& path);
 
+/// What is packed at a path: one checkpoint, or those of a pipeline.
+struct PackedWhole {
+  struct Part {
+    /// Below the folder; empty, or a folder's name and '/'.
+    std::string below;
+    PackedCheckpoint checkpoint;
+  };
+
+  std::filesystem::path folder;
+  std::vector<Part> parts;
+  /// Of a pipeline, the files beside its models.
+  std::vector<CarriedFile> rest;
+};
+
+/// As open_packed_checkpoint(), of pipelines too. Raises FormatError also for a model that is not
+/// the one that was packed with its pipeline.
+std::optional<PackedWhole> open_packed(const std::string& path);
+
 }  // namespace tensorstream

@@ -57,13 +57,15 @@ const Json& object_of(const std::string& path, const Json& metadata, const char*
   return *found;
 }
 
-std::map<std::string, std::string> seals_of(const std::string& path, const Json& metadata) {
-  const Json& shards = object_of(path, metadata, "tensorstream.shards");
-  std::map<std::string, std::string> seals;
-  for (const auto& [shard, seal] : shards.items()) {
-    seals.emplace(shard, string_of(path, shards, shard.c_str()));
+/// The texts of an object in `metadata`, by their keys.
+std::map<std::string, std::string> texts_of(const std::string& path, const Json& metadata,
+                                            const char* key) {
+  const Json& object = object_of(path, metadata, key);
+  std::map<std::string, std::string> texts;
+  for (const auto& [name, text] : object.items()) {
+    texts.emplace(name, string_of(path, object, name.c_str()));
   }
-  return seals;
+  return texts;
 }
 
 std::vector<CarriedFile> carried_of(const std::string& path, const Json& metadata) {
@@ -78,6 +80,46 @@ std::vector<CarriedFile> carried_of(const std::string& path, const Json& metadat
     carried.push_back({name, size->get<std::uint64_t>(), *checksums});
   }
   return carried;
+}
+
+/// What follows the checksum, quote included, of an index of this version.
+std::string version_text() { return R"(,"tensorstream.version":")" + std::string(kVersion) + "\""; }
+
+std::string carried_text(const std::vector<CarriedFile>& files) {
+  std::string text;
+  for (const CarriedFile& file : files) {
+    if (!text.empty()) text += ",";
+    text += json_string(file.name) + R"(:{"size_bytes":)" + std::to_string(file.size_bytes) +
+            R"(,"checksums":")" + checksums_text(file.checksums) + "\"}";
+  }
+  return R"(,"tensorstream.carried":{)" + text + "}";
+}
+
+std::string seals_text(const std::map<std::string, std::string>& seals) {
+  std::string text;
+  for (const auto& [name, seal] : seals) {
+    if (!text.empty()) text += ",";
+    text += json_string(name) + ":\"" + seal + "\"";
+  }
+  return text;
+}
+
+std::string read_sealed(const std::string& path) {
+  std::string text = read_text(path);
+  if (!is_sealed(text, kSealedIndexStart)) {  // guard: packed-index-sealed
+    fail(path,
+         "its checksum is not that of its bytes; the file is damaged, or not one that "
+         "tensorstream.pack wrote");
+  }
+  return text;
+}
+
+void check_version(const std::string& path, const Json& metadata) {
+  const std::string version = string_of(path, metadata, "tensorstream.version");
+  if (version == kVersion) return;
+  throw UnsupportedError("'" + path + "' has version '" + shown(version) +
+                         "' of the packed format, and this TensorStream reads version " +
+                         std::string(kVersion) + "; upgrade TensorStream");
 }
 
 }  // namespace
@@ -95,53 +137,32 @@ std::optional<std::string> unpacked_name(const std::string& packed_shard) {
 }
 
 std::string packed_index_text(const PackedIndex& index) {
-  std::string text = open_seal(kSealedIndexStart) + R"(,"tensorstream.version":")" +
-                     std::string(kVersion) + R"(","total_size":)" +
+  std::string text = open_seal(kSealedIndexStart) + version_text() + R"(,"total_size":)" +
                      std::to_string(index.total_bytes);
   if (index.original) {
     text += R"(,"tensorstream.index_name":)" + json_string(index.original->name) +
             R"(,"tensorstream.index":)" + json_string(index.original->text);
-  }
-  std::string carried;
-  for (const CarriedFile& file : index.carried) {
-    if (!carried.empty()) carried += ",";
-    carried += json_string(file.name) + R"(:{"size_bytes":)" + std::to_string(file.size_bytes) +
-               R"(,"checksums":")" + checksums_text(file.checksums) + "\"}";
   }
   std::string stored;
   for (const auto& [name, shard] : index.stored) {
     if (!stored.empty()) stored += ",";
     stored += "\n" + json_string(name) + ":" + json_string(shard);
   }
-  std::string seals;
-  for (const auto& [shard, seal] : index.seals) {
-    if (!seals.empty()) seals += ",";
-    seals += json_string(shard) + ":\"" + seal + "\"";
-  }
-  text += R"(,"tensorstream.shards":{)" + seals + "}";
-  text += R"(,"tensorstream.carried":{)" + carried + "}},\n\"weight_map\":{" + stored + "\n}}\n";
+  text += R"(,"tensorstream.shards":{)" + seals_text(index.seals) + "}";
+  text += carried_text(index.carried) + "},\n\"weight_map\":{" + stored + "\n}}\n";
   close_seal(text, kSealedIndexStart);
   return text;
 }
 
 PackedIndex read_packed_index(const std::string& path) {
-  const std::string text = read_text(path);
-  if (!is_sealed(text, kSealedIndexStart)) {  // guard: packed-index-sealed
-    fail(path,
-         "its checksum is not that of its bytes; the file is damaged, or not one that "
-         "tensorstream.pack wrote");
-  }
+  const std::string text = read_sealed(path);
   // Checks what any index must be: no key twice, no deep nesting, sound paths.
   PackedIndex index;
   index.stored = read_shard_index(path);
+  index.seal = seal_of(text, kSealedIndexStart);
   const Json parsed = Json::parse(text);
   const Json& metadata = parsed.at("metadata");
-  if (const std::string version = string_of(path, metadata, "tensorstream.version");
-      version != kVersion) {
-    throw UnsupportedError("'" + path + "' has version '" + shown(version) +
-                           "' of the packed format, and this TensorStream reads version " +
-                           std::string(kVersion) + "; upgrade TensorStream");
-  }
+  check_version(path, metadata);
   if (metadata.contains("tensorstream.index")) {
     index.original = {string_of(path, metadata, "tensorstream.index_name"),
                       string_of(path, metadata, "tensorstream.index")};
@@ -153,7 +174,30 @@ PackedIndex read_packed_index(const std::string& path) {
                         "packed index: no packed file is called '" + shown(shard) + "'");
     }
   }
-  index.seals = seals_of(path, metadata);
+  index.seals = texts_of(path, metadata, "tensorstream.shards");
+  index.carried = carried_of(path, metadata);
+  return index;
+}
+
+std::string packed_pipeline_text(const PackedPipelineIndex& index) {
+  std::string text = open_seal(kSealedIndexStart) + version_text() + R"(,"tensorstream.models":{)" +
+                     seals_text(index.models) + "}" + carried_text(index.carried) + "}}\n";
+  close_seal(text, kSealedIndexStart);
+  return text;
+}
+
+PackedPipelineIndex read_packed_pipeline(const std::string& path) {
+  const std::string text = read_sealed(path);
+  const Json parsed = Json::parse(text, nullptr, false);
+  if (parsed.is_discarded()) fail(path, "it is not JSON in UTF-8");
+  const Json& metadata = object_of(path, parsed, "metadata");
+  check_version(path, metadata);
+  PackedPipelineIndex index;
+  index.models = texts_of(path, metadata, "tensorstream.models");
+  for (const auto& [model, seal] : index.models) {
+    check_path(path, model);
+    if (model.find('/') != std::string::npos) fail(path, "'" + shown(model) + "' is no model");
+  }
   index.carried = carried_of(path, metadata);
   return index;
 }

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from tensorstream import _native
 from tensorstream.api import PathLike
 from tensorstream.config import whole_number
-from tensorstream.diffusion import PIPELINE_INDEX
-from tensorstream.exceptions import ConfigError, UnsupportedError
+from tensorstream.diffusion import is_pipeline
+from tensorstream.exceptions import ConfigError
 from tensorstream.hub import path_text, weights_in_config
 from tensorstream.report import CheckpointReport, make_checkpoint_report
 
@@ -30,14 +30,15 @@ def pack(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> CheckpointReport:
-    """Packs a checkpoint: its weights take two thirds of their bytes, and no bit is lost.
+    """Packs a checkpoint, or all of a pipeline: weights take two thirds of their bytes, no bit is lost.
 
     The new folder holds safetensors files with an index, and every other file of the source as it is,
     but for hidden ones. It appears when it is whole; where a run is killed, the same call goes on with the
     files that were finished. Plain loaders find no model in it; `unpack` gives the source's files back.
 
     Args:
-        source: A folder with safetensors files, one file, or an index of several.
+        source: A folder with safetensors files, one file, or an index of several; or a pipeline of diffusers
+            (a folder with a model_index.json), whose models are packed each in its folder.
         target: The folder to make. It does not exist, or is empty: its owner and rights stay then.
         level: 1 to 9: from fastest to smallest. 0 codes nothing and only adds checksums.
         threads: How many work; None takes one a processor.
@@ -53,27 +54,31 @@ def pack(
         IoError: A file cannot be read or written, the disk may be too small (nothing is written then),
             or the source changed meanwhile or is open for writing, or the hidden folder beside the target,
             in which it is made, was removed.
-        UnsupportedError: The source is packed already, or a pipeline of diffusers.
+        UnsupportedError: The source is packed already.
     """
     number = whole_number(level)
     if number is None or not 0 <= number <= _HIGHEST_LEVEL:
         raise ConfigError(f"level is {level!r}; give a whole number from 0 to {_HIGHEST_LEVEL}")
     path = path_text(source)
-    if os.path.isfile(os.path.join(path, PIPELINE_INDEX)):  # guard: pack-pipeline
-        raise UnsupportedError(
-            f"'{path}' is a pipeline of diffusers, which is packed model by model: pack each folder of one "
-            "into the folder of that name in a copy of the rest, which from_pretrained takes"
-        )
-    named = weights_in_config(path)
-    if named is not None:  # guard: pack-named-weights
-        raise ConfigError(
-            f"the config in '{path}' has {named!r} for its weights (transformers_weights), which a packed "
-            "folder cannot have: give that file the usual name, model.safetensors, and remove that key"
-        )
+    for folder in (path, *_folders_in_pipeline(path)):
+        named = weights_in_config(folder)
+        if named is not None:  # guard: pack-named-weights
+            raise ConfigError(
+                f"the config in '{folder}' has {named!r} for its weights (transformers_weights), which a "
+                "packed folder cannot have: give that file the usual name, model.safetensors, and remove "
+                "that key"
+            )
     summary = _native.pack_checkpoint(
         path, path_text(target), number, _threads(threads), _shown(progress, "packing")
     )
     return make_checkpoint_report(summary)
+
+
+def _folders_in_pipeline(folder: str) -> list[str]:
+    if not is_pipeline(folder):
+        return []
+    with os.scandir(folder) as entries:
+        return [entry.path for entry in entries if entry.is_dir()]
 
 
 def unpack(
@@ -86,7 +91,7 @@ def unpack(
     """Makes a folder with the files that were packed, each byte for byte what it was.
 
     Args:
-        source: A packed folder, or one packed file.
+        source: A packed folder, of one checkpoint or a pipeline, or one packed file.
         target: The folder to make. It does not exist, or is empty: its owner and rights stay then.
         threads: How many work; None takes one a processor.
         progress: Called with the bytes done and all bytes; None shows a line on a terminal.

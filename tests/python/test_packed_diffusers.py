@@ -34,15 +34,6 @@ def no_progress_bars() -> Iterator[None]:
     yield
 
 
-def packed_pipeline(folder: Path, target: Path) -> Path:
-    """The pipeline in `folder` with all of its models packed."""
-    shutil.copytree(folder, target)
-    for config in sorted(folder.glob("*/config.json")):
-        shutil.rmtree(target / config.parent.name)
-        ts.pack(config.parent, target / config.parent.name)
-    return target
-
-
 def packed_model(model: Any, folder: Path, **options: Any) -> tuple[Path, Path]:
     """A model's folder as diffusers saves it, and that folder packed."""
     model.save_pretrained(folder / "plain", **options)
@@ -74,7 +65,8 @@ def test_a_packed_pipeline_gives_what_the_plain_one_gives(
     name: str, dtype: torch.dtype | None, tmp_path: Path
 ) -> None:
     folder = save_pipeline(name, tmp_path / "plain")
-    packed = packed_pipeline(folder, tmp_path / "packed")
+    packed = tmp_path / "packed"
+    ts.pack(folder, packed)
     run = PIPELINES[name][1]
     options = {} if dtype is None else {"dtype": dtype}
     expected = run(load_plain(name, folder, **options))
@@ -93,6 +85,43 @@ def test_a_packed_pipeline_gives_what_the_plain_one_gives(
         assert_same(run(pipeline), expected)
     with pytest.raises(ts.BudgetError):
         ts.from_pretrained(packed, **ABSENT[name], ram_budget=smallest - 1, **options)
+
+
+def test_a_pipeline_is_packed_as_a_whole_and_comes_back(tmp_path: Path) -> None:
+    folder = save_pipeline("flux", tmp_path / "plain")
+    packed, back = tmp_path / "packed", tmp_path / "back"
+    report = ts.pack(folder, packed)
+    models = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    assert len(models) == 4
+    assert {path.parent.name for path in packed.glob("*/packed.safetensors.index.json")} == set(
+        models
+    )
+    assert list(packed.rglob("*.safetensors")) == list(packed.rglob("packed-*.safetensors"))
+    assert ts.verify(packed) == report
+    ts.unpack(packed, back)
+    assert _bytes_below(back) == _bytes_below(folder)
+    assert {group.name.split(".")[0] for group in ts.analyze(packed).groups} == set(models)
+    with pytest.raises(OSError, match="no file named"):
+        load_plain("flux", packed)
+    with pytest.raises(ts.ConfigError, match="no model in"):
+        ts.offload(make_unet(), checkpoint=packed)
+    (folder / "vae" / "config.json").write_text(
+        json.dumps({"transformers_weights": "other.safetensors"})
+    )
+    with pytest.raises(ts.ConfigError, match="transformers_weights"):
+        ts.pack(folder, tmp_path / "named")
+    steps = packed / "scheduler" / "scheduler_config.json"
+    steps.write_text(steps.read_text() + " ")
+    with pytest.raises(ts.FormatError, match="scheduler_config"):
+        ts.verify(packed)
+
+
+def _bytes_below(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])

@@ -134,17 +134,6 @@ def test_what_is_packed_is_not_packed_again(tmp_path: Path) -> None:
         ts.pack(tmp_path / "packed", tmp_path / "again")
 
 
-def test_a_pipeline_of_diffusers_is_not_packed(tmp_path: Path) -> None:
-    folder = tmp_path / "pipeline"
-    (folder / "unet").mkdir(parents=True)
-    (folder / "model_index.json").write_text("{}")
-    save_file({"w": torch.ones(3)}, folder / "all_in_one.safetensors")
-    with pytest.raises(ts.UnsupportedError, match="pipeline of diffusers"):
-        ts.pack(folder, tmp_path / "packed")
-    assert not (tmp_path / "packed").exists()
-    ts.pack(folder / "all_in_one.safetensors", tmp_path / "packed")
-
-
 def test_the_same_bytes_whatever_the_threads(tmp_path: Path) -> None:
     save_file(_tensors(), tmp_path / "model.safetensors")
     for threads in (1, 2, 3):

@@ -206,13 +206,6 @@ TEST(PackedDamage, FramesThatChangePlacesAreFound) {
   EXPECT_THAT(error.rule(), StartsWith("packed checksum: frame 0 "));
 }
 
-/// `text` with the one place where `from` stands made `to`.
-std::string replaced(std::string text, const std::string& from, const std::string& to) {
-  const std::size_t at = text.find(from);
-  if (at == std::string::npos) throw std::logic_error("no " + from);
-  return text.replace(at, from.size(), to);
-}
-
 struct Forgery {
   std::string label;
   /// What is replaced in the header, and by what; its checksum is made anew.
@@ -431,8 +424,8 @@ TEST(PackedVersion, ANewerOneIsUnsupported) {
 }
 
 TEST(PackedDocument, NamesTheRulesThatAreTestedAndNoOthers) {
-  std::set<std::string> tested = {"packed header", "packed checksum", "padding", "packed shard",
-                                  "carried file"};
+  std::set<std::string> tested = {"packed header", "packed checksum", "padding",
+                                  "packed shard",  "carried file",    "packed model"};
   for (const auto& all : {header_forgeries(), index_forgeries()}) {
     for (const Forgery& forgery : all) tested.insert(forgery.rule);
   }

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,6 +33,13 @@ inline std::map<std::string, std::string> files_below(const std::string& folder)
     files.emplace(entry.path().lexically_relative(folder).string(), read_file(entry.path()));
   }
   return files;
+}
+
+/// `text` with the first place where `from` stands made `to`.
+inline std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  const std::size_t at = text.find(from);
+  if (at == std::string::npos) throw std::logic_error("no " + from);
+  return text.replace(at, from.size(), to);
 }
 
 struct NamedBytes {
