@@ -37,6 +37,7 @@ void init_codec(nb::module_& module);
 void init_pack(nb::module_& module);
 void init_uncompiled(nb::module_& module);
 void init_session(nb::module_& module);
+void init_stacks(nb::module_& module);
 void init_saved_stack(nb::module_& module);
 void init_lent_parameters(nb::module_& module);
 void init_leases(nb::module_& module);

@@ -17,6 +17,7 @@ NB_MODULE(_native, module) {
   tensorstream::init_pack(module);
   tensorstream::init_uncompiled(module);
   tensorstream::init_session(module);
+  tensorstream::init_stacks(module);
   tensorstream::init_saved_stack(module);
   tensorstream::init_lent_parameters(module);
   tensorstream::init_leases(module);

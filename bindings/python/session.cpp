@@ -1,6 +1,7 @@
 #include "session.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <optional>
 #include <unordered_map>
@@ -9,6 +10,7 @@
 #include "base/clock.h"
 #include "platform/process_memory.h"
 #include "references.h"
+#include "stacks.h"
 #include "tensorstream/error.h"
 
 namespace tensorstream {
@@ -19,17 +21,6 @@ using namespace nb::literals;
 // How often a thread that waits for a model looks whether the forward it waits for was abandoned: a
 // thread that ends inside a forward (Ctrl-C skips post-hooks) wakes nobody.
 constexpr std::chrono::milliseconds kAbandonedCheck{50};
-
-nb::object frame_of_thread(std::uint64_t thread) {
-  const nb::object frames = nb::module_::import_("sys").attr("_current_frames")();
-  return frames.attr("get")(thread);
-}
-
-nb::object caller_of(const nb::object& frame) {
-  PyFrameObject* const caller = PyFrame_GetBack(reinterpret_cast<PyFrameObject*>(frame.ptr()));
-  if (caller == nullptr) return nb::none();
-  return nb::steal<nb::object>(reinterpret_cast<PyObject*>(caller));
-}
 
 // How long threads wait for each other before one of them is told. A forward that was abandoned is
 // ended sooner by who waits for it.
@@ -98,11 +89,11 @@ bool Session::wait(const nb::object& frame) {
     if (frames_.empty()) return true;
     const std::uint64_t rung = changed_->count();
     if (is_mine()) {
-      if (!end_if_abandoned(frame, rung) && is_mine()) return true;
+      if (!end_if_abandoned(rung, frame) && is_mine()) return true;
       continue;
     }
     if (static_cast<bool>(nb::bool_(waits_for_caller_()))) return false;
-    if (end_if_abandoned(frame_of_thread(owner_), rung)) continue;
+    if (end_if_abandoned(rung, nb::none())) continue;
     if (!is_waited_for_by_me()) {
       circular_since.reset();
     } else if (!circular_since) {
@@ -168,23 +159,21 @@ void Session::end_abandoned() {
   if (reclaimer_ == PyThread_get_thread_ident()) return;
   wait_for_reclaim();
   if (frames_.empty()) return;
-  const std::uint64_t rung = changed_->count();
-  nb::object running = is_mine() ? nb::borrow(reinterpret_cast<PyObject*>(PyEval_GetFrame()))
-                                 : frame_of_thread(owner_);
-  static_cast<void>(end_if_abandoned(std::move(running), rung));
+  nb::object own = nb::none();
+  if (is_mine()) own = nb::borrow(reinterpret_cast<PyObject*>(PyEval_GetFrame()));
+  static_cast<void>(end_if_abandoned(changed_->count(), own));
 }
 
-// Gives the session up where its outermost forward is not on the stack of `running`, which its
-// owner had. Each session that ends rings: one that did since `rung` is another's now, or nobody's.
-bool Session::end_if_abandoned(nb::object running, std::uint64_t rung) {
+// Gives the session up where its outermost forward is not on its owner's stack: who calls is in
+// `own` where it is the owner, else None. Each session that ends rings: one that did since `rung`
+// is another's now, or nobody's.
+bool Session::end_if_abandoned(std::uint64_t rung, const nb::object& own) {
   const auto is_other = [&] { return other_reclaims() || changed_->count() != rung; };
   if (is_other()) return false;
-  const nb::object outermost = frames_.front();
-  const nb::object innermost = frames_.back();  // whoever is in it is in all others
-  while (!running.is_none() && !running.is(innermost) && !running.is(outermost)) {
-    running = caller_of(running);
-  }
-  if (!running.is_none() || is_other()) return false;  // frames are made, which may collect garbage
+  // Whoever is in the innermost is in all others.
+  const std::array<nb::object, 2> ends = {frames_.front(), frames_.back()};
+  const bool runs = own.is_none() ? is_on_stack_of(owner_, ends) : is_on_own_stack(own, ends);
+  if (runs || is_other()) return false;  // frames that end may run any code
   end(true);
   return true;
 }

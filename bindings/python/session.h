@@ -58,7 +58,7 @@ class Session {
   void wait_for_change(std::uint64_t rung);
   void wait_for_reclaim();
   bool other_reclaims() const;
-  bool end_if_abandoned(nb::object running, std::uint64_t rung);
+  bool end_if_abandoned(std::uint64_t rung, const nb::object& own);
   void end(bool reclaim);
 
   nb::object reclaim_;

@@ -896,6 +896,11 @@ class Session:
     def leave(self, frame: object) -> bool:
         """Ends the forward of `frame`. False where it was given up before."""
 
+def calls_of_threads(names: tuple, file: str, marked: object) -> list:
+    """
+    Of each thread that runs Python its number, and the innermost first `self` of each call of a function of that file and one of those names, and the code `marked` where it runs.
+    """
+
 class SavedStack:
     def __init__(self, pack: object, unpack: object, takes: object, push: object, pop: object, top: object) -> None: ...
 

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -26,13 +27,13 @@ from tensorstream.exceptions import ConfigError
 from tensorstream.fused import COUNTS_HOOKS
 from tensorstream.hooks import HookedModule, StoppingHook
 from tensorstream.interrupts import HeldBack
-from tensorstream.uncollected import uncollected
 
 _CALL = nn.Module._call_impl.__code__
 _CALLS = (_CALL.co_name, nn.Module._wrapped_call_impl.__code__.co_name)
 _BACKWARD = torch.autograd.graph._engine_run_backward.__code__
 # How often it looks whether others are done: a forward without hooks wakes nobody.
 _LOOK_EVERY_S = 0.002
+_LOOK_AGAIN_S = 0.05
 
 
 class Gate:
@@ -61,7 +62,8 @@ class Gate:
         self._closing: set[int] = set()  # threads that close it, or wait for their turn to
         self._changed = threading.Condition()
         self._is_closed = False
-        self._waiting: set[int] = set()  # threads that have a call under way which has not begun
+        # Threads that have calls under way which have not begun, and how many: handlers of signals make some.
+        self._waiting: Counter[int] = Counter()
         self._numbers: dict[int, int] = {}  # of the modules, by id
         self._seen: set[int] = set()  # ids of those whose calls enter the session
 
@@ -163,22 +165,20 @@ class Gate:
 
     def _others_run(self) -> bool:
         me = threading.get_ident()
-        with self._changed, uncollected():
+        with self._changed:
+            calls = _native.calls_of_threads(_CALLS, _CALL.co_filename, _BACKWARD)
             return any(
-                self._runs(frame)
-                for thread, frame in sys._current_frames().items()
+                self._runs(called)
+                for thread, called in calls
                 if thread != me and thread not in self._waiting
             )
 
-    def _runs(self, frame: FrameType) -> bool:
+    def _runs(self, called: list[Any]) -> bool:
         """Whether a thread computes gradients, or is in a forward that no session knows."""
-        outermost = None
-        for module in _called(frame):
-            if module is _Gradients:
-                return True
-            if id(module) in self._numbers:
-                outermost = id(module)
-        return outermost is not None and outermost not in self._seen
+        if any(call is _BACKWARD for call in called):
+            return True
+        known = [id(part) for part in map(_uncompiled, called) if id(part) in self._numbers]
+        return bool(known) and known[-1] not in self._seen
 
     def _stop(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
@@ -190,7 +190,8 @@ class Gate:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename == _CALL.co_filename:
             frame = frame.f_back  # the call that this is
-        if in_backward() or any(id(called) in self._numbers for called in _called(frame)):
+        begun = _called(frame, until=Gate._stop.__code__)
+        if in_backward() or any(id(called) in self._numbers for called in begun):
             return
         me = threading.get_ident()
         if me in self._closing:  # guard: run-within-closing
@@ -199,32 +200,34 @@ class Gate:
                 "has returned, not in a handler of a signal meanwhile"
             )
         with self._changed:
-            self._waiting.add(me)
+            self._waiting[me] += 1
             try:
                 while self._is_closed:
-                    self._changed.wait()
+                    # A handler that waits as well, just before this does, has the wake-up of both.
+                    self._changed.wait(_LOOK_AGAIN_S)
             finally:
-                self._waiting.discard(me)
+                self._waiting[me] -= 1
+                self._waiting = +self._waiting
         places = (place for place, found in enumerate(self._modules) if found() is module)
         hooked = self._hooked.get(next(places, -1))
         if hooked is not None:  # torch may have looked for hooks before it had any
             hooked.begin(module, args, kwargs or {})
 
 
-class _Gradients:
-    """Stands among called modules for the computing of gradients."""
-
-
-def _called(frame: FrameType | None) -> Iterator[object]:
-    """The modules whose calls `frame` is in, and _Gradients; the innermost first."""
+def _called(frame: FrameType | None, until: CodeType | None = None) -> Iterator[object]:
+    """The modules whose calls `frame`, of the calling thread, is in, innermost first; none beyond `until`."""
     while frame is not None:
         code = frame.f_code
-        if code is _BACKWARD:
-            yield _Gradients
-        elif code.co_name in _CALLS and code.co_filename == _CALL.co_filename:
-            module = frame.f_locals.get("self")
-            yield getattr(module, "_orig_mod", module)  # of a model that was compiled
+        if code is until:  # guard: within-unbegun-forward
+            return
+        if code.co_name in _CALLS and code.co_filename == _CALL.co_filename:
+            yield _uncompiled(frame.f_locals.get("self"))
         frame = frame.f_back
+
+
+def _uncompiled(module: object) -> object:
+    """The module itself, of a model that was compiled."""
+    return getattr(module, "_orig_mod", module)
 
 
 def _amidst() -> ConfigError:

@@ -178,6 +178,35 @@ def run_python(body: str, *arguments: str, timeout: int = 120) -> subprocess.Com
     )
 
 
+def test_threads_that_wait_for_each_other_while_garbage_is_collected() -> None:
+    """They read each other's stacks: a collection amid that ended the process (CPython 3.11)."""
+    done = run_python(
+        """
+        import gc, sys, threading, time, torch
+        from conftest import offload_tightly
+        from model_shapes import make_stack, row_ids
+        model, ids, over, wrong = offload_tightly(make_stack(6)), row_ids(), threading.Event(), []
+        with torch.no_grad():
+            expected = make_stack(6)(ids)
+        def work():
+            with torch.no_grad():
+                while not over.is_set():
+                    wrong.append(1) if not torch.equal(model(ids), expected) else None
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        sys.setswitchinterval(1e-5)
+        gc.callbacks.append(lambda phase, _: time.sleep(0) if phase == "start" else None)
+        gc.set_threshold(1, 1, 1)
+        [thread.start() for thread in threads]
+        time.sleep(4)
+        over.set()
+        [thread.join(30) for thread in threads]
+        print(wrong, [thread.is_alive() for thread in threads])
+        """
+    )
+    assert done.stdout == "[] [False, False, False]\n", done.stderr
+    assert done.returncode == 0
+
+
 LEAK_CHECK = """
     import gc, sys, threading, torch
     import tensorstream as ts

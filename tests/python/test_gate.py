@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -22,9 +21,8 @@ from torch import nn
 import tensorstream as ts
 from conftest import assert_same, hooks_of, offload_tightly
 from model_shapes import make_stack, row_ids
-from tensorstream.gate import Gate
+from tensorstream import _native
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
-from tensorstream.uncollected import uncollected
 
 PATIENCE_S = 30
 
@@ -336,47 +334,58 @@ def collections(noted: Callable[[FrameType | None], None]) -> Iterator[None]:
         gc.callbacks.remove(note)
 
 
-def test_nothing_is_collected_while_frames_of_others_are_read() -> None:
-    """A collection may let the others run on: a frame that is looked for would be gone (CPython 3.11)."""
-    model: Any = offload_tightly(make_stack(3))
-    smallest = smallest_of(model)
-    places: set[str] = set()
+def test_nothing_is_collected_while_stacks_are_read() -> None:
+    """A collection may let others run on: a frame that is looked for would be gone (CPython 3.11)."""
+    places: list[CodeType | None] = []
 
-    def note(frame: FrameType | None) -> None:
-        while frame is not None:
-            places.add(frame.f_code.co_name)
-            frame = frame.f_back
+    def read(collects: bool) -> list[Any]:
+        if collects:
+            return [[] for _ in range(3)]
+        called: list[Any] = _native.calls_of_threads(("_call_impl",), torch_file, read.__code__)
+        return called
 
+    torch_file = nn.Module._call_impl.__code__.co_filename
     other = nn.Sequential(nn.Linear(2, 2))
     held = Held(other[0])
     running, _ = in_thread(lambda: other(torch.ones(2)))
     assert held.inside.wait(PATIENCE_S)
-    with collections(note):
-        ts.set_budget(model, ram_budget=2 * smallest)
+    with collections(lambda frame: places.append(frame and frame.f_code)):
+        read(True)
+        collected = places.count(read.__code__)
+        called = read(False)
+    assert places.count(read.__code__) == collected > 0
+    assert gc.isenabled()
     held.go_on.set()
     running.join(PATIENCE_S)
-    assert Gate.closed.__wrapped__.__name__ in places  # type: ignore[attr-defined]
-    assert Gate._runs.__name__ not in places
-    assert gc.isenabled()
+    assert [other[0], other] in [modules for _, modules in called]
 
 
-@pytest.mark.parametrize("collects", [True, False])
-def test_a_child_that_is_forked_amid_a_reading_of_frames_collects_as_before(collects: bool) -> None:
-    if not collects:
-        gc.disable()
+def test_a_forward_in_a_handler_waits_as_the_one_that_it_comes_in_does() -> None:
+    """What the handler interrupts waits, and has not begun: it is none that this one is a part of."""
+    model, ids = resident(make_stack(4)), row_ids()
+    expected, smallest = model(ids), smallest_of(model)
+    held = Held(model.blocks[1])
+    first, _ = in_thread(lambda: model(ids))
+    assert held.inside.wait(PATIENCE_S)
+    moving, moved = in_thread(lambda: ts.set_budget(model, ram_budget=smallest))
+    in_handler: list[Any] = []
+
+    def handle(*_: Any) -> None:
+        releasing = threading.Timer(0.3, held.go_on.set)
+        releasing.start()
+        in_handler.extend([model(ids), list(moved)])
+
+    usual = signal.signal(signal.SIGALRM, handle)
+    timeout = signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
-        with uncollected(), uncollected():
-            assert not gc.isenabled()
-            child = os.fork()
-            if child == 0:
-                with uncollected():
-                    pass
-                os._exit(0 if gc.isenabled() == collects else 1)
-            assert os.waitpid(child, 0)[1] == 0
-            assert not gc.isenabled()
-        assert gc.isenabled() == collects
+        output = model(ids)
     finally:
-        gc.enable()
+        signal.signal(signal.SIGALRM, usual)
+        signal.setitimer(signal.ITIMER_REAL, *timeout)
+    for thread in (first, moving):
+        thread.join(PATIENCE_S)
+    assert in_handler[1] == moved == [model]
+    assert_same([output, in_handler[0]], [expected] * 2)
 
 
 def test_a_handler_of_a_signal_within_set_budget_is_told_so() -> None:
