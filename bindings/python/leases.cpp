@@ -33,6 +33,26 @@ BoundEngine& engine_of(const nb::object& held) {
   return nb::cast<BoundEngine&>(held);
 }
 
+/// While it lives no handler of a signal runs, where it is begun: what a forward wrote is in no
+/// place that a use of the weight in one would find.
+class HandlersHeldBack {
+ public:
+  void begin(const nb::object& held_back) {
+    nb::object context = held_back();
+    context.attr("__enter__")();
+    context_ = std::move(context);
+  }
+  /// Handlers of signals that came run now, and may raise.
+  void end() {
+    if (!context_.is_valid()) return;
+    const nb::object context = std::exchange(context_, {});
+    context.attr("__exit__")(nb::none(), nb::none(), nb::none());
+  }
+
+ private:
+  nb::object context_;
+};
+
 }  // namespace
 
 Leases::Leases(nb::object owner, nb::object engine, nb::object session, nb::object saved,
@@ -106,11 +126,10 @@ void Leases::lend(const nb::object& object, LentParameters& group, std::uint32_t
 }
 
 // Whatever Python's part of it raises, an interrupt too: the place is another group's soon.
-nb::list Leases::park(const nb::object& object, LentParameters& group, bool* is_written) {
+nb::list Leases::park(const nb::object& object, LentParameters& group,
+                      const std::vector<std::size_t>& changed) {
   std::exception_ptr error;
   attempt(error, [&] { nb::cast<SavedStack&>(saved_).pop(group.addresses(), group.hooked); });
-  const std::vector<std::size_t> changed = group.changed();
-  *is_written = !changed.empty();
   nb::list written;
   const auto read = [&] { written = nb::cast<nb::list>(object.attr("values")(changed)); };
   if (!changed.empty()) attempt(error, read);
@@ -121,13 +140,22 @@ nb::list Leases::park(const nb::object& object, LentParameters& group, bool* is_
 
 nb::object Leases::give_back(const nb::object& object, nb::object output) {
   auto& group = nb::cast<LentParameters&>(object);
-  if (--group.depth > 0) return output;
+  if (group.depth > 1) {
+    --group.depth;
+    return output;
+  }
   nb::list written;
-  bool is_written = false;
   nb::object returned = nb::none();  // views among `output`, where any view is held
   std::exception_ptr error;
+  HandlersHeldBack handlers;  // from when it is lent on, until what was written is kept
+  std::vector<std::size_t> changed = group.changed();
+  if (!changed.empty()) {
+    attempt(error, [&] { handlers.begin(functions_.held_back); });
+    changed = group.changed();
+  }
+  group.depth = 0;
   attempt(error, [&] {
-    written = park(object, group, &is_written);
+    written = park(object, group, changed);
     if (!group.escaped().empty()) {
       const nb::object own = object.attr("own")(output);
       output = own[0];
@@ -138,9 +166,11 @@ nb::object Leases::give_back(const nb::object& object, nb::object output) {
   attempt(error, [&] {
     if (written.size() != 0) owner_.attr("keep")(written);
   });
-  if (error && is_written) {  // and maybe not kept: its place is not to have what its source lacks
+  if (error &&
+      !changed.empty()) {  // and maybe not kept: its place is not to have what its source lacks
     attempt(error, [&] { load_anew(group.group(), stream()); });
   }
+  attempt(error, [&] { handlers.end(); });
   if (error) std::rethrow_exception(error);
   drop_casts(group);
   if (has_loans()) object.attr("check_unwritten")();
@@ -166,15 +196,20 @@ nb::object Leases::give_back_all(std::vector<nb::object>& groups, nb::object out
 
 void Leases::abandon(const nb::list& groups) {
   std::exception_ptr error;
+  HandlersHeldBack handlers;
+  const bool writes = std::ranges::any_of(groups, [](const nb::handle each) {
+    return !nb::cast<LentParameters&>(each).changed().empty();
+  });
+  if (writes) attempt(error, [&] { handlers.begin(functions_.held_back); });
   std::vector<std::pair<GroupId, nb::list>> left;
   for (const nb::handle each : groups) {
     const nb::object object = nb::borrow(each);
     auto& group = nb::cast<LentParameters&>(object);
     group.depth = 0;
-    bool is_written = false;
+    const std::vector<std::size_t> changed = group.changed();
     nb::list written;
-    attempt(error, [&] { written = park(object, group, &is_written); });
-    if (is_written) left.emplace_back(group.group(), std::move(written));
+    attempt(error, [&] { written = park(object, group, changed); });
+    if (!changed.empty()) left.emplace_back(group.group(), std::move(written));
   }
   attempt(error, [&] { release_all(stream()); });
   for (const auto& [group, written] : left) {
@@ -186,6 +221,7 @@ void Leases::abandon(const nb::list& groups) {
     if (lost || written.size() == 0) attempt(error, [&] { load_anew(group, stream()); });
     if (!error) error = lost;
   }
+  attempt(error, [&] { handlers.end(); });
   if (error) std::rethrow_exception(error);
 }
 
@@ -322,7 +358,8 @@ void init_leases(nb::module_& module) {
       .def_rw("settle", &LeaseFunctions::settle, nb::arg().none())
       .def_rw("loans", &LeaseFunctions::loans)
       .def_rw("autocasts", &LeaseFunctions::autocasts)
-      .def_rw("clear_casts", &LeaseFunctions::clear_casts);
+      .def_rw("clear_casts", &LeaseFunctions::clear_casts)
+      .def_rw("held_back", &LeaseFunctions::held_back);
   nb::class_<Leases>(module, "Leases", nb::type_slots(Collected<Leases>::slots.data()))
       .def(nb::init<nb::object, nb::object, nb::object, nb::object, const LeaseFunctions&>(),
            "owner"_a, "engine"_a, "session"_a, "saved"_a, "functions"_a)

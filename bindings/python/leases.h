@@ -22,6 +22,7 @@ struct LeaseFunctions {
   nb::object loans;                 // true where somebody may hold a weight's true value
   nb::object autocasts;             // whether autocast is on
   nb::object clear_casts;           // drops the casts that it keeps
+  nb::object held_back;             // makes a context in which no handler of a signal runs
 };
 
 /// Leases groups of one model for the time of forwards, and lends their parameters. Every call
@@ -64,15 +65,16 @@ class Leases {
     for (nb::object* const held :
          {&leases.owner_, &leases.engine_, &leases.session_, &leases.saved_, &functions.stream,
           &functions.prepare, &functions.settle, &functions.loans, &functions.autocasts,
-          &functions.clear_casts}) {
+          &functions.clear_casts, &functions.held_back}) {
       visit(*held);
     }
   }
 
   void note_pass(void (BoundEngine::*edge)()) const;
   void lend(const nb::object& object, LentParameters& group, std::uint32_t place_number);
-  /// What was written to it. Tells in `is_written`, where it fails too, whether anything was.
-  nb::list park(const nb::object& object, LentParameters& group, bool* is_written);
+  /// What was written to it, which is `changed`.
+  nb::list park(const nb::object& object, LentParameters& group,
+                const std::vector<std::size_t>& changed);
   /// Autocast would keep casts of what was lent in memory until its region ends.
   void drop_casts(const LentParameters& group);
   std::uint32_t acquire(GroupId group, std::uintptr_t stream);

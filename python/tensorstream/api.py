@@ -129,10 +129,11 @@ def set_budget(
         BudgetError: The budget is too small, and the message names the smallest that works, or the device
             has not so much; the model is as it was in the first case, and goes on working in both.
         ConfigError: The model is not offloaded, its device has another budget, or the calling thread is in
-            a forward of it, or computes gradients.
+            a forward of it or an operation on a streamed weight, or computes gradients.
         UnsupportedError: Somebody holds memory of a weight that would go; nothing is changed.
     """
     orchestrator = orchestrator_of(model)
+    check_no_operation(sys._getframe())
     given = {"vram_budget": vram_budget, "ram_budget": ram_budget}
     orchestrator.set_budget(orchestrator.config.moved_budget(given, orchestrator.device.native))
     return model

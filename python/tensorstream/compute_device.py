@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tensorstream import _native
 from tensorstream.exceptions import UnsupportedError
 from tensorstream.host_rate import seconds_of_a_call
+from tensorstream.interrupts import HeldBack
 from tensorstream.nvidia_packages import compiler_folders, cufile_folders
 from tensorstream.torch_pool import Memory, TorchMemory
 
@@ -76,6 +77,7 @@ class ComputeDevice:
                 torch.is_autocast_enabled, self.torch_device.type
             )
         functions.clear_casts = torch.clear_autocast_cache
+        functions.held_back = HeldBack
         return functions
 
     @property

@@ -8,6 +8,7 @@ other thread has the call of such a module on its stack, as a session does for f
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -35,6 +36,8 @@ _BACKWARD = torch.autograd.graph._engine_run_backward.__code__
 _LOOK_EVERY_S = 0.002
 _LOOK_AGAIN_S = 0.05
 
+_gates: weakref.WeakSet[Gate] = weakref.WeakSet()
+
 
 class Gate:
     """That of one model. Any thread may close it; one at a time does.
@@ -54,6 +57,7 @@ class Gate:
         self._hooked = hooked
         self.is_over = False
         self.renew(session)
+        _gates.add(self)
 
     def renew(self, session: _native.Session) -> None:
         """Takes another session, in a forked child: who had the gate closed is not there."""
@@ -234,3 +238,12 @@ def _amidst() -> ConfigError:
     return ConfigError(
         "this thread is in a forward of the model, or computes gradients: set its budget before or after it"
     )
+
+
+def _enter_child() -> None:
+    """In a forked child: those too of models that a thread is about to offload, which is not there."""
+    for gate in list(_gates):
+        gate.renew(gate._session)
+
+
+os.register_at_fork(after_in_child=_enter_child)

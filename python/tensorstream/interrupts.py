@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _Handler = Callable[[int, FrameType | None], Any]
+# Those under way, of the main thread.
+_holding: set[HeldBack] = set()
 
 
 class HeldBack:
@@ -22,11 +25,13 @@ class HeldBack:
         self._handlers: dict[int, _Handler] = {}
         self._came: list[int] = []
         self._holds = False
+        self._thread = threading.get_ident()
 
     def __enter__(self) -> HeldBack:
         if threading.current_thread() is not threading.main_thread():
             return self
         self._holds = True
+        _holding.add(self)
         try:
             for number in signal.valid_signals():
                 handler = signal.getsignal(number)
@@ -44,13 +49,32 @@ class HeldBack:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._put_back()
-        self.check()
+        try:
+            self._put_back()
+        finally:
+            self.check()
 
     def _put_back(self) -> None:
-        self._holds = False  # a handler that raises below leaves others that pass signals on
-        for number, handler in self._handlers.items():
+        """All handlers, whatever those raise that run meanwhile."""
+        _holding.discard(self)
+        self._holds = False
+        self._put_back_each(list(self._handlers.items()))
+
+    def _put_back_each(self, handlers: list[tuple[int, _Handler]]) -> None:
+        if not handlers:
+            return
+        number, handler = handlers.pop()
+        try:
             signal.signal(number, handler)
+        finally:  # what raised may have run before it was put back
+            signal.signal(number, handler)
+            self._put_back_each(handlers)
+
+    def _enter_child(self) -> None:
+        """In a forked child: its thread is another one, which nobody holds signals back for."""
+        if threading.get_ident() != self._thread:
+            self._came.clear()
+            self._put_back()
 
     def check(self) -> None:
         """Runs handlers of signals that came: where what is under way can be given up."""
@@ -77,3 +101,11 @@ class HeldBack:
             self._came.append(number)
         else:
             self._handlers[number](number, frame)
+
+
+def _enter_child() -> None:
+    for held in list(_holding):
+        held._enter_child()
+
+
+os.register_at_fork(after_in_child=_enter_child)

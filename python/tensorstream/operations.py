@@ -11,7 +11,7 @@ _OPERATIONS = frozenset(function.__code__ for function in (proxy.on_values, true
 
 
 def check_no_operation(frame: FrameType | None) -> None:
-    """Checks that the thread that is in `frame` is in no operation on streamed weights.
+    """Checks that the thread that is in `frame`, and is about to move weights, is in no operation on some.
 
     Raises:
         ConfigError: It is, as in a handler of a signal: what the operation writes would be lost.
@@ -19,7 +19,7 @@ def check_no_operation(frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code in _OPERATIONS:  # guard: restored-amid-an-operation
             raise ConfigError(
-                "this thread is in an operation on a streamed weight: call restore() when that has returned, "
-                "not in a handler of a signal meanwhile"
+                "this thread is in an operation on a streamed weight: call set_budget() or restore() when "
+                "that has returned, not in a handler of a signal meanwhile"
             )
         frame = frame.f_back

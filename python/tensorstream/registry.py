@@ -27,7 +27,14 @@ _alive: weakref.WeakSet[Orchestrator] = weakref.WeakSet()
 
 # Modules that a thread is offloading, by id.
 _claimed: set[int] = set()
-_claiming = threading.Lock()
+# One, of all of these. What a collection runs may offload models, on a thread that has it.
+_locks = [threading.RLock()]
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    with _locks[0]:
+        yield
 
 
 @contextlib.contextmanager
@@ -38,7 +45,7 @@ def claimed(model: Any) -> Iterator[None]:
         ConfigError: One is doing so, or it is offloaded already.
     """
     ours = {id(part) for part in as_module(model).modules()}
-    with _claiming:
+    with _locked():
         check_not_offloaded(model)
         if not _claimed.isdisjoint(ours):  # guard: offloaded-by-another
             raise ConfigError("another thread is offloading this model, or a part of it")
@@ -46,25 +53,27 @@ def claimed(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        with _claiming:
+        with _locked():
             _claimed.difference_update(ours)
 
 
 def register(model: Any, orchestrator: Orchestrator) -> None:
     """Says that `orchestrator` runs a model or pipeline, and keeps it as long as that is kept."""
-    _by_model[model] = orchestrator
     module = as_module(model)
-    if module is not model:
-        _by_part.update((part, orchestrator) for part in top_modules(module))
-    _alive.add(orchestrator)
+    parts = [] if module is model else top_modules(module)
+    with _locked():
+        _by_model[model] = orchestrator
+        _by_part.update((part, orchestrator) for part in parts)
+        _alive.add(orchestrator)
 
 
 def forget(orchestrator: Orchestrator) -> None:
     """Says that it runs no model any more."""
-    for known in (_by_model, _by_part):
-        for model in [model for model, found in known.items() if found is orchestrator]:
-            del known[model]
-    _alive.discard(orchestrator)
+    with _locked():
+        for known in (_by_model, _by_part):
+            for model in [model for model, found in known.items() if found is orchestrator]:
+                del known[model]
+        _alive.discard(orchestrator)
 
 
 def check_not_offloaded(model: Any) -> None:
@@ -86,10 +95,14 @@ def check_not_offloaded(model: Any) -> None:
 
 def orchestrators() -> list[Orchestrator]:
     """All that run a model, or what is left of one."""
-    return list(_alive)
+    with _locked():
+        return list(_alive)
 
 
 def _renew_locks() -> None:
+    """In a forked child: threads of the parent may have held locks, or have been offloading."""
+    _locks[0] = threading.RLock()
+    _claimed.clear()
     for orchestrator in orchestrators():
         orchestrator.renew_locks()
 
@@ -121,7 +134,7 @@ def orchestrator_of(model: Any) -> Orchestrator:
     if related:
         raise ConfigError(f"{what} holds {len(related)} offloaded models; call with one of them")
     own = {id(part) for part in (module.modules() if is_pipeline else [module])}
-    for root in list(_by_model):
+    for root in _roots().values():
         if any(id(part) in own for part in as_module(root).modules()):
             is_one = "has parts of" if is_pipeline else "is a part of"
             raise ConfigError(
@@ -133,8 +146,18 @@ def orchestrator_of(model: Any) -> Orchestrator:
 def _related(model: nn.Module) -> list[Orchestrator]:
     parts = {id(part) for part in model.modules()}
     weights = {id(parameter) for parameter in model.parameters()}
-    roots = {id(found): root for root, found in _by_model.items()}
-    return [found for found in _alive if _stands_for(roots.get(id(found)), found, parts, weights)]
+    roots = _roots()
+    return [
+        found
+        for found in orchestrators()
+        if _stands_for(roots.get(id(found)), found, parts, weights)
+    ]
+
+
+def _roots() -> dict[int, Any]:
+    """What was given to offload(), by the ids of who runs it."""
+    with _locked():
+        return {id(found): root for root, found in _by_model.items()}
 
 
 def _stands_for(root: Any, orchestrator: Orchestrator, parts: set[int], weights: set[int]) -> bool:

@@ -360,9 +360,10 @@ def test_a_weight_that_is_lent_meanwhile_is_computed_with(pair: Pair) -> None:
         assert_same(total, lent.sum(), "the sum")
 
 
+@pytest.mark.parametrize("move", ["restore", "set_budget"])
 @pytest.mark.parametrize("homes", [True, False])
 def test_restore_within_an_operation_is_refused_and_nothing_is_lost(
-    monkeypatch: pytest.MonkeyPatch, homes: bool
+    monkeypatch: pytest.MonkeyPatch, homes: bool, move: str
 ) -> None:
     use_fake_gpu(monkeypatch, homes=homes)
     model = make_stack(3)
@@ -376,7 +377,10 @@ def test_restore_within_an_operation_is_refused_and_nothing_is_lost(
         ) -> Any:
             if func is torch.ops.aten.add_.Tensor and not told:
                 try:
-                    tensorstream.restore(model)
+                    if move == "restore":
+                        tensorstream.restore(model)
+                    else:
+                        tensorstream.set_budget(model, vram_budget="1GiB")
                 except ConfigError as error:
                     told.append(error)
             return func(*args, **(kwargs or {}))
@@ -385,7 +389,7 @@ def test_restore_within_an_operation_is_refused_and_nothing_is_lost(
         with Restores():
             model.blocks[1].up.weight.add_(1.0)
         plain.blocks[1].up.weight.add_(1.0)
-        assert "call restore() when that has returned" in str(told[0])
+        assert "call set_budget() or restore() when that has returned" in str(told[0])
         assert_same(model.blocks[1].up.weight.detach(), plain.blocks[1].up.weight, "the weight")
         tensorstream.restore(model)
         assert_same(model(row_ids()), plain(row_ids()), "restored after it")
