@@ -7,6 +7,8 @@ import os
 import re
 from typing import Any
 
+import torch
+
 from tensorstream import _native
 from tensorstream.exceptions import BudgetError, ConfigError, IoError, UnsupportedError
 from tensorstream.shortages import shortage_in
@@ -95,8 +97,9 @@ def refuse_gguf(name: str) -> None:
     """Raises UnsupportedError: what to do with a GGUF file."""
     raise UnsupportedError(
         f"'{name}' is a GGUF file, and only safetensors are streamed from files: "
-        "tensorstream.from_pretrained has transformers make plain weights of it, in host memory; call "
-        "save_pretrained there, and stream that folder"
+        "tensorstream.from_pretrained has transformers make plain weights of it, in host memory; set "
+        "model.hf_quantizer = None there, del model.config.quantization_config, call save_pretrained, and "
+        "stream that folder"
     )
 
 
@@ -226,6 +229,32 @@ def named_weights(folder: str, kwargs: dict[str, Any]) -> str | None:
     return path
 
 
+def type_in_index(folder: str, checkpoint: _native.Checkpoint) -> str | None:
+    """The type that the index of a checkpoint's shards names, as "bfloat16"; None where it names none.
+
+    Args:
+        folder: Of one model.
+        checkpoint: What was opened of it.
+    """
+    shards = {os.path.relpath(file, folder) for file in checkpoint.files}
+    for name in files_in(folder):
+        if not name.endswith(".json") or ".safetensors.index." not in name:
+            continue
+        index = read_json(os.path.join(folder, name))
+        metadata, weight_map = index.get("metadata"), index.get("weight_map")
+        if not isinstance(metadata, dict) or not isinstance(weight_map, dict):
+            continue
+        if set(weight_map.values()) != shards:  # that of a variant, or what an earlier save left
+            continue
+        if checkpoint.packed:
+            original = json.loads(metadata.get("tensorstream.index", "{}"))
+            metadata = original.get("metadata") or {}
+        found = metadata.get("dtype")
+        if isinstance(found, str) and isinstance(getattr(torch, found, None), torch.dtype):
+            return found
+    return None
+
+
 def check_same_file(same: bool, now: _native.Reader) -> None:
     """Raises IoError where the file that `now` reads is not the `same` that was looked at before."""
     if not same:  # guard: opened-anew-same-file
@@ -319,7 +348,9 @@ def check_complete(path: str, info: dict[str, Any]) -> None:
         if names:
             raise ConfigError(
                 f"the checkpoint '{path}' does not match the model: {len(names)} weights are {what}, "
-                f"'{sorted(names)[0]}' for one; choose the class that it was saved from with model_class="
+                f"'{sorted(names)[0]}' for one; choose the class that it was saved from with model_class=, "
+                "or have its library load it, which makes such weights at random, and give that to "
+                "tensorstream.offload()"
             )
     if info.get("error_msgs"):
         raise ConfigError(f"'{path}' could not be loaded: {info['error_msgs'][0]}")

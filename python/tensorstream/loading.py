@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +28,7 @@ from tensorstream.hub import (
     named_weights,
     open_checkpoint,
     path_text,
+    type_in_index,
 )
 from tensorstream.made_weights import (
     Described,
@@ -45,7 +47,7 @@ from tensorstream.model_class import (
 )
 from tensorstream.modes import outside_inference_mode
 from tensorstream.orchestrator import Orchestrator
-from tensorstream.packed import StoredPlace, concrete_class, load_packed
+from tensorstream.packed import StoredPlace, load_packed
 from tensorstream.shortages import typed_shortages
 from tensorstream.steady import SteadyFiles
 
@@ -150,9 +152,8 @@ def _load_of_transformers(
     # What does not fit is listed then, and refused below with our error, not transformers'.
     kwargs["ignore_mismatched_sizes"] = True
     stored: dict[int, StoredPlace] = {}
-    with library_errors(path, OPTION_ADVICE):
+    with library_errors(path, OPTION_ADVICE), _own_loading_refused(loader):
         if checkpoint.packed:
-            loader = concrete_class(loader, path, kwargs)
             model, info, stored = load_packed(loader, path, checkpoint, kwargs)
         else:
             model, info = loader.from_pretrained(
@@ -160,6 +161,32 @@ def _load_of_transformers(
             )
     check_complete(path, info)  # guard: missing-weights
     return model, stored
+
+
+@contextlib.contextmanager
+def _own_loading_refused(loader: Any) -> Iterator[None]:
+    """Says what to do where a class that loads in its own way does so in none that is of use here.
+
+    Raises:
+        UnsupportedError: Its from_pretrained failed.
+    """
+    usual = transformers_module("the model").PreTrainedModel.from_pretrained.__func__
+    try:
+        yield
+    except (AttributeError, OSError, TypeError) as error:
+        of_auto = hasattr(loader, "_model_mapping")
+        is_own = not of_auto and getattr(loader.from_pretrained, "__func__", None) is not usual
+        if not is_own or getattr(error, "errno", None) or not _is_of_transformers(loader):
+            raise
+        raise UnsupportedError(
+            f"{loader.__name__} has a from_pretrained of its own, which gives no report of missing weights, "
+            f"or takes no packed ones ({error}): load the model with that, and give it to "
+            "tensorstream.offload()"
+        ) from error
+
+
+def _is_of_transformers(loader: Any) -> bool:
+    return bool(loader.__module__.startswith("transformers."))
 
 
 def describe(
@@ -208,7 +235,7 @@ def describe(
             f"'{path}' holds an adapter beside its model (adapter_config.json), and what that takes is known "
             "once transformers has loaded both: load the model, and give that"
         )
-    wanted = wanted or getattr(config, "dtype", None) or _first_type(checkpoint)
+    wanted = wanted or getattr(config, "dtype", None) or _usual_type(folder, checkpoint)
     config = copy.deepcopy(config)  # one that was given stays as it is
     of_auto = hasattr(loader, "from_config")
     trusted = {"trust_remote_code": True} if of_auto and kwargs.get("trust_remote_code") else {}
@@ -257,7 +284,8 @@ def _check_room(
     try:
         if checkpoint is not None:  # of a model of transformers, whose description may take long
             wanted = dtype or getattr(_config_for(path, model_class, kwargs), "dtype", None)
-            if not may_cast(checkpoint, wanted or _first_type(checkpoint)):
+            usual = wanted or _usual_type(model_folder(path, kwargs), checkpoint)
+            if not may_cast(checkpoint, usual):
                 return
         described = describe(path, dtype, model_class=model_class, given=given, **finding)
         check_room(described, config, dtype)  # guard: casts-foreseen
@@ -265,8 +293,12 @@ def _check_room(
         return
 
 
-def _first_type(checkpoint: _native.Checkpoint) -> torch.dtype:
+def _usual_type(folder: str, checkpoint: _native.Checkpoint) -> torch.dtype:
     """The type that transformers takes where a config names none."""
+    named = type_in_index(folder, checkpoint)
+    if named is not None:
+        found: torch.dtype = getattr(torch, named)
+        return found
     types = [getattr(torch, tensor.dtype) for tensor in checkpoint.tensors]
     return next((dtype for dtype in types if dtype.is_floating_point), torch.get_default_dtype())
 
@@ -311,7 +343,7 @@ def _check_options(config: Any, model_class: Any, kwargs: dict[str, Any]) -> Con
         ConfigError: An option has no place here, or is not what it has to be.
     """
     for name, advice in _PLACING.items():
-        if kwargs.get(name) is not None:
+        if kwargs.pop(name, None) not in (None, False):  # as they are where nobody gives them
             raise ConfigError(f"{name} has no place in tensorstream.from_pretrained: {advice}")
     for name, (wanted, why) in _SETTLED.items():
         given = kwargs.pop(name, None)

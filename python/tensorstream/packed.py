@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -14,8 +15,23 @@ from torch.utils._pytree import tree_map_only
 from tensorstream import _native
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.forms import copy_at, empty_at
-from tensorstream.hub import brings_adapter, check_same_file, hub_options, model_folder
+from tensorstream.hub import (
+    brings_adapter,
+    check_same_file,
+    hub_options,
+    model_folder,
+    type_in_index,
+)
 from tensorstream.model_class import read_config
+
+# Options that from_pretrained of transformers takes by name from those that it does not know.
+_OF_LOADING = frozenset(
+    "adapter_kwargs adapter_name allow_all_kernels attn_implementation device_map device_mesh "
+    "distributed_config dtype experts_implementation from_flax from_tf generation_config gguf_file "
+    "kernel_config key_mapping low_cpu_mem_usage max_memory mirror offload_buffers offload_folder "
+    "offload_state_dict output_loading_info proxies quantization_config state_dict subfolder torch_dtype "
+    "tp_plan tp_size tqdm_class trust_remote_code use_kernels variant".split()
+)
 
 
 @dataclasses.dataclass
@@ -135,7 +151,7 @@ def load_packed(
     """Has transformers make a model of a packed checkpoint.
 
     Args:
-        loader: A class of transformers with from_pretrained, none of its Auto classes.
+        loader: A class of transformers with from_pretrained.
         path: The folder or hub id, with its config.
         checkpoint: The same, opened.
         kwargs: For transformers.
@@ -149,9 +165,12 @@ def load_packed(
             plain one is needed.
     """
     _check_options(path, kwargs)
+    of_auto, loader = hasattr(loader, "_model_mapping"), concrete_class(loader, path, kwargs)
+    kwargs.pop("state_dict", None)
     generation_config = kwargs.pop("generation_config", None)
     if generation_config is None:
-        generation_config = _generation_config(loader, path, kwargs)
+        generation_config = _generation_config(loader, path, kwargs, of_auto)
+    _take_type_of_index(path, checkpoint, kwargs)
     given = kwargs.pop("config", None)
     model, info = loader.from_pretrained(
         None,
@@ -189,14 +208,37 @@ def _check_options(path: str, kwargs: dict[str, Any]) -> None:
         )
 
 
-def _generation_config(loader: Any, path: str, kwargs: dict[str, Any]) -> Any:
-    """What transformers itself would read beside the weights; None for a model that generates nothing."""
+def _take_type_of_index(path: str, checkpoint: _native.Checkpoint, kwargs: dict[str, Any]) -> None:
+    """Where neither an option nor the config says which, transformers takes the type that an index names."""
+    given = [kwargs.get(name) for name in ("dtype", "torch_dtype")]
+    if any(each not in (None, "auto") for each in given):
+        return
+    if getattr(read_config(path, kwargs), "dtype", None) is None:
+        found = type_in_index(model_folder(path, kwargs), checkpoint)
+        kwargs.update({} if found is None else {"dtype": found, "torch_dtype": None})
+
+
+def _generation_config(loader: Any, path: str, kwargs: dict[str, Any], of_auto: bool) -> Any:
+    """What transformers itself would read beside the weights; None for a model that generates nothing.
+
+    Options that its from_pretrained does not know are fields of it, as they are of the model's config; its
+    Auto classes keep those to themselves that are fields of the latter.
+    """
     can_generate: Callable[[], bool] | None = getattr(loader, "can_generate", None)
     if can_generate is None or not can_generate():
         return None
     import transformers
 
-    options = hub_options(kwargs)
+    known = inspect.signature(transformers.PreTrainedModel.from_pretrained).parameters
+    fields = {
+        name: value
+        for name, value in kwargs.items()
+        if name not in known and name not in _OF_LOADING
+    }
+    if of_auto:
+        config = read_config(path, kwargs)
+        fields = {name: value for name, value in fields.items() if not hasattr(config, name)}
+    options = hub_options(kwargs) | fields
     try:
         return transformers.GenerationConfig.from_pretrained(path, **options)
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import struct
 from pathlib import Path
 
@@ -121,6 +122,29 @@ def test_a_file_in_a_subfolder(file: Path) -> None:
     )
     with torch.no_grad():
         assert_same(model(IDS).logits, expected(IDS).logits)
+
+
+def test_a_name_that_transformers_does_not_take(file: Path) -> None:
+    for name in ("LLAMA.GGUF", "blob"):
+        shutil.copy(file, file.parent / name)
+        options = {} if name.endswith("GGUF") else {"gguf_file": name}
+        with pytest.raises(ts.ConfigError, match=r"end in \.gguf"):
+            ts.from_pretrained(file.parent / name if not options else file.parent, **options)
+
+
+def test_what_is_advised_makes_a_folder_that_is_streamed(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ts.UnsupportedError, match="hf_quantizer = None") as refused:
+        ts.estimate_memory(file)
+    assert "del model.config.quantization_config" in str(refused.value)
+    model = ts.from_pretrained(file, ram_budget="1GiB")
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(tmp_path / "plain")
+    smallest = ts.estimate_memory(tmp_path / "plain").smallest_budget_bytes
+    streamed = ts.from_pretrained(tmp_path / "plain", ram_budget=smallest)
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        assert_same(streamed(ids).logits, model(ids).logits)
 
 
 def test_a_misspelt_option(file: Path) -> None:

@@ -19,43 +19,9 @@ import tensorstream as ts
 from conftest import assert_same, hooks_of, offload_tightly, same_bytes, save, smallest_budget
 from fake_gpu import use_fake_gpu
 from model_shapes import SHAPES, make_stack, row_ids
+from packed_folders import assert_same_model, budgets_of, packed_of
 from tensorstream import _native
 from tensorstream.packed import StoredTensor, stored_tensors
-
-
-def _pack(made: Any, folder: Path, shard: str = "1MB", level: int = 4) -> tuple[Path, Path]:
-    source = save(made, folder / "source", shard=shard)
-    ts.pack(source, folder / "packed", level=level)
-    return source, folder / "packed"
-
-
-def _budgets(path: Path) -> tuple[int, int]:
-    estimate = ts.estimate_memory(path)
-    return estimate.smallest_budget_bytes, estimate.everything_fits_bytes
-
-
-def _same_model(model: nn.Module, plain: nn.Module) -> None:
-    """Everything that is neither weights nor hooks, and then the weights."""
-    assert type(model) is type(plain)
-    assert not model.training
-    left, right = dict(model.named_buffers()), dict(plain.named_buffers())
-    assert left.keys() == right.keys()
-    for name, buffer in left.items():
-        assert same_bytes(buffer, right[name]), name
-        assert type(buffer) is torch.Tensor
-    left, right = dict(model.named_parameters()), dict(plain.named_parameters())
-    assert left.keys() == right.keys()  # ties too
-    for name, parameter in left.items():
-        assert parameter.requires_grad == right[name].requires_grad
-        assert same_bytes(parameter, right[name]), name
-    configs = [each.config.to_dict() for each in (model, plain)]
-    for config in configs:  # what was given, and it is not the same folder
-        assert Path(config.pop("_name_or_path")).is_dir()
-    assert configs[0] == configs[1]
-    generation = getattr(model, "generation_config", None)
-    assert (generation is None) == (getattr(plain, "generation_config", None) is None)
-    if generation is not None:
-        assert generation.to_dict() == plain.generation_config.to_dict()
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
@@ -64,12 +30,12 @@ def test_models_are_those_of_the_original(name: str, tmp_path: Path) -> None:
     made: Any = shape.make(3)
     if getattr(made, "generation_config", None) is not None:
         made.generation_config.max_new_tokens = 7
-    source, packed = _pack(made, tmp_path)
+    source, packed = packed_of(made, tmp_path)
     plain = type(made).from_pretrained(source)
     with torch.no_grad():
         expected = plain(**shape.inputs())
     assert ts.estimate_memory(packed) == ts.estimate_memory(source)
-    smallest, fits = _budgets(packed)
+    smallest, fits = budgets_of(packed)
     for budget in (smallest, (smallest + fits) // 2, fits):
         model = ts.from_pretrained(packed, ram_budget=budget, device="cpu")
         assert ts.stats(model).source_ram_bytes == 0, "nothing is decoded to stay"
@@ -79,7 +45,7 @@ def test_models_are_those_of_the_original(name: str, tmp_path: Path) -> None:
         assert ts.stats(model).peak_held_bytes <= budget
     model = ts.from_pretrained(packed, ram_budget=smallest, device="cpu")
     assert hooks_of(model)
-    _same_model(model, plain)
+    assert_same_model(model, plain)
     if shape.prompt is not None:
         options = {"max_new_tokens": 5, "do_sample": False}
         assert_same(
@@ -94,10 +60,10 @@ def test_models_are_those_of_the_original(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen3", "bert"])
 def test_types_are_cast_as_from_the_original(name: str, dtype: Any, tmp_path: Path) -> None:
     made: Any = SHAPES[name].make(2)
-    source, packed = _pack(made, tmp_path)
+    source, packed = packed_of(made, tmp_path)
     plain = type(made).from_pretrained(source, dtype=dtype)
     model = ts.from_pretrained(packed, dtype=dtype, ram_budget="1GiB", device="cpu")
-    _same_model(model, plain)
+    assert_same_model(model, plain)
     with torch.no_grad():
         assert_same(model(**SHAPES[name].inputs()), plain(**SHAPES[name].inputs()))
 
@@ -112,11 +78,11 @@ def test_files_are_read_in_every_way(
         use_fake_gpu(monkeypatch, homes=homes)
         options = {}
     made: Any = SHAPES["llama"].make(4).to(torch.bfloat16)
-    source, packed = _pack(made, tmp_path)
+    source, packed = packed_of(made, tmp_path)
     inputs = SHAPES["llama"].inputs()
     with torch.no_grad():
         expected = type(made).from_pretrained(source)(**inputs)
-    smallest, fits = _budgets(packed)
+    smallest, fits = budgets_of(packed)
     model = ts.from_pretrained(
         packed, ram_budget=(smallest + fits) // 2, backend=backend, **options
     )
@@ -132,10 +98,10 @@ def test_files_are_read_in_every_way(
 def test_auto_reads_past_a_page_cache_that_is_too_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, packed = _pack(SHAPES["llama"].make(3), tmp_path)
+    source, packed = packed_of(SHAPES["llama"].make(3), tmp_path)
     plain = transformers.LlamaForCausalLM.from_pretrained(source)
     monkeypatch.setattr(_native, "ram_room", lambda: _native.RamRoom(0, 1 << 40))
-    smallest, _ = _budgets(packed)
+    smallest, _ = budgets_of(packed)
     model = ts.from_pretrained(packed, ram_budget=smallest, device="cpu")
     assert ts.stats(model).backend.startswith("direct (auto: each pass reads ")
     inputs = SHAPES["llama"].inputs()
@@ -154,11 +120,13 @@ def test_a_config_without_a_type_leaves_it_to_the_files(tmp_path: Path) -> None:
     ts.pack(source, tmp_path / "packed")
     plain = type(made).from_pretrained(source)
     assert plain.dtype == torch.bfloat16
-    _same_model(ts.from_pretrained(tmp_path / "packed", ram_budget="1GiB", device="cpu"), plain)
+    assert_same_model(
+        ts.from_pretrained(tmp_path / "packed", ram_budget="1GiB", device="cpu"), plain
+    )
 
 
 def test_auto_classes_and_other_heads(tmp_path: Path) -> None:
-    _, packed = _pack(SHAPES["gpt2"].make(2), tmp_path, shard="10GB")
+    _, packed = packed_of(SHAPES["gpt2"].make(2), tmp_path, shard="10GB")
     for model_class in (transformers.AutoModelForCausalLM, transformers.AutoModel, None):
         source = tmp_path / "source"
         loader = model_class or transformers.GPT2LMHeadModel
@@ -189,10 +157,10 @@ def test_what_transformers_makes_is_made_once(tmp_path: Path) -> None:
     )
     torch.manual_seed(3)
     made = transformers.MixtralForCausalLM(config).eval()
-    source, packed = _pack(made, tmp_path)
+    source, packed = packed_of(made, tmp_path)
     plain = type(made).from_pretrained(source)
     model = ts.from_pretrained(packed, ram_budget="1GiB", device="cpu")
-    _same_model(model, plain)
+    assert_same_model(model, plain)
     from_source = ts.from_pretrained(source, ram_budget="1GiB", device="cpu")
     assert 0 < ts.stats(model).source_ram_bytes == ts.stats(from_source).source_ram_bytes
     with torch.no_grad():
@@ -219,13 +187,13 @@ def test_saved_buffers_are_said_to_be_missing_of_none(
 
 def test_a_subfolder(tmp_path: Path) -> None:
     made: Any = SHAPES["bert"].make(2)
-    source, packed = _pack(made, tmp_path)
+    source, packed = packed_of(made, tmp_path)
     (tmp_path / "outer").mkdir()
     packed.rename(tmp_path / "outer" / "inner")
     model = ts.from_pretrained(
         tmp_path / "outer", subfolder="inner", ram_budget="1GiB", device="cpu"
     )
-    _same_model(model, type(made).from_pretrained(source))
+    assert_same_model(model, type(made).from_pretrained(source))
 
 
 def test_weights_that_are_missing_are_refused(tmp_path: Path) -> None:
@@ -250,13 +218,13 @@ def test_weights_that_are_missing_are_refused(tmp_path: Path) -> None:
     "options", [{"trust_remote_code": True}, {"variant": "fp16"}, {"adapter_kwargs": {"a": 1}}]
 )
 def test_what_needs_a_plain_checkpoint_says_so(options: dict[str, Any], tmp_path: Path) -> None:
-    _, packed = _pack(SHAPES["bert"].make(1), tmp_path)
+    _, packed = packed_of(SHAPES["bert"].make(1), tmp_path)
     with pytest.raises(ts.UnsupportedError, match=r"tensorstream\.unpack"):
         ts.from_pretrained(packed, ram_budget="1GiB", device="cpu", **options)
 
 
 def test_a_language_of_a_packed_model_is_loaded_afterwards(tmp_path: Path) -> None:
-    _, packed = _pack(SHAPES["bert"].make(1), tmp_path)
+    _, packed = packed_of(SHAPES["bert"].make(1), tmp_path)
     with pytest.raises(ts.UnsupportedError, match=r"model\.load_adapter\('eng'\)"):
         ts.from_pretrained(packed, ram_budget="1GiB", device="cpu", target_lang="eng")
 
@@ -301,12 +269,12 @@ def _damage(packed: Path, tensor: str) -> Path:
 def test_damage_ends_the_forward_that_needs_it(prefetch: str, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     made: Any = SHAPES["llama"].make(3)
-    source, packed = _pack(made, tmp_path)
+    source, packed = packed_of(made, tmp_path)
     plain = type(made).from_pretrained(source)
     good = tmp_path / "good"
     shutil.copytree(packed, good)
     file = _damage(packed, name)
-    smallest, _ = _budgets(packed)
+    smallest, _ = budgets_of(packed)
     model = ts.from_pretrained(packed, ram_budget=smallest, device="cpu", prefetch=prefetch)
     inputs = SHAPES["llama"].inputs()
     for _ in range(2):
@@ -332,7 +300,7 @@ def test_damage_ends_the_forward_that_needs_it(prefetch: str, tmp_path: Path) ->
 
 def test_damage_of_what_is_cast_is_found_on_loading(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
-    _, packed = _pack(SHAPES["llama"].make(2), tmp_path)
+    _, packed = packed_of(SHAPES["llama"].make(2), tmp_path)
     _damage(packed, name)
     with pytest.raises(ts.TensorStreamError, match=name):
         ts.from_pretrained(packed, dtype=torch.float16, ram_budget="1GiB", device="cpu")
@@ -346,11 +314,11 @@ def test_models_on_a_device(
     use_fake_gpu(monkeypatch, homes=homes)
     shape = SHAPES[name]
     made: Any = shape.make(4).to(torch.bfloat16)
-    source, packed = _pack(made, tmp_path, level=7)
+    source, packed = packed_of(made, tmp_path, level=7)
     plain = type(made).from_pretrained(source)
     with torch.no_grad():
         expected = plain(**shape.inputs())
-    smallest, fits = _budgets(packed)
+    smallest, fits = budgets_of(packed)
     for compression in ("none", "auto", 1):
         ring = (16 << 20) if compression == 1 else 0
         for budget in (smallest, (smallest + fits) // 2):
@@ -426,7 +394,7 @@ def test_two_parameters_on_one_tensor_stay_so(tmp_path: Path) -> None:
             model.again = nn.Parameter(model.embeddings.word_embeddings.weight)
             return model, info
 
-    _, packed = _pack(SHAPES["bert"].make(1), tmp_path)
+    _, packed = packed_of(SHAPES["bert"].make(1), tmp_path)
     model = ts.from_pretrained(packed, model_class=Doubled, ram_budget="1GiB", device="cpu")
     with torch.no_grad():
         model.again[3, 4] = 17
@@ -443,7 +411,7 @@ def test_what_a_class_writes_on_loading_is_in_the_model(tmp_path: Path) -> None:
             return model, info
 
     made: Any = SHAPES["bert"].make(2)
-    _, packed = _pack(made, tmp_path)
+    _, packed = packed_of(made, tmp_path)
     model = ts.from_pretrained(packed, model_class=Scaled, ram_budget="1GiB", device="cpu")
     with torch.no_grad():
         made.encoder.layer[0].output.dense.weight[3] *= 2
@@ -462,10 +430,10 @@ def test_a_model_larger_than_its_memory_is_never_whole_in_it(tmp_path: Path) -> 
     )
     made = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
     weights = sum(parameter.nbytes for parameter in made.parameters())
-    _, packed = _pack(made, tmp_path, shard="10GB")
+    _, packed = packed_of(made, tmp_path, shard="10GB")
     del made
     gc.collect()
-    smallest, _ = _budgets(packed)
+    smallest, _ = budgets_of(packed)
     assert smallest < weights // 4
 
     def held() -> int:
