@@ -40,14 +40,20 @@ bool holds_tensors(const fs::path& folder) {
 /// The folders of models, by name.
 std::vector<std::string> models_in(const fs::path& folder) {
   std::vector<std::string> models;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error); !error && entry != fs::directory_iterator();
+       entry.increment(error)) {
+    const fs::path path = entry->path();
+    const std::string name = path.filename().string();
     std::error_code ignored;
-    if (name.starts_with('.') || !fs::is_directory(entry.path(), ignored)) continue;
-    if (!holds_tensors(entry.path())) continue;
+    if (name.starts_with('.') || !fs::is_directory(path, ignored) || !holds_tensors(path)) continue;
     check_name(folder, name);
     check_stays_in_folder(folder.string(), name);
     models.push_back(name);
+  }
+  if (error) {
+    throw IoError("cannot list '" + folder.string() + "': " + error.message(), folder.string(), 0,
+                  error.value());
   }
   std::ranges::sort(models);
   return models;

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import os
-import signal
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from children import in_child
 from conftest import assert_same, offload_tightly
 from fake_gpu import FakeDriver, FakeTorchMemory, fake_torch_memory, use_fake_gpu
 from model_shapes import make_stack, row_ids
@@ -22,21 +21,6 @@ from model_shapes import make_stack, row_ids
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorchMemory]:
     yield from fake_torch_memory(monkeypatch)
-
-
-def in_child(act: Callable[[], None]) -> int:
-    """What a forked child ends with: 0, or 1 where `act` raises."""
-    child = os.fork()
-    if child == 0:
-        # What a call of the driver waits for may be a thread that is not here: no handler runs then.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(60)
-        try:
-            act()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def used(model: Any) -> Any:

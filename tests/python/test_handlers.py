@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 import tensorstream as ts
+from children import in_child
 from conftest import assert_same, offload_tightly
 from model_shapes import make_stack, row_ids
 from tensorstream import interrupts, registry
@@ -128,19 +128,6 @@ def test_all_handlers_are_put_back_whatever_one_of_them_raises(
         signal.signal(signal.SIGTERM, usual)
 
 
-def in_child(act: Callable[[], bool]) -> bool:
-    """Whether `act` is true in a forked child, within some seconds."""
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(20)
-        try:
-            os._exit(0 if act() else 1)
-        finally:
-            os._exit(2)
-    return os.waitpid(child, 0)[1] == 0
-
-
 def test_a_child_of_another_thread_has_its_handlers() -> None:
     """The thread that holds signals back is not there."""
     ran: list[int] = []
@@ -150,15 +137,15 @@ def test_a_child_of_another_thread_has_its_handlers() -> None:
         signal.raise_signal(signal.SIGTERM)
         return ran == [1]
 
-    results: list[bool] = []
+    results: list[int] = []
     thread = threading.Thread(target=lambda: results.append(in_child(is_handled)))
     try:
         with HeldBack():
             thread.start()
             thread.join(PATIENCE_S)
-            assert not in_child(is_handled), "in a child of the thread itself they are held back"
+            assert in_child(is_handled) == 1, "in a child of the thread itself they are held back"
             assert ran == []
-        assert results == [True]
+        assert results == [0]
         assert ran == []
     finally:
         signal.signal(signal.SIGTERM, usual)
@@ -191,14 +178,14 @@ def test_a_child_that_is_forked_while_a_model_is_being_offloaded() -> None:
         ts.offload(model, ram_budget="1GiB")
         return use()
 
-    assert in_child(use)
-    assert in_child(offload_it)
-    results: list[bool] = []
+    assert in_child(use) == 0
+    assert in_child(offload_it) == 0
+    results: list[int] = []
     other = threading.Thread(target=lambda: results.append(in_child(offload_it)))
     with registry._locked():
         other.start()
         other.join(PATIENCE_S)
-    assert results == [True]
+    assert results == [0]
     go_on.set()
     running.join(PATIENCE_S)
     offloading.join(PATIENCE_S)

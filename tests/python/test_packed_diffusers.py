@@ -12,7 +12,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import tensorstream as ts
 from conftest import assert_same
@@ -25,6 +25,7 @@ from diffusion_shapes import (
     quiet,
     save_pipeline,
 )
+from fake_gpu import use_fake_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +86,37 @@ def test_a_packed_pipeline_gives_what_the_plain_one_gives(
         assert_same(run(pipeline), expected)
     with pytest.raises(ts.BudgetError):
         ts.from_pretrained(packed, **ABSENT[name], ram_budget=smallest - 1, **options)
+
+
+@pytest.mark.parametrize("compression", ["none", "auto", 1])
+@pytest.mark.parametrize("homes", [True, False], ids=["homes", "files"])
+def test_a_packed_pipeline_on_a_gpu(
+    homes: bool, compression: str | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_gpu(monkeypatch, homes=homes)
+    name, dtype = "flux", torch.bfloat16
+    folder = save_pipeline(name, tmp_path / "plain")
+    for part in sorted(folder.glob("*/*.safetensors")):  # as they are on hubs: nothing is cast
+        values = {key: value.to(dtype) for key, value in load_file(part).items()}
+        save_file(values, part, metadata={"format": "pt"})
+    ts.pack(folder, tmp_path / "packed")
+    run = PIPELINES[name][1]
+    expected = run(load_plain(name, folder, dtype=dtype))
+    estimate = ts.estimate_memory(tmp_path / "packed", dtype=dtype)
+    ring = (32 << 20) if compression == 1 else 0
+    pipeline = quiet(
+        ts.from_pretrained(
+            tmp_path / "packed",
+            **ABSENT[name],
+            dtype=dtype,
+            ram_budget=estimate.smallest_budget_bytes + ring,
+            compression=compression,
+        )
+    )
+    for _ in range(2):
+        assert_same(run(pipeline), expected)
+    ts.restore(pipeline)
+    assert_same(run(pipeline), expected)
 
 
 def test_a_pipeline_is_packed_as_a_whole_and_comes_back(tmp_path: Path) -> None:
