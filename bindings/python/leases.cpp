@@ -37,6 +37,17 @@ BoundEngine& engine_of(const nb::object& held) {
 /// place that a use of the weight in one would find.
 class HandlersHeldBack {
  public:
+  HandlersHeldBack() = default;
+  ~HandlersHeldBack() {
+    try {
+      end();
+    } catch (nb::python_error& error) {
+      error.discard_as_unraisable("a handler that waited for a forward");
+    }
+  }
+  HandlersHeldBack(const HandlersHeldBack&) = delete;
+  HandlersHeldBack& operator=(const HandlersHeldBack&) = delete;
+
   void begin(const nb::object& held_back) {
     nb::object context = held_back();
     context.attr("__enter__")();
@@ -166,8 +177,8 @@ nb::object Leases::give_back(const nb::object& object, nb::object output) {
   attempt(error, [&] {
     if (written.size() != 0) owner_.attr("keep")(written);
   });
-  if (error &&
-      !changed.empty()) {  // and maybe not kept: its place is not to have what its source lacks
+  // Maybe not kept: its place is not to have what its source lacks.
+  if (error && !changed.empty()) {
     attempt(error, [&] { load_anew(group.group(), stream()); });
   }
   attempt(error, [&] { handlers.end(); });
