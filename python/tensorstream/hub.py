@@ -240,16 +240,18 @@ def type_in_index(folder: str, checkpoint: _native.Checkpoint) -> str | None:
     for name in files_in(folder):
         if not name.endswith(".json") or ".safetensors.index." not in name:
             continue
-        index = read_json(os.path.join(folder, name))
-        metadata, weight_map = index.get("metadata"), index.get("weight_map")
-        if not isinstance(metadata, dict) or not isinstance(weight_map, dict):
+        try:
+            index = read_json(os.path.join(folder, name))
+        except ConfigError:  # none that was opened
             continue
-        if set(weight_map.values()) != shards:  # that of a variant, or what an earlier save left
+        weight_map = index.get("weight_map")
+        named = weight_map.values() if isinstance(weight_map, dict) else ()
+        if {str(shard) for shard in named} != shards:  # of a variant, or what an earlier save left
             continue
         if checkpoint.packed:
-            original = json.loads(metadata.get("tensorstream.index", "{}"))
-            metadata = original.get("metadata") or {}
-        found = metadata.get("dtype")
+            index = json.loads(index["metadata"].get("tensorstream.index", "{}"))
+        metadata = index.get("metadata")
+        found = metadata.get("dtype") if isinstance(metadata, dict) else None
         if isinstance(found, str) and isinstance(getattr(torch, found, None), torch.dtype):
             return found
     return None

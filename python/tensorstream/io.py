@@ -77,8 +77,11 @@ def pack(
 def _folders_in_pipeline(folder: str) -> list[str]:
     if not is_pipeline(folder):
         return []
-    with os.scandir(folder) as entries:
-        return [entry.path for entry in entries if entry.is_dir()]
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries if entry.is_dir()]
+    except OSError:  # which the engine says
+        return []
 
 
 def unpack(
