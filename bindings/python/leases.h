@@ -107,7 +107,7 @@ class Unit {
   /// The post-hook: gives them back; the output without views of their places, or None.
   nb::object after(const nb::object& module, const nb::object& args, const nb::object& output);
   /// Drops what an abandoned forward left.
-  void forget() { running_.clear(); }
+  void forget() { const auto ended = std::exchange(running_, {}); }  // whose end may run any code
 
   nb::list groups;
   bool attached = true;  // to its module
