@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <optional>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 
@@ -38,6 +40,24 @@ SessionsOfThreads& waited_for() {
     sessions.clear();
   }
   return sessions;
+}
+
+// The thread that ends the interpreter; 0 before. Others that wait do so for good then: they could
+// not come back to Python, which unwinds threads that do, and C++ ends the process at that.
+std::atomic<std::uint64_t> ending_thread = 0;
+
+/// Without the GIL.
+void stay_where_python_ends() {
+  const std::uint64_t ending = ending_thread;
+  if (ending == 0 || ending == PyThread_get_thread_ident()) return;
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+/// As Python ends, and daemon threads do not.
+void keep_waiting_threads() {
+  ending_thread = PyThread_get_thread_ident();
+  // Each is back from its wait by then, and in the next one or out of all.
+  if (!waited_for().empty()) unlocked([] { std::this_thread::sleep_for(3 * kAbandonedCheck); });
 }
 
 /// Says that the calling thread waits for a session, as long as it does.
@@ -124,7 +144,10 @@ bool Session::is_waited_for_by_me() const {
 }
 
 void Session::wait_for_change(std::uint64_t rung) {
-  unlocked([&] { static_cast<void>(changed_->wait_for(rung, kAbandonedCheck)); });
+  unlocked([&] {
+    static_cast<void>(changed_->wait_for(rung, kAbandonedCheck));
+    stay_where_python_ends();
+  });
   if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }
 
@@ -195,6 +218,8 @@ void Session::end(bool reclaim) {
 }
 
 void init_session(nb::module_& module) {
+  module.def("keep_waiting_threads", &keep_waiting_threads,
+             "As Python ends: has threads that wait for a model wait for good.");
   nb::class_<Session>(module, "Session", nb::type_slots(Collected<Session>::slots.data()))
       .def(nb::init<nb::object, nb::object>(), "reclaim"_a, "waits_for_caller"_a)
       .def(

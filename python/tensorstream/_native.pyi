@@ -872,6 +872,9 @@ class Uncompiled:
 
     def __call__(self, *args: object, **kwargs: object) -> object: ...
 
+def keep_waiting_threads() -> None:
+    """As Python ends: has threads that wait for a model wait for good."""
+
 class Session:
     def __init__(self, reclaim: object, waits_for_caller: object) -> None: ...
 

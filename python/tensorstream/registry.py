@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from tensorstream import _native
 from tensorstream.exceptions import ConfigError
 from tensorstream.parts import as_module, check_is_no_proxy, parts_of, top_modules
 
@@ -108,6 +110,7 @@ def _renew_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_locks)
+atexit.register(_native.keep_waiting_threads)  # guard: waits-for-good
 
 
 def orchestrator_of(model: Any) -> Orchestrator:

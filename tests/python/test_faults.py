@@ -207,6 +207,27 @@ def test_threads_that_wait_for_each_other_while_garbage_is_collected() -> None:
     assert done.returncode == 0
 
 
+def test_daemon_threads_that_wait_for_the_model_do_not_end_the_process() -> None:
+    done = run_python(
+        """
+        import threading, time
+        from conftest import offload_tightly
+        from model_shapes import make_stack, row_ids
+        model, ids, inside = offload_tightly(make_stack(4)), row_ids(), threading.Event()
+        def hold(*_):
+            inside.set()
+            time.sleep(100)
+        model.blocks[0].register_forward_pre_hook(hold)
+        threading.Thread(target=lambda: model(ids), daemon=True).start()
+        assert inside.wait(30)
+        for _ in range(3):
+            threading.Thread(target=lambda: model(ids), daemon=True).start()
+        time.sleep(0.3)
+        """
+    )
+    assert (done.returncode, done.stderr.count("Fatal")) == (0, 0), done.stderr
+
+
 LEAK_CHECK = """
     import gc, sys, threading, torch
     import tensorstream as ts
