@@ -1,16 +1,15 @@
 #include "store/pack.h"
 
-#include <algorithm>
 #include <filesystem>
 #include <optional>
 #include <set>
-#include <system_error>
+#include <utility>
 #include <vector>
 
 #include "store/carried_files.h"
-#include "store/folder_bounds.h"
 #include "store/pack_job.h"
 #include "store/packed_index.h"
+#include "store/pipeline.h"
 #include "store/staged_folder.h"
 #include "tensorstream/error.h"
 
@@ -26,59 +25,27 @@ struct Pipeline {
   std::vector<CarriedFile> rest;
 };
 
-bool holds_tensors(const fs::path& folder) {
-  std::error_code error;
-  for (fs::directory_iterator entry(folder, error); !error && entry != fs::directory_iterator();
-       entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
-    const bool is_index = name.ends_with(".safetensors.index.json");
-    if (!name.starts_with('.') && (is_index || name.ends_with(".safetensors"))) return true;
-  }
-  return false;
-}
-
-/// The folders of models, by name.
-std::vector<std::string> models_in(const fs::path& folder) {
-  std::vector<std::string> models;
-  std::error_code error;
-  for (fs::directory_iterator entry(folder, error); !error && entry != fs::directory_iterator();
-       entry.increment(error)) {
-    const fs::path path = entry->path();
-    const std::string name = path.filename().string();
-    std::error_code ignored;
-    if (name.starts_with('.') || !fs::is_directory(path, ignored) || !holds_tensors(path)) continue;
-    check_name(folder, name);
-    check_stays_in_folder(folder.string(), name);
-    models.push_back(name);
-  }
-  if (error) {
-    throw IoError("cannot list '" + folder.string() + "': " + error.message(), folder.string(), 0,
-                  error.value());
-  }
-  std::ranges::sort(models);
-  return models;
-}
-
 /// Nothing where `source` is no pipeline's folder.
 std::optional<Pipeline> find_pipeline(const std::string& source) {
-  std::error_code ignored;
-  if (!fs::is_regular_file(fs::path(source) / kPipelineName, ignored)) return std::nullopt;
-  Pipeline pipeline;
-  pipeline.folder = source;
-  pipeline.models = models_in(source);
-  if (pipeline.models.empty()) {
+  std::optional<std::vector<std::string>> models = models_of_pipeline(source);
+  if (!models) return std::nullopt;
+  if (models->empty()) {
     throw ConfigError("'" + source + "' is a pipeline, and no folder of a model in it holds " +
                       "safetensors: there is nothing to pack");
   }
+  Pipeline pipeline{source, *std::move(models), {}};
   pipeline.rest = list_carried_files(source, {pipeline.models.begin(), pipeline.models.end()});
+  return pipeline;
+}
+
+/// Refuses names of what lies beside the models that the packed format cannot hold.
+void check_rest(const Pipeline& pipeline) {
   for (const CarriedFile& file : pipeline.rest) {
-    check_name(source, file.name);
-    if (file.name == kPackedPipelineName) {  // guard: pipeline-packed-already
-      throw UnsupportedError("'" + source +
-                             "' is packed already; tensorstream.unpack gives its files");
+    check_name(pipeline.folder, file.name);
+    if (file.name == kPackedPipelineName) {  // guard: name-of-packed-pipeline
+      refuse_name(pipeline.folder, file.name, "the name is one of the packed format's own");
     }
   }
-  return pipeline;
 }
 
 std::vector<PackJob> open_jobs(const std::string& source, const std::optional<Pipeline>& pipeline) {
@@ -121,6 +88,7 @@ CheckpointSummary pack_checkpoint(const std::string& source, const std::string& 
                                   const PackOptions& options, const ProgressSink& sink) {
   const std::optional<Pipeline> pipeline = find_pipeline(source);
   std::vector<PackJob> jobs = open_jobs(source, pipeline);
+  if (pipeline) check_rest(*pipeline);
   StagedWork work;
   work.description = "tensorstream pack 1, level " + std::to_string(options.level.number()) + "\n";
   std::uint64_t read_bytes = pipeline ? carried_bytes(pipeline->rest) : 0;

@@ -104,7 +104,7 @@ void PackJob::check_names() const {
   for (const CarriedFile& file : carried_) {
     check_name(folder_, file.name);
     const bool beside = file.name.find('/') == std::string::npos;
-    const bool ours = file.name == kPackedIndexName ||
+    const bool ours = file.name == kPackedIndexName || file.name == kPackedPipelineName ||
                       (unpacked_name(file.name) && file.name.ends_with(kExtension));
     // guard: name-of-packed-file
     if (packed.contains(file.name) || (beside && ours)) {

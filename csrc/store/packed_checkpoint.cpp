@@ -8,6 +8,7 @@
 
 #include "store/checkpoint_file.h"
 #include "store/folder_bounds.h"
+#include "store/pipeline.h"
 #include "store/safetensors.h"
 #include "store/shown_text.h"
 #include "tensorstream/error.h"
@@ -90,6 +91,47 @@ void check_version(const std::string& path, const SafetensorsHeader& header) {
       "file, remove that key");
 }
 
+constexpr const char* kPipelineAdvice = "; fetch the pipeline again, all of its files";
+
+PackedWhole open_pipeline(const fs::path& folder) {
+  const std::string index_path = (folder / kPackedPipelineName).string();
+  PackedPipelineIndex index = read_packed_pipeline(index_path);
+  PackedWhole whole{folder, {}, std::move(index.carried)};
+  for (const auto& [model, seal] : index.models) {
+    check_stays_in_folder(folder.string(), model);
+    const fs::path packed_index = folder / model / kPackedIndexName;
+    std::error_code ignored;
+    std::optional<PackedCheckpoint> one;
+    if (fs::exists(packed_index, ignored)) one = open_packed_checkpoint((folder / model).string());
+    if (!one || !one->index || one->index->seal != seal) {  // guard: packed-model
+      throw FormatError(index_path, "",
+                        "packed model: '" + shown((folder / model).string()) +
+                            "' is not the one that was packed with this pipeline" +
+                            kPipelineAdvice);
+    }
+    whole.parts.push_back({model + "/", *std::move(one)});
+  }
+  return whole;
+}
+
+/// Whether the folder is that of a pipeline of plain models. Refuses one of packed models, of which
+/// nothing says what belongs to it.
+bool is_plain_pipeline(const fs::path& folder) {
+  const auto models = models_of_pipeline(folder.string());
+  if (!models) return false;
+  for (const std::string& model : *models) {
+    std::error_code ignored;
+    if (fs::exists(folder / model / kPackedIndexName, ignored)) {  // guard: packed-pipeline-index
+      throw FormatError((folder / kPackedPipelineName).string(), "",
+                        "packed model: '" + shown(model) +
+                            "' is packed, and the file that says what belongs to the pipeline is "
+                            "not there" +
+                            kPipelineAdvice + ", or give the path of the model alone");
+    }
+  }
+  return !models->empty();
+}
+
 }  // namespace
 
 std::optional<PackedCheckpoint> open_packed_checkpoint(const std::string& path) {
@@ -115,31 +157,14 @@ std::optional<PackedCheckpoint> open_packed_checkpoint(const std::string& path) 
 }
 
 std::optional<PackedWhole> open_packed(const std::string& path) {
-  PackedWhole whole;
-  const std::string index_path = (fs::path(path) / kPackedPipelineName).string();
+  const fs::path folder(path);
   std::error_code ignored;
-  if (!fs::exists(fs::path(path) / kPackedPipelineName, ignored)) {
-    std::optional<PackedCheckpoint> one = open_packed_checkpoint(path);
-    if (!one) return std::nullopt;
-    whole.folder = one->folder;
-    whole.parts.push_back({"", *std::move(one)});
-    return whole;
-  }
-  whole.folder = path;
-  PackedPipelineIndex index = read_packed_pipeline(index_path);
-  for (const auto& [model, seal] : index.models) {
-    const std::string folder = (whole.folder / model).string();
-    check_stays_in_folder(path, model);
-    std::optional<PackedCheckpoint> one = open_packed_checkpoint(folder);
-    if (!one || !one->index || one->index->seal != seal) {  // guard: packed-model
-      throw FormatError(index_path, "",
-                        "packed model: '" + shown(folder) +
-                            "' is not the one that was packed with this pipeline; fetch the "
-                            "pipeline again, all of its files");
-    }
-    whole.parts.push_back({model + "/", *std::move(one)});
-  }
-  whole.rest = std::move(index.carried);
+  if (fs::exists(folder / kPackedPipelineName, ignored)) return open_pipeline(folder);
+  if (is_plain_pipeline(folder)) return std::nullopt;
+  std::optional<PackedCheckpoint> one = open_packed_checkpoint(path);
+  if (!one) return std::nullopt;
+  PackedWhole whole{one->folder, {}, {}};
+  whole.parts.push_back({"", *std::move(one)});
   return whole;
 }
 

@@ -15,8 +15,7 @@ namespace tensorstream {
 /// What a folder's index is called when it is packed. Loaders look for other names.
 inline constexpr const char* kPackedIndexName = "packed.safetensors.index.json";
 
-/// The file that makes a folder a pipeline of diffusers, and what a packed one has beside it.
-inline constexpr const char* kPipelineName = "model_index.json";
+/// What a packed pipeline's folder has beside its index.
 inline constexpr const char* kPackedPipelineName = "packed.pipeline.json";
 
 /// The name, below the target, of a shard when it is packed, and the reverse; nothing for a name

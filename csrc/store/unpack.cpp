@@ -12,6 +12,7 @@
 #include "store/pack.h"
 #include "store/packed_checkpoint.h"
 #include "store/packed_file_reader.h"
+#include "store/pipeline.h"
 #include "store/shown_text.h"
 #include "store/staged_folder.h"
 #include "tensorstream/error.h"
@@ -158,7 +159,14 @@ CheckpointSummary unpack_checkpoint(const std::string& source, const std::string
 CheckpointSummary verify_checkpoint(const std::string& path, unsigned threads,
                                     const ProgressSink& sink) {
   const std::optional<PackedWhole> packed = open_packed(path);
-  if (!packed) return examine_plain(path);
+  if (!packed) {
+    const auto models = models_of_pipeline(path);
+    if (!models || models->empty()) return examine_plain(path);
+    CheckpointSummary summary;
+    for (const std::string& model : *models)
+      summary += examine_plain((fs::path(path) / model).string());
+    return summary;
+  }
   Progress progress(sink, unpacked_bytes(*packed));
   for (const PackedWhole::Part& part : packed->parts) {
     verify_part(part.checkpoint, threads, progress);

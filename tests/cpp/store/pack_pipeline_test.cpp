@@ -48,7 +48,11 @@ class PackedPipeline : public ::testing::Test {
     folder_.write(to + "/text_encoder/model.safetensors", mixed_file());
     folder_.write(to + "/text_encoder/config.json", "{}");
     folder_.write(to + "/scheduler/scheduler_config.json", "{\"steps\": 3}");
-    folder_.write(to + "/model_index.json", "{\"unet\": [\"diffusers\", \"UNet\"]}");
+    folder_.write(to + "/model_index.json",
+                  R"({"_class_name":"P","unet":["diffusers","U"],"text_encoder":["x","T"],)"
+                  R"("vae":["diffusers","V"],"scheduler":["diffusers","S"],"safety":[null,null]})");
+    folder_.write(to + "/loras/a.safetensors", "no part of it");
+    folder_.write(to + "/loras/b.safetensors", "");
     folder_.write(to + "/tokenizer/vocab.txt", noise(2'500'000, 4));
   }
   CheckpointSummary pack(const std::string& from, const std::string& to,
@@ -143,7 +147,23 @@ TEST_F(PackedPipeline, AModelOfAnotherPackingIsRefused) {
   fs::copy(folder_.path("src/unet"), folder_.path("p/unet"), fs::copy_options::recursive);
   EXPECT_THAT(refusal().rule(), StartsWith("packed model: "));
   fs::remove_all(folder_.path("p/unet"));
-  EXPECT_THROW(verify(), Error);
+  EXPECT_THAT(refusal().rule(), StartsWith("packed model: "));
+}
+
+/// A file beside the models is a checkpoint too, and not what is asked for.
+TEST_F(PackedPipeline, WithoutItsIndexItIsNoPackedPipeline) {
+  folder_.write("p/all_in_one.safetensors", mixed_file());
+  fs::remove(folder_.path(kIndex));
+  EXPECT_EQ(refusal().path(), folder_.path(kIndex));
+  EXPECT_THROW(unpack_checkpoint(folder_.path("p"), folder_.path("u"), 2, {}), FormatError);
+  unpack_checkpoint(folder_.path("p/unet"), folder_.path("one"), 2, {});
+  EXPECT_TRUE(files("one") == files("src/unet"));
+}
+
+TEST_F(PackedPipeline, VerifyOfAPlainOneLooksAtItsModels) {
+  EXPECT_EQ(verify("src").tensors, 10U);
+  folder_.write("src/unet/diffusion_pytorch_model-1.safetensors", "cut");
+  EXPECT_THROW(verify("src"), FormatError);
 }
 
 TEST_F(PackedPipeline, AForgedIndexIsRefused) {
@@ -182,7 +202,14 @@ TEST_F(PackedPipeline, WhatCannotBePackedIsSaid) {
   EXPECT_THAT(pack_from("p"), ThrowsMessage<UnsupportedError>(HasSubstr("is packed already")));
   write_source("named");
   folder_.write("named/packed.pipeline.json", "{}");
-  EXPECT_THAT(pack_from("named"), ThrowsMessage<UnsupportedError>(HasSubstr("is packed already")));
+  EXPECT_THAT(pack_from("named"), ThrowsMessage<UnsupportedError>(HasSubstr("format's own")));
+  write_source("within");
+  folder_.write("within/unet/packed.pipeline.json", "{}");
+  EXPECT_THAT(pack_from("within"), ThrowsMessage<UnsupportedError>(HasSubstr("format's own")));
+  folder_.write("broken/model_index.json", "[");
+  EXPECT_THAT(pack_from("broken"), ThrowsMessage<FormatError>(HasSubstr("no JSON object")));
+  folder_.write("leading/model_index.json", R"({"../src/unet": ["diffusers", "U"]})");
+  EXPECT_THAT(pack_from("leading"), ThrowsMessage<FormatError>(HasSubstr("no folder of a model")));
   folder_.write("bare/model_index.json", "{}");
   folder_.write("bare/unet/diffusion_pytorch_model.bin", "x");
   EXPECT_THAT(pack_from("bare"), ThrowsMessage<ConfigError>(HasSubstr("nothing to pack")));
