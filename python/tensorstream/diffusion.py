@@ -21,7 +21,7 @@ from tensorstream.hub import check_complete, files_in, named_weights, open_check
 from tensorstream.made_weights import Described, described
 from tensorstream.model_class import OPTION_ADVICE, library_errors, transformers_module
 from tensorstream.packed import StoredPlace, load_packed
-from tensorstream.packed_diffusion import load_packed_model
+from tensorstream.packed_diffusion import is_kept_in_float32, load_packed_model
 from tensorstream.parts import Parts, ordered_parts, parts_of
 from tensorstream.steady import SteadyFiles
 
@@ -82,7 +82,7 @@ def load(
     """
     options = dict(kwargs)
     for name, why in _PLACING.items():
-        if options.get(name) is not None:
+        if options.pop(name, None) not in (None, False):  # as they are where nobody gives them
             raise ConfigError(f"{name} has no place in tensorstream.from_pretrained: {why}")
     for name in ("revision", "cache_dir", "subfolder", "token", "local_files_only"):
         options.pop(name, None)
@@ -374,7 +374,8 @@ def _load_model(
                 **{**options, "ignore_mismatched_sizes": True},
             )
     check_complete(folder, info)  # guard: missing-diffusers-weights
-    taken = dtype is None or any(parameter.dtype == dtype for parameter in model.parameters())
+    asked = [(n, p) for n, p in model.named_parameters() if not is_kept_in_float32(model, n)]
+    taken = dtype is None or not asked or any(each.dtype == dtype for _, each in asked)
     if not taken:  # guard: type-taken
         raise UnsupportedError(
             f"diffusers {_diffusers().__version__} did not load '{folder}' as {dtype}: use 0.42, which "
@@ -400,7 +401,7 @@ def _describe_model(model_class: Any, folder: str, dtype: Any, variant: str | No
     with library_errors(folder, _CONFIG_ADVICE), torch.device("meta"):
         model: nn.Module = model_class.from_config(model_class.load_config(folder))
     for name, parameter in model.named_parameters():
-        kept = any(each in name.split(".") for each in model_class._keep_in_fp32_modules or ())
+        kept = is_kept_in_float32(model, name)
         if parameter.is_floating_point() and dtype is not None and not kept:
             parameter.data = parameter.data.to(dtype)
     stored = {tensor.name: tensor for tensor in checkpoint.tensors}

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType, FrameType
 from typing import Any
@@ -66,8 +65,8 @@ class Gate:
         self._closing: set[int] = set()  # threads that close it, or wait for their turn to
         self._changed = threading.Condition()
         self._is_closed = False
-        # Threads that have calls under way which have not begun, and how many: handlers of signals make some.
-        self._waiting: Counter[int] = Counter()
+        # Threads that have calls under way which have not begun; several times where handlers make some.
+        self._waiting: list[int] = []
         self._numbers: dict[int, int] = {}  # of the modules, by id
         self._seen: set[int] = set()  # ids of those whose calls enter the session
 
@@ -194,7 +193,7 @@ class Gate:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename == _CALL.co_filename:
             frame = frame.f_back  # the call that this is
-        begun = _called(frame, until=Gate._stop.__code__)
+        begun = _called(frame, until=Gate._wait_until_open.__code__)
         if in_backward() or any(id(called) in self._numbers for called in begun):
             return
         me = threading.get_ident()
@@ -203,19 +202,21 @@ class Gate:
                 "this thread is moving the model's weights (set_budget, restore): run the model when that "
                 "has returned, not in a handler of a signal meanwhile"
             )
+        self._wait_until_open(me)
+        places = (place for place, found in enumerate(self._modules) if found() is module)
+        hooked = self._hooked.get(next(places, -1))
+        if hooked is not None:  # torch may have looked for hooks before it had any
+            hooked.begin(module, args, kwargs or {})
+
+    def _wait_until_open(self, thread: int) -> None:
         with self._changed:
-            self._waiting[me] += 1
+            self._waiting.append(thread)
             try:
                 while self._is_closed:
                     # A handler that waits as well, just before this does, has the wake-up of both.
                     self._changed.wait(_LOOK_AGAIN_S)
             finally:
-                self._waiting[me] -= 1
-                self._waiting = +self._waiting
-        places = (place for place, found in enumerate(self._modules) if found() is module)
-        hooked = self._hooked.get(next(places, -1))
-        if hooked is not None:  # torch may have looked for hooks before it had any
-            hooked.begin(module, args, kwargs or {})
+                self._waiting.remove(thread)
 
 
 def _called(frame: FrameType | None, until: CodeType | None = None) -> Iterator[object]:

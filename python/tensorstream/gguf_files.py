@@ -30,11 +30,6 @@ def named_file(path: str, kwargs: dict[str, Any]) -> str | None:
     for option in ("revision", "cache_dir", "subfolder"):  # they led to the file
         kwargs.pop(option, None)
     check_regular(found)
-    if not found.endswith(".gguf"):
-        raise ConfigError(
-            f"'{found}' cannot be loaded: transformers takes GGUF files by names that end in .gguf; rename "
-            "it, or make a link that does"
-        )
     try:
         with open(found, "rb") as file:
             magic = file.read(len(_MAGIC))
@@ -42,6 +37,11 @@ def named_file(path: str, kwargs: dict[str, Any]) -> str | None:
         raise ConfigError(f"'{found}' cannot be read: {error.strerror}") from error
     if magic != _MAGIC:
         raise FormatError(f"'{found}' does not begin with {_MAGIC.decode()}: it is no GGUF file")
+    if not found.endswith(".gguf"):
+        raise ConfigError(
+            f"'{found}' cannot be loaded: transformers takes GGUF files by names that end in .gguf; rename "
+            "it, or make a link that does"
+        )
     return found
 
 

@@ -50,25 +50,32 @@ class HeldBack:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._put_back()
+            self._holds = False
+            self.check()  # before another could raise amid the rest
+            self._holds = True
         finally:
-            self.check()
+            self._holds = True
+            try:
+                self._put_back()
+            finally:
+                self.check()
 
     def _put_back(self) -> None:
-        """All handlers, whatever those raise that run meanwhile."""
-        _holding.discard(self)
-        self._holds = False
-        self._put_back_each(list(self._handlers.items()))
-
-    def _put_back_each(self, handlers: list[tuple[int, _Handler]]) -> None:
-        if not handlers:
-            return
-        number, handler = handlers.pop()
+        """All handlers: those that are back may raise meanwhile, the others take note of their signals."""
         try:
-            signal.signal(number, handler)
-        finally:  # what raised may have run before it was put back
-            signal.signal(number, handler)
-            self._put_back_each(handlers)
+            self._put_back_each(list(self._handlers.items()))
+        finally:
+            self._holds = False
+            _holding.discard(self)
+
+    def _put_back_each(self, left: list[tuple[int, _Handler]]) -> None:
+        try:
+            while left:
+                signal.signal(*left[-1])
+                left.pop()
+        finally:
+            if left:
+                self._put_back_each(left)
 
     def _enter_child(self) -> None:
         """In a forked child: its thread is another one, which nobody holds signals back for."""

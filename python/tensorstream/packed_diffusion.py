@@ -64,8 +64,8 @@ def _check_options(folder: str, options: dict[str, Any]) -> None:
     for name in ("variant", "parallel_config"):
         if options.pop(name, None) is not None:
             raise UnsupportedError(
-                f"{name} cannot be used with '{folder}', which is packed; make a plain one of it with "
-                "tensorstream.unpack(source, target), and load that"
+                f"{name} cannot be used with '{folder}', which is packed: leave it out, and the weights that "
+                "were packed are loaded; or make a plain one of it with tensorstream.unpack(source, target)"
             )
 
 
@@ -94,22 +94,23 @@ def _put(
     """Gives the model its weights, in the types that diffusers gives them; what it has none for."""
     wanted = model.state_dict()
     differing = []
-    for name, old in wanted.items():
-        value = state.get(name)
-        if value is None:
+    for name, stored in state.items():  # of several names of one weight the last one counts
+        old = wanted.get(name)
+        if old is None:
             continue
-        if value.shape != old.shape:
+        if stored.shape != old.shape:
             differing.append(name)
             continue
         owner, _, last = name.rpartition(".")
         module = model.get_submodule(owner)
-        value = value.to(_type_of(model, name, value, old, dtype))
+        value = stored.to(_type_of(model, name, stored, old, dtype))
         parameter = module._parameters.get(last)
         if parameter is None:
             module._buffers[last] = value
             continue
         made = nn.Parameter(value, parameter.requires_grad)
-        vars(made).update(vars(parameter))
+        kept = {key: each for key, each in vars(parameter).items() if key not in vars(made)}
+        vars(made).update(kept)
         module._parameters[last] = made
     return {"missing_keys": wanted.keys() - state.keys(), "mismatched_keys": differing}
 
@@ -117,11 +118,13 @@ def _put(
 def _type_of(
     model: Any, name: str, value: torch.Tensor, old: torch.Tensor, dtype: torch.dtype | None
 ) -> torch.dtype:
-    if dtype is None:
+    if dtype is None or not value.is_floating_point():
         return old.dtype
-    if not value.is_floating_point():
-        return value.dtype
+    return torch.float32 if is_kept_in_float32(model, name) else dtype
+
+
+def is_kept_in_float32(model: Any, name: str) -> bool:
+    """Whether a model of diffusers, or its class, has a weight in float32 whatever type is asked for."""
     kept = model._keep_in_fp32_modules or []
     parts = name.split(".")
-    is_kept = any(each in parts for each in ([kept] if isinstance(kept, str) else kept))
-    return torch.float32 if is_kept else dtype
+    return any(each in parts for each in (kept if isinstance(kept, list) else [kept]))

@@ -412,7 +412,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     with pytest.raises(ts.ConfigError, match="has some"):
         ts.offload(types.SimpleNamespace(components={"scheduler": None}))
     for option in (
-        {"low_cpu_mem_usage": False},
+        {"use_flashpack": True},
         {"device_map": "balanced"},
         {"ram_budgett": 1},
         {"colour": "red"},

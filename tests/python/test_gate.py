@@ -22,6 +22,7 @@ import tensorstream as ts
 from conftest import assert_same, hooks_of, offload_tightly
 from model_shapes import make_stack, row_ids
 from tensorstream import _native
+from tensorstream.hooks import HookedModule
 from tensorstream.orchestrator import Orchestrator, orchestrator_of
 
 PATIENCE_S = 30
@@ -386,6 +387,53 @@ def test_a_forward_in_a_handler_waits_as_the_one_that_it_comes_in_does() -> None
         thread.join(PATIENCE_S)
     assert in_handler[1] == moved == [model]
     assert_same([output, in_handler[0]], [expected] * 2)
+
+
+def test_a_forward_in_a_handler_of_a_forward_that_has_begun_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was let go, and has the session: who waits for that cannot be waited for."""
+    model, ids = resident(make_stack(4)), row_ids()
+    expected, smallest = model(ids), smallest_of(model)
+    held = Held(model.blocks[1])
+    first, _ = in_thread(lambda: model(ids))
+    assert held.inside.wait(PATIENCE_S)
+    moving = [in_thread(lambda: ts.set_budget(model, ram_budget=smallest))]
+    begin = HookedModule.begin
+    in_handler: list[Any] = []
+
+    def begin_and_raise(self: HookedModule, *arguments: Any) -> None:
+        begin(self, *arguments)
+        if threading.current_thread() is threading.main_thread() and not in_handler:
+            signal.raise_signal(signal.SIGUSR1)
+
+    def handle(*_: Any) -> None:
+        moving.append(in_thread(lambda: ts.set_budget(model, ram_budget="1GiB")))
+        time.sleep(0.3)  # it has closed the gate, and waits for this forward
+        stopped = next(
+            each for each in model.modules() if each._forward_pre_hooks and each is not model
+        )
+        in_handler.append(stopped)
+        with contextlib.suppress(ts.TensorStreamError, RuntimeError):
+            stopped(torch.zeros(1, 256))
+
+    monkeypatch.setattr(HookedModule, "begin", begin_and_raise)
+    usual = signal.signal(signal.SIGUSR1, handle)
+    releasing = threading.Timer(0.5, held.go_on.set)
+    while not moving[0][0].is_alive():
+        time.sleep(0.001)
+    time.sleep(0.2)
+    releasing.start()
+    try:
+        output = model(ids)
+    finally:
+        signal.signal(signal.SIGUSR1, usual)
+    first.join(PATIENCE_S)
+    for thread, _ in moving:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    assert len(in_handler) == 1
+    assert_same(output, expected)
 
 
 def test_a_handler_of_a_signal_within_set_budget_is_told_so() -> None:

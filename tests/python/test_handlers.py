@@ -19,7 +19,7 @@ import tensorstream as ts
 from children import in_child
 from conftest import assert_same, offload_tightly
 from model_shapes import make_stack, row_ids
-from tensorstream import interrupts, registry
+from tensorstream import registry
 from tensorstream.interrupts import HeldBack
 from tensorstream.lent import LentGroup
 from tensorstream.weight import Weight
@@ -103,29 +103,59 @@ def test_what_a_forward_wrote_is_kept_beside_a_handler(
     assert values == {float(runs[0])}
 
 
-def test_all_handlers_are_put_back_whatever_one_of_them_raises(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ran: list[str] = []
-    usual = signal.signal(signal.SIGTERM, lambda *_: ran.append("SIGTERM"))
-    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    put_back = signal.signal
+def end_interrupted(held: HeldBack, place: int) -> bool:
+    """Ends it, with SIGINT at one of its lines; whether it has so many."""
+    codes = {
+        function.__code__
+        for function in (HeldBack.__exit__, HeldBack._put_back, HeldBack._put_back_each)
+    }
+    lines = 0
 
-    def put_back_slowly(number: Any, handler: Any) -> Any:
-        if number == signal.SIGINT and handler is signal.default_int_handler and not ran:
-            ran.append("SIGINT")
-            raise KeyboardInterrupt  # as its handler, between this call and the one before it
-        return put_back(number, handler)
+    def trace(frame: FrameType, *_: Any) -> Any:
+        nonlocal lines
+        if frame.f_code not in codes:
+            return None
+        lines += 1
+        if lines == place + 1:
+            signal.raise_signal(signal.SIGINT)
+        return trace
 
+    sys.settrace(trace)
     try:
-        with pytest.raises(KeyboardInterrupt), HeldBack():
-            signal.raise_signal(signal.SIGTERM)
-            monkeypatch.setattr(interrupts.signal, "signal", put_back_slowly)
-        monkeypatch.undo()
-        assert ran == ["SIGINT", "SIGTERM"]
-        assert {number: signal.getsignal(number) for number in before} == before
+        held.__exit__(None, None, None)
+    except KeyboardInterrupt:
+        pass
     finally:
-        signal.signal(signal.SIGTERM, usual)
+        sys.settrace(None)
+    return lines > place
+
+
+def test_all_handlers_are_put_back_whatever_one_of_them_raises() -> None:
+    """Wherever it comes as they are put back; and what was noted runs."""
+    ran: list[int] = []
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    usual = [signal.signal(signal.SIGINT, interrupt)]
+    usual.append(signal.signal(signal.SIGTERM, lambda *_: ran.append(1)))
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        place = 0
+        while True:
+            held = HeldBack()
+            held.__enter__()
+            signal.raise_signal(signal.SIGTERM)
+            more = end_interrupted(held, place)
+            assert {number: signal.getsignal(number) for number in before} == before, place
+            place += 1
+            assert len(ran) == place
+            if not more:
+                break
+        assert place > 10
+    finally:
+        signal.signal(signal.SIGINT, usual[0])
+        signal.signal(signal.SIGTERM, usual[1])
 
 
 def test_a_child_of_another_thread_has_its_handlers() -> None:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import pytest
@@ -263,3 +263,81 @@ def test_what_plain_files_are_needed_for(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ts.TensorStreamError):
         ts.from_pretrained(packed)
     assert torch.get_default_dtype() == torch.float32
+
+
+class Odd(diffusers.ModelMixin, diffusers.ConfigMixin):
+    """Buffers and weights of several types, one weight under two names, one that is kept in float32."""
+
+    _keep_in_fp32_modules = "kept"
+    config_name = "config.json"
+
+    @diffusers.configuration_utils.register_to_config
+    def __init__(self, size: int = 6) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.arange(size) % 2 == 0)
+        self.register_buffer("ids", torch.arange(size))
+        self.weight = torch.nn.Parameter(torch.arange(float(size)))
+        self.first = torch.nn.Linear(size, size)
+        self.second = self.first
+        self.kept = torch.nn.Linear(size, size)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_stored_types_that_the_model_has_not(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    Odd().save_config(tmp_path / "plain")
+    file = tmp_path / "plain" / "diffusion_pytorch_model.safetensors"
+    values = {name: value.clone() for name, value in Odd().state_dict().items()}
+    values |= {"mask": values["mask"].to(torch.uint8), "ids": values["ids"].to(torch.int32)}
+    values |= {"weight": values["weight"].to(torch.int64)}
+    for number, name in enumerate(("first", "second")):  # two values of what is one in the model
+        values |= {
+            f"{name}.weight": torch.full((6, 6), number + 1.5),
+            f"{name}.bias": torch.ones(6) * number,
+        }
+    save_file(values, file, metadata={"format": "pt"})
+    ts.pack(tmp_path / "plain", tmp_path / "packed")
+    plain = Odd.from_pretrained(tmp_path / "plain", dtype=dtype)
+    model = ts.from_pretrained(tmp_path / "packed", model_class=Odd, dtype=dtype, ram_budget="1GiB")
+    assert_same_model(model, plain)
+    assert {plain.mask.dtype, plain.ids.dtype, plain.kept.weight.dtype} == {
+        torch.bool,
+        torch.int64,
+        torch.float32,
+    }
+    assert not (~model.mask).all()
+    estimate = ts.estimate_memory(tmp_path / "packed", model_class=Odd, dtype=dtype)
+    assert estimate.weights_bytes == ts.estimate_memory(plain).weights_bytes
+
+
+class AllKept(Odd):
+    """Whose weights are all kept in float32."""
+
+    _keep_in_fp32_modules: ClassVar = ["first", "second", "kept", "weight"]
+
+
+def test_a_class_that_keeps_all_of_its_weights(tmp_path: Path) -> None:
+    folder, packed = tmp_path / "plain", tmp_path / "packed"
+    AllKept().save_config(folder)
+    values = {name: value.clone() for name, value in AllKept().state_dict().items()}
+    save_file(values, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    ts.pack(folder, packed)
+    plain = AllKept.from_pretrained(folder, dtype=torch.bfloat16)
+    for each in (folder, packed):
+        model = ts.from_pretrained(
+            each, model_class=AllKept, dtype=torch.bfloat16, ram_budget="1GiB"
+        )
+        assert_same_model(model, plain)
+
+
+def test_options_as_where_nobody_gives_them(tmp_path: Path) -> None:
+    folder, packed = packed_model(make_unet(), tmp_path)
+    for each in (folder, packed):
+        for option in (
+            "low_cpu_mem_usage",
+            "disable_mmap",
+            "use_onnx",
+            "use_flashpack",
+            "device_map",
+        ):
+            for value in (None, False):
+                ts.from_pretrained(each, ram_budget="1GiB", **{option: value})
