@@ -11,8 +11,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _Handler = Callable[[int, FrameType | None], Any]
-# Those under way, of the main thread.
-_holding: set[HeldBack] = set()
+# Those under way, of the main thread, the innermost last; and any that an interrupt left here.
+_holding: list[HeldBack] = []
 
 
 class HeldBack:
@@ -31,7 +31,7 @@ class HeldBack:
         if threading.current_thread() is not threading.main_thread():
             return self
         self._holds = True
-        _holding.add(self)
+        _holding.append(self)
         try:
             for number in signal.valid_signals():
                 handler = signal.getsignal(number)
@@ -66,7 +66,7 @@ class HeldBack:
             self._put_back_each(list(self._handlers.items()))
         finally:
             self._holds = False
-            _holding.discard(self)
+            _holding[:] = [each for each in _holding if each is not self]
 
     def _put_back_each(self, left: list[tuple[int, _Handler]]) -> None:
         try:
@@ -79,9 +79,13 @@ class HeldBack:
 
     def _enter_child(self) -> None:
         """In a forked child: its thread is another one, which nobody holds signals back for."""
-        if threading.get_ident() != self._thread:
-            self._came.clear()
-            self._put_back()
+        if threading.get_ident() == self._thread:
+            return
+        self._came.clear()
+        self._holds = False
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, handler)
 
     def check(self) -> None:
         """Runs handlers of signals that came: where what is under way can be given up."""
@@ -111,7 +115,7 @@ class HeldBack:
 
 
 def _enter_child() -> None:
-    for held in list(_holding):
+    for held in reversed(_holding):
         held._enter_child()
 
 

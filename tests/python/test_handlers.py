@@ -19,7 +19,7 @@ import tensorstream as ts
 from children import in_child
 from conftest import assert_same, offload_tightly
 from model_shapes import make_stack, row_ids
-from tensorstream import registry
+from tensorstream import interrupts, registry
 from tensorstream.interrupts import HeldBack
 from tensorstream.lent import LentGroup
 from tensorstream.weight import Weight
@@ -154,6 +154,7 @@ def test_all_handlers_are_put_back_whatever_one_of_them_raises() -> None:
                 break
         assert place > 10
     finally:
+        interrupts._holding.clear()
         signal.signal(signal.SIGINT, usual[0])
         signal.signal(signal.SIGTERM, usual[1])
 
@@ -161,7 +162,6 @@ def test_all_handlers_are_put_back_whatever_one_of_them_raises() -> None:
 def test_a_child_of_another_thread_has_its_handlers() -> None:
     """The thread that holds signals back is not there."""
     ran: list[int] = []
-    usual = signal.signal(signal.SIGTERM, lambda *_: ran.append(1))
 
     def is_handled() -> bool:
         signal.raise_signal(signal.SIGTERM)
@@ -169,15 +169,23 @@ def test_a_child_of_another_thread_has_its_handlers() -> None:
 
     results: list[int] = []
     thread = threading.Thread(target=lambda: results.append(in_child(is_handled)))
+    usual = signal.signal(signal.SIGTERM, lambda *_: ran.append(2))
+    left = HeldBack()  # as an interrupt leaves one whose handlers are back
+    left.__enter__()
+    left.__exit__(None, None, None)
+    interrupts._holding.append(left)
+    signal.signal(signal.SIGTERM, lambda *_: ran.append(1))
     try:
-        with HeldBack():
+        with HeldBack(), HeldBack():
             thread.start()
             thread.join(PATIENCE_S)
             assert in_child(is_handled) == 1, "in a child of the thread itself they are held back"
             assert ran == []
         assert results == [0]
         assert ran == []
+        assert interrupts._holding[-1] is left
     finally:
+        interrupts._holding.remove(left)
         signal.signal(signal.SIGTERM, usual)
 
 
