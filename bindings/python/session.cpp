@@ -195,7 +195,7 @@ bool Session::end_if_abandoned(std::uint64_t rung, const nb::object& own) {
   if (is_other()) return false;
   // Whoever is in the innermost is in all others.
   const std::array<nb::object, 2> ends = {frames_.front(), frames_.back()};
-  const bool runs = own.is_none() ? is_on_stack_of(owner_, ends) : is_on_own_stack(own, ends);
+  const bool runs = own.is_none() ? is_on_stack_of(owner_, ends) : is_on_stack(own, ends);
   if (runs || is_other()) return false;  // frames that end may run any code
   end(true);
   return true;

@@ -24,15 +24,6 @@ nb::dict current_frames() {
   return nb::cast<nb::dict>(nb::module_::import_("sys").attr("_current_frames")());
 }
 
-/// Whether one of `frames` is `frame`, or called it.
-bool is_below(nb::object frame, std::span<const nb::object> frames) {
-  for (; !frame.is_none(); frame = caller_of(frame)) {
-    const auto is_it = [&](const nb::object& other) { return frame.is(other); };
-    if (std::ranges::any_of(frames, is_it)) return true;
-  }
-  return false;
-}
-
 /// What is looked for on stacks.
 struct Wanted {
   nb::tuple names;
@@ -70,11 +61,15 @@ nb::list calls_of_threads(nb::tuple names, nb::str file, nb::object marked) {
 
 bool is_on_stack_of(std::uint64_t thread, std::span<const nb::object> frames) {
   const Uncollected uncollected;
-  return is_below(current_frames().attr("get")(thread), frames);
+  return is_on_stack(current_frames().attr("get")(thread), frames);
 }
 
-bool is_on_own_stack(nb::object frame, std::span<const nb::object> frames) {
-  return is_below(std::move(frame), frames);
+bool is_on_stack(nb::object frame, std::span<const nb::object> frames) {
+  for (; !frame.is_none(); frame = caller_of(frame)) {
+    const auto is_it = [&](const nb::object& other) { return frame.is(other); };
+    if (std::ranges::any_of(frames, is_it)) return true;
+  }
+  return false;
 }
 
 void init_stacks(nb::module_& module) {

@@ -24,9 +24,10 @@ class Uncollected {
   const bool collects_;
 };
 
-/// Whether one of `frames` is on the stack of another thread, or on that of the calling one, which
-/// is in `frame`.
+/// Whether one of `frames` is on the stack of another thread.
 bool is_on_stack_of(std::uint64_t thread, std::span<const nb::object> frames);
-bool is_on_own_stack(nb::object frame, std::span<const nb::object> frames);
+/// Whether one of `frames` is `frame`, or called it: of the calling thread, or within an
+/// Uncollected.
+bool is_on_stack(nb::object frame, std::span<const nb::object> frames);
 
 }  // namespace tensorstream
