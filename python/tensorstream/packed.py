@@ -166,7 +166,6 @@ def load_packed(
     """
     _check_options(path, kwargs)
     of_auto, loader = hasattr(loader, "_model_mapping"), concrete_class(loader, path, kwargs)
-    kwargs.pop("state_dict", None)
     generation_config = kwargs.pop("generation_config", None)
     if generation_config is None:
         generation_config = _generation_config(loader, path, kwargs, of_auto)
