@@ -330,12 +330,16 @@ bool Ceiling::end_forward() {
 }
 
 // Those that a plan gave a place come back to less than it spared: what torch keeps is never just
-// what it was.
+// what it was. What it holds by then is of what was spared for it: a plan before the first forward
+// is what is followed after some, where they take no more than half of that.
 void Ceiling::return_to_residents(std::uint64_t headroom_bytes) {
   const std::uint64_t spared = spared_bytes(budget_->limit_bytes());
-  const bool made_room = engine_->counters().made_room_bytes != 0;
-  const std::uint64_t taken =
-      engine_->take_back(headroom_bytes + (made_room ? spared : spared / 2));
+  std::uint64_t left = spared / 2;
+  if (engine_->counters().made_room_bytes != 0) {
+    const std::uint64_t torch_bytes = statistics().torch_bytes;
+    left = std::max(left, spared - std::min(spared, torch_bytes));
+  }
+  const std::uint64_t taken = engine_->take_back(headroom_bytes + left);
   if (taken == 0) policy_.nothing_returned();
   if (taken != 0) engine_->adapt(headroom_bytes);
 }

@@ -325,5 +325,26 @@ TEST_F(CeilingTest, ResidentsComeBackWhenThePressureIsOver) {
   EXPECT_LE(budget_->peak_bytes(), budget_->limit_bytes());
 }
 
+/// A plan spares bytes for torch before it is known what it needs: these are of them.
+TEST_F(CeilingTest, WhatTorchHoldsIsOfWhatIsSparedForIt) {
+  model_ = equal_model(100, 6000);
+  spec_ = model_.in_memory();
+  reserved_share_ = 0.125;
+  open(64 * kGroupBytes, Pressure::kAdaptive);
+  const std::uint64_t spared = spared_bytes(64 * kGroupBytes);  // of four groups
+  void* const data = alloc(spared / 2);
+  ASSERT_NE(data, nullptr);
+  const std::uint64_t free_bytes = budget_->free_bytes();
+  ASSERT_GT(free_bytes, spared);
+  for (int forward = 0; budget_->free_bytes() == free_bytes; ++forward) {
+    ASSERT_LT(forward, 100);
+    pass();
+    static_cast<void>(ceiling_->forward_ended());
+  }
+  EXPECT_LT(budget_->free_bytes(), spared);
+  EXPECT_GE(budget_->free_bytes(), spared / 2);
+  free(data);
+}
+
 }  // namespace
 }  // namespace tensorstream
