@@ -108,6 +108,16 @@ double host_decode_seconds(const PassStep& step, const Rates& rates) {
   return static_cast<double>(step.size_bytes) / rates.host_decode_bytes_per_second;
 }
 
+double link_seconds(std::span<const PassStep> steps, const Rates& rates) {
+  double seconds = 0;
+  for (const PassStep& step : steps) {
+    if (!step.streamed) continue;
+    seconds += step.copies_seconds() +
+               static_cast<double>(step.link_bytes()) / rates.link_bytes_per_second;
+  }
+  return seconds;
+}
+
 double leases_seconds(std::span<const PassStep> steps, const Rates& rates) {
   double seconds = 0;
   for (const PassStep& step : steps) seconds += lease_seconds(step, rates);

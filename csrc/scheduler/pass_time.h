@@ -70,6 +70,8 @@ double pass_seconds(std::span<const PassStep> steps, const Rates& rates);
 double decode_seconds(const PassStep& step, const Rates& rates);
 /// What decoding on the host takes of its load.
 double host_decode_seconds(const PassStep& step, const Rates& rates);
+/// What the link is busy for in a pass, by itself.
+double link_seconds(std::span<const PassStep> steps, const Rates& rates);
 /// What the leases of a pass take of the host's thread.
 double leases_seconds(std::span<const PassStep> steps, const Rates& rates);
 

@@ -266,14 +266,12 @@ void place_homes(std::span<const GroupFootprint> groups, std::uint64_t room_byte
 std::string bound_of(std::span<const PassStep> steps, const Rates& rates, const Plan& plan) {
   double decoding = 0;
   double host_decoding = 0;
-  double copies = 0;
   for (const PassStep& step : steps) {
-    if (step.streamed) copies += step.copies_seconds();
     decoding += decode_seconds(step, rates);
     host_decoding += host_decode_seconds(step, rates);
   }
   const double host = rates.host_seconds + leases_seconds(steps, rates);
-  const double link = copies + static_cast<double>(plan.link_bytes) / rates.link_bytes_per_second;
+  const double link = link_seconds(steps, rates);
   const double reading = static_cast<double>(plan.disk_bytes) / rates.disk_bytes_per_second;
   const double disk = std::max(reading, host_decoding);
   const double computing = rates.compute_seconds + decoding;

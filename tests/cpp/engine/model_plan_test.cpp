@@ -346,6 +346,13 @@ TEST(ModelPlan, DecodedGroupsAreAsCoarseAsTheirLeasesAskFor) {
   EXPECT_GT(leased(plan_7b(0.5, 4, {.lease_seconds = 0})), 200);
 }
 
+/// Whole blocks may cross the link in the time that the host takes, and would meet it there.
+TEST(ModelPlan, NothingIsStreamedWhereThatSavesNextToNothing) {
+  const Plan most = plan_7b(0.7251, 1).plan;
+  EXPECT_EQ(most.bound, "host");
+  EXPECT_EQ(most.streamed_bytes, 0U);
+}
+
 TEST(ModelPlan, RawGroupsAreFineWhereThatLeavesMoreResident) {
   for (const double share : {0.1, 0.25, 0.5}) {
     const ModelPlan planned = plan_7b(share, 0);
