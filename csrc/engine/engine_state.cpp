@@ -196,7 +196,7 @@ Rates Engine::State::rates_now() const {
   rates.disk_ahead_bytes = staging_bytes();
   rates.home_bytes = home_room();
   const ComputePlace place = compute_place(device);
-  if (place == ComputePlace::kHost) rates.lease_seconds = 0;
+  if (place == ComputePlace::kHost) rates.lease_seconds = rates.lend_seconds = 0;
   if (rates.host_seconds == 0) rates.host_seconds = usual_host_seconds(sources.tensors(), place);
   return rates;
 }

@@ -67,6 +67,7 @@ std::vector<GroupFootprint> footprints(std::span<const Group> groups,
   for (const Group& group : groups) {
     result.push_back({group.name, lay_out(group, tensors, place).size_bytes, group.residency});
     result.back().frame_bytes = frame_bytes(group, tensors);
+    result.back().tensors = group.tensors.size();
     // There groups are used where their sources are, or copied from there.
     if (place == ComputePlace::kHost) result.back().home = HomeState::kRefused;
   }

@@ -27,8 +27,9 @@ constexpr double kHostSecondsATensor = 80e-6;
 // What its native steps take of calls as Rates::host_call_seconds has them: 800 beside an H200
 // (docs/adr/0022-what-a-lease-costs.md).
 constexpr double kHostCallsATensor = 2.75;
-// Beside which leases were measured.
-constexpr double kUsualHostCallSeconds = 25e-6;
+// And what a lease takes of them: of a group, and of each of its tensors (the same page).
+constexpr double kHostCallsALease = 0.5;
+constexpr double kHostCallsATensorLent = 0.44;
 constexpr std::uint64_t kUnlimited = std::numeric_limits<std::uint64_t>::max();
 
 /// One way to cut a model into groups.
@@ -331,7 +332,8 @@ Rates rates_of_host(Rates rates, std::span<const TensorSpec> tensors, ComputePla
   const double call = rates.host_call_seconds;
   if (call == 0 || place == ComputePlace::kHost) return rates;
   rates.host_seconds = kHostCallsATensor * call * static_cast<double>(tensors.size());
-  rates.lease_seconds *= call / kUsualHostCallSeconds;
+  rates.lease_seconds = kHostCallsALease * call;
+  rates.lend_seconds = kHostCallsATensorLent * call;
   return rates;
 }
 
@@ -356,7 +358,7 @@ ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Ra
   }
   Rates rates = given;
   rates.home_bytes = options.home_bytes;
-  if (options.place == ComputePlace::kHost) rates.lease_seconds = 0;
+  if (options.place == ComputePlace::kHost) rates.lease_seconds = rates.lend_seconds = 0;
   if (rates.host_seconds == 0) {
     rates.host_seconds = usual_host_seconds(tree.tensors, options.place);
   }

@@ -12,16 +12,17 @@ constexpr int kMeasuredPasses = 3;
 // A resident's lease waits for no load and moves no place: 29 us beside an H100 where one of the
 // arena took 91 (benchmarks/results/gpu_llama.json).
 constexpr double kResidentLeaseShare = 1.0 / 3;
-// The thread that leases a group that stays coded enqueues decodings too: 33 blocks of a 7B model
-// took 4.1 ms of a step beside an H200 (docs/adr/0022-what-a-lease-costs.md).
+// The thread that leases a group that stays coded enqueues decodings too: a third of its time in
+// the hooks of groups of one or four matrices (docs/adr/0022-what-a-lease-costs.md).
 constexpr double kKeptLeaseShare = 2;
 // Loads that are under way at once: who asks for another waits.
 constexpr std::size_t kLoadsInFlight = 2;
 
 double lease_seconds(const PassStep& step, const Rates& rates) {
   if (step.settled) return 0;
-  if (step.kept) return kKeptLeaseShare * rates.lease_seconds;
-  return rates.lease_seconds * (step.streamed ? 1 : kResidentLeaseShare);
+  const double lending = rates.lend_seconds * static_cast<double>(step.tensors);
+  if (step.kept) return kKeptLeaseShare * rates.lease_seconds + lending;
+  return (rates.lease_seconds + lending) * (step.streamed ? 1 : kResidentLeaseShare);
 }
 
 /// When all that works on a pass is free next.

@@ -39,6 +39,8 @@ struct PassStep {
   bool still_there = false;
   /// The copies that bring coded_bytes.
   std::uint64_t coded_copies = 0;
+  /// That a lease lends.
+  std::uint64_t tensors = 0;
 
   std::uint64_t disk_bytes() const { return from_disk ? frame_bytes.value_or(size_bytes) : 0; }
   std::uint64_t link_bytes() const {

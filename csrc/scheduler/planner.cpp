@@ -115,7 +115,8 @@ void check_rates(const Rates& rates) {
   }
   for (const auto& [name, seconds] : {std::pair{"host_seconds", rates.host_seconds},
                                       std::pair{"host_call_seconds", rates.host_call_seconds},
-                                      std::pair{"lease_seconds", rates.lease_seconds}}) {
+                                      std::pair{"lease_seconds", rates.lease_seconds},
+                                      std::pair{"lend_seconds", rates.lend_seconds}}) {
     if (std::isfinite(seconds) && seconds >= 0) continue;
     throw ConfigError("Rates::" + std::string(name) + " is " + std::to_string(seconds) +
                       "; give a time in seconds, or 0 where it is not known");
@@ -157,7 +158,7 @@ std::vector<UsedGroup> used_groups(std::span<const GroupFootprint> groups) {
     if (group.residency == Residency::kByRows) continue;
     used.push_back({placed_bytes(group), group.residency == Residency::kAny, group.coded_bytes,
                     kept_bytes(group), group.in_files, group.home, group.frame_bytes,
-                    group.decodes_frames, group.coded_copies});
+                    group.decodes_frames, group.coded_copies, group.tensors});
   }
   return used;
 }
@@ -425,7 +426,8 @@ std::vector<PassStep> pass_steps(std::span<const GroupFootprint> groups, const P
                   .coded_bytes = groups[i].coded_bytes,
                   .frame_bytes = groups[i].frame_bytes,
                   .decodes_frames = groups[i].decodes_frames,
-                  .coded_copies = groups[i].coded_copies};
+                  .coded_copies = groups[i].coded_copies,
+                  .tensors = groups[i].tensors};
     step.streamed = plan.groups[i].placement == Placement::kStreamed;
     step.kept = plan.groups[i].placement == Placement::kResidentCoded;
     step.from_disk = plan.groups[i].from_disk;

@@ -104,7 +104,8 @@ double ChoiceCost::of(const StreamingChoice& choice) const {
                   .settled = !group.may_stream,
                   .frame_bytes = group.frame_bytes,
                   .decodes_frames = group.decodes_frames,
-                  .coded_copies = group.coded_copies};
+                  .coded_copies = group.coded_copies,
+                  .tensors = group.tensors};
     if (group.may_stream) {
       step.kept = choice.kept[candidate];
       step.streamed = !step.kept && !choice.resident[candidate];

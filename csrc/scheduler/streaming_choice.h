@@ -29,6 +29,7 @@ struct UsedGroup {
   std::optional<std::uint64_t> frame_bytes{};
   bool decodes_frames = false;
   std::uint64_t coded_copies = 0;
+  std::uint64_t tensors = 0;
 };
 
 /// What a home of the group takes.

@@ -64,6 +64,8 @@ struct GroupFootprint {
   bool decodes_frames = false;
   /// The copies that bring coded_bytes.
   std::uint64_t coded_copies = 0;
+  /// Its tensors, which each lease lends.
+  std::uint64_t tensors = 0;
 };
 
 /// When the streamed groups are loaded.
@@ -104,6 +106,9 @@ struct Rates {
   /// Measured beside an H100: 30 us for a matrix to 90 us for a block of a 7B model
   /// (benchmarks/results/gpu_llama.json, acquire_release_us).
   double lease_seconds = 60e-6;
+  /// What each tensor of a lease takes beside that. Plans count leases alone; where
+  /// host_call_seconds is known, predictions count both as they were measured.
+  double lend_seconds = 0;
   /// The groups one after the other, as passes in a row use them, where that is no plain cycle:
   /// backward takes those of a block again. Plans are chosen for it, and predicted for a plain
   /// pass. An engine goes by the order that it learnt, whatever its options say.

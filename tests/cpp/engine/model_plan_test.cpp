@@ -329,6 +329,15 @@ TEST(ModelPlan, AMeasuredHostIsWhatItIsPredictedByAndNoOtherPlan) {
   }
   const Rates known{.host_call_seconds = 1};
   const ModelTree tree = llama_7b();
+  // Of groups that stay coded: 0.5 of them twice, and 0.44 for each of its tensors.
+  const ModelPlan coded = plan_7b(0.75, 4, {.host_call_seconds = 1});
+  ASSERT_EQ(leased(coded), 33) << "blocks of nine tensors, and the last matrix";
+  ASSERT_EQ(coded.plan.groups.back().placement, Placement::kResidentCoded);
+  const auto blocks = static_cast<double>(
+      std::ranges::count(coded.plan.groups, Placement::kResidentCoded, &GroupPlacement::placement) -
+      1);
+  const double leases = blocks * (1 + 9 * 0.44) + (32 - blocks) * (0.5 + 9 * 0.44) / 3 + (1 + 0.44);
+  EXPECT_NEAR(coded.plan.predicted_seconds, calls + leases, 0.1);
   EXPECT_EQ(rates_of_host(known, tree.tensors, ComputePlace::kHost).host_seconds, 0);
   EXPECT_EQ(rates_of_host({}, tree.tensors, ComputePlace::kAccelerator).host_seconds, 0);
 }
