@@ -7,7 +7,6 @@ import hashlib
 import resource
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,40 +101,61 @@ def _last_logits(model: Any, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
     return model(tokens, logits_to_keep=1, **options).logits[:, -1]
 
 
-def decode(
-    model: Any,
-    tokens: torch.Tensor,
-    new_tokens: int,
-    room_for: int = 1,
-    between: Callable[[], None] = lambda: None,
-) -> Timed:
-    """Prefills `tokens`, then times greedy steps. A step ends with its logits in host RAM.
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A greedy step: its seconds, those of the calling thread's processor, and its logits in host RAM."""
 
-    The cache has room for all steps from the start, and for `room_for` at least: one that grows leaves
-    torch's allocator with blocks that are too small for the next step. `between` is called before each
-    step and after the last.
+    seconds: float
+    thread_seconds: float
+    logits: torch.Tensor
+
+
+class Decoding:
+    """A model that decodes, step by step.
+
+    The cache has room for all steps from the start: one that grows leaves torch's allocator with blocks
+    that are too small for the next step.
+
+    Attributes:
+        logits: (batch, vocabulary) after the prompt, in host RAM.
+        room: Steps that there is room for still.
     """
-    from transformers import StaticCache
 
-    cache = StaticCache(model.config, max_cache_len=tokens.shape[1] + max(room_for, new_tokens))
-    timed = Timed()
-    with torch.inference_mode():
-        logits = _last_logits(model, tokens, cache)
-        step = logits.argmax(-1, keepdim=True)
-        outputs = [logits.cpu()]
-        switches = _switches()
-        between()
-        for _ in range(new_tokens):
+    def __init__(self, model: Any, tokens: torch.Tensor, room: int) -> None:
+        """Prefills `tokens`."""
+        from transformers import StaticCache
+
+        self._model = model
+        self._cache = StaticCache(model.config, max_cache_len=tokens.shape[1] + room)
+        self.room = room
+        with torch.inference_mode():
+            logits = _last_logits(model, tokens, self._cache)
+            self._token = logits.argmax(-1, keepdim=True)
+            self.logits = logits.cpu()
+
+    def step(self) -> Step:
+        """The next one. It ends with its logits in host RAM."""
+        self.room -= 1
+        with torch.inference_mode():
             start, on_thread = time.perf_counter(), time.thread_time()
-            logits = _last_logits(model, step, cache)
-            step = logits.argmax(-1, keepdim=True)
-            outputs.append(logits.cpu())
-            timed.seconds.append(time.perf_counter() - start)
-            timed.thread_seconds.append(time.thread_time() - on_thread)
-            between()
-        timed.switches = _switches() - switches
-    for output in outputs:
-        timed.keep(output)
+            logits = _last_logits(self._model, self._token, self._cache)
+            self._token = logits.argmax(-1, keepdim=True)
+            there = logits.cpu()
+            return Step(time.perf_counter() - start, time.thread_time() - on_thread, there)
+
+
+def decode(model: Any, tokens: torch.Tensor, new_tokens: int, room_for: int = 1) -> Timed:
+    """Prefills `tokens`, then times greedy steps, with room for `room_for` of them at least."""
+    decoding = Decoding(model, tokens, max(room_for, new_tokens))
+    switches = _switches()
+    steps = [decoding.step() for _ in range(new_tokens)]
+    timed = Timed(
+        seconds=[step.seconds for step in steps],
+        thread_seconds=[step.thread_seconds for step in steps],
+        switches=_switches() - switches,
+    )
+    for logits in (decoding.logits, *(step.logits for step in steps)):
+        timed.keep(logits)
     return timed
 
 

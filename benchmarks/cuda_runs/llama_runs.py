@@ -17,6 +17,7 @@ from cuda_runs.accelerator import Accelerator
 from cuda_runs.budgets import budget_bytes, budget_options
 from cuda_runs.llama_model import make_llama, one_layer_of, weights_bytes, write_checkpoint
 from cuda_runs.llama_passes import (
+    Decoding,
     Lengths,
     Pass,
     Timed,
@@ -33,6 +34,7 @@ from cuda_runs.planned_steps import Predictions, times_predicted
 from cuda_runs.quiet_rounds import Round, pooled, run_rounds
 
 _MOST_REFUSALS = 3
+_ROOM_BYTES = 4 << 30  # for what two models compute
 _TURNS, _UNCOUNTED = 4, 3  # of a pair of models, and passes of each turn
 
 
@@ -96,16 +98,21 @@ def against_plan(
     options: argparse.Namespace,
     model: Any,
     accelerator: Accelerator,
+    *,
+    native: Any,
     predictions: Predictions,
 ) -> dict[str, Any]:
-    """Steps at batch 1 that the host bounds, beside what the plan says for the host of each."""
+    """Steps at batch 1, in turns with native ones, beside what the plan says for the host of each turn."""
     lengths = lengths_of(options)
     tokens = tokens_of(one, lengths, model, accelerator)
-    return times_predicted(
-        lambda between: decode(model, tokens, lengths.new_tokens, between=between),
-        predictions,
-        torch.device(accelerator.device),
-    )
+    try:
+        return times_predicted(
+            lambda: Decoding(native, tokens, lengths.new_tokens),
+            lambda: Decoding(model, tokens, lengths.new_tokens),
+            predictions,
+        )
+    finally:
+        accelerator.release_cached()  # what native steps left is none of the model's
 
 
 def measured_row(
@@ -115,7 +122,8 @@ def measured_row(
     model: Any,
     watch: MemoryWatch,
     *,
-    predictions: Predictions | None = None,
+    native: Any = None,
+    predictions: Predictions = (),
 ) -> dict[str, Any]:
     """Runs a pass, shortly for its memory and then for its time.
 
@@ -132,8 +140,9 @@ def measured_row(
                 rounds = rounds_of(one, options, model, way.accelerator)
                 streamed = way.streamed_bytes(model) - before
                 beside = {}
-                if predictions is not None and one == Pass("decode", 1):
-                    times = against_plan(one, options, model, way.accelerator, predictions)
+                if native is not None and one == Pass("decode", 1):
+                    turns = {"native": native, "predictions": predictions}
+                    times = against_plan(one, options, model, way.accelerator, **turns)
                     beside = {"times_predicted": times}
             break
         except (RuntimeError, MemoryError, OSError) as error:  # torch's and the library's own
@@ -153,6 +162,20 @@ def measured_row(
     }
 
 
+def native_beside(
+    options: argparse.Namespace,
+    accelerator: Accelerator,
+    predictions: Predictions,
+    needed_bytes: int,
+) -> Any:
+    """A native model to take turns with, where predictions are for that and the device has room for both."""
+    free_bytes = accelerator.free_bytes()
+    has_room = free_bytes is not None and free_bytes > needed_bytes + _ROOM_BYTES
+    if not predictions or not has_room:
+        return None
+    return make_llama(options.shape, accelerator, in_ram=False)
+
+
 def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     """One way to run the model: set-up and the rows of its passes."""
     passes = [Pass.parse(text) for text in options.passes.split(",")]
@@ -162,17 +185,19 @@ def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[s
     budget = budget_bytes(options.budget, total) if options.budget else None
     way = OFFLOADERS[options.way](accelerator, budget)
     way.make_ready(model)
+    predicted = way.predict(model)
+    predictions = predicted.get("predicted_by_native", ())
+    native = native_beside(options, accelerator, predictions, total + (budget or 0))
     with MemoryWatch(accelerator, options.sample_s) as watch:
-        predicted = way.predict(model)
         with watch.resting() if options.time_setup else contextlib.nullcontext():
             start = time.perf_counter()
             model = way.prepare(model)
             accelerator.synchronize()
             setup_seconds = time.perf_counter() - start
         setup_peak = watch.lap()
-        by_call = predicted.get("predicted_by_call")
         rows = [
-            measured_row(one, options, way, model, watch, predictions=by_call) for one in passes
+            measured_row(one, options, way, model, watch, native=native, predictions=predictions)
+            for one in passes
         ]
         whole = watch.whole()
     return {

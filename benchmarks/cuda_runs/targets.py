@@ -157,7 +157,7 @@ def coded_targets(ways: Ways, link: float) -> list[Target]:
 def prediction_target(ways: Ways, way: str, most: float = 0.05) -> Target:
     """How far a decode step is from what the plan said before the run.
 
-    Where the host bounds it, from what it said for the host as it was beside each step.
+    Where the host may bound it, from what plans say for the host as native steps in turn show it to be.
     """
     predicted = ways.get(way, {}).get("plan", {}).get("predicted_seconds")
     off = ratio(seconds_of(ways, way, "decode/1"), predicted)

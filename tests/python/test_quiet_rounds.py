@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from cuda_runs import llama_runs, planned_steps, quiet_rounds, targets
 from cuda_runs.accelerator import HostAccelerator
 from cuda_runs.llama_model import TINY, make_llama
-from cuda_runs.llama_passes import Pass, Timed, decode, prompt_tokens
+from cuda_runs.llama_passes import Decoding, Pass, Step, Timed, decode, prompt_tokens
 
 
 def test_of_rounds_the_one_in_the_hosts_quietest_minute_counts(
@@ -67,37 +66,55 @@ def test_rounds_go_on_while_a_host_that_bounds_them_is_loud(
 
 def test_steps_are_laid_beside_what_the_plan_says_for_the_host_of_each() -> None:
     predictions = [(1.0, 10.0), (2.0, 12.0), (4.0, 20.0)]
-    seconds = [11.0, 11.0, 17.6, 40.0, 40.0, 9.0]
-    # Another host within the second step and those after the third, of which the last is unknown.
-    calls = [1.0, 1.0, 1.5, 1.5, 4.0, 5.0, 5.0]
-    assert planned_steps.ratios_of(seconds, calls, predictions) == pytest.approx([1.1, 1.6])
+    assert planned_steps.ratio_of(11.0, 1.0, 1.0, predictions) == (pytest.approx(1.1),)
+    assert planned_steps.ratio_of(17.6, 1.45, 1.55, predictions) == (pytest.approx(1.6),)
+    assert not planned_steps.ratio_of(17.6, 1.4, 1.6, predictions), "another host after it"
+    assert not planned_steps.ratio_of(9.0, 5.0, 5.0, predictions), "no plan is for that"
 
 
 def test_what_a_plan_says_for_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(host_rate, "seconds_of_a_call", lambda _: 2.0)
+    monkeypatch.setattr(compute_device, "seconds_of_a_call", lambda _: 2.0)
     before = compute_device.seconds_of_a_call
-    made = planned_steps.predictions_of(lambda: 5 * compute_device.seconds_of_a_call(cpu), cpu)
-    assert made[0] == (1.0, 5.0)
-    assert made[-1] == (10.0, 50.0)
+
+    def predict() -> float:
+        return max(9.0, 3 * compute_device.seconds_of_a_call(cpu))
+
+    made = planned_steps.predictions_of(
+        predict, lambda: 2 * compute_device.seconds_of_a_call(cpu), cpu
+    )
+    assert made[0] == (2.0, 9.0)
+    assert made[-1] == (20.0, 30.0)
     assert compute_device.seconds_of_a_call is before
+    assert not planned_steps.predictions_of(lambda: 9.0, lambda: 1.0, cpu), "of any host the same"
 
 
-def test_times_of_a_prediction_are_of_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+class _Steps:
+    """Steps that all take as long."""
+
+    def __init__(self, seconds: float, room: int) -> None:
+        self._seconds, self.room = seconds, room
+
+    def step(self) -> Step:
+        self.room -= 1
+        return Step(self._seconds, 0.0, torch.zeros(1))
+
+
+def test_times_of_a_prediction_are_of_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planned_steps, "_SECONDS", 0.0)
-    monkeypatch.setattr(host_rate, "seconds_of_one", lambda _: 1.0)
-    cpu = torch.device("cpu")
-
-    def run(between: Callable[[], None], steps: int) -> Timed:
-        for _ in range(steps + 1):
-            between()
-        return Timed([0.3] * steps)
-
     predictions = [(0.5, 0.1), (1.5, 0.3)]
-    found = planned_steps.times_predicted(lambda between: run(between, 24), predictions, cpu)
-    assert (found["median"], found["steps"], found["of"]) == (pytest.approx(1.5), 24, 24)
-    found = planned_steps.times_predicted(lambda between: run(between, 23), predictions, cpu)
-    assert found == {"steps": 23, "of": 23}, "too few to be a result"
+    for room, turns in ((60, 12), (59, 11)):
+        found = planned_steps.times_predicted(
+            lambda: _Steps(1.0, 1000),
+            lambda room=room: _Steps(0.3, room),  # type: ignore[misc]
+            predictions,
+        )
+        if turns == 12:
+            assert found["median"] == pytest.approx(1.5)
+            assert found["turns"] == found["of"] == 12
+        else:
+            assert found == {"turns": 11, "of": 11}, "too few to be a result"
 
 
 def test_a_step_that_the_host_bounds_is_held_against_the_plan_for_its_host() -> None:
@@ -105,20 +122,24 @@ def test_a_step_that_the_host_bounds_is_held_against_the_plan_for_its_host() -> 
     ways = {"coded-75-percent": {"plan": {"predicted_seconds": 2.0}, "rows": [row]}}
     reached = targets.prediction_target(ways, "coded-75-percent").reached
     assert reached == pytest.approx(0.06)
-    row["times_predicted"] = {"steps": 3, "of": 90}
+    row["times_predicted"] = {"turns": 3, "of": 90}
     assert targets.prediction_target(ways, "coded-75-percent").reached is None
     del row["times_predicted"]
     assert targets.prediction_target(ways, "coded-75-percent").reached == pytest.approx(0.5)
 
 
-def test_steps_tell_what_comes_between_them() -> None:
+def test_a_model_decodes_step_by_step_as_in_one_go() -> None:
     accelerator = HostAccelerator()
     model = make_llama(TINY, accelerator)
-    calls: list[int] = []
     tokens = prompt_tokens(1, 4, TINY.vocabulary, 1, accelerator.device)
-    timed = decode(model, tokens, 3, between=lambda: calls.append(len(calls)))
-    assert len(timed.seconds) == 3
-    assert calls == [0, 1, 2, 3]
+    timed = decode(model, tokens, 3)
+    decoding = Decoding(model, tokens, 3)
+    by_steps = Timed()
+    by_steps.keep(decoding.logits)
+    while decoding.room:
+        by_steps.keep(decoding.step().logits)
+    assert len(timed.seconds) == len(timed.thread_seconds) == 3
+    assert by_steps.logits_sha256 == timed.logits_sha256
 
 
 def test_a_plan_waits_for_a_quiet_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,10 +168,24 @@ def test_steps_of_a_model_are_laid_beside_their_plan(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(planned_steps, "_SECONDS", 0.0)
     monkeypatch.setattr(planned_steps, "_SAME", 10.0)  # whatever else this machine does
     accelerator = HostAccelerator()
-    model = make_llama(TINY, accelerator)
-    options = argparse.Namespace(prompt=4, new_tokens=25, context=8, repeats=1)
+    model, native = make_llama(TINY, accelerator), make_llama(TINY, accelerator)
+    options = argparse.Namespace(prompt=4, new_tokens=60, context=8, repeats=1)
     predictions = [(0.0, 1e-3), (1.0, 1e-3)]
     one = Pass("decode", 1)
-    found = llama_runs.against_plan(one, options, model, accelerator, predictions)
-    assert found["steps"] == found["of"] == 25
+    turns = {"native": native, "predictions": predictions}
+    found = llama_runs.against_plan(one, options, model, accelerator, **turns)
+    assert found["turns"] == found["of"] == 12
     assert 0 < found["min"] <= found["quartile_1"] <= found["median"] <= found["max"]
+
+
+def test_a_native_model_is_made_where_predictions_are_for_one_and_both_find_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accelerator = HostAccelerator()
+    options = argparse.Namespace(shape=TINY)
+    predictions = [(1.0, 2.0)]
+    assert llama_runs.native_beside(options, accelerator, predictions, 0) is None, "no driver"
+    monkeypatch.setattr(accelerator, "free_bytes", lambda: (4 << 30) + 100)
+    assert llama_runs.native_beside(options, accelerator, predictions, 100) is None
+    assert llama_runs.native_beside(options, accelerator, [], 0) is None
+    assert llama_runs.native_beside(options, accelerator, predictions, 99) is not None
