@@ -19,7 +19,7 @@ from cuda_runs.llama_passes import Decoding
 
 _FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
 _LOUD, _BOUND = 2.0, 1.02  # a host so much slower may bound a pass, which takes so much longer then
-_SAME = 0.1  # of what native steps take, before a turn and after it
+_SAME = 0.1  # of what is predicted, by what native steps take before a turn and after it
 _NATIVE = 2  # steps before and after each turn
 _OURS, _UNCOUNTED = 4, 1  # of a turn; while native steps run, more is loaded ahead than usual
 _SECONDS = 10.0
@@ -96,9 +96,12 @@ def _seconds_of(model: Decoding, steps: int) -> float:
 def ratio_of(
     seconds: float, before: float, after: float, predictions: Predictions
 ) -> tuple[float, ...]:
-    """Of a step, with what native ones took before and after; none for a host that changed or is unknown."""
-    native = (before + after) / 2
-    known = predictions[0][0] <= native <= predictions[-1][0]
-    if not known or abs(after - before) > _SAME * native:
+    """Of a step, with what native ones took before and after.
+
+    None where what is predicted by these differs, or the host is none that was predicted for.
+    """
+    native = [before, after, (before + after) / 2]
+    if min(native) < predictions[0][0] or max(native) > predictions[-1][0]:
         return ()
-    return (seconds / float(numpy.interp(native, *zip(*predictions, strict=True))),)
+    first, last, predicted = numpy.interp(native, *zip(*predictions, strict=True)).tolist()
+    return (seconds / predicted,) if abs(last - first) <= _SAME * predicted else ()

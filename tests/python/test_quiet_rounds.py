@@ -65,11 +65,12 @@ def test_rounds_go_on_while_a_host_that_bounds_them_is_loud(
 
 
 def test_steps_are_laid_beside_what_the_plan_says_for_the_host_of_each() -> None:
-    predictions = [(1.0, 10.0), (2.0, 12.0), (4.0, 20.0)]
+    predictions = [(1.0, 10.0), (2.0, 12.0), (4.0, 20.0), (8.0, 20.0)]
     assert planned_steps.ratio_of(11.0, 1.0, 1.0, predictions) == (pytest.approx(1.1),)
-    assert planned_steps.ratio_of(17.6, 1.45, 1.55, predictions) == (pytest.approx(1.6),)
-    assert not planned_steps.ratio_of(17.6, 1.4, 1.6, predictions), "another host after it"
-    assert not planned_steps.ratio_of(9.0, 5.0, 5.0, predictions), "no plan is for that"
+    assert planned_steps.ratio_of(17.6, 1.25, 1.75, predictions) == (pytest.approx(1.6),)
+    assert not planned_steps.ratio_of(17.6, 1.2, 1.9, predictions), "another host after it"
+    assert planned_steps.ratio_of(22.0, 4.0, 8.0, predictions) == (pytest.approx(1.1),)
+    assert not planned_steps.ratio_of(9.0, 7.9, 8.2, predictions), "no plan is for that"
 
 
 def test_what_a_plan_says_for_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
