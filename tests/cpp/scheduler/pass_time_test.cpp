@@ -159,6 +159,13 @@ TEST(PassSeconds, LeasesTakeTimeOfTheHost) {
   for (PassStep& step : steps) step.settled = !step.streamed;
   EXPECT_NEAR(pass_seconds(steps, rates), 15, 1e-9);
   EXPECT_NEAR(leases_seconds(steps, rates), 15, 1e-9);
+  for (PassStep& step : steps) step.tensors = 4;
+  rates.lend_seconds = 0.5;
+  EXPECT_NEAR(leases_seconds(steps, rates), 5 * (3 + 4 * 0.5), 1e-9);
+  for (PassStep& step : steps) step.settled = false;
+  EXPECT_NEAR(leases_seconds(steps, rates), 5 * 5 + 5 * 5 / 3.0, 1e-9);
+  for (PassStep& step : steps) step.kept = !step.streamed;
+  EXPECT_NEAR(leases_seconds(steps, rates), 5 * 5 + 5 * (2 * 3 + 4 * 0.5), 1e-9);
 }
 
 TEST(PassSeconds, WhatIsDecodedLateDoesNotHoldTheHostUp) {

@@ -119,6 +119,9 @@ TEST(PlannerKept, TimesOfTheHostHaveToBeTimes) {
     rates = kPcie5;
     rates.lease_seconds = seconds;
     EXPECT_THROW(make_plan(blocks_of_7b(), 1_GiB, rates), ConfigError);
+    rates = kPcie5;
+    rates.lend_seconds = seconds;
+    EXPECT_THROW(make_plan(blocks_of_7b(), 1_GiB, rates), ConfigError);
   }
 }
 
