@@ -330,14 +330,15 @@ bool Ceiling::end_forward() {
 }
 
 // Those that a plan gave a place come back to less than it spared: what torch keeps is never just
-// what it was. What it holds by then is of what was spared for it: a plan before the first forward
-// is what is followed after some, where they take no more than half of that.
+// what it was. What was spared before the first forward is for all that torch holds by now, so that
+// what stays on the device is what plan_model() foresaw; a refusal shows that torch needs more.
 void Ceiling::return_to_residents(std::uint64_t headroom_bytes) {
   const std::uint64_t spared = spared_bytes(budget_->limit_bytes());
   std::uint64_t left = spared / 2;
   if (engine_->counters().made_room_bytes != 0) {
-    const std::uint64_t torch_bytes = statistics().torch_bytes;
-    left = std::max(left, spared - std::min(spared, torch_bytes));
+    const CeilingStatistics counts = statistics();
+    const std::uint64_t held = counts.refusals == 0 ? counts.torch_bytes : 0;
+    left = std::max(left, spared - std::min(spared, held));
   }
   const std::uint64_t taken = engine_->take_back(headroom_bytes + left);
   if (taken == 0) policy_.nothing_returned();

@@ -195,9 +195,7 @@ Rates Engine::State::rates_now() const {
   rates.loading = loading_of(resolve_prefetch(options.prefetch, compute_place(device)));
   rates.disk_ahead_bytes = staging_bytes();
   rates.home_bytes = home_room();
-  const ComputePlace place = compute_place(device);
-  if (place == ComputePlace::kHost) rates.lease_seconds = rates.lend_seconds = 0;
-  if (rates.host_seconds == 0) rates.host_seconds = usual_host_seconds(sources.tensors(), place);
+  count_host(rates, sources.tensors(), compute_place(device));
   return rates;
 }
 

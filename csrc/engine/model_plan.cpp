@@ -179,27 +179,27 @@ CutGroups smallest_cut(const ModelTree& tree, const Target& target) {
   return std::move(*best);
 }
 
-/// What the leases of groups that are decoded take of the host in a pass.
-double decoded_leases_seconds(std::span<const GroupFootprint> groups, const Rates& rates,
-                              const Plan& plan) {
+/// What counts where cuts are compared, beside what is predicted of a pass: what it hides of the
+/// link, and of leases of groups that are decoded.
+double felt_seconds(std::span<const GroupFootprint> groups, const Rates& rates, const Plan& plan) {
   std::vector<PassStep> steps = pass_steps(groups, plan);
+  const double link = felt_link_seconds(steps, rates);
   std::erase_if(steps, [](const PassStep& step) { return !step.decoded(); });
-  return leases_seconds(steps, rates);
+  return link + kFeltLeaseShare * leases_seconds(steps, rates);
 }
 
 /// Whether a finer cut's plan is worth its smaller loads: fewer are exposed, or a pass takes less
 /// time because more of the budget is put to use; on a host noticeably less, elsewhere by more than
-/// its leases may cost unseen. An accelerator's loads go on while it computes, and with smaller
+/// it may cost unseen. An accelerator's loads go on while it computes, and with smaller
 /// groups the arena can get smaller when forwards need the room.
-bool is_better(const Plan& finer, const Plan& coarser, double more_leases_seconds,
+bool is_better(const Plan& finer, const Plan& coarser, double more_felt_seconds,
                ComputePlace place) {
   const double noticeably = place == ComputePlace::kHost ? 0.97 : 1;
   if (finer.exposed_loads != coarser.exposed_loads && coarser.exposed_loads != 0) {
     return finer.predicted_seconds <= coarser.predicted_seconds;
   }
   return finer.exposed_loads == 0 &&
-         finer.predicted_seconds + kFeltLeaseShare * more_leases_seconds <
-             noticeably * coarser.predicted_seconds;
+         finer.predicted_seconds + more_felt_seconds < noticeably * coarser.predicted_seconds;
 }
 
 void add_fixed(Plan& plan, const ModelTree& tree, std::uint64_t budget_bytes,
@@ -251,7 +251,7 @@ Planned plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& 
     raise_too_small(tree, budget_bytes, smallest);
   }
   std::optional<Planned> best;
-  double best_leases = 0;
+  double best_felt = 0;
   const std::uint64_t spared = std::min(target.spared_bytes, free_bytes - smallest.smallest_bytes);
   const auto consider = [&](const Cut& cut) {
     Grouping grouping = group_with(tree, cut);
@@ -263,10 +263,10 @@ Planned plan_as(const ModelTree& tree, std::uint64_t budget_bytes, const Rates& 
     if (!fits(made)) return;
     Plan plan = make_plan(made.groups, free_bytes - made.ring_bytes - spared, rates);
     plan.ring_bytes = made.ring_bytes;
-    const double leases = decoded_leases_seconds(made.groups, rates, plan);
-    if (!best || is_better(plan, best->made.plan, leases - best_leases, target.place)) {
+    const double felt = felt_seconds(made.groups, rates, plan);
+    if (!best || is_better(plan, best->made.plan, felt - best_felt, target.place)) {
       best = Planned{{std::move(grouping), std::move(plan)}, std::move(made.groups)};
-      best_leases = leases;
+      best_felt = felt;
     }
   };
   for (const Cut& cut : cuts_for(tree, free_bytes, target.place)) consider(cut);
@@ -328,6 +328,11 @@ double usual_host_seconds(std::span<const TensorSpec> tensors, ComputePlace plac
   return kHostSecondsATensor * static_cast<double>(tensors.size());
 }
 
+void count_host(Rates& rates, std::span<const TensorSpec> tensors, ComputePlace place) {
+  if (place == ComputePlace::kHost) rates.lease_seconds = rates.lend_seconds = 0;
+  if (rates.host_seconds == 0) rates.host_seconds = usual_host_seconds(tensors, place);
+}
+
 Rates rates_of_host(Rates rates, std::span<const TensorSpec> tensors, ComputePlace place) {
   const double call = rates.host_call_seconds;
   if (call == 0 || place == ComputePlace::kHost) return rates;
@@ -358,10 +363,7 @@ ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Ra
   }
   Rates rates = given;
   rates.home_bytes = options.home_bytes;
-  if (options.place == ComputePlace::kHost) rates.lease_seconds = rates.lend_seconds = 0;
-  if (rates.host_seconds == 0) {
-    rates.host_seconds = usual_host_seconds(tree.tensors, options.place);
-  }
+  count_host(rates, tree.tensors, options.place);
   std::vector<TensorId> in_ram = tree.in_ram;
   std::ranges::sort(in_ram);
   const Target as_raw{options.place, options.spared_bytes, Crossing::kRaw, in_ram, budget_bytes};

@@ -82,6 +82,9 @@ ModelPlan plan_model(const ModelTree& tree, std::uint64_t budget_bytes, const Ra
 /// measured. 0 where the host computes.
 double usual_host_seconds(std::span<const TensorSpec> tensors, ComputePlace place);
 
+/// Has `rates` say what the host is to count with: what is expected where they say nothing, and no
+/// leases where the host computes.
+void count_host(Rates& rates, std::span<const TensorSpec> tensors, ComputePlace place);
 /// `rates` with what the host takes by Rates::host_call_seconds, to predict by; as they are where
 /// that is not known, or where the host computes.
 Rates rates_of_host(Rates rates, std::span<const TensorSpec> tensors, ComputePlace place);

@@ -12,9 +12,12 @@ constexpr int kMeasuredPasses = 3;
 // A resident's lease waits for no load and moves no place: 29 us beside an H100 where one of the
 // arena took 91 (benchmarks/results/gpu_llama.json).
 constexpr double kResidentLeaseShare = 1.0 / 3;
-// The thread that leases a group that stays coded enqueues decodings too: a third of its time in
-// the hooks of groups of one or four matrices (docs/adr/0022-what-a-lease-costs.md).
+// The thread that leases a group that stays coded enqueues decodings too: a quarter of its time in
+// the hooks of groups of one to four matrices (docs/adr/0022-what-a-lease-costs.md).
 constexpr double kKeptLeaseShare = 2;
+// Loads meet the thread that computes in the driver and in the host's memory, so that what they
+// hide behind takes longer than is predicted.
+constexpr double kFeltLinkShare = 0.02;
 // Loads that are under way at once: who asks for another waits.
 constexpr std::size_t kLoadsInFlight = 2;
 
@@ -117,6 +120,10 @@ double link_seconds(std::span<const PassStep> steps, const Rates& rates) {
                static_cast<double>(step.link_bytes()) / rates.link_bytes_per_second;
   }
   return seconds;
+}
+
+double felt_link_seconds(std::span<const PassStep> steps, const Rates& rates) {
+  return kFeltLinkShare * link_seconds(steps, rates);
 }
 
 double leases_seconds(std::span<const PassStep> steps, const Rates& rates) {

@@ -39,7 +39,7 @@ struct PassStep {
   bool still_there = false;
   /// The copies that bring coded_bytes.
   std::uint64_t coded_copies = 0;
-  /// That a lease lends.
+  /// Its tensors: a lease lends each of them.
   std::uint64_t tensors = 0;
 
   std::uint64_t disk_bytes() const { return from_disk ? frame_bytes.value_or(size_bytes) : 0; }
@@ -74,6 +74,8 @@ double decode_seconds(const PassStep& step, const Rates& rates);
 double host_decode_seconds(const PassStep& step, const Rates& rates);
 /// What the link is busy for in a pass, by itself.
 double link_seconds(std::span<const PassStep> steps, const Rates& rates);
+/// What of that counts where plans are compared, beside a pass that hides it.
+double felt_link_seconds(std::span<const PassStep> steps, const Rates& rates);
 /// What the leases of a pass take of the host's thread.
 double leases_seconds(std::span<const PassStep> steps, const Rates& rates);
 

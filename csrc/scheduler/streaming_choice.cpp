@@ -14,9 +14,6 @@ constexpr double kExposureGain = 0.25;
 // Compute time of a group at batch 1 over its time on the link, where nothing is known: between a
 // laptop's CPU and a large GPU.
 constexpr double kAssumedComputeShare = 1.0 / 16;
-// Of what the link works in a pass, what counts beside a pass that hides it: its loads meet the
-// thread that computes in the driver and in the host's memory.
-constexpr double kBusyLinkShare = 0.02;
 // Costs that differ by less are equal: they come from sums in different orders.
 constexpr double kCostTolerance = 1e-9;
 
@@ -121,7 +118,7 @@ double ChoiceCost::of(const StreamingChoice& choice) const {
   }
   if (!find_disk_reads(steps)) return std::numeric_limits<double>::infinity();
   if (!order_.empty()) steps = in_order(steps, choice.layout.offsets);
-  const double busy = kBusyLinkShare * link_seconds(steps, expected_);
+  const double busy = felt_link_seconds(steps, expected_);
   return (pass_seconds(steps, expected_) + busy) * (pass_seconds(steps, balanced_) + busy);
 }
 

@@ -107,7 +107,8 @@ struct Rates {
   /// (benchmarks/results/gpu_llama.json, acquire_release_us).
   double lease_seconds = 60e-6;
   /// What each tensor of a lease takes beside that. Plans count leases alone; where
-  /// host_call_seconds is known, predictions count both as they were measured.
+  /// host_call_seconds is known, predictions count both by what was measured of groups that stay
+  /// coded (docs/adr/0022-what-a-lease-costs.md), and of the others in the same shares.
   double lend_seconds = 0;
   /// The groups one after the other, as passes in a row use them, where that is no plain cycle:
   /// backward takes those of a block again. Plans are chosen for it, and predicted for a plain

@@ -360,6 +360,12 @@ TEST(ModelPlan, NothingIsStreamedWhereThatSavesNextToNothing) {
   const Plan most = plan_7b(0.7251, 1).plan;
   EXPECT_EQ(most.bound, "host");
   EXPECT_EQ(most.streamed_bytes, 0U);
+  const ModelPlan nearly_all = plan_7b(0.8781, 1);
+  EXPECT_EQ(leased(nearly_all), 33) << "a finer cut would stream 16 groups for less";
+  EXPECT_EQ(nearly_all.plan.streamed_bytes, 0U);
+  // Worth the link's while: a pass would take a tenth longer without.
+  const Plan less = plan_7b(0.6, 1).plan;
+  EXPECT_GT(less.streamed_bytes, 2'000'000'000U);
 }
 
 TEST(ModelPlan, RawGroupsAreFineWhereThatLeavesMoreResident) {
