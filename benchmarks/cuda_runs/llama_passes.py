@@ -103,10 +103,18 @@ def _last_logits(model: Any, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A greedy step: its seconds, those of the calling thread's processor, and its logits in host RAM."""
+    """A greedy step.
+
+    Attributes:
+        seconds: What it took.
+        thread_seconds: Processor time of the calling thread.
+        waited_seconds: For its logits, once all was enqueued.
+        logits: (batch, vocabulary) in host RAM.
+    """
 
     seconds: float
     thread_seconds: float
+    waited_seconds: float
     logits: torch.Tensor
 
 
@@ -140,8 +148,10 @@ class Decoding:
             start, on_thread = time.perf_counter(), time.thread_time()
             logits = _last_logits(self._model, self._token, self._cache)
             self._token = logits.argmax(-1, keepdim=True)
+            enqueued = time.perf_counter()
             there = logits.cpu()
-            return Step(time.perf_counter() - start, time.thread_time() - on_thread, there)
+            end = time.perf_counter()
+            return Step(end - start, time.thread_time() - on_thread, end - enqueued, there)
 
 
 def decode(model: Any, tokens: torch.Tensor, new_tokens: int, room_for: int = 1) -> Timed:

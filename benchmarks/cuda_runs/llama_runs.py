@@ -35,6 +35,7 @@ from cuda_runs.quiet_rounds import Round, pooled, run_rounds
 
 _MOST_REFUSALS = 3
 _ROOM_BYTES = 4 << 30  # for what two models compute
+BESIDE_NATIVE = Pass("decode", 1)  # whose steps are held against the plan in turns with native ones
 _TURNS, _UNCOUNTED = 4, 3  # of a pair of models, and passes of each turn
 
 
@@ -111,6 +112,8 @@ def against_plan(
             lambda: Decoding(model, tokens, lengths.new_tokens),
             predictions,
         )
+    except torch.OutOfMemoryError as error:  # of two models, which the row is not of
+        return {"error": str(error)}
     finally:
         accelerator.release_cached()  # what native steps left is none of the model's
 
@@ -139,11 +142,6 @@ def measured_row(
             with watch.resting():
                 rounds = rounds_of(one, options, model, way.accelerator)
                 streamed = way.streamed_bytes(model) - before
-                beside = {}
-                if native is not None and one == Pass("decode", 1):
-                    turns = {"native": native, "predictions": predictions}
-                    times = against_plan(one, options, model, way.accelerator, **turns)
-                    beside = {"times_predicted": times}
             break
         except (RuntimeError, MemoryError, OSError) as error:  # torch's and the library's own
             if isinstance(error, torch.OutOfMemoryError) and refusals < _MOST_REFUSALS:
@@ -153,6 +151,13 @@ def measured_row(
             return {"pass": one.name, "error": f"{type(error).__name__}: {error}"}
     timed = pooled(rounds)
     calls = len(timed.logits_sha256) * len(rounds)
+    beside = {}
+    if native is not None and one == BESIDE_NATIVE:
+        turns = {"native": native, "predictions": predictions}
+        with watch.resting():
+            beside = {
+                "times_predicted": against_plan(one, options, model, way.accelerator, **turns)
+            }
     return {
         **row_of(one, timed, watch),
         "rounds": [each.as_json() for each in rounds],
@@ -187,7 +192,10 @@ def measure_way(options: argparse.Namespace, accelerator: Accelerator) -> dict[s
     way.make_ready(model)
     predicted = way.predict(model)
     predictions = predicted.get("predicted_by_native", ())
-    native = native_beside(options, accelerator, predictions, total + (budget or 0))
+    wanted = BESIDE_NATIVE in passes
+    native = (
+        native_beside(options, accelerator, predictions, total + (budget or 0)) if wanted else None
+    )
     with MemoryWatch(accelerator, options.sample_s) as watch:
         with watch.resting() if options.time_setup else contextlib.nullcontext():
             start = time.perf_counter()
