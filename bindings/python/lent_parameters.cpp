@@ -36,6 +36,9 @@ class PlainScope {
   const nb::object context_;
 };
 
+/// Of no tensor's, and none that lend() notes of one whose memory was exchanged.
+constexpr std::int64_t kNoVersion = -2;
+
 std::int64_t as_number(PyObject* result) {
   if (result == nullptr) throw nb::python_error();
   const nb::object held = nb::steal<nb::object>(result);
@@ -155,8 +158,16 @@ std::vector<std::size_t> LentParameters::changed() const {
     const bool same = weight.ptr() == item(weights_, i);
     if (!same || now[i] != versions_.at(i)) result.push_back(i);
   }
+  result.insert(result.end(), exchanged_.begin(), exchanged_.end());
   if (wrapper_versions_ != versions_of_wrappers()) add_written_inner(result);
+  std::ranges::sort(result);
+  result.erase(std::ranges::unique(result).begin(), result.end());
   return result;
+}
+
+void LentParameters::note_exchanged(std::size_t position, bool is_exchanged) {
+  std::erase(exchanged_, position);
+  if (is_exchanged) exchanged_.push_back(position);
 }
 
 // What is written to a wrapper reaches its inner tensors below where torch raises versions.
@@ -170,8 +181,6 @@ void LentParameters::add_written_inner(std::vector<std::size_t>& changed) const 
       }
     }
   }
-  std::ranges::sort(changed);
-  changed.erase(std::ranges::unique(changed).begin(), changed.end());
 }
 
 void LentParameters::park(const std::vector<std::size_t>& changed) {
@@ -179,6 +188,7 @@ void LentParameters::park(const std::vector<std::size_t>& changed) {
     nb::setattr(nb::object(parameters_[position]), types_.mark, nb::object(weights_[position]));
   }
   const PlainScope plainly(types_);
+  exchanged_.clear();
   is_on_place_ = stays_ && changed.empty();
   park_on(is_on_place_ ? nullptr : &poisons_);
   if (!changed.empty()) read_versions(versions_);
@@ -259,7 +269,12 @@ std::vector<std::size_t> LentParameters::exchanged_bytes() const {
 std::int64_t LentParameters::version(PyObject* parameter) const {
   PyObject* const descriptor = types_.version.ptr();
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(parameter));
-  return as_number(Py_TYPE(descriptor)->tp_descr_get(descriptor, parameter, type));
+  PyObject* const found = Py_TYPE(descriptor)->tp_descr_get(descriptor, parameter, type);
+  if (found == nullptr && PyErr_ExceptionMatches(PyExc_RuntimeError) != 0) {
+    PyErr_Clear();  // torch's of an inference tensor, which has none: it was exchanged for one
+    return kNoVersion;
+  }
+  return as_number(found);
 }
 
 // In a PlainScope.
@@ -291,8 +306,11 @@ void init_lent_parameters(nb::module_& module) {
            "storages"_a, "handles"_a, "addresses"_a, "Takes views on a place.")
       .def("lend", &LentParameters::lend,
            "Puts parked parameters on the views; how many, up to the first that is not parked.")
+      .def("note_exchanged", &LentParameters::note_exchanged, "position"_a, "is_exchanged"_a,
+           "Whether a lent parameter lies elsewhere than on its view.")
       .def("changed", &LentParameters::changed,
-           "Positions of lent parameters that are of another version or hold another weight.")
+           "Positions of lent parameters that are of another version, lie elsewhere, or hold another "
+           "weight.")
       .def("park", &LentParameters::park, "changed"_a, "Parks lent parameters.")
       .def("leave_place", &LentParameters::leave_place,
            "Takes the bytes away from parked parameters that stay on a place.")

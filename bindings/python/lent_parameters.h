@@ -51,8 +51,10 @@ class LentParameters {
   /// parked, and neither it nor what follows is changed. A parameter whose bytes somebody exchanged
   /// past torch's functions (`torch.Tensor.set_(parameter, ...)`) keeps those, as one that changed.
   std::size_t lend();
-  /// Positions of lent parameters that are of another version than when they were lent, or hold
-  /// another weight, for which torch exchanged it. What a lent parameter is written through its
+  /// Whether a lent parameter lies elsewhere than on its view.
+  void note_exchanged(std::size_t position, bool is_exchanged);
+  /// Positions of lent parameters that are of another version than when they were lent, lie
+  /// elsewhere, or hold another weight, for which torch exchanged it. What a lent parameter is written through its
   /// `data` shows in its version.
   std::vector<std::size_t> changed() const;
   /// Parks lent parameters; `changed` are the positions of those that were changed.
@@ -115,6 +117,7 @@ class LentParameters {
   std::vector<std::int64_t> users_;  // holders() when nobody else holds it
   nb::dict addresses_;
   std::vector<std::int64_t> versions_;          // when they were lent last, or parked with changes
+  std::vector<std::size_t> exchanged_;          // since they were lent
   std::vector<std::int64_t> versions_before_;   // memory for lend(), used again
   std::vector<std::int64_t> wrapper_versions_;  // when they were lent last
   std::uint32_t place_number_ = 0;              // of the place that the views are on; 0 for none

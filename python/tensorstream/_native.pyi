@@ -961,9 +961,12 @@ class LentParameters:
         Puts parked parameters on the views; how many, up to the first that is not parked.
         """
 
+    def note_exchanged(self, position: int, is_exchanged: bool) -> None:
+        """Whether a lent parameter lies elsewhere than on its view."""
+
     def changed(self) -> list[int]:
         """
-        Positions of lent parameters that are of another version or hold another weight.
+        Positions of lent parameters that are of another version, lie elsewhere, or hold another weight.
         """
 
     def park(self, changed: Sequence[int]) -> None:

@@ -1,6 +1,8 @@
-"""Shapes, strides and types of weights, and memory that has them."""
+"""Shapes, strides and types of weights, memory that has them, and who holds it."""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from torch.utils.dlpack import from_dlpack, to_dlpack
@@ -32,6 +34,11 @@ def empty_at(form: torch.Tensor, line_offset: int) -> torch.Tensor:
     return value.set_(bytes_.untyped_storage(), 0, form.shape, form.stride())
 
 
+def line_offset_of(value: torch.Tensor) -> int:
+    """The byte of a cache line at which a tensor in RAM begins."""
+    return value.data_ptr() % int(_native.CACHE_LINE_BYTES)
+
+
 def copy_at(value: torch.Tensor, line_offset: int) -> torch.Tensor:
     """A copy in RAM that begins at that byte of a cache line, by which products on the CPU are rounded."""
     form = torch.empty_like(value, device="meta")
@@ -43,3 +50,15 @@ def poison_like(like: torch.Tensor, device: torch.device) -> torch.Tensor:
     fill = 1 if like.dtype is torch.bool else 0xFF
     raw = torch.full((like.element_size(),), fill, dtype=torch.uint8, device=device)
     return raw.view(like.dtype).reshape(()).expand(like.shape)
+
+
+def storage_users(tensor: torch.Tensor) -> int:
+    """How many tensors and other holders its storage has, that which Python has of it included."""
+    storage = tensor.untyped_storage()  # one object for all who ask
+    tensors: int = torch._C._storage_Use_Count(storage._cdata)
+    return tensors + sys.getrefcount(storage)
+
+
+_ALONE = torch.empty(1, device="cpu")
+# What storage_users() says where one tensor has the storage.
+SOLE_USER = storage_users(_ALONE)

@@ -20,7 +20,9 @@ from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
 from tensorstream.weight import Weight
 
-Written = tuple[Weight, torch.Tensor, int]
+# A weight, its value and the version that this has for graphs, and whether the parameter was given memory
+# for it.
+Written = tuple[Weight, torch.Tensor, int, bool]
 
 _types = _native.ParameterTypes(
     LentParameter,
@@ -32,6 +34,10 @@ _types = _native.ParameterTypes(
     plainly=torch._C.DisableTorchFunctionSubclass,
     address=torch._C.TensorBase.data_ptr,
 )
+
+
+_groups: weakref.WeakSet[LentGroup] = weakref.WeakSet()
+set_data = torch._C.TensorBase.data.__set__  # type: ignore[attr-defined]
 
 
 class LentGroup(_native.LentParameters):
@@ -52,6 +58,9 @@ class LentGroup(_native.LentParameters):
         for weight in weights:
             weight.lent = weakref.ref(self)
         self.storages: list[torch.UntypedStorage] = []
+        self._addresses: list[int] = []  # of the views' memory
+        self._exchanged: set[int] = set()  # may be on the place again
+        _groups.add(self)
 
     def move(self, place_number: int, places: Iterable[torch.Tensor], stays: bool) -> None:
         """Makes views on a new place: `places` are uint8 (size_bytes,) each, and nobody else's.
@@ -59,21 +68,20 @@ class LentGroup(_native.LentParameters):
         `stays` says that no other group shares it.
         """
         self.leave_place()
-        with plain_tensors():  # views without versions hide writes
-            views = [
-                weight.view_of(place) for weight, place in zip(self.weights, places, strict=True)
-            ]
-        self.storages = [view.untyped_storage() for view in views]
+        self.storages, views = [], []
+        for weight, place in zip(self.weights, places, strict=True):
+            with plain_tensors():  # views without versions hide writes
+                views.append(weight.view_of(place))
+            self.storages.append(place.untyped_storage())
+        del place  # it would be a holder of its memory
+        self._addresses = [view.untyped_storage().data_ptr() for view in views]
         self.set_place(
             place_number,
             stays,
             views,
             self.storages,
             handles=[storage._cdata for storage in self.storages],
-            addresses={
-                storage.data_ptr(): weight
-                for storage, weight in zip(self.storages, self.weights, strict=True)
-            },
+            addresses=dict(zip(self._addresses, self.weights, strict=True)),
         )
 
     def raise_exchanged(self, position: int) -> None:
@@ -91,17 +99,62 @@ class LentGroup(_native.LentParameters):
                 weight.park()
         Wrappers.of(weight.parameter for weight in self.weights).follow()
 
-    def values(self, positions: list[int]) -> list[Written]:
-        """Weights that were written to while they were lent, with their bytes and versions."""
+    def exchange(self, weight: Weight, value: torch.Tensor) -> None:
+        """`parameter.data = value` while it is lent: it lies there, and what lay on its place stays.
+
+        Raises:
+            UnsupportedError: `value` is of another type, shape or device, or has gaps.
+        """
+        weight.check_form(value)
+        position = next(i for i, one in enumerate(self.weights) if one is weight)
         with plain_tensors():
-            parameters = [self.weights[i].parameter for i in positions]
-            for parameter in parameters:
+            set_data(weight.parameter, value.detach())
+        is_back = (
+            weight.parameter.data_ptr() == self._addresses[position]
+            and weight.parameter.stride() == weight.form.stride()
+        )
+        self.note_exchanged(position, not is_back)
+        self._exchanged.add(position)
+
+    def values(self, positions: list[int]) -> list[Written]:
+        """Weights that were written to while they were lent, with their bytes and versions.
+
+        Raises:
+            UnsupportedError: One was given the memory of another one.
+        """
+        exchanged, self._exchanged = self._exchanged, set()
+        with plain_tensors():
+            for i in positions:
+                parameter = self.weights[i].parameter
                 if wrapper_of(parameter) is not None:  # guard: saved-before-wrapper-written
                     increment_version(parameter)  # the wrapper's was raised alone
-            return [
-                (self.weights[i], torch.clone(torch.Tensor.detach(parameter)), parameter._version)
-                for i, parameter in zip(positions, parameters, strict=True)
-            ]
+            return [self._written(i, i in exchanged) for i in positions]
+
+    def _written(self, position: int, may_be_elsewhere: bool) -> Written:
+        weight = self.weights[position]
+        parameter = weight.parameter
+        value = torch.Tensor.detach(parameter)
+        version = 0 if parameter.is_inference() else parameter._version
+        address = value.untyped_storage().data_ptr()
+        if not may_be_elsewhere or address == self._addresses[position]:
+            return weight, torch.clone(value), version, may_be_elsewhere
+        owner = self._owner_of(address)
+        if owner is None:
+            return weight, value, given_at(version), True
+        if isinstance(owner.parameter, LentParameter):
+            its = torch.Tensor.detach(owner.parameter).untyped_storage().data_ptr()
+            if address == its:  # guard: shared-in-forward
+                raise UnsupportedError(
+                    f"'{weight.name}' was given the memory of '{owner.name}', which is streamed too; give "
+                    "it a copy (.clone()), or call tensorstream.restore(model) first"
+                )
+        return weight, torch.clone(value), given_at(version), True
+
+    def _owner_of(self, address: int) -> Weight | None:
+        """The weight that is lent on that place, if one is; places are others' between leases."""
+        groups = (self, *(group for group in list(_groups) if group.depth))
+        found = (group.addresses[address] for group in groups if address in group.addresses)
+        return next(found, None)
 
     def check_unwritten(self) -> None:
         """Raises UnsupportedError where a loan was written to while its weight was in use."""
@@ -180,6 +233,14 @@ def without_views(output: Any, places: Container[int], views: list[torch.Tensor]
     return pytree.tree_map(own, output)
 
 
+def given_at(version: int) -> int:
+    """As which version a forward wrote a weight whose parameter it gave other memory, at `version`.
+
+    What graphs saved of the memory before is none of that.
+    """
+    return -2 - version
+
+
 def keep_written(written: Iterable[Written]) -> None:
     """Makes what a forward wrote to weights their bytes: all that can be, whatever is refused.
 
@@ -187,9 +248,12 @@ def keep_written(written: Iterable[Written]) -> None:
         UnsupportedError: Of the first that cannot.
     """
     refused: list[TensorStreamError] = []
-    for weight, value, version in written:
+    for weight, value, version, is_exchanged in written:
         try:
-            weight.keep(value, version)
+            if is_exchanged:
+                weight.assign(value, version)
+            else:
+                weight.keep(value, version)
         except TensorStreamError as error:
             refused.append(error)
     if refused:

@@ -274,7 +274,7 @@ class Orchestrator:
                 member.form = weight.form
                 owned = weight.owned
                 make_plain_class(parameter)
-                if owned is not None and owned.data_ptr() == view.data_ptr():
+                if owned is not None and (weight.lies_apart or owned.data_ptr() == view.data_ptr()):
                     parameter.data = owned
                     weight.leave()
                     self._settled_at[tensor] = owned.data_ptr()
@@ -382,7 +382,7 @@ class Orchestrator:
         """Puts parameters where the engine has their groups now."""
         for tensor, value in replaced.items():
             if not self.engine.settled(self._group_of[tensor][0]):
-                self._weights[tensor].adopt(value)
+                self._weights[tensor].take_memory(value)
         self._attach({})
         for tensor, value in replaced.items():
             if tensor not in self._weights:  # it did not leave after all

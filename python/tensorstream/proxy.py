@@ -27,6 +27,7 @@ from tensorstream.exceptions import UnsupportedError
 from tensorstream.graph_nodes import Rows, in_graph_of
 from tensorstream.hidden import once_more
 from tensorstream.plain_objects import plain_copy
+from tensorstream.rows import rows_of
 from tensorstream.tracing import (
     as_plain,
     in_transform,
@@ -86,9 +87,7 @@ class LentParameter(nn.Parameter):
 
     @data.setter
     def data(self, value: torch.Tensor) -> None:
-        weight_of(self).check_form(value)
-        with torch.no_grad():
-            self.copy_(value.clone())  # it may be a view of what it replaces
+        weight_of(self).lent().exchange(weight_of(self), value)
 
     def detach(self) -> torch.Tensor:
         """The weight without its history. After an interrupted forward that is no part of the arena."""
@@ -388,7 +387,7 @@ def _embedding(  # noqa: PLR0917 - the arguments are those of F.embedding
             if weight is not None and weight.is_home:  # the device reads the rows that it looks up
                 weight.end_pointing()
             elif weight is not None and weight.form.is_contiguous():
-                rows = weight.rows(indices)
+                rows = rows_of(weight, indices)
     if rows is None:
         return _on_the_truth(  # type: ignore[no-any-return]
             F.embedding,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from tensorstream.compute_device import move_gradient
-from tensorstream.forms import copy_at
+from tensorstream.forms import copy_at, line_offset_of
 from tensorstream.plain_objects import make_plain_class
 from tensorstream.walk import FoundWeight
 from tensorstream.weight import Weight
@@ -34,7 +34,7 @@ def values_in_ram(
             continue
         value = member.parameter.data
         values.append(
-            (member.parameter, copy_at(value, member.line_offset) if is_host else value.cpu())
+            (member.parameter, copy_at(value, line_offset_of(value)) if is_host else value.cpu())
         )
     return values
 

@@ -23,6 +23,8 @@ from tensorstream import _native
 from tensorstream.backward import in_backward
 from tensorstream.compute_device import is_made_of_parts
 from tensorstream.flattened import flattened
+from tensorstream.lent import given_at
+from tensorstream.proxy import LentParameter, weight_of
 from tensorstream.torch_pool import TorchPool
 from tensorstream.tracing import address_of, uncompiled
 from tensorstream.weight import Weight
@@ -32,21 +34,28 @@ _autograd: Any = torch._C._autograd
 
 @dataclasses.dataclass(frozen=True)
 class _SavedWeight:
-    """A view of a weight, and the weight's generation and version when it was saved."""
+    """A view of a weight, and the weight's generation and version when it was saved.
+
+    Without a form it is the parameter itself, which a graph finds as it is by then.
+    """
 
     weight: Weight
     generation: int
     version: int
-    form: torch.Tensor
+    form: torch.Tensor | None
 
     def read(self) -> torch.Tensor:
         same = self.weight.is_as_saved(self.generation, self.version)
+        if self.form is None:  # torch, too, finds what the parameter was given
+            same = same or self.weight.is_as_saved(self.generation, given_at(self.version))
         if not same:  # guard: graph-generation
             raise RuntimeError(
                 f"the streamed weight '{self.weight.name}' was written to, or streamed anew, after the "
                 "forward that saved it for gradient computation"
             )
         value = self.weight.read_as_loaded()
+        if self.form is None:
+            return value
         view = torch.empty(0, dtype=self.form.dtype, device=value.device)
         offset = int(value.storage_offset()) + int(self.form.storage_offset())
         return view.set_(value.untyped_storage(), offset, self.form.shape, self.form.stride())
@@ -104,7 +113,7 @@ class _Deferred(torch.Tensor):
 
     @staticmethod
     def __new__(cls, saved: _SavedWeight) -> _Deferred:
-        form = saved.form
+        form = saved.weight.form if saved.form is None else saved.form
         made: _Deferred = torch.Tensor._make_wrapper_subclass(
             cls, form.shape, form.stride(), dtype=form.dtype, device=saved.weight.poison.device
         )
@@ -158,11 +167,13 @@ class SavedHooks:
             leaves, make = flattened(tensor)
             if any(self._weight_at(address_of(leaf)) is not None for leaf in leaves):
                 return _SavedWrapper([self.pack(leaf) for leaf in leaves], make)
-        weight = self._weight_at(address_of(tensor))
+        is_parameter = type(tensor) is LentParameter  # also on memory that it was given
+        weight = weight_of(tensor) if is_parameter else self._weight_at(address_of(tensor))
         version = 0 if tensor.is_inference() else tensor._version
         outer: Any = self.stack.outer
         if weight is not None:
-            saved = _SavedWeight(weight, weight.generation, version, _form_of(tensor, weight))
+            form = None if is_parameter else _form_of(tensor, weight)
+            saved = _SavedWeight(weight, weight.generation, version, form)
             if outer is not None and _counts(outer[0]):  # guard: counted-by-checkpoint
                 outer[0](_Deferred(saved))
             return saved

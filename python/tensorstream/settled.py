@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tensorstream.exceptions import UnsupportedError
-from tensorstream.forms import is_dense
+from tensorstream.forms import SOLE_USER, is_dense, storage_users
 from tensorstream.walk import FoundWeight
-from tensorstream.weight import SOLE_USER, Weight, storage_users
+from tensorstream.weight import Weight
 
 
 def check_can_leave(member: FoundWeight, on_engine: bool) -> None:

@@ -127,3 +127,11 @@ def refuse_capture() -> None:
 
 def _is_recorded() -> bool:
     return any(_mode_of(recorder) is not None for recorder in _RECORDERS)
+
+
+def version_of(parameter: torch.Tensor) -> int:
+    """Its version, whatever class it is of."""
+    if parameter.is_inference():  # swapped for one: it has none
+        return 0
+    version: int = as_plain(torch.Tensor._version.__get__, parameter)  # type: ignore[attr-defined]
+    return version

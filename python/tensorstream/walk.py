@@ -15,7 +15,7 @@ from tensorstream import _native
 from tensorstream.compute_device import is_made_of_parts, moves_itself
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.flattened import inner_tensors, wrapper_of
-from tensorstream.forms import form_of, is_dense
+from tensorstream.forms import form_of, is_dense, line_offset_of
 from tensorstream.fused import WHOLE
 from tensorstream.inner_tensors import Wrapper, Wrappers
 from tensorstream.inner_tensors import reason_to_leave as reason_of_wrapper
@@ -267,7 +267,7 @@ def _line_offset(parameter: torch.Tensor, stored: Mapping[int, StoredPlace]) -> 
         return stored[id(parameter)].line_offset
     if parameter.device.type != "cpu":
         return 0
-    return parameter.data_ptr() % _native.CACHE_LINE_BYTES
+    return line_offset_of(parameter)
 
 
 def _reason_to_leave(parameter: nn.Parameter, shared: set[int]) -> str | None:

@@ -7,7 +7,6 @@ was written to. A raw address is a loan until the weight is used next.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,27 +17,19 @@ from torch.autograd.graph import increment_version
 from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice
 from tensorstream.exceptions import ConfigError, LeaseError, UnsupportedError
-from tensorstream.forms import empty_at, form_of, is_dense, poison_like
+from tensorstream.forms import (
+    SOLE_USER,
+    copy_at,
+    empty_at,
+    form_of,
+    is_dense,
+    line_offset_of,
+    poison_like,
+    storage_users,
+)
 from tensorstream.loans import Loans
 from tensorstream.proxy import LentParameter, ParkedParameter
-from tensorstream.tracing import as_plain, plain_tensors
-
-
-def storage_users(tensor: torch.Tensor) -> int:
-    """How many tensors and other holders its storage has, that which Python has of it included."""
-    storage = tensor.untyped_storage()  # one object for all who ask
-    tensors: int = torch._C._storage_Use_Count(storage._cdata)
-    return tensors + sys.getrefcount(storage)
-
-
-def _version_of(parameter: torch.Tensor) -> int:
-    version: int = as_plain(torch.Tensor._version.__get__, parameter)  # type: ignore[attr-defined]
-    return version
-
-
-_ALONE = torch.empty(1, device="cpu")
-# What storage_users() says where one tensor has the storage.
-SOLE_USER = storage_users(_ALONE)
+from tensorstream.tracing import as_plain, plain_tensors, version_of
 
 
 class Weight:
@@ -74,6 +65,8 @@ class Weight:
         self.group, self._position = group
         self.form = form
         self._line_offset = line_offset
+        # Where its value began when it was given other memory, if not where its place does.
+        self._own_offset: int | None = None
         self.size_bytes = form.nbytes
         self.engine = engine
         self._device = device
@@ -164,12 +157,19 @@ class Weight:
     def leave(self) -> None:
         """The parameter is a plain one now: graphs that saved the weight before may still read it."""
         holders = [self.parameter] if self._loan is None else [self.parameter, self._loan]
-        self._left = [(holder, _version_of(holder)) for holder in holders]
+        self._left = [(holder, version_of(holder)) for holder in holders]
         self._loan = self._pointed_at = None
         self._loans.discard(self)
 
+    @property
+    def lies_apart(self) -> bool:
+        """Whether it is computed with where it lies in RAM: products are rounded by where that begins."""
+        return self._own_offset is not None
+
     def view_of(self, place: torch.Tensor) -> torch.Tensor:
         """The weight on a place: uint8 (size_bytes,) on the device, seen with its type, shape, strides."""
+        if self._owned is not None and self.lies_apart:  # guard: given-alignment
+            return self._owned.detach()
         return place.view(self.form.dtype).as_strided(self.form.shape, self.form.stride())
 
     def take_set(self) -> None:
@@ -245,25 +245,10 @@ class Weight:
 
     def _read_on_host(self) -> torch.Tensor:
         with plain_tensors():
-            value = empty_at(self.form, self._line_offset)
+            offset = self._line_offset if self._own_offset is None else self._own_offset
+            value = empty_at(self.form, offset)
         self.engine.read_tensor(self.tensor, value.data_ptr(), self.size_bytes)
         return value
-
-    def rows(self, indices: torch.Tensor) -> torch.Tensor:
-        """Rows of a 2-dimensional weight: indices (...) int, result (..., columns)."""
-        self.end_pointing()
-        flat = indices.to("cpu", torch.int64).contiguous()
-        with torch.no_grad():
-            columns = self.form.shape[1]
-            out = torch.empty((*indices.shape, columns), dtype=self.form.dtype, device="cpu")
-        row_bytes = self.form[:1].nbytes
-        try:
-            self.engine.read_rows(
-                self.tensor, flat.data_ptr(), flat.numel(), row_bytes, out.data_ptr()
-            )
-        except ConfigError as error:
-            raise IndexError(f"index out of range in self: {error}") from error
-        return out.to(indices.device)
 
     def begin_use(self) -> torch.Tensor:
         """The true value for an operation, which operations within it share: after_use() has to follow."""
@@ -393,7 +378,7 @@ class Weight:
                 self.take_set()
                 self.settle()  # guard: written-before-backward
         if self._left is not None:
-            written = any(_version_of(holder) != then for holder, then in self._left)
+            written = any(version_of(holder) != then for holder, then in self._left)
             if written:  # guard: written-once-plain
                 return False
         if generation == self.generation:
@@ -410,8 +395,12 @@ class Weight:
         """
         self._take_form_of(value)
         if self._device.is_host:
+            if self._own_offset is not None and line_offset_of(value) != self._own_offset:
+                value = copy_at(value, self._own_offset)
             self.engine.replace_tensor(self.tensor, value.data_ptr(), self.size_bytes, value)
             self._owned = value
+            if self.lies_apart:
+                self._make_views_anew()
         elif self._home is not None:
             if value.data_ptr() != self._home.data_ptr():
                 with plain_tensors():
@@ -425,8 +414,8 @@ class Weight:
         if counts:
             self._written_at = written_at
 
-    def assign(self, value: torch.Tensor) -> None:
-        """`parameter.data = value`.
+    def assign(self, value: torch.Tensor, written_at: int | None = None) -> None:
+        """`parameter.data = value`; of a forward's that just ended, at `written_at`.
 
         Raises:
             UnsupportedError: `value` is of another type, shape or device.
@@ -450,8 +439,16 @@ class Weight:
         self._leave_home_if_held()
         self._loan = None
         self._loans.discard(self)
-        self.adopt(kept)
+        self.take_memory(kept, written_at)
         self._watch(kept)
+
+    def take_memory(self, value: torch.Tensor, written_at: int | None = None) -> None:
+        """Adopts what the parameter was given in the place of its memory."""
+        if self._device.is_host:
+            offset = line_offset_of(value)
+            self._own_offset = None if offset == self._line_offset else offset
+            self._make_views_anew()
+        self.adopt(value, written_at=written_at)
 
     def _leave_home_if_held(self) -> None:
         """Leaves the home to whoever holds its bytes: they are the weight's no more."""
@@ -491,6 +488,9 @@ class Weight:
         self.form = form_of(value)  # guard: other-strides
         if self._home is not None:
             self._lie_in(self._home)
+        self._make_views_anew()
+
+    def _make_views_anew(self) -> None:
         lent = self.lent()
         if lent is not None:
             lent.leave_place()
