@@ -51,6 +51,11 @@ bool is_index(std::string_view name) {
          !name.ends_with(".h5.index.json") && !name.ends_with(".msgpack.index.json");
 }
 
+/// "model.safetensors.index.fp16.json", as transformers and diffusers name it.
+bool is_index_of_variant(std::string_view name) {
+  return name.find(".safetensors.index.") != std::string_view::npos && name.ends_with(".json");
+}
+
 std::string quoted_list(std::span<const std::string> names) {
   std::string text;
   for (const std::string& name : names) {
@@ -109,7 +114,8 @@ CheckpointFile only_one(const std::string& folder, const std::vector<std::string
   const std::string& name = candidates.front();
   check_stays_in_folder(folder, name);
   return {.path = (fs::path(folder) / name).string(),
-          .kind = is_index(name) ? CheckpointKind::kIndex : CheckpointKind::kSingle};
+          .kind = is_index(name) || is_index_of_variant(name) ? CheckpointKind::kIndex
+                                                              : CheckpointKind::kSingle};
 }
 
 /// Whether an index is what is left of an earlier save: none of its shards is there. transformers
@@ -124,6 +130,18 @@ bool is_left_over(const std::string& index_path) {
     });
   } catch (const Error&) {
     return false;  // which of the two is meant, the user has to say
+  }
+}
+
+/// Whether an index names all of these files.
+bool names_all(const std::string& index_path, const std::vector<std::string>& files) {
+  try {
+    const ShardIndex index = read_shard_index(index_path);
+    return std::ranges::all_of(files, [&](const std::string& file) {
+      return std::ranges::any_of(index, [&](const auto& entry) { return entry.second == file; });
+    });
+  } catch (const Error&) {
+    return false;  // which are meant, the user has to say
   }
 }
 
@@ -163,12 +181,18 @@ CheckpointFile find_in_folder(const std::string& folder) {
   std::vector<std::string> packed;
   std::vector<std::string> indexes;
   std::vector<std::string> singles;
+  std::vector<std::string> of_variants;
   for (const std::string& name : names) {
+    if (is_index_of_variant(name)) of_variants.push_back(name);
     if (name == kPackedIndexName) packed.push_back(name);
     if (is_index(name)) indexes.push_back(name);
     if (name.ends_with(".safetensors")) singles.push_back(name);
   }
   if (!packed.empty()) check_only_packed(folder, names, usual);  // guard: plain-beside-packed
+  if (indexes.empty() && of_variants.size() == 1) {
+    const std::string path = (fs::path(folder) / of_variants.front()).string();
+    if (names_all(path, singles)) indexes = of_variants;  // guard: variant-alone
+  }
   for (const auto* candidates : {&packed, &usual, &indexes, &singles}) {
     if (!candidates->empty()) return only_one(folder, *candidates);
   }

@@ -241,6 +241,16 @@ def test_shards_names_of_before_and_fields_of_the_config(tmp_path: Path) -> None
     assert_same_model(ts.from_pretrained(packed, ram_budget="1GiB"), plain)
 
 
+def test_shards_of_a_variant_alone_are_packed(tmp_path: Path) -> None:
+    folder, packed = tmp_path / "plain", tmp_path / "packed"
+    make_unet().save_pretrained(folder, variant="fp16", max_shard_size="100KB")
+    ts.pack(folder, packed)
+    plain = diffusers.UNet2DConditionModel.from_pretrained(folder, variant="fp16")
+    assert_same_model(ts.from_pretrained(packed, ram_budget="1GiB"), plain)
+    with pytest.raises(ts.ConfigError, match="variant='fp16'"):
+        ts.from_pretrained(folder)
+
+
 def test_what_plain_files_are_needed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, packed = packed_model(make_unet(), tmp_path)
     with pytest.raises(ts.UnsupportedError, match=r"variant.*unpack"):

@@ -192,6 +192,16 @@ TEST(CheckpointOpen, FolderOfDiffusersWithAVariantBeside) {
   EXPECT_THAT(names(Checkpoint::open(sharded.path())), ElementsAre("a", "b", "c"));
 }
 
+TEST(CheckpointOpen, FolderOfShardsOfAVariantAlone) {
+  const TemporaryFolder folder;
+  write_three_shards(folder, "model.safetensors.index.fp16.json");
+  EXPECT_THAT(names(Checkpoint::open(folder.path())), ElementsAre("a", "b", "c"));
+  folder.write("model.safetensors", one_tensor("usual", 1));
+  EXPECT_THAT(names(Checkpoint::open(folder.path())), ElementsAre("usual"));
+  std::filesystem::rename(folder.path("model.safetensors"), folder.path("mine.safetensors"));
+  EXPECT_THROW(Checkpoint::open(folder.path()), ConfigError) << "either may be meant";
+}
+
 TEST(CheckpointOpen, AnIndexWhoseShardsAreGoneIsNoneBesideTheFile) {
   const TemporaryFolder folder;
   write_three_shards(folder, kIndexName);
