@@ -391,9 +391,8 @@ class Orchestrator:
         self._hook()
 
     def _make_weight(self, member: FoundWeight) -> Weight:
-        parameter = member.parameter
         weight = Weight(
-            parameter,
+            member.parameter,
             member.names,
             member.tensor,
             self._group_of[member.tensor],
@@ -403,14 +402,15 @@ class Orchestrator:
             device=self.device,
             loans=self.loans,
         )
-        mark(parameter, weight, is_buffer=member.is_buffer)
+        mark(member.parameter, weight, is_buffer=member.is_buffer)
         self._weights[member.tensor] = weight
         return weight
 
-    def streamed_ids(self) -> set[int]:
-        """The identities of the streamed parameters."""
+    def known_ids(self) -> set[int]:
+        """The identities of parameters by which a model is this one: the streamed, or all where none is."""
         streamed = {id(wrapper.outer) for wrapper in self._wrappers if wrapper.is_streamed}
-        return streamed | {id(weight.parameter) for weight in self._weights.values()}
+        streamed |= {id(weight.parameter) for weight in self._weights.values()}
+        return streamed or {id(member.parameter) for member in self._members}
 
     def settle_loans(self, lent: LentGroup) -> None:
         """Before a group is leased while somebody may hold true values of weights."""

@@ -91,10 +91,10 @@ class LentParameter(nn.Parameter):
 
     def detach(self) -> torch.Tensor:
         """The weight without its history. After an interrupted forward that is no part of the arena."""
+        _refuse_new_parameter(self)
         weight_of(self)._loans.end_abandoned()
         of_now: Any = torch.Tensor.detach if type(self) is LentParameter else ParkedParameter.detach
-        value: torch.Tensor = of_now(self)
-        return value
+        return of_now(self)  # type: ignore[no-any-return]
 
     def set_(self, *source: Any, **kwargs: Any) -> torch.Tensor:
         """Takes the value, as `data` does: torch's own exchanges the memory, unseen."""
@@ -161,17 +161,8 @@ class ParkedParameter(nn.Parameter):
         return torch.ops.aten.alias.default(self).as_subclass(cls)
 
     def detach(self) -> torch.Tensor:
-        """The true value, without its history.
-
-        Raises:
-            UnsupportedError: nn.Parameter() asks, which takes no value of another class than the weight's.
-        """
-        if sys._getframe(1).f_code is nn.Parameter.__new__.__code__:
-            raise UnsupportedError(
-                f"nn.Parameter() of the streamed weight '{weight_of(self).name}', as weight_norm() and "
-                "Embedding.from_pretrained() call it: give its value (weight.data, or a clone), or call "
-                "tensorstream.restore(model) first"
-            )
+        """The true value, without its history."""
+        _refuse_new_parameter(self)
         return super().detach()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -186,6 +177,16 @@ class ParkedParameter(nn.Parameter):
 
     def __format__(self, format_spec: str) -> str:
         return str(_on_value(self, lambda plain: format(plain, format_spec)))
+
+
+def _refuse_new_parameter(parameter: torch.Tensor) -> None:
+    """Raises UnsupportedError where nn.Parameter() asks, which takes no value of another class."""
+    if sys._getframe(2).f_code is nn.Parameter.__new__.__code__:
+        raise UnsupportedError(
+            f"nn.Parameter() of the streamed weight '{weight_of(parameter).name}', as weight_norm() and "
+            "Embedding.from_pretrained() call it: give its value (weight.data, or a clone), or call "
+            "tensorstream.restore(model) first"
+        )
 
 
 def _given_to_set(

@@ -165,9 +165,9 @@ def _roots() -> dict[int, Any]:
 
 def _stands_for(root: Any, orchestrator: Orchestrator, parts: set[int], weights: set[int]) -> bool:
     """Whether a model of these parts and weights has all that is left of what was offloaded."""
-    streamed = orchestrator.streamed_ids()
+    known = orchestrator.known_ids()
     if root is None:
-        return not streamed.isdisjoint(weights)
+        return not known.isdisjoint(weights)
     module = as_module(root)
-    left = streamed.intersection(id(parameter) for parameter in module.parameters())
+    left = known.intersection(id(parameter) for parameter in module.parameters())
     return id(module) in parts or (bool(left) and left <= weights)

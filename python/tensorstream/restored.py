@@ -10,6 +10,7 @@ import torch
 from tensorstream.compute_device import move_gradient
 from tensorstream.forms import copy_at, line_offset_of
 from tensorstream.plain_objects import make_plain_class
+from tensorstream.tracing import version_of
 from tensorstream.walk import FoundWeight
 from tensorstream.weight import Weight
 
@@ -44,6 +45,7 @@ def make_plain(values: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     for parameter, value in values:
         make_plain_class(parameter)
         was_elsewhere = parameter.device != _RAM
-        parameter.data = value
+        with torch.inference_mode(version_of(parameter) is None):
+            parameter.data = value.clone() if torch.is_inference_mode_enabled() else value
         if was_elsewhere:  # or another thread's zero_grad() may be at it
             move_gradient(parameter, _RAM)

@@ -129,9 +129,10 @@ def _is_recorded() -> bool:
     return any(_mode_of(recorder) is not None for recorder in _RECORDERS)
 
 
-def version_of(parameter: torch.Tensor) -> int:
-    """Its version, whatever class it is of."""
-    if parameter.is_inference():  # swapped for one: it has none
-        return 0
-    version: int = as_plain(torch.Tensor._version.__get__, parameter)  # type: ignore[attr-defined]
+def version_of(parameter: torch.Tensor) -> int | None:
+    """Its version, whatever class it is of; None where it was swapped for an inference tensor."""
+    try:
+        version: int = as_plain(torch.Tensor._version.__get__, parameter)  # type: ignore[attr-defined]
+    except RuntimeError:
+        return None
     return version

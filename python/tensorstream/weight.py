@@ -88,7 +88,7 @@ class Weight:
             None  # the parameter's version, where a forward wrote the last one
         )
         # Once it is a plain parameter: that, and what others have of its memory, with their versions then.
-        self._left: list[tuple[torch.Tensor, int]] | None = None
+        self._left: list[tuple[torch.Tensor, int | None]] | None = None
 
     @property
     def name(self) -> str:

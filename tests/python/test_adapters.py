@@ -328,6 +328,26 @@ def test_a_model_whose_wrapper_is_gone_can_be_restored() -> None:
     assert_same(_logits(streamed), _logits(plain), "offloaded again")
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_so_can_one_of_which_everything_fits(moved: bool) -> None:
+    wrapped, plain = (_seeded(peft.get_peft_model, _llama(), _lora()) for _ in range(2))
+    if moved:
+        offload_tightly(wrapped)
+        ts.set_budget(wrapped, ram_budget="1GiB")
+    else:
+        ts.offload(wrapped, ram_budget="1GiB")
+    assert not hooks_of(wrapped)
+    model = wrapped.merge_and_unload()
+    del wrapped
+    assert ts.stats(model).streamed_bytes == 0
+    with pytest.raises(ts.ConfigError, match="not offloaded"):
+        ts.stats(plain)
+    ts.restore(model)
+    assert_same(_logits(model), _logits(plain.merge_and_unload()))
+    with pytest.raises(ts.ConfigError, match="not offloaded"):
+        ts.restore(model)
+
+
 def test_a_wrapper_stands_for_the_model_in_it_and_a_part_does_not() -> None:
     model = offload_tightly(_llama())
     wrapped = peft.get_peft_model(model, _lora())

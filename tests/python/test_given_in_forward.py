@@ -266,3 +266,33 @@ def test_a_layout_that_a_forward_gives_stays() -> None:
         for number in range(3):
             assert_same(model(x), plain(x), f"forward {number}")
             assert model[0].weight.stride() == plain[0].weight.stride()
+
+
+def test_a_parameter_of_a_lent_weight_is_refused() -> None:
+    class Making(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(x, nn.Parameter(self.weight), self.bias)
+
+    model = offload_tightly(nn.Sequential(*(Making(256, 256) for _ in range(4))))
+    with pytest.raises(
+        ts.UnsupportedError, match=r"nn.Parameter\(\) of the streamed weight '0.weight'"
+    ):
+        model(torch.randn(2, 256))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_weight_that_a_forward_swaps(mode: Callable[[], Any]) -> None:
+    class Swapping(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch.utils.swap_tensors(self.weight, nn.Parameter(self.weight.detach().clone() * 2))
+            return super().forward(x)
+
+    plain = nn.Sequential(*(Swapping(256, 256) for _ in range(4)))
+    model = offload_tightly(copy.deepcopy(plain))
+    x = torch.randn(2, 256)
+    for number in range(2):
+        with mode():
+            assert_same(model(x), plain(x), f"forward {number}")
+        assert_same(list(model.parameters()), list(plain.parameters()))
+    ts.restore(model)
+    assert_same(list(model.parameters()), list(plain.parameters()))
