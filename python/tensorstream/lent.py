@@ -137,7 +137,8 @@ class LentGroup(_native.LentParameters):
         version = 0 if parameter.is_inference() else parameter._version
         address = value.untyped_storage().data_ptr()
         if not may_be_elsewhere or address == self._addresses[position]:
-            return weight, torch.clone(value), version, may_be_elsewhere
+            lies_otherwise = may_be_elsewhere and value.stride() != weight.form.stride()
+            return weight, torch.clone(value), version, lies_otherwise
         owner = self._owner_of(address)
         if owner is None:
             return weight, value, given_at(version), True

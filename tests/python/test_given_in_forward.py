@@ -199,6 +199,28 @@ def test_what_was_given_is_an_alias_after_the_forward(
             assert_same(model[1].weight, plain[1].weight)
 
 
+def test_an_alias_sees_writes_of_forwards_that_put_the_memory_back(tmp_path: Path) -> None:
+    def put_back_then_write(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        output = _put_back(layer, x)
+        if x[0, 0] > 0:
+            with torch.no_grad():
+                layer.weight.mul_(0.5)
+        return output
+
+    layer = type("Layer", (nn.Linear,), {"forward": put_back_then_write})
+    plain = nn.Sequential(*(layer(256, 256) for _ in range(4)))
+    save_file(plain.state_dict(), tmp_path / "x.safetensors")
+    model = offload_tightly(copy.deepcopy(plain), checkpoint=tmp_path / "x.safetensors")
+    with torch.no_grad():
+        assert_same(model(-torch.ones(2, 256)), plain(-torch.ones(2, 256)))
+        held = [each[0].weight.data for each in (model, plain)]
+        assert_same(model(torch.ones(2, 256)), plain(torch.ones(2, 256)))
+        assert_same(*held, "an alias of before")
+        for alias in held:
+            alias.add_(1)
+        assert_same(model(torch.ones(2, 256)), plain(torch.ones(2, 256)))
+
+
 def test_hooks_of_before_exchange_it(tmp_path: Path) -> None:
     def before(module: Any, _: Any) -> None:
         module.before = module.weight.data
