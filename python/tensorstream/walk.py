@@ -211,7 +211,8 @@ def _add_buffers(
         if not _has_coded_buffers(module):
             continue
         for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
+            is_saved = buffer is not None and name not in module._non_persistent_buffers_set
+            if is_saved and buffer.numel() > 1:  # or it counts, and `module.count += 1` assigns it
                 names.setdefault(id(buffer), []).append(f"{path}.{name}" if path else name)
                 buffers[id(buffer)] = buffer
     if not buffers:

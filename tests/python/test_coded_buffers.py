@@ -62,6 +62,30 @@ def test_they_are_streamed_and_stay_buffers() -> None:
     assert_same(model(X), plain(X))
 
 
+def test_one_that_counts_is_assigned_by_a_forward() -> None:
+    def counting(module: Any, _: Any) -> None:
+        module.calls += 1
+        module.seen = module.calls * 2
+
+    models = [make_packed(), make_packed()]
+    for model in models:
+        for block in model:
+            block[0].register_buffer("calls", torch.zeros(1))
+            block[0].register_buffer("seen", torch.zeros(()))
+            block[0].register_forward_pre_hook(counting)
+    model, plain = models
+    offload_tightly(model, self_check=True)
+    for _ in range(3):
+        assert_same(model(X), plain(X))
+    assert_same(list(model.state_dict().values()), list(plain.state_dict().values()))
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in model.named_parameters()] == [
+        name for name, _ in plain.named_parameters()
+    ]
+    ts.restore(model)
+    assert_same(list(model.state_dict().values()), list(plain.state_dict().values()))
+
+
 def test_states_and_copies_have_buffers() -> None:
     model, plain = offload_tightly(make_packed(), self_check=True), make_packed()
     assert list(model.state_dict()) == list(plain.state_dict())
