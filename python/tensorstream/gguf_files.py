@@ -12,6 +12,10 @@ from tensorstream.hub import check_complete, check_regular, is_gguf, model_folde
 from tensorstream.model_class import OPTION_ADVICE, transformers_module
 
 _MAGIC = b"GGUF"
+_OF_DIFFUSERS = (
+    "a model of diffusers is loaded from GGUF by its class, Class.from_single_file(file, "
+    "quantization_config=GGUFQuantizationConfig(...)); give it to tensorstream.offload()"
+)
 
 
 def named_file(path: str, kwargs: dict[str, Any]) -> str | None:
@@ -56,8 +60,10 @@ def load(file: str, model_class: Any, kwargs: dict[str, Any]) -> Any:
     Raises:
         ConfigError: Weights are missing.
         FormatError: The file breaks its format.
-        UnsupportedError: The package gguf is missing, or transformers does not know the architecture.
+        UnsupportedError: The package gguf is missing, or it is no model of transformers that can be read so.
     """
+    if hasattr(model_class, "from_single_file"):  # guard: gguf-of-diffusers
+        raise UnsupportedError(f"'{file}' is a GGUF file: {_OF_DIFFUSERS}")
     if importlib.util.find_spec("gguf") is None:
         raise UnsupportedError(
             f"'{file}' is a GGUF file, which transformers reads by the package gguf: pip install gguf"
@@ -73,7 +79,7 @@ def load(file: str, model_class: Any, kwargs: dict[str, Any]) -> Any:
         raise ConfigError(f"'{file}' cannot be loaded: {error}; {OPTION_ADVICE}") from error
     except (ValueError, IndexError, KeyError, OSError, OverflowError, struct.error) as error:
         if "not supported" in str(error):
-            raise UnsupportedError(f"'{file}': {error}") from error
+            raise UnsupportedError(f"'{file}': {error}; {_OF_DIFFUSERS}") from error
         raise FormatError(f"'{file}' cannot be read as GGUF: {error}") from error
     check_complete(file, info)
     return model

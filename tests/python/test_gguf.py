@@ -185,8 +185,15 @@ def test_an_architecture_that_transformers_does_not_know(tmp_path: Path) -> None
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ts.UnsupportedError, match=r"odd\.gguf.*not supported"):
+    with pytest.raises(ts.UnsupportedError, match=r"odd\.gguf.*not supported.*from_single_file"):
         ts.from_pretrained(path, ram_budget="1GiB")
+
+
+def test_a_class_of_diffusers_says_how_it_is_loaded(file: Path) -> None:
+    import diffusers
+
+    with pytest.raises(ts.UnsupportedError, match=r"from_single_file.*tensorstream.offload"):
+        ts.from_pretrained(file, model_class=diffusers.FluxTransformer2DModel, ram_budget="1GiB")
 
 
 def test_without_the_package(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
