@@ -54,8 +54,8 @@ class LentParameters {
   /// Whether a lent parameter lies elsewhere than on its view.
   void note_exchanged(std::size_t position, bool is_exchanged);
   /// Positions of lent parameters that are of another version than when they were lent, lie
-  /// elsewhere, or hold another weight, for which torch exchanged it. What a lent parameter is written through its
-  /// `data` shows in its version.
+  /// elsewhere, or hold another weight, for which torch exchanged it. What a lent parameter is
+  /// written through its `data` shows in its version.
   std::vector<std::size_t> changed() const;
   /// Parks lent parameters; `changed` are the positions of those that were changed.
   void park(const std::vector<std::size_t>& changed);
