@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from tensorstream import _native
+from tensorstream.exceptions import UnsupportedError
 
 
 def is_dense(value: torch.Tensor) -> bool:
     """Whether the elements are one behind the other in memory, in whatever order."""
     return bool(_native.is_dense(list(value.shape), list(value.stride())))
+
+
+def check_memory(value: torch.Tensor, name: str) -> None:
+    """Raises UnsupportedError where the bytes of `value` cannot be those of the streamed weight `name`."""
+    if value.is_conj() or value.is_neg():  # guard: lazy-value
+        raise UnsupportedError(
+            f"'{name}' is streamed, and a lazily conjugated value is not in memory as it is seen; give "
+            "value.resolve_conj().resolve_neg()"
+        )
+    if not is_dense(value):
+        raise UnsupportedError(
+            f"'{name}' is streamed, and a value with strides {value.stride()} has gaps or overlaps in "
+            "memory; give a copy (.contiguous()), or call tensorstream.restore(model) first"
+        )
 
 
 def form_of(value: torch.Tensor) -> torch.Tensor:
@@ -62,3 +78,13 @@ def storage_users(tensor: torch.Tensor) -> int:
 _ALONE = torch.empty(1, device="cpu")
 # What storage_users() says where one tensor has the storage.
 SOLE_USER = storage_users(_ALONE)
+
+
+def given_to_set(
+    parameter: torch.Tensor, source: tuple[Any, ...], kwargs: dict[str, Any]
+) -> torch.Tensor:
+    """The value that set_() is given for `parameter`: a tensor, or a storage and how it is seen."""
+    given = source[0] if source else kwargs.get("source")
+    if isinstance(given, torch.Tensor) and len(source) + len(kwargs) == 1:
+        return given.detach()
+    return torch.empty(0, dtype=parameter.dtype, device=parameter.device).set_(*source, **kwargs)

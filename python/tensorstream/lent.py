@@ -36,6 +36,8 @@ _types = _native.ParameterTypes(
 )
 
 
+# In a group's addresses: where weights begin and end that are computed with apart from their places.
+APART = -1
 _groups: weakref.WeakSet[LentGroup] = weakref.WeakSet()
 set_data = torch._C.TensorBase.data.__set__  # type: ignore[attr-defined]
 
@@ -58,7 +60,7 @@ class LentGroup(_native.LentParameters):
         for weight in weights:
             weight.lent = weakref.ref(self)
         self.storages: list[torch.UntypedStorage] = []
-        self._addresses: list[int] = []  # of the views' memory
+        self._starts: list[int] = []  # of the views' memory
         self._exchanged: set[int] = set()  # may be on the place again
         _groups.add(self)
 
@@ -74,14 +76,23 @@ class LentGroup(_native.LentParameters):
                 views.append(weight.view_of(place))
             self.storages.append(place.untyped_storage())
         del place  # it would be a holder of its memory
-        self._addresses = [view.untyped_storage().data_ptr() for view in views]
+        self._starts = [view.data_ptr() for view in views]
+        addresses: dict[int, Any] = {}
+        apart: list[tuple[int, int, Weight]] = []
+        for weight, storage, start in zip(self.weights, self.storages, self._starts, strict=True):
+            if weight.lies_apart:  # in memory of others, who may have more of the same storage
+                apart.append((start, start + weight.size_bytes, weight))
+            else:
+                addresses[storage.data_ptr()] = weight
+        if apart:
+            addresses[APART] = apart
         self.set_place(
             place_number,
             stays,
             views,
             self.storages,
             handles=[storage._cdata for storage in self.storages],
-            addresses=dict(zip(self._addresses, self.weights, strict=True)),
+            addresses=addresses,
         )
 
     def raise_exchanged(self, position: int) -> None:
@@ -110,7 +121,7 @@ class LentGroup(_native.LentParameters):
         with plain_tensors():
             set_data(weight.parameter, value.detach())
         is_back = (
-            weight.parameter.data_ptr() == self._addresses[position]
+            weight.parameter.data_ptr() == self._starts[position]
             and weight.parameter.stride() == weight.form.stride()
         )
         self.note_exchanged(position, not is_back)
@@ -136,7 +147,8 @@ class LentGroup(_native.LentParameters):
         value = torch.Tensor.detach(parameter)
         version = 0 if parameter.is_inference() else parameter._version
         address = value.untyped_storage().data_ptr()
-        if not may_be_elsewhere or address == self._addresses[position]:
+        is_own = value.data_ptr() == self._starts[position]
+        if not may_be_elsewhere or is_own or self.addresses.get(address) is weight:
             lies_otherwise = may_be_elsewhere and value.stride() != weight.form.stride()
             return weight, torch.clone(value), version, lies_otherwise
         owner = self._owner_of(address)

@@ -24,6 +24,7 @@ from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils import _pytree as pytree
 
 from tensorstream.exceptions import UnsupportedError
+from tensorstream.forms import given_to_set
 from tensorstream.graph_nodes import Rows, in_graph_of
 from tensorstream.hidden import once_more
 from tensorstream.plain_objects import plain_copy
@@ -93,12 +94,13 @@ class LentParameter(nn.Parameter):
         """The weight without its history. After an interrupted forward that is no part of the arena."""
         _refuse_new_parameter(self)
         weight_of(self)._loans.end_abandoned()
-        of_now: Any = torch.Tensor.detach if type(self) is LentParameter else ParkedParameter.detach
-        return of_now(self)  # type: ignore[no-any-return]
+        return (torch.Tensor.detach if type(self) is LentParameter else ParkedParameter.detach)(
+            self
+        )
 
     def set_(self, *source: Any, **kwargs: Any) -> torch.Tensor:
         """Takes the value, as `data` does: torch's own exchanges the memory, unseen."""
-        self.data = _given_to_set(self, source, kwargs)
+        self.data = given_to_set(self, source, kwargs)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
@@ -153,7 +155,7 @@ class ParkedParameter(nn.Parameter):
     def set_(self, *source: Any, **kwargs: Any) -> torch.Tensor:
         """Takes the value, as `data` does: torch's own asks no subclass, and exchanges the poison."""
         _check_method(torch.Tensor.set_, "set_", self)
-        self.data = _given_to_set(self, source, kwargs)
+        self.data = given_to_set(self, source, kwargs)
         return self
 
     def as_subclass(self, cls: Any) -> Any:
@@ -181,22 +183,13 @@ class ParkedParameter(nn.Parameter):
 
 def _refuse_new_parameter(parameter: torch.Tensor) -> None:
     """Raises UnsupportedError where nn.Parameter() asks, which takes no value of another class."""
-    if sys._getframe(2).f_code is nn.Parameter.__new__.__code__:
+    is_traced = torch.compiler.is_compiling()
+    if not is_traced and sys._getframe(2).f_code is nn.Parameter.__new__.__code__:
         raise UnsupportedError(
             f"nn.Parameter() of the streamed weight '{weight_of(parameter).name}', as weight_norm() and "
             "Embedding.from_pretrained() call it: give its value (weight.data, or a clone), or call "
             "tensorstream.restore(model) first"
         )
-
-
-def _given_to_set(
-    parameter: torch.Tensor, source: tuple[Any, ...], kwargs: dict[str, Any]
-) -> torch.Tensor:
-    """The value that set_() is given for `parameter`: a tensor, or a storage and how it is seen."""
-    given = source[0] if source else kwargs.get("source")
-    if isinstance(given, torch.Tensor) and len(source) + len(kwargs) == 1:
-        return given.detach()
-    return torch.empty(0, dtype=parameter.dtype, device=parameter.device).set_(*source, **kwargs)
 
 
 def _to_other_process(parameter: ParkedParameter) -> Any:

@@ -23,7 +23,7 @@ from tensorstream import _native
 from tensorstream.backward import in_backward
 from tensorstream.compute_device import is_made_of_parts
 from tensorstream.flattened import flattened
-from tensorstream.lent import given_at
+from tensorstream.lent import APART, given_at
 from tensorstream.proxy import LentParameter, weight_of
 from tensorstream.torch_pool import TorchPool
 from tensorstream.tracing import address_of, uncompiled
@@ -154,25 +154,35 @@ class SavedHooks:
             top=_autograd._top_saved_tensors_default_hooks,
         )
 
-    def _weight_at(self, address: int | None) -> Weight | None:
+    def _weight_at(self, tensor: torch.Tensor) -> tuple[Weight | None, int]:
+        """The weight that `tensor` is a view of, and the element of it at which that begins."""
+        address = address_of(tensor)
         for lent in reversed(self.stack.lent):
             if address in lent:
-                weight: Weight = lent[address]
-                return weight
-        return None
+                return lent[address], int(tensor.storage_offset())
+            for start, end, weight in lent.get(APART, ()):
+                if address is None or tensor.data_ptr() < start:
+                    continue
+                if tensor.data_ptr() + _span_bytes(tensor) > end:  # guard: beside-a-weight
+                    continue
+                return weight, (tensor.data_ptr() - start) // tensor.element_size()
+        return None, 0
 
     def pack(self, tensor: torch.Tensor) -> _Saved:
         """What a graph keeps for `tensor`."""
         if is_made_of_parts(tensor):  # guard: saved-wrapper
             leaves, make = flattened(tensor)
-            if any(self._weight_at(address_of(leaf)) is not None for leaf in leaves):
+            if any(self._weight_at(leaf)[0] is not None for leaf in leaves):
                 return _SavedWrapper([self.pack(leaf) for leaf in leaves], make)
-        is_parameter = type(tensor) is LentParameter  # also on memory that it was given
-        weight = weight_of(tensor) if is_parameter else self._weight_at(address_of(tensor))
-        version = 0 if tensor.is_inference() else tensor._version
         outer: Any = self.stack.outer
+        weight, first = self._weight_at(tensor)
+        # A graph finds in a parameter what it was given last; other hooks are handed what it has.
+        is_parameter = type(tensor) is LentParameter and (outer is None or weight is not None)
+        if is_parameter:
+            weight = weight_of(tensor)
+        version = 0 if tensor.is_inference() else tensor._version
         if weight is not None:
-            form = None if is_parameter else _form_of(tensor, weight)
+            form = None if is_parameter else _form_of(tensor, weight, first)
             saved = _SavedWeight(weight, weight.generation, version, form)
             if outer is not None and _counts(outer[0]):  # guard: counted-by-checkpoint
                 outer[0](_Deferred(saved))
@@ -199,10 +209,19 @@ def _counts(pack: Callable[[torch.Tensor], Any]) -> bool:
     return getattr(pack, "__module__", None) == torch.utils.checkpoint.__name__
 
 
-def _form_of(tensor: torch.Tensor, weight: Weight) -> torch.Tensor:
+def _span_bytes(tensor: torch.Tensor) -> int:
+    """From its first element in memory to its last, that one included."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def _form_of(tensor: torch.Tensor, weight: Weight, first: int) -> torch.Tensor:
+    """Its shape, strides and type as a view of the weight that begins at the element `first` of it."""
     return torch.empty(0, dtype=tensor.dtype, device="meta").set_(
         torch.UntypedStorage(weight.size_bytes, device="meta"),
-        int(tensor.storage_offset()),
+        first,
         tensor.shape,
         tensor.stride(),
     )

@@ -19,10 +19,10 @@ from tensorstream.compute_device import ComputeDevice
 from tensorstream.exceptions import ConfigError, LeaseError, UnsupportedError
 from tensorstream.forms import (
     SOLE_USER,
+    check_memory,
     copy_at,
     empty_at,
     form_of,
-    is_dense,
     line_offset_of,
     poison_like,
     storage_users,
@@ -166,6 +166,11 @@ class Weight:
         """Whether it is computed with where it lies in RAM: products are rounded by where that begins."""
         return self._own_offset is not None
 
+    @property
+    def _offset(self) -> int:
+        """The byte of a cache line at which its value begins in RAM."""
+        return self._line_offset if self._own_offset is None else self._own_offset
+
     def view_of(self, place: torch.Tensor) -> torch.Tensor:
         """The weight on a place: uint8 (size_bytes,) on the device, seen with its type, shape, strides."""
         if self._owned is not None and self.lies_apart:  # guard: given-alignment
@@ -245,8 +250,7 @@ class Weight:
 
     def _read_on_host(self) -> torch.Tensor:
         with plain_tensors():
-            offset = self._line_offset if self._own_offset is None else self._own_offset
-            value = empty_at(self.form, offset)
+            value = empty_at(self.form, self._offset)
         self.engine.read_tensor(self.tensor, value.data_ptr(), self.size_bytes)
         return value
 
@@ -395,8 +399,8 @@ class Weight:
         """
         self._take_form_of(value)
         if self._device.is_host:
-            if self._own_offset is not None and line_offset_of(value) != self._own_offset:
-                value = copy_at(value, self._own_offset)
+            if line_offset_of(value) != self._offset:  # guard: written-alignment
+                value = copy_at(value, self._offset)
             self.engine.replace_tensor(self.tensor, value.data_ptr(), self.size_bytes, value)
             self._owned = value
             if self.lies_apart:
@@ -461,11 +465,7 @@ class Weight:
     def check_form(self, value: torch.Tensor) -> None:
         """Raises UnsupportedError where `value` cannot be the weight's."""
         self.check_kind(value.dtype, value.device, value.shape)
-        if not is_dense(value):
-            raise UnsupportedError(
-                f"'{self.name}' is streamed, and a value with strides {value.stride()} has gaps or "
-                "overlaps in memory; give a copy (.contiguous()), or call tensorstream.restore(model) first"
-            )
+        check_memory(value, self.name)
 
     def check_kind(
         self, dtype: torch.dtype, device: torch.device, shape: torch.Size | None = None

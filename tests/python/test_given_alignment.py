@@ -181,3 +181,80 @@ def test_a_view_of_given_memory_may_be_kept(tmp_path: Path) -> None:
     x = torch.randn(1, _SIZE)
     with torch.no_grad():
         assert_same(model(x), plain(x))
+
+
+def test_what_a_forward_writes_stays_where_it_was(tmp_path: Path) -> None:
+    plain, path = _made(tmp_path)
+
+    def halve(module: nn.Module, _: Any) -> None:
+        with torch.no_grad():
+            module.weight.mul_(0.5)  # type: ignore[operator,union-attr]
+
+    for layer in plain:  # type: ignore[attr-defined]
+        layer.register_forward_pre_hook(halve)
+    model = copy.deepcopy(plain)
+    model.load_state_dict(load_file(path), assign=True)
+    offload_tightly(model, checkpoint=path)
+    for _ in range(2):
+        expected = _seen(plain)
+        assert _seen(model) == expected
+    assert [_offset(each) for each in model.parameters()] == expected
+    ts.restore(model)
+    assert [line_offset_of(each) for each in model.parameters()] == expected
+
+
+@pytest.mark.parametrize("first", [0, 1, 7])
+def test_gradients_beside_a_weight_in_one_storage(first: int, tmp_path: Path) -> None:
+    """What is given is a part of a larger memory, of which a graph saves other parts too."""
+
+    class Masked(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = x @ self.weight[:64].t()
+            beside = self.flat[-_SIZE:] if "flat" in vars(self) else x
+            return super().forward(x) * beside + rows.sum()
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(*(Masked(_SIZE, _SIZE) for _ in range(4)))
+    save_file(plain.state_dict(), tmp_path / "x.safetensors")
+    model = offload_tightly(copy.deepcopy(plain), checkpoint=tmp_path / "x.safetensors")
+    for each in (plain, model):
+        for layer in each:  # type: ignore[attr-defined]
+            flat = torch.empty(first + _SIZE * _SIZE + _SIZE)
+            flat[-_SIZE:] = 0.25
+            flat[first : first + _SIZE * _SIZE] = layer.weight.detach().flatten()
+            layer.flat = flat
+            layer.weight.data = flat[first : first + _SIZE * _SIZE].view(_SIZE, _SIZE)
+    for _ in range(2):
+        x = torch.randn(3, _SIZE, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        found = []
+        for each in (plain, model):
+            x.grad = None
+            each.zero_grad()
+            each(x).square().mean().backward()
+            found.append([x.grad, *(p.grad for p in each.parameters())])
+        assert_same(found[1], found[0])
+
+
+def test_a_bank_of_which_a_forward_takes_turns(tmp_path: Path) -> None:
+    class Turning(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.turn = vars(self).get("turn", 0) + 1
+            self.weight.data = self.bank[self.turn % 2]
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(*(Turning(_SIZE, _SIZE) for _ in range(4)))
+    model = offload_tightly(copy.deepcopy(plain))
+    for each in (plain, model):
+        generator = torch.Generator().manual_seed(2)
+        for layer in each:  # type: ignore[attr-defined]
+            layer.bank = torch.randn(2, _SIZE, _SIZE, generator=generator)
+    x = torch.randn(1, _SIZE)
+    with torch.no_grad():
+        for number in range(4):
+            assert_same(model(x), plain(x), f"forward {number}")
+            assert_same(list(model.parameters()), list(plain.parameters()))
+            for each in (plain, model):
+                for layer in each:  # type: ignore[attr-defined]
+                    layer.bank.mul_(1.5)
+            assert_same(list(model.parameters()), list(plain.parameters()))

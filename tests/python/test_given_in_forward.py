@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from safetensors.torch import save_file
 from torch import nn
 
@@ -318,3 +319,63 @@ def test_a_weight_that_a_forward_swaps(mode: Callable[[], Any]) -> None:
         assert_same(list(model.parameters()), list(plain.parameters()))
     ts.restore(model)
     assert_same(list(model.parameters()), list(plain.parameters()))
+
+
+def test_a_lazily_conjugated_value_is_refused() -> None:
+    class Conjugating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(128, 128, dtype=torch.complex64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.w.data = self.w.data.conj()
+            return (x @ self.w).real.to(torch.complex64)
+
+    model = offload_tightly(nn.Sequential(*(Conjugating() for _ in range(4))))
+    before = [each.detach().clone() for each in model.parameters()]
+    with pytest.raises(ts.UnsupportedError, match=r"'0.w'.*resolve_conj"):
+        model(torch.randn(2, 128, dtype=torch.complex64))
+    assert_same(list(model.parameters()), before)
+    with pytest.raises(ts.UnsupportedError, match=r"'0.w'.*resolve_conj"):
+        model[0].w.data = before[0].conj()
+    assert_same(list(model.parameters()), before)
+
+
+def _run(model: nn.Module, x: torch.Tensor, how: str) -> torch.Tensor:
+    if how == "saved_tensors_hooks":
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+            return model(x)
+    reentrant = how == "reentrant"
+    return torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant)
+
+
+@_PLACES
+@pytest.mark.parametrize("how", ["saved_tensors_hooks", "reentrant", "not reentrant"])
+@pytest.mark.parametrize("forward", [_put_back, _given_and_written, _both])
+def test_gradients_below_hooks_that_keep_what_they_are_given(
+    forward: Callable[[Any, torch.Tensor], torch.Tensor],
+    how: str,
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def by_product(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        before = layer.weight.data
+        layer.weight.data = before.round(decimals=1)
+        output = x @ layer.weight
+        layer.weight.data = before
+        return output
+
+    plain, model = _pair(
+        by_product if forward is _put_back else forward, where, tmp_path, monkeypatch
+    )
+    x = torch.randn(2, 256, requires_grad=True)
+    for number in range(2):
+        found = []
+        for each in (plain, model):
+            x.grad = None
+            each.zero_grad()
+            _run(each, x, how).square().sum().backward()
+            found.append([x.grad, *(p.grad for p in each.parameters() if p.grad is not None)])
+        assert_same(found[1], found[0], f"gradients {number}")
+        assert_same(list(model.parameters()), list(plain.parameters()))
