@@ -309,9 +309,7 @@ void init_lent_parameters(nb::module_& module) {
       .def("note_exchanged", &LentParameters::note_exchanged, "position"_a, "is_exchanged"_a,
            "Whether a lent parameter lies elsewhere than on its view.")
       .def("changed", &LentParameters::changed,
-           "Positions of lent parameters that are of another version, lie elsewhere, or hold "
-           "another "
-           "weight.")
+           "Positions of lent parameters that are of another version or weight, or lie elsewhere.")
       .def("park", &LentParameters::park, "changed"_a, "Parks lent parameters.")
       .def("leave_place", &LentParameters::leave_place,
            "Takes the bytes away from parked parameters that stay on a place.")

@@ -966,7 +966,7 @@ class LentParameters:
 
     def changed(self) -> list[int]:
         """
-        Positions of lent parameters that are of another version, lie elsewhere, or hold another weight.
+        Positions of lent parameters that are of another version or weight, or lie elsewhere.
         """
 
     def park(self, changed: Sequence[int]) -> None:
