@@ -68,7 +68,7 @@ def poison_like(like: torch.Tensor, device: torch.device) -> torch.Tensor:
     return raw.view(like.dtype).reshape(()).expand(like.shape)
 
 
-def storage_users(tensor: torch.Tensor) -> int:
+def _storage_users(tensor: torch.Tensor) -> int:
     """How many tensors and other holders its storage has, that which Python has of it included."""
     storage = tensor.untyped_storage()  # one object for all who ask
     tensors: int = torch._C._storage_Use_Count(storage._cdata)
@@ -76,8 +76,12 @@ def storage_users(tensor: torch.Tensor) -> int:
 
 
 _ALONE = torch.empty(1, device="cpu")
-# What storage_users() says where one tensor has the storage.
-SOLE_USER = storage_users(_ALONE)
+_SOLE_USER = _storage_users(_ALONE)
+
+
+def is_shared(tensor: torch.Tensor) -> bool:
+    """Whether anything but this one tensor has its storage."""
+    return _storage_users(tensor) > _SOLE_USER
 
 
 def given_to_set(

@@ -42,6 +42,35 @@ _groups: weakref.WeakSet[LentGroup] = weakref.WeakSet()
 set_data = torch._C.TensorBase.data.__set__  # type: ignore[attr-defined]
 
 
+# In functions of their own: a name that is left for one of these would count as a holder of its memory.
+def _views_on(
+    places: Iterable[torch.Tensor], weights: list[Weight]
+) -> tuple[list[torch.UntypedStorage], list[torch.Tensor]]:
+    """The storages of places, and what weights are lent as there."""
+    storages, views = [], []
+    for weight, place in zip(weights, places, strict=True):
+        storages.append(place.untyped_storage())
+        with plain_tensors():  # views without versions hide writes
+            views.append(weight.view_of(place))
+    return storages, views
+
+
+def _addresses_of(
+    weights: list[Weight], storages: list[torch.UntypedStorage], starts: list[int]
+) -> dict[int, Any]:
+    """Weights by the addresses of their places, and by ranges where they lie in memory of others."""
+    found: dict[int, Any] = {}
+    apart: list[tuple[int, int, Weight]] = []
+    for weight, storage, start in zip(weights, storages, starts, strict=True):
+        if weight.lies_apart:
+            apart.append((start, start + weight.size_bytes, weight))
+        else:
+            found[storage.data_ptr()] = weight
+    if apart:
+        found[APART] = apart
+    return found
+
+
 class LentGroup(_native.LentParameters):
     """One group that is leased at each use: its weights and their views on its place."""
 
@@ -70,22 +99,9 @@ class LentGroup(_native.LentParameters):
         `stays` says that no other group shares it.
         """
         self.leave_place()
-        self.storages, views = [], []
-        for weight, place in zip(self.weights, places, strict=True):
-            with plain_tensors():  # views without versions hide writes
-                views.append(weight.view_of(place))
-            self.storages.append(place.untyped_storage())
-        del place  # it would be a holder of its memory
+        self.storages, views = _views_on(places, self.weights)
         self._starts = [view.data_ptr() for view in views]
-        addresses: dict[int, Any] = {}
-        apart: list[tuple[int, int, Weight]] = []
-        for weight, storage, start in zip(self.weights, self.storages, self._starts, strict=True):
-            if weight.lies_apart:  # in memory of others, who may have more of the same storage
-                apart.append((start, start + weight.size_bytes, weight))
-            else:
-                addresses[storage.data_ptr()] = weight
-        if apart:
-            addresses[APART] = apart
+        addresses = _addresses_of(self.weights, self.storages, self._starts)
         self.set_place(
             place_number,
             stays,

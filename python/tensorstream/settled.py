@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tensorstream.exceptions import UnsupportedError
-from tensorstream.forms import SOLE_USER, is_dense, storage_users
+from tensorstream.forms import is_dense, is_shared
 from tensorstream.walk import FoundWeight
 from tensorstream.weight import Weight
 
@@ -31,7 +31,7 @@ def check_can_leave(member: FoundWeight, on_engine: bool) -> None:
             "since the model was offloaded, and cannot be streamed; call tensorstream.restore(model), and "
             "offload it again"
         )
-    held = on_engine and storage_users(parameter) > SOLE_USER
+    held = on_engine and is_shared(parameter)
     if held:  # guard: held-view
         raise UnsupportedError(
             f"somebody holds a view of '{name}', whose memory would go; let it go before you set the "

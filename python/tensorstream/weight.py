@@ -18,14 +18,13 @@ from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice
 from tensorstream.exceptions import ConfigError, LeaseError, UnsupportedError
 from tensorstream.forms import (
-    SOLE_USER,
     check_memory,
     copy_at,
     empty_at,
     form_of,
+    is_shared,
     line_offset_of,
     poison_like,
-    storage_users,
 )
 from tensorstream.loans import Loans
 from tensorstream.proxy import LentParameter, ParkedParameter
@@ -105,6 +104,8 @@ class Weight:
             self.park()
             return
         value = self.parameter.detach() if in_ram is None else in_ram
+        if in_ram is not None:  # guard: apart-once-settled
+            self._begins_at(line_offset_of(in_ram))
         self._owned = in_ram
         self.park()
         self._watch(value)
@@ -170,6 +171,9 @@ class Weight:
     def _offset(self) -> int:
         """The byte of a cache line at which its value begins in RAM."""
         return self._line_offset if self._own_offset is None else self._own_offset
+
+    def _begins_at(self, offset: int) -> None:
+        self._own_offset = None if offset == self._line_offset else offset
 
     def view_of(self, place: torch.Tensor) -> torch.Tensor:
         """The weight on a place: uint8 (size_bytes,) on the device, seen with its type, shape, strides."""
@@ -278,7 +282,7 @@ class Weight:
 
     def _watch(self, value: torch.Tensor) -> None:
         """Makes `value` a loan where somebody else holds its memory, and ends one that nobody does."""
-        if value is self._home and storage_users(value) > SOLE_USER:  # guard: written-past-versions
+        if value is self._home and is_shared(value):  # guard: written-past-versions
             self._was_pointed_at = True
         if self._is_held(value):
             self._loan, self._loan_version = value, value._version
@@ -289,7 +293,7 @@ class Weight:
 
     def _is_held(self, value: torch.Tensor) -> bool:
         """Whether an operation under way shares it, or somebody else its memory."""
-        return self._operations > 0 or storage_users(value) > SOLE_USER
+        return self._operations > 0 or is_shared(value)
 
     def point_at(self, value: torch.Tensor) -> None:
         """Keeps `value`, which truth() gave, for an address in it: nobody else may hold it."""
@@ -321,7 +325,7 @@ class Weight:
                 if counts or not reads:  # guard: settled-before-use
                     raise
                 return
-        is_held_home = loan is self._home and storage_users(loan) > SOLE_USER
+        is_held_home = loan is self._home and is_shared(loan)
         self._was_pointed_at = self._pointed_at is not None or is_held_home
         self._loan_version = loan._version
         if not self._is_held(loan):
@@ -333,7 +337,7 @@ class Weight:
             return True
         if loan is self._home:
             # Past its version pointers reach it, and `data` of what somebody holds, or held.
-            return self._was_pointed_at or storage_users(loan) > SOLE_USER
+            return self._was_pointed_at or is_shared(loan)
         # Owned memory is the source already: what was loaded of it is not. Other memory is compared: it
         # may have been written past torch, through NumPy or a pointer.
         return loan is self._owned or not self.holds(loan)
@@ -449,8 +453,7 @@ class Weight:
     def take_memory(self, value: torch.Tensor, written_at: int | None = None) -> None:
         """Adopts what the parameter was given in the place of its memory."""
         if self._device.is_host:
-            offset = line_offset_of(value)
-            self._own_offset = None if offset == self._line_offset else offset
+            self._begins_at(line_offset_of(value))
             self._make_views_anew()
         self.adopt(value, written_at=written_at)
 
@@ -459,7 +462,7 @@ class Weight:
         self._pointed_at = None
         if self._home is None:
             return
-        if storage_users(self._home) > SOLE_USER:  # guard: home-held
+        if is_shared(self._home):  # guard: home-held
             self._home = self._owned = None
 
     def check_form(self, value: torch.Tensor) -> None:

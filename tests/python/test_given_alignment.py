@@ -258,3 +258,31 @@ def test_a_bank_of_which_a_forward_takes_turns(tmp_path: Path) -> None:
                 for layer in each:  # type: ignore[attr-defined]
                     layer.bank.mul_(1.5)
             assert_same(list(model.parameters()), list(plain.parameters()))
+
+
+@pytest.mark.parametrize("moves", ["u", "ud", "udu", "udud"])
+@pytest.mark.parametrize("is_held", [False, True])
+def test_budgets_that_move_up_and_down(moves: str, is_held: bool, tmp_path: Path) -> None:
+    plain, path = _made(tmp_path)
+    model = copy.deepcopy(plain)
+    model.load_state_dict(load_file(path), assign=True)
+    offload_tightly(model, checkpoint=path)
+    tight = ts.stats(model).budget_bytes
+    for each in (plain, model):
+        _shifted(each)
+    held = [[p.data for p in each.parameters()] for each in (plain, model)] if is_held else []
+    for move in moves:
+        ts.set_budget(model, ram_budget="1GiB" if move == "u" else tight)
+        x = torch.randn(1, _SIZE)
+        with torch.no_grad():
+            assert_same(model(x), plain(x), move)
+            for aliases in held:
+                for alias in aliases:
+                    alias.mul_(1.25)
+            assert_same(model(x), plain(x), f"{move}, written through aliases")
+        assert _seen(model) == _seen(plain)
+    expected = [line_offset_of(each) for each in plain.parameters()]
+    ts.restore(model)
+    assert_same(list(model.parameters()), list(plain.parameters()))
+    if moves.endswith("d"):
+        assert [line_offset_of(each) for each in model.parameters()] == expected

@@ -106,3 +106,16 @@ def test_a_view_kept_on_the_side_is_refused_also_while_a_graph_is_held() -> None
     with torch.no_grad(), pytest.raises(ts.UnsupportedError, match="keep_resident"):
         model(X)
     del held
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_kept_view_of_any_weight_of_a_group_is_refused(bias: bool, name: str) -> None:
+    class Keeping(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.kept = getattr(self, name if bias else "weight").data[:]
+            return super().forward(x)
+
+    model = offload_tightly(nn.Sequential(*(Keeping(256, 256, bias=bias) for _ in range(4))))
+    with torch.no_grad(), pytest.raises(ts.UnsupportedError, match="was kept beyond"):
+        model(torch.zeros(1, 256))
