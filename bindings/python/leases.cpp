@@ -130,6 +130,7 @@ void Leases::lend(const nb::object& object, LentParameters& group, std::uint32_t
     const std::size_t count = group.lend();
     if (count != group.size()) object.attr("raise_exchanged")(count);
     group.hooked = nb::cast<SavedStack&>(saved_).push(group.addresses());
+    if (!group.hooked) object.attr("note_users")();
   } catch (...) {
     object.attr("park_those_lent")();
     throw;
@@ -186,6 +187,7 @@ nb::object Leases::give_back(const nb::object& object, nb::object output) {
   drop_casts(group);
   if (has_loans()) object.attr("check_unwritten")();
   if (!returned.is_none() && !output.is_none()) object.attr("check_kept")(returned);
+  if (!group.hooked) object.attr("check_unsaved")();
   return output;
 }
 

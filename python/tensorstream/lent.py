@@ -40,6 +40,7 @@ _types = _native.ParameterTypes(
 APART = -1
 _groups: weakref.WeakSet[LentGroup] = weakref.WeakSet()
 set_data = torch._C.TensorBase.data.__set__  # type: ignore[attr-defined]
+_use_count = torch._C.TensorBase._use_count  # type: ignore[attr-defined]
 
 
 # In functions of their own: a name that is left for one of these would count as a holder of its memory.
@@ -91,6 +92,9 @@ class LentGroup(_native.LentParameters):
         self.storages: list[torch.UntypedStorage] = []
         self._starts: list[int] = []  # of the views' memory
         self._exchanged: set[int] = set()  # may be on the place again
+        # Where no hook tells what graphs save: who held parameters as they were lent.
+        self._users: list[int] = []
+        self._edges: list[Any] = []
         _groups.add(self)
 
     def move(self, place_number: int, places: Iterable[torch.Tensor], stays: bool) -> None:
@@ -207,6 +211,34 @@ class LentGroup(_native.LentParameters):
             if self.other_holders(index) > known:
                 return self.weights[index].name
         return None
+
+    def note_users(self) -> None:
+        """Counts who holds the parameters, lent where graphs tell no hook what they save."""
+        with plain_tensors():
+            # What gradients are added to holds one, too, once a graph has it.
+            self._edges = [
+                torch.autograd.graph.get_gradient_edge(weight.parameter)
+                for weight in self.weights
+                if weight.parameter.requires_grad
+            ]
+            self._users = [_use_count(weight.parameter) for weight in self.weights]
+
+    def check_unsaved(self) -> None:
+        """Checks that no graph has saved a parameter since note_users().
+
+        Raises:
+            UnsupportedError: One has, and finds others' bytes in it from now on.
+        """
+        with plain_tensors():
+            users = [_use_count(weight.parameter) for weight in self.weights]
+        self._edges.clear()
+        for weight, now, before in zip(self.weights, users, self._users, strict=True):
+            if now > before:  # guard: saved-in-transform
+                raise UnsupportedError(
+                    f"a graph keeps the streamed weight '{weight.name}' where hooks for saved tensors are "
+                    "off (torch.func: grad, vjp, jacrev, hessian): use torch.autograd, or call "
+                    "tensorstream.restore(model) first"
+                )
 
     def check_kept(self, returned: list[torch.Tensor]) -> None:
         """Checks that no view of the weights outlives their lease but those that a forward returned.

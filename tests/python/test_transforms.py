@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -151,3 +152,48 @@ def test_transforms_that_keep_weights_are_refused(name: str, trainable: bool, de
         assert_same(model(X), plain(X), "a forward afterwards")
     ts.restore(model)
     assert_same(REFUSED[name](model), REFUSED[name](plain), "restored")
+
+
+class Products(nn.Module):
+    """Products that save the parameter itself, where nn.Linear saves a view of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(
+            torch.randn(256, 256, generator=torch.Generator().manual_seed(1))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+class Sums(Products):
+    """What saves nothing of its weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.weight
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("transform", [grad, lambda f: lambda x: vjp(f, x)[1](torch.ones(()))])
+def test_a_parameter_that_a_graph_keeps_itself_is_refused(
+    transform: Callable[..., Any], trainable: bool, device: str
+) -> None:
+    x = torch.randn(256, 256)
+    for kind, is_refused in ((Products, True), (Sums, False)):
+        torch.manual_seed(0)
+        plain = nn.Sequential(*(kind() for _ in range(4))).requires_grad_(trainable)
+        model = offload_tightly(copy.deepcopy(plain))
+        expected = transform(lambda x, plain=plain: plain(x).sum())(x)
+        for _ in range(2):
+            if is_refused:
+                with pytest.raises(
+                    ts.UnsupportedError, match=r"keeps the streamed weight '\d.weight'"
+                ):
+                    transform(lambda x, model=model: model(x).sum())(x)
+            else:
+                assert_same(transform(lambda x, model=model: model(x).sum())(x), expected)
+            with torch.no_grad():
+                assert_same(model(x), plain(x), "a forward afterwards")
+        ts.restore(model)
+        assert_same(transform(lambda x, model=model: model(x).sum())(x), expected, "restored")
