@@ -75,8 +75,7 @@ class Timeline {
     if (step.sharing_distance <= use_ends_.size()) {
       start = std::max(start, use_ends_[use_ends_.size() - step.sharing_distance]);
     }
-    link_free_ = start + step.copies_seconds() +
-                 static_cast<double>(step.link_bytes()) / rates_.link_bytes_per_second;
+    link_free_ = start + link_seconds(step, rates_);
     if (step.from_disk) {
       disk_free_ = std::max(disk_free_, start - ahead_seconds_) +
                    static_cast<double>(step.disk_bytes()) / rates_.disk_bytes_per_second;
@@ -112,12 +111,15 @@ double host_decode_seconds(const PassStep& step, const Rates& rates) {
   return static_cast<double>(step.size_bytes) / rates.host_decode_bytes_per_second;
 }
 
+double link_seconds(const PassStep& load, const Rates& rates) {
+  return load.copies_seconds() +
+         static_cast<double>(load.link_bytes()) / rates.link_bytes_per_second;
+}
+
 double link_seconds(std::span<const PassStep> steps, const Rates& rates) {
   double seconds = 0;
   for (const PassStep& step : steps) {
-    if (!step.streamed) continue;
-    seconds += step.copies_seconds() +
-               static_cast<double>(step.link_bytes()) / rates.link_bytes_per_second;
+    if (step.streamed) seconds += link_seconds(step, rates);
   }
   return seconds;
 }

@@ -72,7 +72,8 @@ double pass_seconds(std::span<const PassStep> steps, const Rates& rates);
 double decode_seconds(const PassStep& step, const Rates& rates);
 /// What decoding on the host takes of its load.
 double host_decode_seconds(const PassStep& step, const Rates& rates);
-/// What the link is busy for in a pass, by itself.
+/// What the link is busy for with a load, and with those of a pass, by itself.
+double link_seconds(const PassStep& load, const Rates& rates);
 double link_seconds(std::span<const PassStep> steps, const Rates& rates);
 /// What of that counts where plans are compared, beside a pass that hides it.
 double felt_link_seconds(std::span<const PassStep> steps, const Rates& rates);

@@ -361,8 +361,7 @@ double load_seconds(const GroupFootprint& group, const Rates& rates) {
                       .frame_bytes = group.frame_bytes,
                       .decodes_frames = group.decodes_frames,
                       .coded_copies = group.coded_copies};
-  const double link =
-      load.copies_seconds() + static_cast<double>(load.link_bytes()) / rates.link_bytes_per_second;
+  const double link = link_seconds(load, rates);
   const double disk = static_cast<double>(load.disk_bytes()) / rates.disk_bytes_per_second;
   return std::max(link, disk) + host_decode_seconds(load, rates);
 }
