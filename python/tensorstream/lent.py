@@ -15,6 +15,7 @@ from tensorstream import _native
 from tensorstream.compute_device import is_made_of_parts
 from tensorstream.exceptions import TensorStreamError, UnsupportedError
 from tensorstream.flattened import inner_tensors, wrapper_of
+from tensorstream.forms import copy_at, line_offset_of
 from tensorstream.inner_tensors import Wrappers
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
@@ -70,6 +71,13 @@ def _addresses_of(
     if apart:
         found[APART] = apart
     return found
+
+
+def _copy_of(value: torch.Tensor) -> torch.Tensor:
+    """A copy, which in RAM begins where `value` does in a cache line."""
+    if value.device.type != "cpu":
+        return torch.clone(value)
+    return copy_at(value, line_offset_of(value))
 
 
 class LentGroup(_native.LentParameters):
@@ -170,7 +178,7 @@ class LentGroup(_native.LentParameters):
         is_own = value.data_ptr() == self._starts[position]
         if not may_be_elsewhere or is_own or self.addresses.get(address) is weight:
             lies_otherwise = may_be_elsewhere and value.stride() != weight.form.stride()
-            return weight, torch.clone(value), version, lies_otherwise
+            return weight, _copy_of(value), version, lies_otherwise
         owner = self._owner_of(address)
         if owner is None:
             return weight, value, given_at(version), True
@@ -181,7 +189,7 @@ class LentGroup(_native.LentParameters):
                     f"'{weight.name}' was given the memory of '{owner.name}', which is streamed too; give "
                     "it a copy (.clone()), or call tensorstream.restore(model) first"
                 )
-        return weight, torch.clone(value), given_at(version), True
+        return weight, _copy_of(value), given_at(version), True
 
     def _owner_of(self, address: int) -> Weight | None:
         """The weight that is lent on that place, if one is; places are others' between leases."""

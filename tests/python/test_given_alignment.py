@@ -286,3 +286,24 @@ def test_budgets_that_move_up_and_down(moves: str, is_held: bool, tmp_path: Path
     assert_same(list(model.parameters()), list(plain.parameters()))
     if moves.endswith("d"):
         assert [line_offset_of(each) for each in model.parameters()] == expected
+
+
+def test_a_layout_that_a_forward_gives_begins_where_the_weight_did(tmp_path: Path) -> None:
+    def transpose(module: nn.Module, _: Any) -> None:
+        module.weight.data = module.weight.data.t()  # type: ignore[operator,union-attr]
+
+    plain, path = _made(tmp_path)
+    for layer in plain:  # type: ignore[attr-defined]
+        layer.register_forward_pre_hook(transpose)
+    model = copy.deepcopy(plain)
+    model.load_state_dict(load_file(path), assign=True)
+    plain.load_state_dict(load_file(path), assign=True)
+    offload_tightly(model, checkpoint=path)
+    for number in range(3):
+        expected = _seen(plain)
+        assert _seen(model) == expected, f"forward {number}"
+        x = torch.randn(1, _SIZE)
+        with torch.no_grad():
+            assert_same(model(x), plain(x))
+    ts.restore(model)
+    assert [line_offset_of(each) for each in model.parameters()] == expected
