@@ -19,7 +19,6 @@ from tensorstream.compute_device import ComputeDevice
 from tensorstream.exceptions import ConfigError, LeaseError, UnsupportedError
 from tensorstream.forms import (
     check_memory,
-    copy_at,
     empty_at,
     form_of,
     is_shared,
@@ -403,8 +402,6 @@ class Weight:
         """
         self._take_form_of(value)
         if self._device.is_host:
-            if line_offset_of(value) != self._offset:  # guard: written-alignment
-                value = copy_at(value, self._offset)
             self.engine.replace_tensor(self.tensor, value.data_ptr(), self.size_bytes, value)
             self._owned = value
             if self.lies_apart:
