@@ -150,7 +150,7 @@ nb::list Leases::park(const nb::object& object, LentParameters& group,
   return written;
 }
 
-nb::object Leases::give_back(const nb::object& object, nb::object output) {
+nb::object Leases::give_back(const nb::object& object, nb::object output, bool has_returned) {
   auto& group = nb::cast<LentParameters&>(object);
   if (group.depth > 1) {
     --group.depth;
@@ -186,7 +186,7 @@ nb::object Leases::give_back(const nb::object& object, nb::object output) {
   if (error) std::rethrow_exception(error);
   drop_casts(group);
   if (has_loans()) object.attr("check_unwritten")();
-  if (!returned.is_none() && !output.is_none()) object.attr("check_kept")(returned);
+  if (!returned.is_none() && has_returned) object.attr("check_kept")(returned);
   if (!group.hooked) object.attr("check_unsaved")();
   return output;
 }
@@ -196,12 +196,13 @@ void Leases::drop_casts(const LentParameters& group) {
   if (are_cast) functions_.clear_casts();
 }
 
-nb::object Leases::give_back_all(std::vector<nb::object>& groups, nb::object output) {
+nb::object Leases::give_back_all(std::vector<nb::object>& groups, nb::object output,
+                                 bool has_returned) {
   std::exception_ptr error;
   while (!groups.empty()) {
     const nb::object group = std::move(groups.back());
     groups.pop_back();
-    attempt(error, [&] { output = give_back(group, output); });
+    attempt(error, [&] { output = give_back(group, output, has_returned); });
   }
   if (error) std::rethrow_exception(error);
   return output;
@@ -333,12 +334,23 @@ nb::object Unit::after(const nb::object& /*module*/, const nb::object& /*args*/,
   const UncompiledScope scope(set_eval_frame_);
   if (!running.entered) return nb::none();
   auto& leases = nb::cast<Leases&>(leases_);
+  // Torch calls it with None, too, where the forward failed, while it handles the error.
+  const bool has_returned = !output.is_none() || handled_exception() == running.handled;
   nb::object result = nb::none();
   std::exception_ptr error;
-  attempt(error, [&] { result = leases.give_back_all(running.held, output); });
+  attempt(error, [&] { result = leases.give_back_all(running.held, output, has_returned); });
   attempt(error, [&] { leases.leave(running.frame, output); });
   if (error) std::rethrow_exception(error);
   return result.is(output) ? nb::none() : result;
+}
+
+const PyObject* Unit::handled_exception() {
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_GetExcInfo(&type, &value, &traceback);
+  for (PyObject* each : {type, value, traceback}) Py_XDECREF(each);
+  return value == Py_None ? nullptr : value;
 }
 
 std::vector<Unit::Running>::iterator Unit::last_of_thread() {

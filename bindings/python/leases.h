@@ -44,10 +44,11 @@ class Leases {
   void leave(const nb::object& frame, const nb::object& output);
   /// Leases a group and lends its weights. False where it has no place now: they stay parked.
   bool take(const nb::object& group);
-  /// Parks a group's weights and gives the lease back; `output` without views of the arena.
-  nb::object give_back(const nb::object& group, nb::object output);
+  /// Parks a group's weights and gives the lease back; `output` without views of the arena. Where
+  /// the forward `has_returned`, nobody else may keep one.
+  nb::object give_back(const nb::object& group, nb::object output, bool has_returned);
   /// The same for all of them, whatever fails. Empties the list.
-  nb::object give_back_all(std::vector<nb::object>& groups, nb::object output);
+  nb::object give_back_all(std::vector<nb::object>& groups, nb::object output, bool has_returned);
   /// Parks groups that an abandoned forward had lent, gives back all leases, and keeps what it
   /// wrote: all of that, whatever fails.
   void abandon(const nb::list& groups);
@@ -113,11 +114,14 @@ class Unit {
   bool attached = true;  // to its module
 
  private:
+  /// What the thread handles now: that of its innermost `except` block; null outside of any.
+  static const PyObject* handled_exception();
   /// A forward under way, and what it leased.
   struct Running {
     nb::object frame;      // null where the pre-hook failed
     bool entered = false;  // false where it runs for another thread's forward
     std::vector<nb::object> held{};
+    const PyObject* handled = handled_exception();  // by its caller, which keeps it
     std::uint64_t thread = PyThread_get_thread_ident();
   };
   template <typename Visit>

@@ -17,6 +17,7 @@ from tensorstream.exceptions import TensorStreamError, UnsupportedError
 from tensorstream.flattened import inner_tensors, wrapper_of
 from tensorstream.forms import copy_at, line_offset_of
 from tensorstream.inner_tensors import Wrappers
+from tensorstream.places import mark_place, owner_of, refuse_place
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
 from tensorstream.weight import Weight
@@ -39,7 +40,6 @@ _types = _native.ParameterTypes(
 
 # In a group's addresses: where weights begin and end that are computed with apart from their places.
 APART = -1
-_groups: weakref.WeakSet[LentGroup] = weakref.WeakSet()
 set_data = torch._C.TensorBase.data.__set__  # type: ignore[attr-defined]
 _use_count = torch._C.TensorBase._use_count  # type: ignore[attr-defined]
 
@@ -52,6 +52,7 @@ def _views_on(
     storages, views = [], []
     for weight, place in zip(weights, places, strict=True):
         storages.append(place.untyped_storage())
+        mark_place(storages[-1], weight)
         with plain_tensors():  # views without versions hide writes
             views.append(weight.view_of(place))
     return storages, views
@@ -103,7 +104,6 @@ class LentGroup(_native.LentParameters):
         # Where no hook tells what graphs save: who held parameters as they were lent.
         self._users: list[int] = []
         self._edges: list[Any] = []
-        _groups.add(self)
 
     def move(self, place_number: int, places: Iterable[torch.Tensor], stays: bool) -> None:
         """Makes views on a new place: `places` are uint8 (size_bytes,) each, and nobody else's.
@@ -174,28 +174,13 @@ class LentGroup(_native.LentParameters):
         parameter = weight.parameter
         value = torch.Tensor.detach(parameter)
         version = 0 if parameter.is_inference() else parameter._version
-        address = value.untyped_storage().data_ptr()
-        is_own = value.data_ptr() == self._starts[position]
-        if not may_be_elsewhere or is_own or self.addresses.get(address) is weight:
+        owner = owner_of(value)
+        is_own = value.data_ptr() == self._starts[position] or owner is weight
+        if is_own or not may_be_elsewhere:
             lies_otherwise = may_be_elsewhere and value.stride() != weight.form.stride()
             return weight, _copy_of(value), version, lies_otherwise
-        owner = self._owner_of(address)
-        if owner is None:
-            return weight, value, given_at(version), True
-        if isinstance(owner.parameter, LentParameter):
-            its = torch.Tensor.detach(owner.parameter).untyped_storage().data_ptr()
-            if address == its:  # guard: shared-in-forward
-                raise UnsupportedError(
-                    f"'{weight.name}' was given the memory of '{owner.name}', which is streamed too; give "
-                    "it a copy (.clone()), or call tensorstream.restore(model) first"
-                )
-        return weight, _copy_of(value), given_at(version), True
-
-    def _owner_of(self, address: int) -> Weight | None:
-        """The weight that is lent on that place, if one is; places are others' between leases."""
-        groups = (self, *(group for group in list(_groups) if group.depth))
-        found = (group.addresses[address] for group in groups if address in group.addresses)
-        return next(found, None)
+        refuse_place(value, weight.name)
+        return weight, value if owner is None else _copy_of(value), given_at(version), True
 
     def check_unwritten(self) -> None:
         """Raises UnsupportedError where a loan was written to while its weight was in use."""

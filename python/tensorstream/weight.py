@@ -26,6 +26,7 @@ from tensorstream.forms import (
     poison_like,
 )
 from tensorstream.loans import Loans
+from tensorstream.places import refuse_place
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import as_plain, plain_tensors, version_of
 
@@ -423,7 +424,7 @@ class Weight:
         """`parameter.data = value`; of a forward's that just ended, at `written_at`.
 
         Raises:
-            UnsupportedError: `value` is of another type, shape or device.
+            UnsupportedError: `value` is of another type, shape or device, or another weight is lent there.
         """
         if value is self.parameter:
             return
@@ -435,12 +436,11 @@ class Weight:
         if same and value.shape == self.form.shape and value.stride() == self.form.stride():
             return  # what was borrowed is put back: writes to it are seen by settle()
         self.check_form(value)
+        refuse_place(value, self.name)
         with torch.inference_mode(False), torch.no_grad():
             kept = value.detach()
             if kept.is_inference():
-                kept = torch.empty_strided(
-                    kept.shape, kept.stride(), dtype=kept.dtype, device=kept.device
-                ).copy_(kept)
+                kept = torch.clone(kept)
         self._leave_home_if_held()
         self._loan = None
         self._loans.discard(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,81 @@ def test_the_memory_of_another_weight_is_refused_and_nothing_is_lost() -> None:
     with pytest.raises(ts.UnsupportedError, match=r"'0.bias'.*memory of '0.weight'"):
         model(torch.randn(2, 256))
     assert_same(list(model.parameters()), before)
+
+
+class _Giving(nn.Linear):
+    """Gives its weight's place to another one's parameter, and returns nothing, or what that computes."""
+
+    def __init__(self, *, returns: bool) -> None:
+        super().__init__(256, 256)
+        self.returns = returns
+
+    def forward(self, taker: nn.Linear, x: torch.Tensor) -> torch.Tensor | None:
+        taker.weight.data = self.weight.detach()
+        return _Linear(self, x) if self.returns else None
+
+
+class _Taking(nn.Linear):
+    """Calls children of which the first gives it memory: its weight is lent then, or that of `other`."""
+
+    def __init__(self, *, lent: bool, returns: bool) -> None:
+        super().__init__(256, 256)
+        self.giving = _Giving(returns=returns)
+        self.others = nn.Sequential(*(nn.Linear(256, 256) for _ in range(4)))
+        self.other = nn.Linear(256, 256)
+        self.lent = lent
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.giving(self if self.lent else self.other, x)
+        return super().forward(self.others(x))
+
+
+@pytest.mark.parametrize("returns", [False, True])
+@pytest.mark.parametrize("lent", [False, True])
+def test_a_place_that_is_given_to_another_weight_is_refused(*, lent: bool, returns: bool) -> None:
+    model = nn.Sequential(*(_Taking(lent=lent, returns=returns) for _ in range(3)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    offload_tightly(model)
+    x = torch.randn(2, 256)
+    with pytest.raises(ts.UnsupportedError, match=r"'0.giving.weight'"), torch.no_grad():
+        model(x)
+    for layer in model:
+        layer.others(x)  # takes the place of what was given
+    assert_same(dict(model.state_dict()), before)
+    assert_same(dict(ts.restore(model).state_dict()), before)
+
+
+def _call_while_handling_an_error(module: nn.Module) -> Any:
+    try:
+        raise ValueError
+    except ValueError:
+        return module(torch.randn(2, 256))
+
+
+@pytest.mark.parametrize("call", [lambda m: m(torch.randn(2, 256)), _call_while_handling_an_error])
+def test_a_view_kept_by_a_forward_that_returns_nothing_is_refused(
+    call: Callable[[nn.Module], Any],
+) -> None:
+    class Keeping(nn.Linear):
+        def forward(self, x: torch.Tensor) -> None:
+            self.kept = self.weight.data
+
+    model = offload_tightly(nn.Sequential(*(Keeping(256, 256) for _ in range(4))))
+    with pytest.raises(ts.UnsupportedError, match=r"view .*'0.weight' was kept"):
+        call(model[0])
+
+
+def test_a_forward_that_fails_raises_its_own_error_whatever_it_keeps() -> None:
+    class Failing(nn.Linear):
+        def forward(self, x: torch.Tensor) -> None:
+            self.kept = self.weight.data
+            raise KeyError("its own")
+
+    model = offload_tightly(nn.Sequential(*(Failing(256, 256) for _ in range(4))))
+    for _ in range(2):
+        with warnings.catch_warnings(), pytest.raises(KeyError, match="its own"):
+            warnings.simplefilter("error")
+            model(torch.randn(2, 256))
 
 
 def test_weights_that_change_places_keep_their_values() -> None:
