@@ -100,7 +100,6 @@ class LentGroup(_native.LentParameters):
             weight.lent = weakref.ref(self)
         self.storages: list[torch.UntypedStorage] = []
         self._starts: list[int] = []  # of the views' memory
-        self._exchanged: set[int] = set()  # may be on the place again
         # Where no hook tells what graphs save: who held parameters as they were lent.
         self._users: list[int] = []
         self._edges: list[Any] = []
@@ -153,7 +152,6 @@ class LentGroup(_native.LentParameters):
             and weight.parameter.stride() == weight.form.stride()
         )
         self.note_exchanged(position, not is_back)
-        self._exchanged.add(position)
 
     def values(self, positions: list[int]) -> list[Written]:
         """Weights that were written to while they were lent, with their bytes and versions.
@@ -161,24 +159,21 @@ class LentGroup(_native.LentParameters):
         Raises:
             UnsupportedError: One was given the memory of another one.
         """
-        exchanged, self._exchanged = self._exchanged, set()
         with plain_tensors():
             for i in positions:
                 parameter = self.weights[i].parameter
                 if wrapper_of(parameter) is not None:  # guard: saved-before-wrapper-written
                     increment_version(parameter)  # the wrapper's was raised alone
-            return [self._written(i, i in exchanged) for i in positions]
+            return [self._written(i) for i in positions]
 
-    def _written(self, position: int, may_be_elsewhere: bool) -> Written:
+    def _written(self, position: int) -> Written:
         weight = self.weights[position]
         parameter = weight.parameter
         value = torch.Tensor.detach(parameter)
         version = 0 if parameter.is_inference() else parameter._version
         owner = owner_of(value)
-        is_own = value.data_ptr() == self._starts[position] or owner is weight
-        if is_own or not may_be_elsewhere:
-            lies_otherwise = may_be_elsewhere and value.stride() != weight.form.stride()
-            return weight, _copy_of(value), version, lies_otherwise
+        if value.data_ptr() == self._starts[position] or owner is weight:
+            return weight, _copy_of(value), version, value.stride() != weight.form.stride()
         refuse_place(value, weight.name)
         return weight, value if owner is None else _copy_of(value), given_at(version), True
 
