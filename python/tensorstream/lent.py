@@ -16,6 +16,7 @@ from tensorstream.compute_device import is_made_of_parts
 from tensorstream.exceptions import TensorStreamError, UnsupportedError
 from tensorstream.flattened import inner_tensors, wrapper_of
 from tensorstream.forms import copy_at, line_offset_of
+from tensorstream.generations import given_at
 from tensorstream.inner_tensors import Wrappers
 from tensorstream.places import mark_place, owner_of, refuse_place
 from tensorstream.proxy import LentParameter, ParkedParameter
@@ -280,14 +281,6 @@ def without_views(output: Any, places: Container[int], views: list[torch.Tensor]
         output[:] = [without_views(value, places, views) for value in output]
         return output
     return pytree.tree_map(own, output)
-
-
-def given_at(version: int) -> int:
-    """As which version a forward wrote a weight whose parameter it gave other memory, at `version`.
-
-    What graphs saved of the memory before is none of that.
-    """
-    return -2 - version
 
 
 def keep_written(written: Iterable[Written]) -> None:

@@ -23,7 +23,8 @@ from tensorstream import _native
 from tensorstream.backward import in_backward
 from tensorstream.compute_device import is_made_of_parts
 from tensorstream.flattened import flattened
-from tensorstream.lent import APART, given_at
+from tensorstream.generations import given_at
+from tensorstream.lent import APART
 from tensorstream.proxy import LentParameter, weight_of
 from tensorstream.torch_pool import TorchPool
 from tensorstream.tracing import address_of, uncompiled
@@ -183,7 +184,7 @@ class SavedHooks:
         version = 0 if tensor.is_inference() else tensor._version
         if weight is not None:
             form = None if is_parameter else _form_of(tensor, weight, first)
-            saved = _SavedWeight(weight, weight.generation, version, form)
+            saved = _SavedWeight(weight, weight.generations.number, version, form)
             if outer is not None and _counts(outer[0]):  # guard: counted-by-checkpoint
                 outer[0](_Deferred(saved))
             return saved

@@ -25,10 +25,11 @@ from tensorstream.forms import (
     line_offset_of,
     poison_like,
 )
+from tensorstream.generations import Generations
 from tensorstream.loans import Loans
 from tensorstream.places import refuse_place
 from tensorstream.proxy import LentParameter, ParkedParameter
-from tensorstream.tracing import as_plain, plain_tensors, version_of
+from tensorstream.tracing import as_plain, plain_tensors
 
 
 class Weight:
@@ -81,13 +82,7 @@ class Weight:
         self._owned: torch.Tensor | None = None
         # The group that lends it, where one does.
         self.lent: Callable[[], Any] = lambda: None
-        # Counts the values that the weight had: raised with each write.
-        self.generation = 0
-        self._written_at: int | None = (
-            None  # the parameter's version, where a forward wrote the last one
-        )
-        # Once it is a plain parameter: that, and what others have of its memory, with their versions then.
-        self._left: list[tuple[torch.Tensor, int | None]] | None = None
+        self.generations = Generations()
 
     @property
     def name(self) -> str:
@@ -157,8 +152,9 @@ class Weight:
 
     def leave(self) -> None:
         """The parameter is a plain one now: graphs that saved the weight before may still read it."""
-        holders = [self.parameter] if self._loan is None else [self.parameter, self._loan]
-        self._left = [(holder, version_of(holder)) for holder in holders]
+        self.generations.leave(
+            [self.parameter] if self._loan is None else [self.parameter, self._loan]
+        )
         self._loan = self._pointed_at = None
         self._loans.discard(self)
 
@@ -377,21 +373,12 @@ class Weight:
             self.settle(reads=True)
 
     def is_as_saved(self, generation: int, version: int) -> bool:
-        """Whether a graph that saved the weight then, while it was lent at that version, has its value.
-
-        What a forward writes is the next generation's once it ends: what it saved after that is of before.
-        """
+        """Whether a graph that saved the weight then, while it was lent at that version, has its value."""
         if self.is_lent_out:  # may have been written to since, and nothing has used the weight
             with self._loans.lock:
                 self.take_set()
                 self.settle()  # guard: written-before-backward
-        if self._left is not None:
-            written = any(version_of(holder) != then for holder, then in self._left)
-            if written:  # guard: written-once-plain
-                return False
-        if generation == self.generation:
-            return True
-        return generation + 1 == self.generation and version == self._written_at
+        return self.generations.is_now(generation, version)
 
     def adopt(
         self, value: torch.Tensor, *, counts: bool = True, written_at: int | None = None
@@ -416,9 +403,8 @@ class Weight:
             with plain_tensors():
                 host = value.detach().to("cpu", copy=True)
             self.engine.replace_tensor(self.tensor, host.data_ptr(), self.size_bytes, host)
-        self.generation += counts
         if counts:
-            self._written_at = written_at
+            self.generations.begin_next(written_at)
 
     def assign(self, value: torch.Tensor, written_at: int | None = None) -> None:
         """`parameter.data = value`; of a forward's that just ended, at `written_at`.
