@@ -59,7 +59,8 @@ class _SavedWeight:
             return value
         view = torch.empty(0, dtype=self.form.dtype, device=value.device)
         offset = int(value.storage_offset()) + int(self.form.storage_offset())
-        return view.set_(value.untyped_storage(), offset, self.form.shape, self.form.stride())
+        view.set_(value.untyped_storage(), offset, self.form.shape, self.form.stride())
+        return _seen_as(view, conj=self.form.is_conj(), neg=self.form.is_neg())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,10 @@ class SavedHooks:
                     continue
                 if tensor.data_ptr() + _span_bytes(tensor) > end:  # guard: beside-a-weight
                     continue
-                return weight, (tensor.data_ptr() - start) // tensor.element_size()
+                first, rest = divmod(tensor.data_ptr() - start, tensor.element_size())
+                if rest:  # guard: between-elements
+                    continue
+                return weight, first
         return None, 0
 
     def pack(self, tensor: torch.Tensor) -> _Saved:
@@ -220,9 +224,19 @@ def _span_bytes(tensor: torch.Tensor) -> int:
 
 def _form_of(tensor: torch.Tensor, weight: Weight, first: int) -> torch.Tensor:
     """Its shape, strides and type as a view of the weight that begins at the element `first` of it."""
-    return torch.empty(0, dtype=tensor.dtype, device="meta").set_(
+    form = torch.empty(0, dtype=tensor.dtype, device="meta").set_(
         torch.UntypedStorage(weight.size_bytes, device="meta"),
         first,
         tensor.shape,
         tensor.stride(),
     )
+    return _seen_as(form, conj=tensor.is_conj(), neg=tensor.is_neg())
+
+
+def _seen_as(view: torch.Tensor, *, conj: bool, neg: bool) -> torch.Tensor:
+    """A view that torch is to conjugate or negate as it reads it, where another is."""
+    if conj:  # guard: saved-conjugate
+        view = torch._conj(view)
+    if neg:  # guard: saved-negative
+        view = torch._neg_view(view)
+    return view

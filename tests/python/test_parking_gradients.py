@@ -45,6 +45,40 @@ LOSSES: dict[str, Callable[[nn.Parameter], torch.Tensor]] = {
 }
 
 
+def _complex(p: nn.Parameter) -> torch.Tensor:
+    return torch.view_as_complex(p.view(256, 128, 2))
+
+
+COMPLEX: dict[str, Callable[[nn.Parameter, torch.Tensor], torch.Tensor]] = {
+    "conjugate": lambda p, x: x * _complex(p).conj(),
+    "product with a conjugate": lambda p, x: x[:128] @ _complex(p)[:128].conj(),
+    "adjoint": lambda p, x: x @ _complex(p).mH,
+    "negative": lambda p, x: x * _complex(p).conj().imag,
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_gradients_of_lent_weights_that_are_seen_as_conjugates(name: str) -> None:
+    class Seeing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(256, 256))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return COMPLEX[name](self.weight, x).sum()
+
+    plain = nn.ModuleList(Seeing() for _ in range(3))
+    found = []
+    for each in (plain, offload_tightly(copy.deepcopy(plain))):
+        x = torch.randn(
+            256, 128, dtype=torch.complex64, generator=torch.Generator().manual_seed(2)
+        ).requires_grad_()
+        total = torch.stack([layer(x) for layer in each]).sum()  # type: ignore[union-attr]
+        (total.real + total.imag).backward()
+        found.append([x.grad, *(p.grad for p in each.parameters())])
+    assert_same(found[1], found[0])
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_of_a_parked_weight_are_those_of_the_plain_one(pair: Pair, loss: str) -> None:
     parked, plain = pair.weights
