@@ -5,6 +5,7 @@
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
+#include <csignal>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,18 @@ namespace tensorstream {
 
 using namespace nb::literals;
 
+namespace {
+
+bool restarts_calls(int signal) {
+  struct sigaction action = {};
+  return ::sigaction(signal, nullptr, &action) == 0 && (action.sa_flags & SA_RESTART) != 0;
+}
+
+}  // namespace
+
 void init_system(nb::module_& module) {
+  module.def("restarts_calls", &restarts_calls, "signal"_a,
+             "Whether the system goes on with a call after a handler of that signal.");
   module.def("parse_size", &parse_size, "text"_a, "option"_a, "whole_bytes"_a,
              "Bytes of a size given as text; `whole_bytes` is what a percentage is of.");
   module.def("format_size", &format_size, "size_bytes"_a, "A size as text for people.");

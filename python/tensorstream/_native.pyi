@@ -18,6 +18,9 @@ def replace_handled(exception: object) -> None:
     Makes a bare `raise` of the callers raise this exception and not the one they handle.
     """
 
+def restarts_calls(signal: int) -> bool:
+    """Whether the system goes on with a call after a handler of that signal."""
+
 def parse_size(text: str, option: str, whole_bytes: int) -> int:
     """
     Bytes of a size given as text; `whole_bytes` is what a percentage is of.
@@ -953,7 +956,7 @@ class LentParameters:
     @property
     def hooked(self) -> bool: ...
 
-    def set_place(self, place_number: int, stays: bool, views: list, storages: list, handles: list, addresses: dict) -> None:
+    def set_place(self, place_number: int, stays: bool, views: list, storages: list, handles: list, addresses: dict, lie_apart: bool) -> None:
         """Takes views on a place."""
 
     def lend(self) -> int:

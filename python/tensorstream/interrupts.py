@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from tensorstream import _native
+
 _Handler = Callable[[int, FrameType | None], Any]
 # Those under way, of the main thread, the innermost last; and any that an interrupt left here.
 _holding: list[HeldBack] = []
@@ -23,6 +25,7 @@ class HeldBack:
 
     def __init__(self) -> None:
         self._handlers: dict[int, _Handler] = {}
+        self._restarting: set[int] = set()  # those after which the system goes on with a call
         self._came: list[int] = []
         self._holds = False
         self._thread = threading.get_ident()
@@ -36,6 +39,8 @@ class HeldBack:
             for number in signal.valid_signals():
                 handler = signal.getsignal(number)
                 if callable(handler):
+                    if _native.restarts_calls(number):
+                        self._restarting.add(number)
                     self._handlers[number] = handler
                     signal.signal(number, self._note)
         except BaseException:  # of a handler that was not held back yet
@@ -71,11 +76,16 @@ class HeldBack:
     def _put_back_each(self, left: list[tuple[int, _Handler]]) -> None:
         try:
             while left:
-                signal.signal(*left[-1])
+                self._put_back_one(*left[-1])
                 left.pop()
         finally:
             if left:
                 self._put_back_each(left)
+
+    def _put_back_one(self, number: int, handler: _Handler) -> None:
+        signal.signal(number, handler)
+        if number in self._restarting:  # signal() takes that off
+            signal.siginterrupt(number, False)
 
     def _enter_child(self) -> None:
         """In a forked child: its thread is another one, which nobody holds signals back for."""
@@ -85,7 +95,7 @@ class HeldBack:
         self._holds = False
         for number, handler in self._handlers.items():
             if signal.getsignal(number) == self._note:
-                signal.signal(number, handler)
+                self._put_back_one(number, handler)
 
     def check(self) -> None:
         """Runs handlers of signals that came: where what is under way can be given up."""

@@ -19,6 +19,7 @@ import tensorstream as ts
 from conftest import assert_same, hooks_of, offload_tightly
 from fake_gpu import use_fake_gpu
 from model_shapes import make_stack, row_ids
+from tensorstream import _native
 from tensorstream.interrupts import HeldBack
 
 
@@ -206,6 +207,11 @@ def test_handlers_are_as_they_were_and_run_in_order() -> None:
             signal.raise_signal(signal.SIGUSR1)
             assert len(came) == 2
         assert len(came) == 3
+        for restarts in (True, False):  # as asyncio's handlers have it, and as others
+            signal.siginterrupt(signal.SIGUSR1, not restarts)
+            with HeldBack():
+                pass
+            assert _native.restarts_calls(signal.SIGUSR1) == restarts
         with pytest.raises(KeyboardInterrupt), HeldBack():
             signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGUSR1) is note
