@@ -95,7 +95,8 @@ class Gate:
 
     @contextlib.contextmanager
     def _closed_in_turn(self, frame: FrameType, held: HeldBack) -> Iterator[None]:
-        while not self._turn.acquire(timeout=0.05):
+        turn = self._turn  # a handler may fork, and the child has another
+        while not turn.acquire(timeout=0.05):
             held.check()
         stops: list[StoppingHook] = []
         try:
@@ -116,7 +117,7 @@ class Gate:
                 self._changed.notify_all()
             for stop in stops:
                 stop.detach()
-            self._turn.release()
+            turn.release()
 
     def _check_not_over(self) -> None:
         """Raises ConfigError where the model was restored: another engine's gate may be closing."""
@@ -209,14 +210,18 @@ class Gate:
             hooked.begin(module, args, kwargs or {})
 
     def _wait_until_open(self, thread: int) -> None:
-        with self._changed:
-            self._waiting.append(thread)
+        changed, waiting = (
+            self._changed,
+            self._waiting,
+        )  # a handler may fork, and the child has others
+        with changed:
+            waiting.append(thread)
             try:
                 while self._is_closed:
                     # A handler that waits as well, just before this does, has the wake-up of both.
-                    self._changed.wait(_LOOK_AGAIN_S)
+                    changed.wait(_LOOK_AGAIN_S)
             finally:
-                self._waiting.remove(thread)
+                waiting.remove(thread)
 
 
 def _called(frame: FrameType | None, until: CodeType | None = None) -> Iterator[object]:

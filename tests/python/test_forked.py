@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +20,7 @@ from children import in_child
 from conftest import assert_same, offload_tightly
 from fake_gpu import FakeDriver, FakeTorchMemory, fake_torch_memory, use_fake_gpu
 from model_shapes import make_stack, row_ids
+from tensorstream.orchestrator import orchestrator_of
 
 
 @pytest.fixture
@@ -66,3 +71,29 @@ def test_a_child_that_drops_a_model_leaves_torchs_allocator_alone(memory: FakeTo
 
     assert in_child(drop) == 0
     used(held[0])
+
+
+def test_a_child_that_a_handler_forks_goes_on_where_a_forward_waits() -> None:
+    model: Any = offload_tightly(make_stack(4))
+    gate, parent = orchestrator_of(model)._gate, os.getpid()
+    ended: list[int] = []
+
+    def fork(*_: Any) -> None:
+        child = os.fork()
+        if child == 0:
+            return
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        gate._is_closed = False
+
+    usual = signal.signal(signal.SIGALRM, fork)
+    gate._is_closed = True
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        gate._wait_until_open(threading.get_ident())
+        assert gate._waiting == []
+    finally:
+        signal.signal(signal.SIGALRM, usual)
+        if os.getpid() != parent:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    assert ended == [0]
+    used(model)
