@@ -277,6 +277,11 @@ def whole_number(value: Any) -> int | None:
         return None
 
 
+def is_left_out(option: Any) -> bool:
+    """Whether an option of from_pretrained is as where nobody gives it."""
+    return option is None or option is False
+
+
 def chosen_dtype(dtype: Any) -> Any:
     """The type that from_pretrained was given in any of its forms; None where the checkpoint says it.
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tensorstream import _native
-from tensorstream.config import check_one_type
+from tensorstream.config import check_one_type, is_left_out
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.hub import check_complete, files_in, named_weights, open_checkpoint, read_json
 from tensorstream.made_weights import Described, described
@@ -82,7 +82,7 @@ def load(
     """
     options = dict(kwargs)
     for name, why in _PLACING.items():
-        if options.pop(name, None) not in (None, False):  # as they are where nobody gives them
+        if not is_left_out(options.pop(name, None)):
             raise ConfigError(f"{name} has no place in tensorstream.from_pretrained: {why}")
     for name in ("revision", "cache_dir", "subfolder", "token", "local_files_only"):
         options.pop(name, None)

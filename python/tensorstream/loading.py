@@ -15,7 +15,7 @@ from torch import nn
 
 from tensorstream import _native, diffusion, gguf_files
 from tensorstream.api import PathLike
-from tensorstream.config import Config, check_one_type, chosen_dtype, make_config
+from tensorstream.config import Config, check_one_type, chosen_dtype, is_left_out, make_config
 from tensorstream.exceptions import ConfigError, UnsupportedError
 from tensorstream.foreseen import check_room, may_cast
 from tensorstream.hub import (
@@ -343,7 +343,7 @@ def _check_options(config: Any, model_class: Any, kwargs: dict[str, Any]) -> Con
         ConfigError: An option has no place here, or is not what it has to be.
     """
     for name, advice in _PLACING.items():
-        if kwargs.pop(name, None) not in (None, False):  # as they are where nobody gives them
+        if not is_left_out(kwargs.pop(name, None)):
             raise ConfigError(f"{name} has no place in tensorstream.from_pretrained: {advice}")
     for name, (wanted, why) in _SETTLED.items():
         given = kwargs.pop(name, None)

@@ -464,8 +464,9 @@ PLACING = ["device_map", "max_memory", "offload_folder", "quantization_config", 
 
 @pytest.mark.parametrize("argument", PLACING)
 def test_arguments_of_transformers_that_place_weights(original: Path, argument: str) -> None:
-    with pytest.raises(ts.ConfigError, match=f"{argument} has no place in"):
-        ts.from_pretrained(original, **{argument: "auto"}, ram_budget="1GiB")
+    for given in ("auto", 0):  # the first GPU's number, which equals False
+        with pytest.raises(ts.ConfigError, match=f"{argument} has no place in"):
+            ts.from_pretrained(original, **{argument: given}, ram_budget="1GiB")
     model = ts.from_pretrained(original, **{argument: None}, ram_budget="1GiB")
     assert ts.stats(model).streamed_bytes == 0
 

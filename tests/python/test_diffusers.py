@@ -414,6 +414,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     for option in (
         {"use_flashpack": True},
         {"device_map": "balanced"},
+        {"device_map": 0},
         {"ram_budgett": 1},
         {"colour": "red"},
         {"dtype": "float17"},
