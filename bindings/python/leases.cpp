@@ -160,10 +160,11 @@ nb::object Leases::give_back(const nb::object& object, nb::object output, bool h
   nb::object returned = nb::none();  // views among `output`, where any view is held
   std::exception_ptr error;
   HandlersHeldBack handlers;  // from when it is lent on, until what was written is kept
-  std::vector<std::size_t> changed = group.changed();
+  std::vector<std::size_t> changed;
+  attempt(error, [&] { changed = group.changed(); });
   if (!changed.empty()) {
     attempt(error, [&] { handlers.begin(functions_.held_back); });
-    changed = group.changed();
+    attempt(error, [&] { changed = group.changed(); });
   }
   group.depth = 0;
   attempt(error, [&] {
@@ -179,15 +180,14 @@ nb::object Leases::give_back(const nb::object& object, nb::object output, bool h
     if (written.size() != 0) owner_.attr("keep")(written);
   });
   // Maybe not kept: its place is not to have what its source lacks.
-  if (error && !changed.empty()) {
-    attempt(error, [&] { load_anew(group.group(), stream()); });
-  }
+  if (error) attempt(error, [&] { load_anew(group.group(), stream()); });
+  if (group.lie_apart()) attempt(error, [&] { object.attr("watch_apart")(); });
   attempt(error, [&] { handlers.end(); });
   if (error) std::rethrow_exception(error);
   drop_casts(group);
   if (has_loans()) object.attr("check_unwritten")();
   if (!returned.is_none() && has_returned) object.attr("check_kept")(returned);
-  if (!group.hooked) object.attr("check_unsaved")();
+  if (!group.hooked) object.attr("check_unsaved")(returned);
   return output;
 }
 
@@ -211,19 +211,26 @@ nb::object Leases::give_back_all(std::vector<nb::object>& groups, nb::object out
 void Leases::abandon(const nb::list& groups) {
   std::exception_ptr error;
   HandlersHeldBack handlers;
-  const bool writes = std::ranges::any_of(groups, [](const nb::handle each) {
-    return !nb::cast<LentParameters&>(each).changed().empty();
+  attempt(error, [&] {
+    const bool writes = std::ranges::any_of(groups, [](const nb::handle each) {
+      return !nb::cast<LentParameters&>(each).changed().empty();
+    });
+    if (writes) handlers.begin(functions_.held_back);
   });
-  if (writes) attempt(error, [&] { handlers.begin(functions_.held_back); });
   std::vector<std::pair<GroupId, nb::list>> left;
   for (const nb::handle each : groups) {
     const nb::object object = nb::borrow(each);
     auto& group = nb::cast<LentParameters&>(object);
     group.depth = 0;
-    const std::vector<std::size_t> changed = group.changed();
+    std::vector<std::size_t> changed;
+    bool is_known = false;
+    attempt(error, [&] {
+      changed = group.changed();
+      is_known = true;
+    });
     nb::list written;
     attempt(error, [&] { written = park(object, group, changed); });
-    if (!changed.empty()) left.emplace_back(group.group(), std::move(written));
+    if (!is_known || !changed.empty()) left.emplace_back(group.group(), std::move(written));
   }
   attempt(error, [&] { release_all(stream()); });
   for (const auto& [group, written] : left) {
@@ -234,6 +241,10 @@ void Leases::abandon(const nb::list& groups) {
     // Its place is not to have what its source lacks.
     if (lost || written.size() == 0) attempt(error, [&] { load_anew(group, stream()); });
     if (!error) error = lost;
+  }
+  for (const nb::handle each : groups) {
+    if (!nb::cast<LentParameters&>(each).lie_apart()) continue;
+    attempt(error, [&] { each.attr("watch_apart")(); });
   }
   attempt(error, [&] { handlers.end(); });
   if (error) std::rethrow_exception(error);

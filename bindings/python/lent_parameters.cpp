@@ -102,7 +102,8 @@ LentParameters::LentParameters(const ParameterTypes& types, GroupId group, nb::l
 }
 
 void LentParameters::set_place(std::uint32_t place_number, bool stays, nb::list views,
-                               nb::list storages, nb::list handles, nb::dict addresses) {
+                               nb::list storages, nb::list handles, nb::dict addresses,
+                               bool lie_apart) {
   leave_place();
   place_number_ = place_number;
   stays_ = stays;
@@ -110,6 +111,7 @@ void LentParameters::set_place(std::uint32_t place_number, bool stays, nb::list 
   storages_ = std::move(storages);
   handles_ = std::move(handles);
   addresses_ = std::move(addresses);
+  lie_apart_ = lie_apart;
   users_.clear();
   for (std::size_t i = 0; i < handles_.size(); ++i) users_.push_back(holders(i));
 }
@@ -303,7 +305,7 @@ void init_lent_parameters(nb::module_& module) {
       .def_rw("depth", &LentParameters::depth, "Of leases, which nest.")
       .def_ro("hooked", &LentParameters::hooked)
       .def("set_place", &LentParameters::set_place, "place_number"_a, "stays"_a, "views"_a,
-           "storages"_a, "handles"_a, "addresses"_a, "Takes views on a place.")
+           "storages"_a, "handles"_a, "addresses"_a, "lie_apart"_a, "Takes views on a place.")
       .def("lend", &LentParameters::lend,
            "Puts parked parameters on the views; how many, up to the first that is not parked.")
       .def("note_exchanged", &LentParameters::note_exchanged, "position"_a, "is_exchanged"_a,

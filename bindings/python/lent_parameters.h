@@ -44,9 +44,10 @@ class LentParameters {
                  nb::list poisons, nb::list wrappers);
 
   /// Takes views on a place, which nobody else holds, and what tells that others do later: their
-  /// storages, and the handles of these. `addresses` are the views'.
+  /// storages, and the handles of these. `addresses` are the views'. Some views `lie_apart`: in
+  /// memory that is no place, and which others may hold.
   void set_place(std::uint32_t place_number, bool stays, nb::list views, nb::list storages,
-                 nb::list handles, nb::dict addresses);
+                 nb::list handles, nb::dict addresses, bool lie_apart);
   /// Makes parameters usable ones on the views. Returns how many: the one after those is not
   /// parked, and neither it nor what follows is changed. A parameter whose bytes somebody exchanged
   /// past torch's functions (`torch.Tensor.set_(parameter, ...)`) keeps those, as one that changed.
@@ -78,6 +79,7 @@ class LentParameters {
   GroupId group() const noexcept { return group_; }
   std::uint32_t place_number() const noexcept { return place_number_; }
   bool stays() const noexcept { return stays_; }
+  bool lie_apart() const noexcept { return lie_apart_; }
   std::size_t size() const { return parameters_.size(); }
   const nb::dict& addresses() const noexcept { return addresses_; }
 
@@ -122,6 +124,7 @@ class LentParameters {
   std::vector<std::int64_t> wrapper_versions_;  // when they were lent last
   std::uint32_t place_number_ = 0;              // of the place that the views are on; 0 for none
   bool stays_ = false;                          // on its place between uses
+  bool lie_apart_ = false;                      // some of the views
   bool is_on_place_ = false;
 };
 

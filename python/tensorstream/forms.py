@@ -68,20 +68,28 @@ def poison_like(like: torch.Tensor, device: torch.device) -> torch.Tensor:
     return raw.view(like.dtype).reshape(()).expand(like.shape)
 
 
-def _storage_users(tensor: torch.Tensor) -> int:
-    """How many tensors and other holders its storage has, that which Python has of it included."""
-    storage = tensor.untyped_storage()  # one object for all who ask
-    tensors: int = torch._C._storage_Use_Count(storage._cdata)
-    return tensors + sys.getrefcount(storage)
+class HeldStorage:
+    """Memory, and who holds it: tensors, and Python's one object for it, which whoever asks is given."""
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        self.storage = storage
+
+    def is_held(self, tensors: int) -> bool:
+        """Whether anything but this object, and that many tensors, has the memory."""
+        return self._users() > _NO_USER + tensors
+
+    def _users(self) -> int:
+        tensors: int = torch._C._storage_Use_Count(self.storage._cdata)
+        return tensors + sys.getrefcount(self.storage)
 
 
 _ALONE = torch.empty(1, device="cpu")
-_SOLE_USER = _storage_users(_ALONE)
+_NO_USER = HeldStorage(_ALONE.untyped_storage())._users() - 1
 
 
-def is_shared(tensor: torch.Tensor) -> bool:
-    """Whether anything but this one tensor has its storage."""
-    return _storage_users(tensor) > _SOLE_USER
+def is_shared(tensor: torch.Tensor, views: int = 0) -> bool:
+    """Whether anything but this one tensor, and a number of views, has its storage."""
+    return HeldStorage(tensor.untyped_storage()).is_held(1 + views)
 
 
 def given_to_set(

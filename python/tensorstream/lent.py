@@ -15,10 +15,10 @@ from tensorstream import _native
 from tensorstream.compute_device import is_made_of_parts
 from tensorstream.exceptions import TensorStreamError, UnsupportedError
 from tensorstream.flattened import inner_tensors, wrapper_of
-from tensorstream.forms import copy_at, line_offset_of
+from tensorstream.forms import HeldStorage, copy_at, line_offset_of
 from tensorstream.generations import given_at
 from tensorstream.inner_tensors import Wrappers
-from tensorstream.places import mark_place, owner_of, refuse_place
+from tensorstream.places import mark_place, owner_of, refuse_shared
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
 from tensorstream.weight import Weight
@@ -101,6 +101,14 @@ class LentGroup(_native.LentParameters):
             weight.lent = weakref.ref(self)
         self.storages: list[torch.UntypedStorage] = []
         self._starts: list[int] = []  # of the views' memory
+        self._views: list[torch.Tensor] = []
+        self._handles: list[int] = []  # of its storages
+        self._given: dict[
+            int, torch.Tensor
+        ] = {}  # in this forward, with the versions of who gave it
+        self._shared: set[int] = set()  # positions of those whose places others were given
+        # Memory of places before, of which somebody held views as others got them.
+        self._outlived: list[tuple[str, HeldStorage]] = []
         # Where no hook tells what graphs save: who held parameters as they were lent.
         self._users: list[int] = []
         self._edges: list[Any] = []
@@ -111,8 +119,13 @@ class LentGroup(_native.LentParameters):
         `stays` says that no other group shares it.
         """
         self.leave_place()
+        self._outlived = [each for each in self._outlived if each[1].is_held(0)]
+        for index in self.escaped():
+            self._outlived.append((self.weights[index].name, HeldStorage(self.storages[index])))
         self.storages, views = _views_on(places, self.weights)
         self._starts = [view.data_ptr() for view in views]
+        self._handles = [view.untyped_storage()._cdata for view in views]
+        self._views = views
         addresses = _addresses_of(self.weights, self.storages, self._starts)
         self.set_place(
             place_number,
@@ -121,7 +134,17 @@ class LentGroup(_native.LentParameters):
             self.storages,
             handles=[storage._cdata for storage in self.storages],
             addresses=addresses,
+            lie_apart=APART in addresses,
         )
+
+    def views_on(self, value: torch.Tensor) -> int:
+        """How many of its views lie in the memory of `value`: they are nobody's aliases."""
+        return self._handles.count(value.untyped_storage()._cdata)
+
+    def watch_apart(self) -> None:
+        """After a lease: takes note of who else has memory that weights are computed with where it lies."""
+        for weight in self.weights:
+            weight.watch_apart()
 
     def raise_exchanged(self, position: int) -> None:
         """Raises UnsupportedError: something else was put in the place of a parameter."""
@@ -145,14 +168,29 @@ class LentGroup(_native.LentParameters):
             UnsupportedError: `value` is of another type, shape or device, or has gaps.
         """
         weight.check_form(value)
-        position = next(i for i, one in enumerate(self.weights) if one is weight)
+        owner = owner_of(value)
+        if owner is not None and owner is not weight:  # guard: written-as-another
+            owner.lent().note_shared(owner)
+        position = self._position_of(weight)
         with plain_tensors():
-            set_data(weight.parameter, value.detach())
+            self._given[position] = value.detach()
+            set_data(weight.parameter, self._given[position])
         is_back = (
             weight.parameter.data_ptr() == self._starts[position]
             and weight.parameter.stride() == weight.form.stride()
         )
-        self.note_exchanged(position, not is_back)
+        if is_back:
+            del self._given[position]  # a view of the place, which is to have no holder
+        self.note_exchanged(position, not is_back or position in self._shared)
+
+    def note_shared(self, weight: Weight) -> None:
+        """Another weight is given its place, and may be written to there until the forward ends."""
+        position = self._position_of(weight)
+        self._shared.add(position)
+        self.note_exchanged(position, True)
+
+    def _position_of(self, weight: Weight) -> int:
+        return next(i for i, one in enumerate(self.weights) if one is weight)
 
     def values(self, positions: list[int]) -> list[Written]:
         """Weights that were written to while they were lent, with their bytes and versions.
@@ -160,23 +198,36 @@ class LentGroup(_native.LentParameters):
         Raises:
             UnsupportedError: One was given the memory of another one.
         """
+        given, self._given = self._given, {}
+        self._shared.clear()
         with plain_tensors():
             for i in positions:
                 parameter = self.weights[i].parameter
                 if wrapper_of(parameter) is not None:  # guard: saved-before-wrapper-written
                     increment_version(parameter)  # the wrapper's was raised alone
-            return [self._written(i) for i in positions]
+            return [self._written(i, given.get(i)) for i in positions]
 
-    def _written(self, position: int) -> Written:
+    def _written(self, position: int, given: torch.Tensor | None) -> Written:
         weight = self.weights[position]
         parameter = weight.parameter
         value = torch.Tensor.detach(parameter)
         version = 0 if parameter.is_inference() else parameter._version
         owner = owner_of(value)
         if value.data_ptr() == self._starts[position] or owner is weight:
-            return weight, _copy_of(value), version, value.stride() != weight.form.stride()
-        refuse_place(value, weight.name)
-        return weight, value if owner is None else _copy_of(value), given_at(version), True
+            # Memory that is not the engine's stays the weight's, and who has it has an alias. In `data` it
+            # has versions of its own: what the next forward writes is not written through an alias.
+            return weight, value.data if weight.lies_apart else _copy_of(value), version, False
+        alias_lacks = weight.is_lent_out and not weight.holds(self._views[position])
+        if alias_lacks:  # guard: written-and-left
+            raise UnsupportedError(
+                f"the streamed weight '{weight.name}' was written to and then given other memory in one "
+                "forward, while somebody has an alias of it: let go of the alias, or call "
+                "tensorstream.restore(model) first"
+            )
+        if owner is None:
+            return weight, value if given is None else given, given_at(version), True
+        refuse_shared(owner, value, weight.name)
+        return weight, _copy_of(value), given_at(version), True
 
     def check_unwritten(self) -> None:
         """Raises UnsupportedError where a loan was written to while its weight was in use."""
@@ -201,6 +252,11 @@ class LentGroup(_native.LentParameters):
                 return self.weights[index].name
         return None
 
+    def held(self) -> str | None:
+        """A weight of which somebody holds a view on a place, now or of before; nobody uses the group."""
+        outlived = (name for name, memory in self._outlived if memory.is_held(0))
+        return self.kept([]) or next(outlived, None)
+
     def note_users(self) -> None:
         """Counts who holds the parameters, lent where graphs tell no hook what they save."""
         with plain_tensors():
@@ -212,8 +268,8 @@ class LentGroup(_native.LentParameters):
             ]
             self._users = [_use_count(weight.parameter) for weight in self.weights]
 
-    def check_unsaved(self) -> None:
-        """Checks that no graph has saved a parameter since note_users().
+    def check_unsaved(self, returned: list[torch.Tensor] | None) -> None:
+        """Checks that no graph has saved a parameter since note_users(), beside views that were `returned`.
 
         Raises:
             UnsupportedError: One has, and finds others' bytes in it from now on.
@@ -221,8 +277,9 @@ class LentGroup(_native.LentParameters):
         with plain_tensors():
             users = [_use_count(weight.parameter) for weight in self.weights]
         self._edges.clear()
+        bases = [id(view._base) for view in {id(view): view for view in returned or ()}.values()]
         for weight, now, before in zip(self.weights, users, self._users, strict=True):
-            if now > before:  # guard: saved-in-transform
+            if now > before + bases.count(id(weight.parameter)):  # guard: saved-in-transform
                 raise UnsupportedError(
                     f"a graph keeps the streamed weight '{weight.name}' where hooks for saved tensors are "
                     "off (torch.func: grad, vjp, jacrev, hessian): use torch.autograd, or call "
@@ -292,6 +349,7 @@ def keep_written(written: Iterable[Written]) -> None:
     refused: list[TensorStreamError] = []
     for weight, value, version, is_exchanged in written:
         try:
+            weight.check_unwritten()  # guard: exchanged-beside-an-alias
             if is_exchanged:
                 weight.assign(value, version)
             else:

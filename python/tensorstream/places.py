@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
@@ -30,21 +30,31 @@ def owner_of(value: torch.Tensor) -> Weight | None:
 def refuse_place(value: torch.Tensor, name: str) -> None:
     """Checks that `value`, which the streamed weight `name` is given, lies in no place.
 
-    A weight that is lent, and was given other memory itself, has let go of its own: values may be exchanged.
-
     Raises:
         UnsupportedError: It does, and its bytes will be replaced.
     """
     owner = owner_of(value)
-    if owner is not None and not _has_exchanged(owner, value):  # guard: shared-in-forward
-        raise UnsupportedError(
-            f"'{name}' was given the memory of '{owner.name}', which is streamed too; give it a copy "
-            "(.clone()), or call tensorstream.restore(model) first"
+    if owner is not None:  # guard: given-place
+        _refuse(owner, name)
+
+
+def refuse_shared(owner: Weight, value: torch.Tensor, name: str) -> None:
+    """Checks that `owner`, in whose place `value` lies, was given other memory itself in this forward.
+
+    Raises:
+        UnsupportedError: It lies there, too; or somebody has an alias of it, and that is the value's then.
+    """
+    has_left = isinstance(owner.parameter, LentParameter) and not owner.is_lent_out
+    if has_left:
+        has_left = (
+            torch.Tensor.detach(owner.parameter).untyped_storage() is not value.untyped_storage()
         )
+    if not has_left:  # guard: shared-in-forward
+        _refuse(owner, name)
 
 
-def _has_exchanged(owner: Weight, value: torch.Tensor) -> bool:
-    """Whether `owner` is lent, and lies elsewhere than `value`, in its place."""
-    if not isinstance(owner.parameter, LentParameter):
-        return False
-    return torch.Tensor.detach(owner.parameter).untyped_storage() is not value.untyped_storage()
+def _refuse(owner: Weight, name: str) -> NoReturn:
+    raise UnsupportedError(
+        f"'{name}' was given the memory of '{owner.name}', which is streamed too; give it a copy (.clone()), "
+        "or call tensorstream.restore(model) first"
+    )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import get_gradient_edge, increment_version
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils import _pytree as pytree
 
@@ -101,6 +101,8 @@ class LentParameter(nn.Parameter):
     def set_(self, *source: Any, **kwargs: Any) -> torch.Tensor:
         """Takes the value, as `data` does: torch's own exchanges the memory, unseen."""
         self.data = given_to_set(self, source, kwargs)
+        if not self.is_inference():  # guard: set-after-saved
+            increment_version(self)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
@@ -183,8 +185,10 @@ class ParkedParameter(nn.Parameter):
 
 def _refuse_new_parameter(parameter: torch.Tensor) -> None:
     """Raises UnsupportedError where nn.Parameter() asks, which takes no value of another class."""
-    is_traced = torch.compiler.is_compiling()
-    if not is_traced and sys._getframe(2).f_code is nn.Parameter.__new__.__code__:
+    if torch.compiler.is_compiling():
+        return
+    caller = sys._getframe(1).f_back  # none where C calls detach()
+    if caller is not None and caller.f_code is nn.Parameter.__new__.__code__:
         raise UnsupportedError(
             f"nn.Parameter() of the streamed weight '{weight_of(parameter).name}', as weight_norm() and "
             "Embedding.from_pretrained() call it: give its value (weight.data, or a clone), or call "

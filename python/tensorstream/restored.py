@@ -10,8 +10,8 @@ import torch
 from tensorstream.compute_device import move_gradient
 from tensorstream.forms import copy_at, line_offset_of
 from tensorstream.plain_objects import make_plain_class
+from tensorstream.settled import Resident
 from tensorstream.tracing import version_of
-from tensorstream.walk import FoundWeight
 from tensorstream.weight import Weight
 
 _RAM = torch.device("cpu")
@@ -19,7 +19,7 @@ _RAM = torch.device("cpu")
 
 def values_in_ram(
     weights: Iterable[Weight],
-    residents: Iterable[FoundWeight],
+    residents: Iterable[Resident],
     lock: threading.RLock,
     is_host: bool,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -30,12 +30,13 @@ def values_in_ram(
         if mark is weight:  # or it is plain already, or another engine's
             with lock:
                 values.append((weight.parameter, weight.truth() if is_host else weight.on_host()))
-    for member in residents:
-        if hasattr(member.parameter, "_tensorstream_weight"):  # guard: of-another-engine
+    for resident in residents:
+        parameter = resident.member.parameter
+        if hasattr(parameter, "_tensorstream_weight"):  # guard: of-another-engine
             continue
-        value = member.parameter.data
+        value = parameter.data
         values.append(
-            (member.parameter, copy_at(value, line_offset_of(value)) if is_host else value.cpu())
+            (parameter, copy_at(value, line_offset_of(value)) if is_host else value.cpu())
         )
     return values
 

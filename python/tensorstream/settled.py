@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
+from collections.abc import Iterable
+
 from tensorstream.exceptions import UnsupportedError
-from tensorstream.forms import is_dense, is_shared
+from tensorstream.forms import HeldStorage, is_dense
+from tensorstream.lent import LentGroup
 from tensorstream.walk import FoundWeight
 from tensorstream.weight import Weight
 
 
-def check_can_leave(member: FoundWeight, on_engine: bool) -> None:
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """A settled parameter that was put on memory of the engine's, and that memory."""
+
+    member: FoundWeight
+    memory: HeldStorage
+
+    def is_held(self) -> bool:
+        """Whether anybody but the parameter, if it is there still, has the memory."""
+        is_there = self.member.parameter.untyped_storage() is self.memory.storage
+        return self.memory.is_held(1 if is_there else 0)
+
+
+def check_no_views(groups: Iterable[LentGroup]) -> None:
+    """Checks that nobody holds a view of a place where groups are lent, before places are moved.
+
+    Raises:
+        UnsupportedError: Somebody does, as after a forward that was refused for it.
+    """
+    held = next(filter(None, (group.held() for group in groups)), None)
+    if held is not None:  # guard: view-of-a-place
+        raise UnsupportedError(
+            f"somebody holds a view of the streamed weight '{held}', whose memory would go: a forward that "
+            "failed kept it, or its traceback does; let it go before you set the budget"
+        )
+
+
+def check_can_leave(member: FoundWeight, resident: Resident | None) -> None:
     """Checks the parameter of a settled resident that is to be leased from now on.
 
     Args:
         member: The parameter.
-        on_engine: Whether its memory is the engine's, and goes.
+        resident: What of it is the engine's, and goes, if anything.
 
     Raises:
         UnsupportedError: It cannot be streamed, or somebody else holds its memory.
@@ -31,27 +63,28 @@ def check_can_leave(member: FoundWeight, on_engine: bool) -> None:
             "since the model was offloaded, and cannot be streamed; call tensorstream.restore(model), and "
             "offload it again"
         )
-    held = on_engine and is_shared(parameter)
+    held = resident is not None and resident.is_held()
     if held:  # guard: held-view
         raise UnsupportedError(
-            f"somebody holds a view of '{name}', whose memory would go; let it go before you set the "
-            "budget"
+            f"somebody holds a view of '{name}', whose memory would go, or another parameter was given it; "
+            "let it go before you set the budget, or call tensorstream.restore(model)"
         )
 
 
-def check_returned(weights: list[Weight]) -> None:
-    """Checks the weights of a group that is to be settled.
+def check_returned(weights: list[Weight], lock: threading.RLock) -> None:
+    """Checks the weights of a group that is to be settled; `lock` is their loans'.
 
     Raises:
         UnsupportedError: Somebody holds the value of one, which would be an alias no more.
     """
-    for weight in weights:
-        weight.end_pointing()
-    if all(weight.owned is not None and not weight.is_home for weight in weights):
-        return  # they stay in the memory that they have
-    for weight in weights:
-        if weight.is_lent_out:  # guard: held-value
-            raise UnsupportedError(
-                f"somebody holds the value of '{weight.name}', which would become another's; let it go "
-                "before you set the budget"
-            )
+    with lock:
+        for weight in weights:
+            weight.end_pointing()
+        if all(weight.owned is not None and not weight.is_home for weight in weights):
+            return  # they stay in the memory that they have
+        for weight in weights:
+            if weight.is_lent_out:  # guard: held-value
+                raise UnsupportedError(
+                    f"somebody holds the value of '{weight.name}', which would become another's; let it go "
+                    "before you set the budget"
+                )

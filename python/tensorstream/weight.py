@@ -29,7 +29,7 @@ from tensorstream.generations import Generations
 from tensorstream.loans import Loans
 from tensorstream.places import refuse_place
 from tensorstream.proxy import LentParameter, ParkedParameter
-from tensorstream.tracing import as_plain, plain_tensors
+from tensorstream.tracing import as_plain, plain_tensors, version_of
 
 
 class Weight:
@@ -76,6 +76,7 @@ class Weight:
         self._home: torch.Tensor | None = None
         self._loan: torch.Tensor | None = None
         self._loan_version = 0
+        self._parameter_version: int | None = None  # as what lies apart was lent last
         self._operations = 0  # under way with the loan
         self._pointed_at: torch.Tensor | None = None
         self._was_pointed_at = False  # since the loan was compared
@@ -289,7 +290,22 @@ class Weight:
 
     def _is_held(self, value: torch.Tensor) -> bool:
         """Whether an operation under way shares it, or somebody else its memory."""
-        return self._operations > 0 or is_shared(value)
+        return self._operations > 0 or is_shared(value, self._views_on(value))
+
+    def _views_on(self, value: torch.Tensor) -> int:
+        """How many of what it is lent as, and is while it is parked, lie in the memory of `value`."""
+        lent = self.lent()
+        if lent is None or not self.lies_apart:
+            return 0
+        own = as_plain(torch.Tensor.untyped_storage, self.parameter)
+        return int(lent.views_on(value)) + (own is value.untyped_storage())
+
+    def watch_apart(self) -> None:
+        """Makes its memory a loan where it lies apart and a forward's view of it is kept, as torch has it."""
+        if self._owned is not None and self.lies_apart:
+            with self._loans.lock:
+                self._parameter_version = version_of(self.parameter)
+                self._watch(self._owned)  # guard: kept-apart
 
     def point_at(self, value: torch.Tensor) -> None:
         """Keeps `value`, which truth() gave, for an address in it: nobody else may hold it."""
@@ -315,6 +331,8 @@ class Weight:
         if self._is_written(loan):
             # Past its version a graph does not see what is written to a plain weight either.
             counts = loan is not self._owned or loan._version != self._loan_version
+            if self.lies_apart:  # guard: written-through-a-kept-view
+                counts = counts or version_of(self.parameter) != self._parameter_version
             try:
                 self.adopt(loan, counts=counts)
             except (LeaseError, ConfigError):
@@ -348,14 +366,13 @@ class Weight:
         """Makes what a forward wrote to the parameter, at `version`, the weight's, also for who has an alias.
 
         Raises:
-            UnsupportedError: `value` cannot be the weight's, or the alias was written to meanwhile.
+            UnsupportedError: `value` cannot be the weight's.
         """
         self.check_form(value)
-        self.check_unwritten()
         if self._loan is not None:  # guard: written-beside-an-alias
-            with plain_tensors():
-                value = self._loan.copy_(value)
-            self._loan_version = value._version
+            with plain_tensors():  # it lies as the forward left it
+                value = self._loan.as_strided(value.shape, value.stride()).copy_(value)
+            self._loan, self._loan_version = value, value._version
         self.adopt(value, written_at=version)  # guard: written-in-forward
 
     def check_unwritten(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
+import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -119,3 +122,15 @@ def test_a_kept_view_of_any_weight_of_a_group_is_refused(bias: bool, name: str) 
     model = offload_tightly(nn.Sequential(*(Keeping(256, 256, bias=bias) for _ in range(4))))
     with torch.no_grad(), pytest.raises(ts.UnsupportedError, match="was kept beyond"):
         model(torch.zeros(1, 256))
+
+
+def test_a_value_may_be_asked_for_by_no_frame_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a finalizer of C's, or a thread that begins with it, calls detach()."""
+    errors: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    model = offload_tightly(nn.Sequential(*(nn.Linear(64, 64) for _ in range(3))))
+    before, end = _thread._count(), time.monotonic() + 30
+    _thread.start_new_thread(model[0].weight.detach, ())  # type: ignore[union-attr]
+    while _thread._count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert errors == []

@@ -197,3 +197,23 @@ def test_a_parameter_that_a_graph_keeps_itself_is_refused(
                 assert_same(model(x), plain(x), "a forward afterwards")
         ts.restore(model)
         assert_same(transform(lambda x, model=model: model(x).sum())(x), expected, "restored")
+
+
+def test_a_view_that_is_returned_is_kept_by_no_graph(device: str) -> None:
+    class Returning(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(x), self.weight.t()
+
+    class Using(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Returning(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y, weight = self.inner(x)
+            return y @ weight
+
+    plain = nn.Sequential(*(Using() for _ in range(3))).requires_grad_(False)
+    model, x = offload_tightly(copy.deepcopy(plain)), torch.randn(2, 64)
+    with torch.autograd.graph.disable_saved_tensors_hooks("as torch.func does"):
+        assert_same(model(x), plain(x))
