@@ -193,6 +193,13 @@ CheckpointFile find_in_folder(const std::string& folder) {
     const std::string path = (fs::path(folder) / of_variants.front()).string();
     if (names_all(path, singles)) indexes = of_variants;  // guard: variant-alone
   }
+  const bool indexed = !packed.empty() || !usual.empty() || !indexes.empty();
+  const auto is_packed_file = [](const std::string& name) { return !!unpacked_name(name); };
+  // guard: packed-shards-without-index
+  if (!indexed && singles.size() > 1 && std::ranges::all_of(singles, is_packed_file)) {
+    raise_packed_index_lost((fs::path(folder) / singles.front()).string());
+  }
+  // end guard
   for (const auto* candidates : {&packed, &usual, &indexes, &singles}) {
     if (!candidates->empty()) return only_one(folder, *candidates);
   }
@@ -200,6 +207,13 @@ CheckpointFile find_in_folder(const std::string& folder) {
 }
 
 }  // namespace
+
+void raise_packed_index_lost(const std::string& file) {
+  throw FormatError(file, "",
+                    "packed index: the folder has no '" + std::string(kPackedIndexName) +
+                        "', which says what belongs to it; fetch the checkpoint again, all of its "
+                        "files, or give the path of this one");
+}
 
 CheckpointFile find_checkpoint_file(const std::string& path) {
   // The system would see the path up to the NUL, which is another one.

@@ -60,17 +60,14 @@ std::vector<PackJob> open_jobs(const std::string& source, const std::optional<Pi
   return jobs;
 }
 
-/// Carries along what lies beside the models, and writes which they are.
-PackedPipelineIndex pack_rest(const Pipeline& pipeline, const std::vector<PackJob>& jobs,
-                              StagedFolder& folder, Progress& progress) {
-  PackedPipelineIndex index;
+/// Writes which models there are, and what was carried along beside them.
+void write_pipeline_index(const Pipeline& pipeline, const std::vector<PackJob>& jobs,
+                          PackedPipelineIndex& index, StagedFolder& folder) {
   for (std::size_t i = 0; i < jobs.size(); ++i) {
     index.models.emplace(pipeline.models[i], jobs[i].seal());
   }
-  index.carried = carry(pipeline.folder, pipeline.rest, "", folder, progress);
   write_index_text(folder, kPackedPipelineName, packed_pipeline_text(index),
                    pipeline.folder.string());
-  return index;
 }
 
 }  // namespace
@@ -101,10 +98,12 @@ CheckpointSummary pack_checkpoint(const std::string& source, const std::string& 
   }
   StagedFolder folder(target, bound_bytes, work);
   Progress progress(sink, read_bytes);
+  PackedPipelineIndex index;
+  if (pipeline) index.carried = carry(pipeline->folder, pipeline->rest, "", folder, progress);
+  for (PackJob& job : jobs) job.carry_files(folder, progress);
   CheckpointSummary summary;
   for (PackJob& job : jobs) summary += job.pack(folder, options, progress);
-  PackedPipelineIndex index;
-  if (pipeline) index = pack_rest(*pipeline, jobs, folder, progress);
+  if (pipeline) write_pipeline_index(*pipeline, jobs, index, folder);
   for (const PackJob& job : jobs) job.check_source();
   if (pipeline) {
     check_still_there(pipeline->folder.string(), index.carried);  // guard: packed-pipeline-folder

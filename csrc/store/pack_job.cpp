@@ -176,6 +176,10 @@ PackedFileSummary PackJob::pack_shard(const Shard& shard, const StagedFolder& fo
   return write_packed_file(shard.source, path, options, progress);
 }
 
+void PackJob::carry_files(StagedFolder& folder, Progress& progress) {
+  packed_.carried = carry(folder_, carried_, below_, folder, progress);
+}
+
 CheckpointSummary PackJob::pack(StagedFolder& folder, const PackOptions& options,
                                 Progress& progress) {
   CheckpointSummary summary;
@@ -193,7 +197,6 @@ CheckpointSummary PackJob::pack(StagedFolder& folder, const PackOptions& options
     summary.original_bytes += shard.source.file.size_bytes();
   }
   summary.stored_bytes = packed_.total_bytes;
-  packed_.carried = carry(folder_, carried_, below_, folder, progress);
   write_index(folder);
   return summary;
 }

@@ -34,7 +34,10 @@ class PackJob {
   /// Adds what a run that goes on knows the same work by: of each shard the state of its file.
   void describe(StagedWork& work) const;
 
-  /// Packs the shards, carries the other files along, and writes the index.
+  /// Carries the other files along: before any weights are packed, so that what changes meanwhile
+  /// is seen by check_source().
+  void carry_files(StagedFolder& folder, Progress& progress);
+  /// Packs the shards, and writes the index.
   CheckpointSummary pack(StagedFolder& folder, const PackOptions& options, Progress& progress);
   /// The checksum of the index that pack() wrote.
   const std::string& seal() const noexcept { return packed_.seal; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <ranges>
 #include <system_error>
 #include <utility>
 
@@ -52,9 +53,31 @@ void check_seal(const PackedIndex& index, const std::string& shard, const std::s
   }
 }
 
+constexpr const char* kPipelineAdvice = "; fetch the pipeline again, all of its files";
+
+[[noreturn]] void raise_other_model(const std::string& pipeline_index, const fs::path& model) {
+  throw FormatError(pipeline_index, "",
+                    "packed model: '" + shown(model.string()) +
+                        "' is not the one that was packed with this pipeline" + kPipelineAdvice);
+}
+
+/// A model in the folder of a packed pipeline may be of another packing.
+void check_pipeline_of(const fs::path& model, const std::string& seal) {
+  std::error_code ignored;
+  const fs::path folder = fs::absolute(model, ignored).lexically_normal();
+  const std::string index_path = (folder.parent_path() / kPackedPipelineName).string();
+  if (!fs::exists(index_path, ignored)) return;
+  const PackedPipelineIndex pipeline = read_packed_pipeline(index_path);
+  const auto packed = pipeline.models.find(folder.filename().string());
+  if (packed != pipeline.models.end() && packed->second != seal) {  // guard: packed-model
+    raise_other_model(index_path, model);
+  }
+}
+
 PackedCheckpoint open_folder(const std::string& index_path) {
   PackedCheckpoint packed{.folder = fs::path(index_path).parent_path(), .shards = {}, .index = {}};
   packed.index = read_packed_index(index_path);
+  check_pipeline_of(packed.folder, packed.index->seal);
   ShardIndex held;
   for (const auto& [shard, tensor] : shards_of(packed.index->stored)) {
     const std::string path = (packed.folder / shard).string();
@@ -91,24 +114,17 @@ void check_version(const std::string& path, const SafetensorsHeader& header) {
       "file, remove that key");
 }
 
-constexpr const char* kPipelineAdvice = "; fetch the pipeline again, all of its files";
-
 PackedWhole open_pipeline(const fs::path& folder) {
   const std::string index_path = (folder / kPackedPipelineName).string();
   PackedPipelineIndex index = read_packed_pipeline(index_path);
   PackedWhole whole{folder, {}, std::move(index.carried)};
-  for (const auto& [model, seal] : index.models) {
+  for (const auto& model : std::views::keys(index.models)) {
     check_stays_in_folder(folder.string(), model);
     const fs::path packed_index = folder / model / kPackedIndexName;
     std::error_code ignored;
     std::optional<PackedCheckpoint> one;
     if (fs::exists(packed_index, ignored)) one = open_packed_checkpoint((folder / model).string());
-    if (!one || !one->index || one->index->seal != seal) {  // guard: packed-model
-      throw FormatError(index_path, "",
-                        "packed model: '" + shown((folder / model).string()) +
-                            "' is not the one that was packed with this pipeline" +
-                            kPipelineAdvice);
-    }
+    if (!one || !one->index) raise_other_model(index_path, folder / model);
     whole.parts.push_back({model + "/", *std::move(one)});
   }
   return whole;
@@ -145,10 +161,7 @@ std::optional<PackedCheckpoint> open_packed_checkpoint(const std::string& path) 
   if (!is_packed(header)) return std::nullopt;
   check_version(found.path, header);
   if (fs::is_directory(path)) {  // guard: packed-folder-without-index
-    throw FormatError(found.path, "",
-                      "packed index: the folder has no '" + std::string(kPackedIndexName) +
-                          "', which says what belongs to it; fetch the checkpoint again, all of "
-                          "its files, or give the path of this one");
+    raise_packed_index_lost(found.path);
   }
   PackedCheckpoint packed{
       .folder = fs::path(found.path).parent_path(), .shards = {}, .index = std::nullopt};

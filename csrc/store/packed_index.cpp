@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -80,6 +81,22 @@ std::vector<CarriedFile> carried_of(const std::string& path, const Json& metadat
     carried.push_back({name, size->get<std::uint64_t>(), *checksums});
   }
   return carried;
+}
+
+/// What is unpacked has one file of a name.
+void check_paths_differ(const std::string& path, const PackedIndex& index) {
+  std::set<std::string> shards;
+  for (const auto& [tensor, shard] : index.stored) shards.insert(unpacked_name(shard).value());
+  const auto is_twice = [&](const std::string& name) { return !shards.insert(name).second; };
+  const auto refuse = [&](const std::string& name) {
+    fail(path, "two files have the path '" + shown(name) + "'");
+  };
+  // guard: packed-paths-differ
+  if (index.original && is_twice(index.original->name)) refuse(index.original->name);
+  for (const CarriedFile& file : index.carried) {
+    if (is_twice(file.name)) refuse(file.name);
+  }
+  // end guard
 }
 
 /// What follows the checksum, quote included, of an index of this version.
@@ -176,6 +193,7 @@ PackedIndex read_packed_index(const std::string& path) {
   }
   index.seals = texts_of(path, metadata, "tensorstream.shards");
   index.carried = carried_of(path, metadata);
+  check_paths_differ(path, index);
   return index;
 }
 

@@ -30,7 +30,7 @@ def pack(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> CheckpointReport:
-    """Packs a checkpoint, or all of a pipeline: weights take two thirds of their bytes, no bit is lost.
+    """Packs a checkpoint, or all of a pipeline: bf16 takes two thirds of its bytes, no bit is lost.
 
     The new folder holds safetensors files with an index, and every other file of the source as it is,
     but for hidden ones. It appears when it is whole; where a run is killed, the same call goes on with the

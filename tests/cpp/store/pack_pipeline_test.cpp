@@ -141,6 +141,7 @@ TEST_F(PackedPipeline, AModelOfAnotherPackingIsRefused) {
   const FormatError error = refusal();
   EXPECT_EQ(error.path(), folder_.path(kIndex));
   EXPECT_THAT(error.rule(), AllOf(StartsWith("packed model: "), HasSubstr("p/unet")));
+  EXPECT_THROW(static_cast<void>(Checkpoint::open(folder_.path("p/unet"))), FormatError);
   EXPECT_THROW(unpack_checkpoint(folder_.path("p"), folder_.path("u"), 2, {}), FormatError);
   EXPECT_FALSE(fs::exists(folder_.path("u")));
   fs::remove_all(folder_.path("p/unet"));
@@ -232,7 +233,7 @@ TEST_F(PackedPipeline, AnythingThatIsExchangedMeanwhileIsAnError) {
     write_source("moving");
     bool moved = false;
     const ProgressSink exchange = [&](std::uint64_t done, std::uint64_t all) {
-      // All of this file is read; what is carried last is not.
+      // All of this file is read.
       if (moved || done + 2'500'000 < all) return;
       moved = true;
       folder_.write("moving/new", read_file(folder_.path(std::string("src/") + name)) + " ");
@@ -248,9 +249,9 @@ TEST_F(PackedPipeline, AnythingThatIsExchangedMeanwhileIsAnError) {
 TEST_F(PackedPipeline, GoesOnWhereAKilledRunStopped) {
   const pid_t child = ::fork();
   if (child == 0) {
-    // Both models are done, and what lies beside them is not.
+    // All is done but to give the folder its name.
     pack("src", "resumed", [](std::uint64_t done, std::uint64_t all) {
-      if (done + 2'500'000 > all) static_cast<void>(::raise(SIGKILL));
+      if (done == all) static_cast<void>(::raise(SIGKILL));
     });
     std::_Exit(0);
   }

@@ -16,6 +16,7 @@
 #include "platform/folder.h"
 #include "store/checkpoint.h"
 #include "store/packed_header.h"
+#include "store/packed_index.h"
 #include "store/safetensors.h"
 #include "tensorstream/error.h"
 
@@ -26,29 +27,6 @@ namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
-
-constexpr const char* kIndex = "model.safetensors.index.json";
-
-/// Two shards, one in a folder, with an index, and files to carry along.
-void write_sharded(const TemporaryFolder& folder) {
-  folder.write("src/model-1.safetensors", mixed_file());
-  folder.write("src/sub/model-2.safetensors",
-               file_of({{"head", "F16", "[40000]", noise(80'000)},
-                        {"last", "BF16", "[300,100]", weights(30'000, 9)}}));
-  std::string map;
-  for (const char* name : {"norm", "big", "ids", "empty", "noise", "long", "scalar", "second"}) {
-    map += std::string("\"") + name + R"(": "model-1.safetensors",)";
-  }
-  folder.write(std::string("src/") + kIndex,
-               R"({"metadata": {"total_size": 7, "é": [1.5]}, "weight_map": {)" + map +
-                   R"("head":"sub/model-2.safetensors", "last":"sub/model-2.safetensors"}})"
-                   "\n");
-  folder.write("src/config.json", "{\"model_type\": \"é\"}");
-  folder.write("src/tokenizer/vocab.txt", noise(3'000'000, 4));
-  folder.write("src/empty.txt", "");
-  folder.write("src/.cache/left.lock", "out");
-  folder.write("src/.gitattributes", "out");
-}
 
 std::map<std::string, std::string> without_hidden(std::map<std::string, std::string> files) {
   files.erase(".cache/left.lock");
@@ -150,6 +128,22 @@ TEST(Pack, ATargetThatIsALinkIsSaidToBeOne) {
 }
 
 /// What the index lists beside the weights would be missed by nobody.
+TEST(Pack, SeveralPackedFilesWithoutTheirIndexAreNoCheckpoint) {
+  const TemporaryFolder folder;
+  write_sharded(folder);
+  pack_checkpoint(folder.path("src"), folder.path("p"), kTwoThreads, {});
+  fs::remove(folder.path(std::string("p/") + kPackedIndexName));
+  fs::rename(folder.path("p/sub/packed-model-2.safetensors"),
+             folder.path("p/packed-model-2.safetensors"));
+  for (const auto& use : std::vector<std::function<void(const std::string&)>>{
+           [](const std::string& path) { static_cast<void>(Checkpoint::open(path)); },
+           [](const std::string& path) { verify_checkpoint(path, 1, {}); },
+           [&](const std::string& path) { unpack_checkpoint(path, folder.path("u"), 1, {}); }}) {
+    EXPECT_THAT([&] { use(folder.path("p")); },
+                ThrowsMessage<FormatError>(HasSubstr("the folder has no 'packed.safetensors.")));
+  }
+}
+
 TEST(Pack, AFolderWithoutItsIndexIsNoPackedCheckpoint) {
   const TemporaryFolder folder;
   pack_checkpoint(folder.write("model.safetensors", mixed_file()), folder.path("p"), kTwoThreads,
@@ -204,16 +198,18 @@ TEST(Pack, ShardsSavedIntoAPackedFolderAreRefused) {
   folder.write("src/model.safetensors", mixed_file());
   pack_checkpoint(folder.path("src"), folder.path("p"), kTwoThreads, {});
   folder.write("p/model-1.safetensors", file_of({{"norm", "F32", "[3]", noise(12)}}));
-  folder.write(std::string("p/") + kIndex, R"({"weight_map":{"norm":"model-1.safetensors"}})");
+  folder.write(std::string("p/") + kShardedIndex,
+               R"({"weight_map":{"norm":"model-1.safetensors"}})");
   EXPECT_THAT([&] { Checkpoint::open(folder.path("p")); },
-              ThrowsMessage<ConfigError>(HasSubstr(kIndex)));
+              ThrowsMessage<ConfigError>(HasSubstr(kShardedIndex)));
 }
 
 // Such an index is carried, and is no sign of a later save.
 TEST(Pack, AFolderWithAnIndexThatWasLeftIsPackedAndComesBack) {
   const TemporaryFolder folder;
   folder.write("src/model.safetensors", mixed_file());
-  folder.write(std::string("src/") + kIndex, R"({"weight_map":{"a":"model-1.safetensors"}})");
+  folder.write(std::string("src/") + kShardedIndex,
+               R"({"weight_map":{"a":"model-1.safetensors"}})");
   pack_checkpoint(folder.path("src"), folder.path("p"), kTwoThreads, {});
   EXPECT_TRUE(Checkpoint::open(folder.path("p")).packed());
   verify_checkpoint(folder.path("p"), 1, {});
@@ -247,7 +243,7 @@ TEST(Pack, AShardThatIsNamedAsThePackedFileOfAnotherIsRefused) {
   const TemporaryFolder folder;
   folder.write("src/a.safetensors", one_tensor("a", 4));
   folder.write("src/packed-a.safetensors", one_tensor("b", 4));
-  folder.write(std::string("src/") + kIndex,
+  folder.write(std::string("src/") + kShardedIndex,
                R"({"weight_map":{"a":"a.safetensors","b":"packed-a.safetensors"}})");
   EXPECT_THAT([&] { pack_checkpoint(folder.path("src"), folder.path("p"), kTwoThreads, {}); },
               ThrowsMessage<UnsupportedError>(
@@ -270,133 +266,6 @@ TEST(Pack, ATargetThatHoldsSomethingIsLeftAlone) {
   EXPECT_NO_THROW(pack_checkpoint(path, folder.path("a/new/one"), kTwoThreads, {}));
   EXPECT_NO_THROW(verify_checkpoint(folder.path("empty"), 1, {}));
   EXPECT_NO_THROW(verify_checkpoint(folder.path("a/new/one"), 1, {}));
-}
-
-TEST(Pack, ADiskThatIsTooSmallIsRefusedBeforeAnythingIsWritten) {
-  const TemporaryFolder folder;
-  // 4 TiB of zeros that take no room.
-  constexpr std::uint64_t kHuge = std::uint64_t{1} << 42U;
-  const std::string size = std::to_string(kHuge);
-  const std::string path = folder.write(
-      "huge.safetensors",
-      safetensors_bytes(
-          R"({"w":{"dtype":"U8","shape":[)" + size + R"(],"data_offsets":[0,)" + size + "]}}", 0));
-  std::error_code error;
-  fs::resize_file(path, fs::file_size(path) + kHuge, error);
-  if (error) GTEST_SKIP() << "this file system holds no such file: " << error.message();
-  if (free_disk_bytes(folder.path()) > kHuge) GTEST_SKIP() << "this disk is large";
-  try {
-    pack_checkpoint(path, folder.path("p"), kTwoThreads,
-                    [](std::uint64_t, std::uint64_t) { throw std::runtime_error("it has begun"); });
-    FAIL() << "packed";
-  } catch (const IoError& raised) {
-    EXPECT_EQ(raised.error_number(), ENOSPC);
-    EXPECT_THAT(raised.what(), AllOf(HasSubstr(folder.path("p")), HasSubstr("are free")));
-  }
-  const auto left = fs::directory_iterator(folder.path());
-  EXPECT_EQ(std::distance(begin(left), end(left)), 1);
-}
-
-TEST(Pack, ASourceThatChangesMeanwhileIsAnError) {
-  const TemporaryFolder folder;
-  const std::string path = folder.write("m.safetensors", mixed_file());
-  bool changed = false;
-  const ProgressSink change = [&](std::uint64_t, std::uint64_t) {
-    if (std::exchange(changed, true)) return;
-    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
-    file.seekp(-1, std::ios::end);
-    file.put('!');
-  };
-  try {
-    pack_checkpoint(path, folder.path("p"), {CompressionLevel(4), 1}, change);
-    FAIL() << "packed";
-  } catch (const IoError& error) {
-    EXPECT_EQ(error.path(), path);
-    EXPECT_THAT(error.what(), HasSubstr("changed since it was opened"));
-  }
-  EXPECT_TRUE(changed);
-  EXPECT_EQ(files_below(folder.path()).size(), 1U);
-}
-
-/// Changes `change` of a folder, once the last of its files is being copied; false where it is
-/// packed.
-bool is_refused_beside(const std::function<void(const fs::path& source)>& change) {
-  const TemporaryFolder folder;
-  write_sharded(folder);
-  bool changed = false;
-  const ProgressSink sink = [&](std::uint64_t done, std::uint64_t total) {
-    const bool all_is_open = total - done < 1'500'000;
-    if (all_is_open && !std::exchange(changed, true)) change(folder.path("src"));
-  };
-  bool refused = false;
-  try {
-    pack_checkpoint(folder.path("src"), folder.path("p"), {CompressionLevel(4), 1}, sink);
-  } catch (const IoError&) {
-    refused = true;
-  }
-  EXPECT_TRUE(changed);
-  EXPECT_NE(fs::exists(folder.path("p")), refused);
-  return refused;
-}
-
-void replace(const fs::path& path) {
-  const fs::path other = path.string() + ".other";
-  fs::copy_file(path, other);
-  fs::rename(other, path);
-}
-
-/// What is there at the end is what was packed: no weights of one version beside the config of
-/// another.
-TEST(Pack, AFolderOfWhichAnythingIsExchangedMeanwhileIsAnError) {
-  for (const char* name : {"model-1.safetensors", "sub/model-2.safetensors", kIndex}) {
-    EXPECT_TRUE(is_refused_beside([&](const fs::path& source) { replace(source / name); })) << name;
-  }
-  EXPECT_TRUE(is_refused_beside(
-      [](const fs::path& source) { std::ofstream(source / "empty.txt") << "written to"; }));
-  EXPECT_TRUE(is_refused_beside([](const fs::path& source) {
-    std::ofstream(source / "new.json") << "{\"model_type\": \"e\"}";
-    fs::rename(source / "new.json", source / "config.json");
-  }));
-  EXPECT_TRUE(is_refused_beside(
-      [](const fs::path& source) { fs::remove(source / "tokenizer/vocab.txt"); }));
-  EXPECT_TRUE(is_refused_beside([](const fs::path& source) {
-    fs::rename(source, source.string() + ".old");
-    fs::copy(source.string() + ".old", source, fs::copy_options::recursive);
-  }));
-}
-
-/// The same bytes under another inode, another link to them, and what came since are no other
-/// state.
-TEST(Pack, AFolderOfWhichNoByteIsAnotherIsPacked) {
-  EXPECT_FALSE(is_refused_beside([](const fs::path& source) { replace(source / "config.json"); }));
-  EXPECT_FALSE(is_refused_beside([](const fs::path& source) {
-    fs::permissions(source / "config.json", fs::perms::owner_read);
-  }));
-  EXPECT_FALSE(
-      is_refused_beside([](const fs::path& source) { std::ofstream(source / "a.log") << "new"; }));
-}
-
-/// Between two states of a folder it is in the other one as its config is copied.
-TEST(Pack, AFolderThatIsExchangedAndExchangedBackIsAnError) {
-  const TemporaryFolder folder;
-  write_sharded(folder);
-  fs::copy(folder.path("src"), folder.path("other"), fs::copy_options::recursive);
-  folder.write("other/config.json", "{\"model_type\": \"other\"}");
-  fs::create_directory_symlink(folder.path("src"), folder.path("current"));
-  const auto lead_to = [&](const char* name) {
-    fs::remove(folder.path("current"));
-    fs::create_directory_symlink(folder.path(name), folder.path("current"));
-  };
-  bool away = false;
-  bool back = false;
-  const ProgressSink sink = [&](std::uint64_t done, std::uint64_t total) {
-    if (!std::exchange(away, true)) lead_to("other");
-    if (total - done < 1'500'000 && !std::exchange(back, true)) lead_to("src");
-  };
-  EXPECT_THROW(
-      pack_checkpoint(folder.path("current"), folder.path("p"), {CompressionLevel(4), 1}, sink),
-      IoError);
-  EXPECT_TRUE(back);
 }
 
 /// Weights that came with another name of the folder, or a link to it, are in place all the same.

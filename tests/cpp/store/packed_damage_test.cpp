@@ -346,6 +346,8 @@ std::vector<Forgery> index_forgeries() {
       {"CarriedAbsolute", {{"config.json", "/etc/passwd"}}, "", "packed index", "absolute"},
       {"CarriedWithoutSize", {{"size_bytes", "size_byte"}}, "", "packed index", "config.json"},
       {"IndexOutside", {index_name("../x.json")}, "", "packed index", "'..'"},
+      {"IndexTwice", {index_name("config.json")}, "", "packed index", "two files"},
+      {"CarriedTwice", {{"config.json", "m.safetensors"}}, "", "packed index", "two files"},
       {"OtherTensor", {{"\"ids\"", "\"idz\""}}, "idz", "packed index", "differ"},
       {"OtherFile",
        {{"\"norm\":\"" + shard, "\"norm\":\"m.safetensors"}},

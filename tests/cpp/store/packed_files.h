@@ -75,4 +75,27 @@ inline std::string mixed_file() {
                   {"second", "BF16", "[100,100]", weights(10'000, 3)}});
 }
 
+inline constexpr const char* kShardedIndex = "model.safetensors.index.json";
+
+/// Two shards, one in a folder, with an index, and files to carry along.
+inline void write_sharded(const TemporaryFolder& folder) {
+  folder.write("src/model-1.safetensors", mixed_file());
+  folder.write("src/sub/model-2.safetensors",
+               file_of({{"head", "F16", "[40000]", noise(80'000)},
+                        {"last", "BF16", "[300,100]", weights(30'000, 9)}}));
+  std::string map;
+  for (const char* name : {"norm", "big", "ids", "empty", "noise", "long", "scalar", "second"}) {
+    map += std::string("\"") + name + R"(": "model-1.safetensors",)";
+  }
+  folder.write(std::string("src/") + kShardedIndex,
+               R"({"metadata": {"total_size": 7, "é": [1.5]}, "weight_map": {)" + map +
+                   R"("head":"sub/model-2.safetensors", "last":"sub/model-2.safetensors"}})"
+                   "\n");
+  folder.write("src/config.json", "{\"model_type\": \"é\"}");
+  folder.write("src/tokenizer/vocab.txt", noise(3'000'000, 4));
+  folder.write("src/empty.txt", "");
+  folder.write("src/.cache/left.lock", "out");
+  folder.write("src/.gitattributes", "out");
+}
+
 }  // namespace tensorstream::testing

@@ -26,8 +26,10 @@ using Clock = std::chrono::steady_clock;
 constexpr const char* kStaged = ".p.tensorstream-partial";
 constexpr int kShards = 5;
 constexpr std::uint64_t kShardBytes = 2 * 1'300'000 + 320;
+// A config and a vocabulary, which are carried along first.
+constexpr std::uint64_t kCarriedBytes = 2 + 2'500'000;
 // When so many are done the first two shards are whole, and the third is not.
-constexpr std::uint64_t kTwoShards = 2 * kShardBytes + 1;
+constexpr std::uint64_t kTwoShards = kCarriedBytes + 2 * kShardBytes + 1;
 
 std::string shard(int number, unsigned seed) {
   const std::string name = "w" + std::to_string(number);
