@@ -31,6 +31,20 @@ def check_memory(value: torch.Tensor, name: str) -> None:
         )
 
 
+def check_kind(
+    name: str,
+    own: tuple[torch.Size, torch.dtype, torch.device],
+    given: tuple[torch.Size, torch.dtype, torch.device],
+) -> None:
+    """Raises UnsupportedError where a streamed weight is given another shape, type or place than its own."""
+    if given != own:
+        raise UnsupportedError(
+            f"'{name}' is streamed as {tuple(own[0])} {own[1]} on {own[2]}; it cannot become "
+            f"{tuple(given[0])} {given[1]} on {given[2]}. Call tensorstream.restore(model) first, or load "
+            "the model that way"
+        )
+
+
 def form_of(value: torch.Tensor) -> torch.Tensor:
     """Its shape, strides and type, without memory."""
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

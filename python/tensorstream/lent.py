@@ -18,14 +18,15 @@ from tensorstream.flattened import inner_tensors, wrapper_of
 from tensorstream.forms import HeldStorage, copy_at, line_offset_of
 from tensorstream.generations import given_at
 from tensorstream.inner_tensors import Wrappers
+from tensorstream.loans import Alias
 from tensorstream.places import mark_place, owner_of, refuse_shared
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
 from tensorstream.weight import Weight
 
-# A weight, its value and the version that this has for graphs, and whether the parameter was given memory
-# for it.
-Written = tuple[Weight, torch.Tensor, int, bool]
+# A weight, its value and the version that this has for graphs, and who may write to memory that the parameter
+# was given for it, if it was.
+Written = tuple[Weight, torch.Tensor, int, Alias | None]
 
 _types = _native.ParameterTypes(
     LentParameter,
@@ -103,9 +104,7 @@ class LentGroup(_native.LentParameters):
         self._starts: list[int] = []  # of the views' memory
         self._views: list[torch.Tensor] = []
         self._handles: list[int] = []  # of its storages
-        self._given: dict[
-            int, torch.Tensor
-        ] = {}  # in this forward, with the versions of who gave it
+        self._given: dict[int, Alias] = {}  # what parameters were given in this forward
         self._shared: set[int] = set()  # positions of those whose places others were given
         # Memory of places before, of which somebody held views as others got them.
         self._outlived: list[tuple[str, HeldStorage]] = []
@@ -173,14 +172,12 @@ class LentGroup(_native.LentParameters):
             owner.lent().note_shared(owner)
         position = self._position_of(weight)
         with plain_tensors():
-            self._given[position] = value.detach()
-            set_data(weight.parameter, self._given[position])
+            set_data(weight.parameter, value.detach())
+        self._given[position] = Alias(value)
         is_back = (
             weight.parameter.data_ptr() == self._starts[position]
             and weight.parameter.stride() == weight.form.stride()
         )
-        if is_back:
-            del self._given[position]  # a view of the place, which is to have no holder
         self.note_exchanged(position, not is_back or position in self._shared)
 
     def note_shared(self, weight: Weight) -> None:
@@ -207,7 +204,7 @@ class LentGroup(_native.LentParameters):
                     increment_version(parameter)  # the wrapper's was raised alone
             return [self._written(i, given.get(i)) for i in positions]
 
-    def _written(self, position: int, given: torch.Tensor | None) -> Written:
+    def _written(self, position: int, given: Alias | None) -> Written:
         weight = self.weights[position]
         parameter = weight.parameter
         value = torch.Tensor.detach(parameter)
@@ -216,7 +213,7 @@ class LentGroup(_native.LentParameters):
         if value.data_ptr() == self._starts[position] or owner is weight:
             # Memory that is not the engine's stays the weight's, and who has it has an alias. In `data` it
             # has versions of its own: what the next forward writes is not written through an alias.
-            return weight, value.data if weight.lies_apart else _copy_of(value), version, False
+            return weight, value.data if weight.lies_apart else _copy_of(value), version, None
         alias_lacks = weight.is_lent_out and not weight.holds(self._views[position])
         if alias_lacks:  # guard: written-and-left
             raise UnsupportedError(
@@ -225,9 +222,12 @@ class LentGroup(_native.LentParameters):
                 "tensorstream.restore(model) first"
             )
         if owner is None:
-            return weight, value if given is None else given, given_at(version), True
+            if given is None or given.address != value.data_ptr():
+                given = Alias(value)
+            given.note()
+            return weight, value, given_at(version), given
         refuse_shared(owner, value, weight.name)
-        return weight, _copy_of(value), given_at(version), True
+        return weight, _copy_of(value), given_at(version), Alias(value)
 
     def check_unwritten(self) -> None:
         """Raises UnsupportedError where a loan was written to while its weight was in use."""
@@ -347,11 +347,11 @@ def keep_written(written: Iterable[Written]) -> None:
         UnsupportedError: Of the first that cannot.
     """
     refused: list[TensorStreamError] = []
-    for weight, value, version, is_exchanged in written:
+    for weight, value, version, given in written:
         try:
             weight.check_unwritten()  # guard: exchanged-beside-an-alias
-            if is_exchanged:
-                weight.assign(value, version)
+            if given is not None:
+                weight.assign(value, version, given)
             else:
                 weight.keep(value, version)
         except TensorStreamError as error:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from tensorstream import _native, conversions, registry
+from tensorstream import _native, conversions, registry, settled
 from tensorstream.backward import OutermostForward, in_backward
 from tensorstream.compute_device import ComputeDevice, open_device
 from tensorstream.config import PRESSURE, Config
 from tensorstream.fixed import complete
-from tensorstream.forms import HeldStorage, form_of
+from tensorstream.forms import form_of
 from tensorstream.fused import may_pack
 from tensorstream.gate import Gate
 from tensorstream.homes import bring_home
@@ -30,7 +30,6 @@ from tensorstream.plain_objects import make_plain_class, mark
 from tensorstream.registry import orchestrator_of
 from tensorstream.restored import make_plain, values_in_ram
 from tensorstream.saved import SavedHooks
-from tensorstream.settled import Resident, check_can_leave, check_no_views, check_returned
 from tensorstream.sources import Sources, check_equal, sources_of
 from tensorstream.tiers import plan_tiers
 from tensorstream.torch_pool import TorchPool
@@ -73,7 +72,7 @@ class Orchestrator:
         # By the ids of the tree. The model is not to be kept alive from here.
         self._modules = [weakref.ref(each) for each in module.modules()]
         # Settled residents whose parameters are on the engine's memory, not on their own.
-        self._resident: dict[int, Resident] = {}
+        self._resident: dict[int, settled.Resident] = {}
         # Where parameters of settled groups were put: elsewhere they have what somebody gave them.
         self._settled_at: dict[int, int] = {}
         self._weights: dict[int, Weight] = {}
@@ -279,11 +278,11 @@ class Orchestrator:
                     weight.leave()
                     self._settled_at[tensor] = owned.data_ptr()
                     continue
-            elif self._settled_at.get(tensor, parameter.data_ptr()) != parameter.data_ptr():
+            elif tensor in self._settled_at and settled.has_left(self._resident.get(tensor)):
                 continue  # guard: exchanged-memory
             if view.data_ptr() != parameter.data_ptr():
                 parameter.data = view.as_strided(member.form.shape, member.form.stride())
-                self._resident[tensor] = Resident(member, HeldStorage(parameter.untyped_storage()))
+                self._resident[tensor] = settled.Resident.of(member)
             if weight is not None:
                 weight.leave()
             self._settled_at[tensor] = parameter.data_ptr()
@@ -348,7 +347,7 @@ class Orchestrator:
 
         Adds to `replaced` the values, by tensor, that were put in the place of the engine's.
         """
-        check_no_views(self._lent.values())
+        settled.check_no_views(self._lent.values())
         leaving: list[int] = []
         places: list[torch.Tensor] = []
         for group, stays in enumerate(will_settle):
@@ -357,7 +356,7 @@ class Orchestrator:
                 leaving += tensors
                 places += self.device.places(self.engine, group)
             elif stays and not self.engine.settled(group):
-                check_returned([self._weights[tensor] for tensor in tensors], self.loans.lock)
+                settled.check_returned([self._weights[each] for each in tensors], self.loans.lock)
         in_place = {
             tensor: self._members[tensor].parameter.data_ptr() == place.data_ptr()
             for tensor, place in zip(leaving, places, strict=True)
@@ -365,7 +364,7 @@ class Orchestrator:
         places.clear()  # or they would be holders of what is to go
         on_engine = {tensor for tensor in leaving if in_place[tensor] and tensor in self._resident}
         for tensor in leaving:
-            check_can_leave(self._members[tensor], self._resident.get(tensor))
+            settled.check_can_leave(self._members[tensor], self._resident.get(tensor))
         for tensor in leaving:
             member = self._members[tensor]
             member.form = form_of(member.parameter)  # guard: became-another

@@ -10,7 +10,7 @@ import torch
 from tensorstream.compute_device import move_gradient
 from tensorstream.forms import copy_at, line_offset_of
 from tensorstream.plain_objects import make_plain_class
-from tensorstream.settled import Resident
+from tensorstream.settled import Resident, has_left
 from tensorstream.tracing import version_of
 from tensorstream.weight import Weight
 
@@ -35,6 +35,10 @@ def values_in_ram(
         if hasattr(parameter, "_tensorstream_weight"):  # guard: of-another-engine
             continue
         value = parameter.data
+        is_others = is_host and (has_left(resident) or resident.is_held())
+        if is_others:  # guard: held-when-restored
+            values.append((parameter, value))  # who has memory of the engine's keeps that
+            continue
         values.append(
             (parameter, copy_at(value, line_offset_of(value)) if is_host else value.cpu())
         )

@@ -20,10 +20,21 @@ class Resident:
     member: FoundWeight
     memory: HeldStorage
 
+    @classmethod
+    def of(cls, member: FoundWeight) -> Resident:
+        """Of a parameter that was just put there."""
+        return cls(member, HeldStorage(member.parameter.untyped_storage()))
+
     def is_held(self) -> bool:
         """Whether anybody but the parameter, if it is there still, has the memory."""
-        is_there = self.member.parameter.untyped_storage() is self.memory.storage
-        return self.memory.is_held(1 if is_there else 0)
+        return self.memory.is_held(0 if has_left(self) else 1)
+
+
+def has_left(resident: Resident | None) -> bool:
+    """Whether a settled parameter was given memory of another than the engine, or never had its."""
+    if resident is None:
+        return True
+    return resident.member.parameter.untyped_storage() is not resident.memory.storage
 
 
 def check_no_views(groups: Iterable[LentGroup]) -> None:
@@ -79,6 +90,12 @@ def check_returned(weights: list[Weight], lock: threading.RLock) -> None:
     """
     with lock:
         for weight in weights:
+            mark = getattr(weight.parameter, "_tensorstream_weight", None)
+            if mark is not weight:  # guard: swapped-before-settled
+                raise UnsupportedError(
+                    f"the streamed weight '{weight.name}' was exchanged (torch.utils.swap_tensors?); call "
+                    "tensorstream.restore(model) before you do that"
+                )
             weight.end_pointing()
         if all(weight.owned is not None and not weight.is_home for weight in weights):
             return  # they stay in the memory that they have

@@ -18,6 +18,7 @@ from tensorstream import _native
 from tensorstream.compute_device import ComputeDevice
 from tensorstream.exceptions import ConfigError, LeaseError, UnsupportedError
 from tensorstream.forms import (
+    check_kind,
     check_memory,
     empty_at,
     form_of,
@@ -26,7 +27,7 @@ from tensorstream.forms import (
     poison_like,
 )
 from tensorstream.generations import Generations
-from tensorstream.loans import Loans
+from tensorstream.loans import Alias, Loans
 from tensorstream.places import refuse_place
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import as_plain, plain_tensors, version_of
@@ -76,7 +77,8 @@ class Weight:
         self._home: torch.Tensor | None = None
         self._loan: torch.Tensor | None = None
         self._loan_version = 0
-        self._parameter_version: int | None = None  # as what lies apart was lent last
+        self._parameter_version: int | None = None  # when the loan was noted
+        self._alias: Alias | None = None
         self._operations = 0  # under way with the loan
         self._pointed_at: torch.Tensor | None = None
         self._was_pointed_at = False  # since the loan was compared
@@ -197,12 +199,8 @@ class Weight:
         self.assign(value)  # guard: taken-set
 
     def _check_process(self) -> None:
-        """Raises UnsupportedError in a forked child where the weight is in pinned memory, which it lacks."""
-        if self._loans.forked and self._home is not None:  # guard: forked-home
-            raise UnsupportedError(
-                f"the streamed weight '{self.name}' is in pinned host memory, which a forked process does "
-                "not have: read it in the process that offloaded the model"
-            )
+        if self._home is not None:
+            self._loans.check_process(self.name)
 
     def truth(self) -> torch.Tensor:
         """The weight's true value, shared with whoever holds it already."""
@@ -283,6 +281,7 @@ class Weight:
             self._was_pointed_at = True
         if self._is_held(value):
             self._loan, self._loan_version = value, value._version
+            self._parameter_version = version_of(self.parameter)
             self._loans.add(self)
         elif self._loan is value:
             self._loan = None
@@ -304,7 +303,6 @@ class Weight:
         """Makes its memory a loan where it lies apart and a forward's view of it is kept, as torch has it."""
         if self._owned is not None and self.lies_apart:
             with self._loans.lock:
-                self._parameter_version = version_of(self.parameter)
                 self._watch(self._owned)  # guard: kept-apart
 
     def point_at(self, value: torch.Tensor) -> None:
@@ -342,6 +340,8 @@ class Weight:
         is_held_home = loan is self._home and is_shared(loan)
         self._was_pointed_at = self._pointed_at is not None or is_held_home
         self._loan_version = loan._version
+        if self._alias is not None:
+            self._alias.note()
         if not self._is_held(loan):
             self._loan = None
             self._loans.discard(self)
@@ -377,7 +377,10 @@ class Weight:
 
     def check_unwritten(self) -> None:
         """Raises UnsupportedError where a loan was written to while the weight was in use."""
-        if self._loan is not None and self._loan._version != self._loan_version:
+        if self._loan is None:
+            return
+        by_alias = self._alias is not None and self._alias.is_written()
+        if by_alias or self._loan._version != self._loan_version:
             raise UnsupportedError(
                 f"the streamed weight '{self.name}' was written to through an alias taken before its "
                 "module's forward, while that forward ran, or beside one that cannot be told from it: write "
@@ -423,8 +426,10 @@ class Weight:
         if counts:
             self.generations.begin_next(written_at)
 
-    def assign(self, value: torch.Tensor, written_at: int | None = None) -> None:
-        """`parameter.data = value`; of a forward's that just ended, at `written_at`.
+    def assign(
+        self, value: torch.Tensor, written_at: int | None = None, alias: Alias | None = None
+    ) -> None:
+        """`parameter.data = value`; of a forward's that just ended, at `written_at`, with who gave it.
 
         Raises:
             UnsupportedError: `value` is of another type, shape or device, or another weight is lent there.
@@ -448,6 +453,7 @@ class Weight:
         self._loan = None
         self._loans.discard(self)
         self.take_memory(kept, written_at)
+        self._alias = alias
         self._watch(kept)
 
     def take_memory(self, value: torch.Tensor, written_at: int | None = None) -> None:
@@ -474,15 +480,9 @@ class Weight:
         self, dtype: torch.dtype, device: torch.device, shape: torch.Size | None = None
     ) -> None:
         """Raises UnsupportedError where the weight has another type, place or shape (None: its own)."""
-        form, place = self.form, self.poison.device
-        shape = form.shape if shape is None else shape
-        if (shape, dtype, device) == (form.shape, form.dtype, place):
-            return
-        raise UnsupportedError(
-            f"'{self.name}' is streamed as {tuple(form.shape)} {form.dtype} on {place}; it cannot become "
-            f"{tuple(shape)} {dtype} on {device}. Call tensorstream.restore(model) first, or load the model "
-            "that way"
-        )
+        shape = self.form.shape if shape is None else shape
+        own = (self.form.shape, self.form.dtype, self.poison.device)
+        check_kind(self.name, own, (shape, dtype, device))
 
     def _take_form_of(self, value: torch.Tensor) -> None:
         """Lies in memory as `value` does from now on: products are rounded by that."""

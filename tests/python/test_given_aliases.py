@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import tensorstream as ts
@@ -282,6 +283,47 @@ def test_a_weight_that_is_set_after_it_was_saved_stops_the_backward() -> None:
     for each in _models():
         _let(each, set_after)
         assert _outcome(each, grad=True) == "refused"
+
+
+@pytest.mark.parametrize("offset", [0, 20])
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_write_after_a_forward_that_gave_memory_stops_the_backward(
+    offset: int, *, writes: bool
+) -> None:
+    def give(pair: Any, x: torch.Tensor) -> torch.Tensor:
+        pair.w.data = copy_at(pair.w.data * 0.5, offset)
+        return F.linear(x, pair.w) + x @ pair.w
+
+    found = []
+    for each in _models():
+        _let(each, give)
+        x = torch.ones(2, _SIZE, requires_grad=True)
+        y = each(x).square().sum()
+        if writes:
+            with torch.no_grad():
+                each[1].w.mul_(3)
+            with pytest.raises(RuntimeError, match=r"modified by an inplace|was written to"):
+                y.backward()
+        else:
+            y.backward()
+            found.append([x.grad, *(p.grad for p in each.parameters())])
+    if found:
+        assert_same(found[1], found[0])
+
+
+def test_what_is_swapped_in_after_memory_was_given_stays() -> None:
+    def swap(pair: Any, x: torch.Tensor) -> torch.Tensor:
+        pair.w.data = pair.w.data * 0.5
+        torch.utils.swap_tensors(pair.w, nn.Parameter(torch.full_like(pair.w.detach(), 0.25)))
+        return x @ pair.w
+
+    found = []
+    for each in _models():
+        _let(each, swap)
+        first = _outcome(each)
+        _let(each, None)
+        found.append([first, _outcome(each)])
+    assert_same(found[1], found[0])
 
 
 def test_gradients_of_a_view_between_the_elements_of_given_memory() -> None:

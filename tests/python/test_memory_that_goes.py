@@ -14,6 +14,7 @@ from torch import nn
 
 import tensorstream as ts
 from conftest import assert_same, smallest_budget
+from tensorstream.forms import copy_at
 
 _SIZE = 256
 _LAYER_BYTES = _SIZE * _SIZE * 4
@@ -102,3 +103,54 @@ def test_a_view_that_a_failed_forward_kept(*, others: bool, tmp_path: Path) -> N
     ts.set_budget(model, ram_budget=smallest * 2)
     with torch.no_grad():
         assert_same(model(x), plain(x))
+
+
+@pytest.mark.parametrize("resident", [0, 2, 4])
+@pytest.mark.parametrize("layer", range(5))
+@pytest.mark.parametrize("settled_with", ["smallest", "more"])
+def test_what_is_written_to_given_memory_stays_when_the_budget_moves(
+    resident: int, layer: int, settled_with: str, tmp_path: Path
+) -> None:
+    plain, model, smallest = _models(tmp_path, 0)
+    for each in (plain, model):
+        each[layer].weight.data = copy_at(each[layer].weight.data, 20)
+    budget = smallest + resident * (_LAYER_BYTES + 4096)
+    ts.set_budget(model, ram_budget=budget)
+    for each in (plain, model):
+        with torch.no_grad():
+            for parameter in each.parameters():
+                parameter.mul_(0.5)
+    ts.set_budget(model, ram_budget=budget if settled_with == "smallest" else "1GiB")
+    assert_same(dict(model.state_dict()), dict(plain.state_dict()))
+    x = torch.randn(2, _SIZE)
+    with torch.no_grad():
+        assert_same(model(x), plain(x))
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("resident", [0, 2, 4])
+def test_aliases_of_residents_outlive_a_restore(
+    resident: int, *, given: bool, tmp_path: Path
+) -> None:
+    plain, model, _ = _models(tmp_path, resident)
+    for each in (plain, model):
+        aliases = [p.data for p in each.parameters()]
+        if given:
+            aliases = [alias.clone() for alias in aliases]
+            for parameter, alias in zip(each.parameters(), aliases, strict=True):
+                parameter.data = alias
+        if each is model:
+            ts.restore(model)
+        for alias in aliases:
+            alias.add_(1)
+    assert_same(dict(model.state_dict()), dict(plain.state_dict()))
+
+
+def test_a_weight_that_was_swapped_is_not_settled(tmp_path: Path) -> None:
+    _, model, _ = _models(tmp_path, 0)
+    other = torch.randn(_SIZE, _SIZE)
+    torch.utils.swap_tensors(model[2].weight, nn.Parameter(other.clone()))
+    with pytest.raises(ts.UnsupportedError, match=r"'2.weight' was exchanged"):
+        ts.set_budget(model, ram_budget="1GiB")
+    assert_same(model[2].weight, other)
+    assert_same(ts.restore(model)[2].weight, other)
