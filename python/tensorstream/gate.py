@@ -210,10 +210,8 @@ class Gate:
             hooked.begin(module, args, kwargs or {})
 
     def _wait_until_open(self, thread: int) -> None:
-        changed, waiting = (
-            self._changed,
-            self._waiting,
-        )  # a handler may fork, and the child has others
+        # A handler may fork, and the child has others.
+        changed, waiting = self._changed, self._waiting
         with changed:
             waiting.append(thread)
             try:

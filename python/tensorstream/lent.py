@@ -20,6 +20,7 @@ from tensorstream.generations import given_at
 from tensorstream.inner_tensors import Wrappers
 from tensorstream.loans import Alias
 from tensorstream.places import mark_place, owner_of, refuse_shared
+from tensorstream.plain_objects import refuse_swapped
 from tensorstream.proxy import LentParameter, ParkedParameter
 from tensorstream.tracing import address_of, plain_tensors
 from tensorstream.weight import Weight
@@ -103,7 +104,6 @@ class LentGroup(_native.LentParameters):
         self.storages: list[torch.UntypedStorage] = []
         self._starts: list[int] = []  # of the views' memory
         self._views: list[torch.Tensor] = []
-        self._handles: list[int] = []  # of its storages
         self._given: dict[int, Alias] = {}  # what parameters were given in this forward
         self._shared: set[int] = set()  # positions of those whose places others were given
         # Memory of places before, of which somebody held views as others got them.
@@ -123,7 +123,6 @@ class LentGroup(_native.LentParameters):
             self._outlived.append((self.weights[index].name, HeldStorage(self.storages[index])))
         self.storages, views = _views_on(places, self.weights)
         self._starts = [view.data_ptr() for view in views]
-        self._handles = [view.untyped_storage()._cdata for view in views]
         self._views = views
         addresses = _addresses_of(self.weights, self.storages, self._starts)
         self.set_place(
@@ -138,7 +137,8 @@ class LentGroup(_native.LentParameters):
 
     def views_on(self, value: torch.Tensor) -> int:
         """How many of its views lie in the memory of `value`: they are nobody's aliases."""
-        return self._handles.count(value.untyped_storage()._cdata)
+        memory = value.untyped_storage()
+        return sum(view.untyped_storage() is memory for view in self._views)
 
     def watch_apart(self) -> None:
         """After a lease: takes note of who else has memory that weights are computed with where it lies."""
@@ -147,10 +147,7 @@ class LentGroup(_native.LentParameters):
 
     def raise_exchanged(self, position: int) -> None:
         """Raises UnsupportedError: something else was put in the place of a parameter."""
-        raise UnsupportedError(
-            f"the streamed weight '{self.weights[position].name}' was exchanged "
-            "(torch.utils.swap_tensors?); call tensorstream.restore(model) before you do that"
-        )
+        refuse_swapped(self.weights[position].name)
 
     def park_those_lent(self) -> None:
         """Parks what a lease that failed had lent."""
@@ -168,8 +165,9 @@ class LentGroup(_native.LentParameters):
         """
         weight.check_form(value)
         owner = owner_of(value)
-        if owner is not None and owner is not weight:  # guard: written-as-another
-            owner.lent().note_shared(owner)
+        lender = None if owner is None or owner is weight else owner.lent()
+        if lender is not None and lender.depth:  # guard: written-as-another
+            lender.note_shared(owner)
         position = self._position_of(weight)
         with plain_tensors():
             set_data(weight.parameter, value.detach())

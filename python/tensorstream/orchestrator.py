@@ -73,8 +73,8 @@ class Orchestrator:
         self._modules = [weakref.ref(each) for each in module.modules()]
         # Settled residents whose parameters are on the engine's memory, not on their own.
         self._resident: dict[int, settled.Resident] = {}
-        # Where parameters of settled groups were put: elsewhere they have what somebody gave them.
-        self._settled_at: dict[int, int] = {}
+        # Whose parameters were put where their groups settled: elsewhere they have what somebody gave them.
+        self._settled: set[int] = set()
         self._weights: dict[int, Weight] = {}
         self._lent: dict[int, LentGroup] = {}
         # Of each module with hooks of ours, by its id.
@@ -276,16 +276,16 @@ class Orchestrator:
                 if owned is not None and (weight.lies_apart or owned.data_ptr() == view.data_ptr()):
                     parameter.data = owned
                     weight.leave()
-                    self._settled_at[tensor] = owned.data_ptr()
+                    self._settled.add(tensor)
                     continue
-            elif tensor in self._settled_at and settled.has_left(self._resident.get(tensor)):
+            elif tensor in self._settled and settled.has_left(self._resident.get(tensor)):
                 continue  # guard: exchanged-memory
             if view.data_ptr() != parameter.data_ptr():
                 parameter.data = view.as_strided(member.form.shape, member.form.stride())
                 self._resident[tensor] = settled.Resident.of(member)
             if weight is not None:
                 weight.leave()
-            self._settled_at[tensor] = parameter.data_ptr()
+            self._settled.add(tensor)
 
     def _park(self, tensor: int, in_ram: dict[int, torch.Tensor]) -> Weight:
         weight = self._make_weight(self._members[tensor])

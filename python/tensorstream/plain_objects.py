@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import nn
+
+from tensorstream.exceptions import UnsupportedError
 
 if TYPE_CHECKING:
     from tensorstream.weight import Weight
@@ -18,6 +20,14 @@ def mark(tensor: torch.Tensor, weight: Weight, *, is_buffer: bool) -> None:
     setattr(tensor, _WEIGHT, weight)
     if is_buffer:  # guard: buffers-are-no-parameters
         setattr(tensor, _IS_BUFFER, True)
+
+
+def refuse_swapped(name: str) -> NoReturn:
+    """Raises UnsupportedError: another object's tensor was put in the place of a streamed weight's."""
+    raise UnsupportedError(
+        f"the streamed weight '{name}' was exchanged (torch.utils.swap_tensors?); call "
+        "tensorstream.restore(model) before you do that"
+    )
 
 
 def make_plain_class(tensor: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from tensorstream.exceptions import UnsupportedError
 from tensorstream.forms import HeldStorage, is_dense
 from tensorstream.lent import LentGroup
+from tensorstream.plain_objects import refuse_swapped
 from tensorstream.walk import FoundWeight
 from tensorstream.weight import Weight
 
@@ -92,10 +93,7 @@ def check_returned(weights: list[Weight], lock: threading.RLock) -> None:
         for weight in weights:
             mark = getattr(weight.parameter, "_tensorstream_weight", None)
             if mark is not weight:  # guard: swapped-before-settled
-                raise UnsupportedError(
-                    f"the streamed weight '{weight.name}' was exchanged (torch.utils.swap_tensors?); call "
-                    "tensorstream.restore(model) before you do that"
-                )
+                refuse_swapped(weight.name)
             weight.end_pointing()
         if all(weight.owned is not None and not weight.is_home for weight in weights):
             return  # they stay in the memory that they have

@@ -155,9 +155,8 @@ class Weight:
 
     def leave(self) -> None:
         """The parameter is a plain one now: graphs that saved the weight before may still read it."""
-        self.generations.leave(
-            [self.parameter] if self._loan is None else [self.parameter, self._loan]
-        )
+        holders = [self.parameter] if self._loan is None else [self.parameter, self._loan]
+        self.generations.leave(holders)
         self._loan = self._pointed_at = None
         self._loans.discard(self)
 
@@ -370,17 +369,17 @@ class Weight:
         """
         self.check_form(value)
         if self._loan is not None:  # guard: written-beside-an-alias
-            with plain_tensors():  # it lies as the forward left it
-                value = self._loan.as_strided(value.shape, value.stride()).copy_(value)
-            self._loan, self._loan_version = value, value._version
+            with plain_tensors():
+                if value.stride() != self._loan.stride():  # it lies as the forward left it
+                    self._loan = self._loan.as_strided(value.shape, value.stride())
+                value = self._loan.copy_(value)
+            self._loan_version = value._version
         self.adopt(value, written_at=version)  # guard: written-in-forward
 
     def check_unwritten(self) -> None:
         """Raises UnsupportedError where a loan was written to while the weight was in use."""
-        if self._loan is None:
-            return
         by_alias = self._alias is not None and self._alias.is_written()
-        if by_alias or self._loan._version != self._loan_version:
+        if self._loan is not None and (by_alias or self._loan._version != self._loan_version):
             raise UnsupportedError(
                 f"the streamed weight '{self.name}' was written to through an alias taken before its "
                 "module's forward, while that forward ran, or beside one that cannot be told from it: write "

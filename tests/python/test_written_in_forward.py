@@ -14,6 +14,7 @@ from torch import nn
 import tensorstream as ts
 from conftest import assert_same, offload_tightly
 from fake_gpu import use_fake_gpu
+from tensorstream.orchestrator import orchestrator_of
 
 
 class Halving(nn.Linear):
@@ -49,6 +50,10 @@ def test_what_a_forward_writes_is_kept_beside_an_alias(
         held.zero_()
         plain_held.zero_()
         assert_same(model(x), plain(x), "after a write through the alias")
+        del held
+        assert_same(model(x), plain(x), "without the alias")
+        assert_same(model(x), plain(x), "without the alias, again")
+    assert not orchestrator_of(model).loans.weights, "the alias is gone, and its memory is kept"
 
 
 def test_a_write_that_may_be_the_alias_s_is_refused_and_the_weight_is_as_before() -> None:
